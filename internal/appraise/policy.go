@@ -1,0 +1,96 @@
+package appraise
+
+import (
+	"fmt"
+
+	"sevagent/internal/snp"
+)
+
+// Mode says what a rule that does not hold does to the verdict.
+type Mode string
+
+// The modes of a rule.
+const (
+	Enforce Mode = "enforce" // the evidence fails
+	Warn    Mode = "warn"    // the verdict says so, and the evidence passes
+)
+
+// Policy says which genuine reports are acceptable. The zero value of a rule means that it is not applied.
+//
+// The built-in profiles are in Builtin; a policy file starts from one of them and overrides rules by name
+// (package config reads it, hence the yaml tags).
+type Policy struct {
+	// Name stands in verdicts: the profile's name or the file's path.
+	Name string `yaml:"-"`
+	// Profile is the built-in profile that a file starts from. Required in a file.
+	Profile string `yaml:"profile"`
+	// Roots is the path of a PEM file with ARK and ASK or ASVK certificates to trust instead of AMD's: for
+	// laboratories and simulators. Whatever is judged by them says `roots: custom`.
+	Roots string `yaml:"roots"`
+	// RootsPEM is the content of that file; package config fills it in.
+	RootsPEM []byte `yaml:"-"`
+
+	// Signer is the key that must have signed: VLEK on shared tenancy, VCEK on Dedicated Hosts.
+	Signer Rule[string] `yaml:"signer"`
+	// CSPID compares the CSP_ID of the VLEK with that of an EC2 region, CN=cc-<region>.amazonaws.com. The value
+	// is the region; "node" means the region the verifier is told of, and without one only the form is checked.
+	CSPID Rule[string] `yaml:"csp_id"`
+	// ChipID is "zero" (EC2 shared tenancy masks CHIP_ID) or "set".
+	ChipID Rule[string] `yaml:"chip_id"`
+	// VMPL is the highest privilege number accepted; the agent runs at 0.
+	VMPL Rule[uint32] `yaml:"vmpl"`
+	// PolicyForbidden are POLICY bits that must be clear, by AMD's names (DEBUG, MIGRATE_MA, …).
+	PolicyForbidden Rule[[]string] `yaml:"policy_forbidden"`
+	// PlatformRequired are PLATFORM_INFO bits that must be set, by AMD's names.
+	PlatformRequired Rule[[]string] `yaml:"platform_required"`
+	// PlatformUnknown applies to PLATFORM_INFO bits that have no name here; its value must be "none".
+	PlatformUnknown Rule[string] `yaml:"platform_unknown"`
+	// MinReportedTCB and MinLaunchTCB bound REPORTED_TCB and LAUNCH_TCB from below, component by component.
+	MinReportedTCB Rule[snp.TCB] `yaml:"min_reported_tcb"`
+	MinLaunchTCB   Rule[snp.TCB] `yaml:"min_launch_tcb"`
+	// MitigationVector are bits that LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR must have, in reports that carry
+	// them (VERSION 5 and later).
+	MitigationVector Rule[uint64] `yaml:"mitigation_vector"`
+	// Measurement lists acceptable values of MEASUREMENT, hex.
+	Measurement Rule[[]string] `yaml:"measurement"`
+}
+
+// Rule is one requirement and what happens when it does not hold. A rule without a mode is not applied.
+type Rule[T any] struct {
+	Mode  Mode `yaml:"mode"`
+	Value T    `yaml:"value"`
+}
+
+// Names of the built-in profiles.
+const (
+	AWSShared    = "aws-shared"
+	AWSDedicated = "aws-dedicated"
+)
+
+// Builtin returns a built-in profile.
+func Builtin(name string) (Policy, error) {
+	// What EC2's reports of 2025 and 2026 carry; docs/policy.md has the reasons.
+	p := Policy{
+		Name:             name,
+		Profile:          name,
+		VMPL:             Rule[uint32]{Warn, 0}, // tools other than sevagent ask for VMPL 1
+		PolicyForbidden:  Rule[[]string]{Enforce, []string{"DEBUG", "MIGRATE_MA"}},
+		PlatformRequired: Rule[[]string]{Enforce, []string{"ALIAS_CHECK_COMPLETE"}},
+		PlatformUnknown:  Rule[string]{Warn, "none"},
+		MinReportedTCB:   Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
+		MinLaunchTCB:     Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
+		MitigationVector: Rule[uint64]{Enforce, 0xF},
+	}
+	switch name {
+	case AWSShared:
+		p.Signer = Rule[string]{Enforce, snp.SignedByVLEK.String()}
+		p.CSPID = Rule[string]{Enforce, "node"}
+		p.ChipID = Rule[string]{Enforce, "zero"}
+	case AWSDedicated:
+		p.Signer = Rule[string]{Enforce, snp.SignedByVCEK.String()}
+		p.ChipID = Rule[string]{Enforce, "set"}
+	default:
+		return Policy{}, fmt.Errorf("no built-in policy %q (there are %s and %s)", name, AWSShared, AWSDedicated)
+	}
+	return p, nil
+}

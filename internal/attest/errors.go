@@ -1,0 +1,117 @@
+package attest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sevagent/internal/appraise"
+)
+
+// What can go wrong with the device. Each says what it means; Advice says what to do.
+var (
+	ErrNoDevice           = errors.New("the SNP guest device is missing")
+	ErrNotSNPGuest        = errors.New("this machine is not an SEV-SNP guest")
+	ErrInUse              = errors.New("another process holds the SNP guest device")
+	ErrVMPCKDisabled      = errors.New("the kernel has destroyed its key to the secure processor (VMPCK)")
+	ErrThrottled          = errors.New("the host throttles attestation requests")
+	ErrReportDataMismatch = errors.New("the report does not carry the REPORT_DATA that was asked for")
+	ErrQueueFull          = errors.New("too many requests are waiting")
+	ErrDeadline           = errors.New("the caller's deadline cannot be met")
+	ErrStopped            = errors.New("the agent is stopping")
+	ErrOff                = errors.New("attestation is switched off")
+)
+
+// FirmwareError is a status that the SEV firmware answered a request with.
+type FirmwareError struct {
+	// Status is the firmware's status code: AMD 56860, "Status Codes". Zero: the kernel did not tell it.
+	Status uint32
+	// Cause is what the kernel answered.
+	Cause error
+}
+
+func (e *FirmwareError) Error() string {
+	if e.Status == 0 {
+		return fmt.Sprintf("the SEV firmware refused the request: %v", e.Cause)
+	}
+	name := map[uint32]string{0x01: "INVALID_PLATFORM_STATE", 0x16: "INVALID_PARAM", 0x1D: "AEAD_OFLOW", 0x27: "INVALID_KEY"}[e.Status]
+	if name == "" {
+		name = "unnamed"
+	}
+	return fmt.Sprintf("the SEV firmware refused the request with status %#x (%s)", e.Status, name)
+}
+
+func (e *FirmwareError) Unwrap() error { return e.Cause }
+
+// kind pairs a cause with the code of the local API and with what an operator does about it.
+type kind struct {
+	err          error
+	code, advice string
+}
+
+var kinds = []kind{
+	{ErrNotSNPGuest, "not_snp_guest", "launch the instance with CpuOptions AmdSevSnp=enabled on an m6a, c6a or r6a type and a UEFI AMI"},
+	{ErrNoDevice, "device_missing", "load the driver with 'modprobe sev-guest' and check attestation.device"},
+	{ErrInUse, "device_in_use", "stop the other program; only sevagent may use the device"},
+	{ErrVMPCKDisabled, "vmpck_disabled", "reload the driver with 'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1', or stop and start the instance"},
+	{ErrThrottled, "throttled", "wait and try again; lower attestation.rate if it lasts"},
+	{ErrReportDataMismatch, "report_data_mismatch", "update the kernel: 6.13 and 6.14 let concurrent requests overwrite each other; make sure that nothing else uses the device"},
+	{ErrQueueFull, "queue_full", "try again later"},
+	{ErrDeadline, "deadline", "allow more time"},
+	{context.DeadlineExceeded, "deadline", "allow more time"},
+	{ErrStopped, "stopping", "try again once the agent has restarted"},
+	{ErrOff, "attestation_off", "set attestation.mode to enforce or warn"},
+}
+
+// Code returns the stable code of the local API for an error of this package.
+func Code(err error) string {
+	if r, ok := errors.AsType[*appraise.Rejection](err); ok {
+		return r.Code
+	}
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			return k.code
+		}
+	}
+	if _, ok := errors.AsType[*FirmwareError](err); ok {
+		return "firmware_error"
+	}
+	return "attestation_failed"
+}
+
+// Advice says what an operator does about an error of this package, or "".
+func Advice(err error) string {
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			return k.advice
+		}
+	}
+	if _, ok := errors.AsType[*FirmwareError](err); ok {
+		return "stop and start the instance so that it moves to another host; report the status to AWS if it comes back"
+	}
+	if r, ok := errors.AsType[*appraise.Rejection](err); ok && r.Code == appraise.CodePolicyRejected {
+		return "compare the report with the policy that attestation.policy names"
+	}
+	return ""
+}
+
+// Permanent reports whether asking again cannot help until someone acts.
+func Permanent(err error) bool {
+	switch Code(err) {
+	case "throttled", "queue_full", "deadline", "stopping", "firmware_error", "attestation_failed", "report_data_mismatch":
+		return false
+	}
+	return true
+}
+
+// RetryAfter is how long a caller should wait before it asks again; zero where waiting does not help.
+func RetryAfter(err error) time.Duration {
+	switch Code(err) {
+	case "throttled":
+		return 10 * time.Second
+	case "queue_full", "deadline", "stopping", "report_data_mismatch":
+		return time.Second
+	}
+	return 0
+}

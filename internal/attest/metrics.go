@@ -1,0 +1,65 @@
+package attest
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sevagent/internal/appraise"
+)
+
+type metrics struct {
+	report, verify, batch prometheus.Histogram
+	throttled             prometheus.Counter
+	failures, refused     *prometheus.CounterVec
+	verdict               *prometheus.GaugeVec
+	notAfter, version     prometheus.Gauge
+	tcb                   *prometheus.GaugeVec
+}
+
+func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
+	const ns, sub = "sevagent", "attestation"
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help, Buckets: buckets})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help})
+	}
+	m := &metrics{
+		report:    histogram("report_seconds", "Time the device took for one report.", []float64{.005, .01, .02, .05, .1, .5, 2, 10, 30, 60}),
+		verify:    histogram("verify_seconds", "Time one appraisal took.", []float64{.0005, .001, .002, .005, .01, .05}),
+		batch:     histogram("batch_requests", "Requests that shared one report.", prometheus.ExponentialBuckets(1, 4, 8)),
+		throttled: prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "throttled_total", Help: "Reports that were refused or slowed down by the host."}),
+		failures:  prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "failures_total", Help: "Device requests that gave no usable report, by code."}, []string{"code"}),
+		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "refused_total", Help: "Requests refused without asking the device, by code."}, []string{"code"}),
+		verdict:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "verdict", Help: "1 for the status of the last verdict."}, []string{"status"}),
+		notAfter:  gauge("certificate_not_after_timestamp_seconds", "When the endorsement certificate of the last report expires."),
+		version:   gauge("report_version", "VERSION of the last report."),
+		tcb:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "reported_tcb", Help: "REPORTED_TCB of the last report, by component."}, []string{"component"}),
+	}
+	depth := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "queue_requests", Help: "Requests that wait for a report."}, func() float64 { return float64(w.queue.len()) })
+	reg.MustRegister(m.report, m.verify, m.batch, m.throttled, m.failures, m.refused, m.verdict, m.notAfter, m.version, m.tcb, depth)
+	return m
+}
+
+func (m *metrics) note(v *appraise.Verdict, err error) {
+	if err != nil {
+		m.failures.WithLabelValues(Code(err)).Inc()
+	}
+	if v == nil || v.Report == nil {
+		return
+	}
+	for _, s := range []appraise.Status{appraise.Pass, appraise.Warned, appraise.Fail, appraise.Unsupported} {
+		value := 0.0
+		if s == v.Status {
+			value = 1
+		}
+		m.verdict.WithLabelValues(string(s)).Set(value)
+	}
+	m.version.Set(float64(v.Report.Version))
+	if !v.NotAfter.IsZero() {
+		m.notAfter.Set(float64(v.NotAfter.Unix()))
+	}
+	tcb := v.Report.ReportedTCB.Components()
+	for name, value := range map[string]uint8{"bootloader": tcb.Bootloader, "tee": tcb.TEE, "snp": tcb.SNP, "microcode": tcb.Microcode} {
+		m.tcb.WithLabelValues(name).Set(float64(value))
+	}
+}

@@ -1,0 +1,287 @@
+// Package localapi answers containers and operators on the node: HTTP/1.1 on a Unix socket, where callers are
+// known by their peer credentials, and for what is operational on loopback TCP.
+//
+// It promises bounded sizes and times for every request, errors as problem details with stable codes, and that
+// nothing it serves contains a private key. What the answers mean is the business of the packages behind it.
+package localapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/attest"
+	"sevagent/internal/evidence"
+)
+
+// Bounds of a request.
+const (
+	maxBody         = 4 << 10
+	maxHeader       = 8 << 10
+	headerTimeout   = 5 * time.Second
+	evidenceTimeout = 30 * time.Second
+	refreshTimeout  = 60 * time.Second
+	shutdownTimeout = time.Second
+)
+
+// Config is what a Server answers from. The functions are called from many goroutines.
+type Config struct {
+	Version string
+	// Alive returns why a loop does not turn, or nil.
+	Alive func(now time.Time) error
+	// Health judges readiness.
+	Health func(now time.Time) *Health
+	// Status is the value of /v1/status, for JSON.
+	Status func(now time.Time) any
+	// Certificates is the value of /v1/certificates, for JSON.
+	Certificates func() any
+	// Evidence serves /v1/evidence.
+	Evidence func(context.Context, evidence.Claims) (*evidence.Document, *appraise.Verdict, error)
+	// BoundKey returns the SHA-256 of the published client's or server's SubjectPublicKeyInfo.
+	BoundKey func(kind string) ([]byte, bool)
+	// Refresh pulls the secrets now and returns what changed, for JSON.
+	Refresh func(context.Context) (any, error)
+	Metrics prometheus.Gatherer
+	Log     *slog.Logger
+}
+
+// Server serves the local API.
+type Server struct {
+	cfg Config
+}
+
+// New returns a Server that nothing runs yet.
+func New(cfg Config) *Server { return &Server{cfg: cfg} }
+
+// Run serves on the listeners until ctx ends, then lets requests finish for a second. tcp may be nil. It closes
+// both listeners; a socket file stays, so that clients of a restarted agent find it.
+func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
+	group, ctx := errgroup.WithContext(ctx)
+	serve := func(l net.Listener, handler http.Handler) {
+		srv := &http.Server{
+			Handler:           handler,
+			ReadHeaderTimeout: headerTimeout,
+			ReadTimeout:       2 * headerTimeout,
+			WriteTimeout:      refreshTimeout + headerTimeout,
+			IdleTimeout:       time.Minute,
+			MaxHeaderBytes:    maxHeader,
+			ConnContext:       withPeer,
+			ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
+		}
+		group.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+		group.Go(func() error {
+			<-ctx.Done()
+			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+			defer cancel()
+			if srv.Shutdown(graceful) != nil {
+				srv.Close()
+			}
+			return nil
+		})
+	}
+	serve(socket, s.socketHandler())
+	if tcp != nil {
+		serve(tcp, s.tcpHandler())
+	}
+	return group.Wait()
+}
+
+func (s *Server) operational() *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", s.healthz)
+	mux.HandleFunc("GET /readyz", s.readyz)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{DisableCompression: true}))
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.cfg.Status(time.Now())) })
+	mux.HandleFunc("GET /v1/certificates", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.cfg.Certificates()) })
+	mux.HandleFunc("GET /{$}", s.page)
+	return mux
+}
+
+func (s *Server) socketHandler() http.Handler {
+	mux := s.operational()
+	mux.HandleFunc("POST /v1/evidence", s.evidence)
+	mux.HandleFunc("POST /v1/refresh", s.refresh)
+	return s.problems(mux)
+}
+
+// tcpHandler refuses what a browser could be tricked into sending: requests for a foreign Host (DNS rebinding)
+// and from a foreign Origin.
+func (s *Server) tcpHandler() http.Handler {
+	mux := s.problems(s.operational())
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		origin, err := url.Parse(r.Header.Get("Origin"))
+		if !loopbackHost(r.Host) || err != nil || r.Header.Get("Origin") != "" && !loopbackHost(origin.Host) {
+			problem(http.StatusForbidden, "foreign_host", "the Host or Origin of the request is not this machine's loopback address").write(w)
+			return
+		}
+		if r.URL.Path == "/v1/evidence" || r.URL.Path == "/v1/refresh" {
+			problem(http.StatusForbidden, "socket_only", "this is served on the Unix socket only, where callers are known").write(w)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func loopbackHost(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = strings.Trim(hostport, "[]")
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+// problems gives the mux's own refusals the form of all others.
+func (s *Server) problems(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", "no-store")
+		if _, pattern := mux.Handler(r); pattern != "" {
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+			mux.ServeHTTP(w, r)
+			return
+		}
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			other := &http.Request{Method: method, URL: r.URL, Host: r.Host}
+			if _, pattern := mux.Handler(other); pattern != "" {
+				w.Header().Set("Allow", method)
+				problem(http.StatusMethodNotAllowed, "method_not_allowed", fmt.Sprintf("%s takes %s", r.URL.Path, method)).write(w)
+				return
+			}
+		}
+		problem(http.StatusNotFound, "not_found", "there is no such path").write(w)
+	})
+}
+
+func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
+	if err := s.cfg.Alive(time.Now()); err != nil {
+		problem(http.StatusServiceUnavailable, "stuck", err.Error()).write(w)
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	io.WriteString(w, "ok\n")
+}
+
+func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
+	h := s.cfg.Health(time.Now())
+	h.Version = s.cfg.Version
+	w.Header().Set("Content-Type", "application/health+json")
+	if h.httpStatus() != http.StatusOK {
+		w.Header().Set("Retry-After", "5")
+	}
+	w.WriteHeader(h.httpStatus())
+	json.NewEncoder(w).Encode(h)
+}
+
+// evidenceRequest is the body of POST /v1/evidence.
+type evidenceRequest struct {
+	Nonce evidence.B64URL `json:"nonce"`
+	Bind  string          `json:"bind"`
+}
+
+func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
+	var body evidenceRequest
+	if p := readJSON(r.Body, &body); p != nil {
+		p.write(w)
+		return
+	}
+	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone}, Caller: caller(r.Context())}
+	switch body.Bind {
+	case "", evidence.BindNone:
+	case evidence.BindClient, evidence.BindServer:
+		key, ok := s.cfg.BoundKey(body.Bind)
+		if !ok {
+			problem(http.StatusConflict, "no_certificate", fmt.Sprintf("no %s certificate is published that evidence could be bound to", body.Bind)).write(w)
+			return
+		}
+		claims.Binding = evidence.Binding{Kind: body.Bind, SPKISHA256: key}
+	default:
+		problem(http.StatusBadRequest, "bad_request", fmt.Sprintf("bind is %q, want none, client or server", body.Bind)).write(w)
+		return
+	}
+	if err := claims.Check(); err != nil {
+		problem(http.StatusBadRequest, "bad_request", err.Error()).write(w)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), evidenceTimeout)
+	defer cancel()
+	doc, _, err := s.cfg.Evidence(ctx, claims)
+	if err != nil {
+		attestProblem(err).write(w)
+		return
+	}
+	writeJSON(w, doc)
+}
+
+func attestProblem(err error) *Problem {
+	p := problem(http.StatusServiceUnavailable, attest.Code(err), err.Error())
+	if errors.Is(err, attest.ErrQueueFull) {
+		p.Status = http.StatusTooManyRequests
+	}
+	p.Advice = attest.Advice(err)
+	p.retryAfter = attest.RetryAfter(err)
+	return p
+}
+
+func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
+	if c := caller(r.Context()); c.UID != 0 && c.UID != ownUID {
+		problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", c.UID)).write(w)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)
+	defer cancel()
+	change, err := s.cfg.Refresh(ctx)
+	if err != nil {
+		p := problem(http.StatusServiceUnavailable, "refresh_failed", err.Error())
+		p.Advice = "see 'sevagent status' for each secret"
+		p.write(w)
+		return
+	}
+	writeJSON(w, change)
+}
+
+// readJSON decodes exactly one JSON object without unknown fields.
+func readJSON(body io.Reader, into any) *Problem {
+	dec := json.NewDecoder(body)
+	dec.DisallowUnknownFields()
+	err := dec.Decode(into)
+	if err == nil {
+		if _, err = dec.Token(); errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = errors.New("more than one JSON value")
+		}
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return problem(http.StatusRequestEntityTooLarge, "bad_request", fmt.Sprintf("the body is larger than %d bytes", maxBody))
+	}
+	return problem(http.StatusBadRequest, "bad_request", "read the body: "+err.Error())
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v)
+}

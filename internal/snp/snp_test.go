@@ -1,0 +1,248 @@
+package snp_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-sev-guest/abi"
+
+	"sevagent/internal/snp"
+)
+
+// realReports are reports of EC2 and other hosts that are not ours to distribute; tests that need them skip
+// where the directory is absent.
+const realReports = "../../../shared/testdata/aws-snp"
+
+func TestRealReports(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(realReports, "*-report.bin"))
+	if err != nil || len(files) == 0 {
+		t.Skipf("no real reports in %s", realReports)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			raw, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			agreesWithLibrary(t, raw)
+		})
+	}
+}
+
+// agreesWithLibrary compares every field with an independent parser.
+func agreesWithLibrary(t *testing.T, raw []byte) {
+	t.Helper()
+	r, err := snp.ParseReport(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := abi.ReportToProto(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	numbers := []struct {
+		name      string
+		got, want uint64
+	}{
+		{"version", uint64(r.Version), uint64(p.Version)},
+		{"guest SVN", uint64(r.GuestSVN), uint64(p.GuestSvn)},
+		{"policy", uint64(r.Policy), p.Policy},
+		{"VMPL", uint64(r.VMPL), uint64(p.Vmpl)},
+		{"signature algorithm", uint64(r.SignatureAlgo), uint64(p.SignatureAlgo)},
+		{"current TCB", uint64(r.CurrentTCB), p.CurrentTcb},
+		{"reported TCB", uint64(r.ReportedTCB), p.ReportedTcb},
+		{"committed TCB", uint64(r.CommittedTCB), p.CommittedTcb},
+		{"launch TCB", uint64(r.LaunchTCB), p.LaunchTcb},
+		{"platform info", uint64(r.PlatformInfo), p.PlatformInfo},
+		{"launch mitigation vector", r.LaunchMitVector, p.LaunchMitVector},
+		{"current mitigation vector", r.CurrentMitVector, p.CurrentMitVector},
+		{"current build", uint64(r.CurrentVersion.Build), uint64(p.CurrentBuild)},
+		{"current minor", uint64(r.CurrentVersion.Minor), uint64(p.CurrentMinor)},
+		{"committed major", uint64(r.CommittedVersion.Major), uint64(p.CommittedMajor)},
+	}
+	for _, n := range numbers {
+		if n.got != n.want {
+			t.Errorf("%s = %#x, go-sev-guest says %#x", n.name, n.got, n.want)
+		}
+	}
+	for name, pair := range map[string][2][]byte{
+		"report data": {r.ReportData[:], p.ReportData}, "measurement": {r.Measurement[:], p.Measurement},
+		"host data": {r.HostData[:], p.HostData}, "chip ID": {r.ChipID[:], p.ChipId},
+		"report ID": {r.ReportID[:], p.ReportId}, "report ID MA": {r.ReportIDMA[:], p.ReportIdMa},
+		"family ID": {r.FamilyID[:], p.FamilyId}, "image ID": {r.ImageID[:], p.ImageId},
+		"ID key digest": {r.IDKeyDigest[:], p.IdKeyDigest}, "author key digest": {r.AuthorKeyDigest[:], p.AuthorKeyDigest},
+	} {
+		if !bytes.Equal(pair[0], pair[1]) {
+			t.Errorf("%s = %x, go-sev-guest says %x", name, pair[0], pair[1])
+		}
+	}
+	if !bytes.Equal(r.Raw(), raw) {
+		t.Error("Raw differs from what was parsed")
+	}
+}
+
+func TestParseReportEveryLength(t *testing.T) {
+	raw := bytes.Repeat([]byte{0xff}, snp.ReportSize+16)
+	for n := range len(raw) + 1 {
+		_, err := snp.ParseReport(raw[:n])
+		if (err == nil) != (n == snp.ReportSize) {
+			t.Fatalf("%d bytes: err = %v", n, err)
+		}
+	}
+	if _, err := snp.ParseReport(make([]byte, snp.ReportSize)); err == nil {
+		t.Error("an all-zero report parses")
+	}
+}
+
+func TestNewerVersionIsKept(t *testing.T) {
+	raw := bytes.Repeat([]byte{0x5a}, snp.ReportSize)
+	binary.LittleEndian.PutUint32(raw, snp.MaxKnownVersion+1)
+	r, err := snp.ParseReport(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Known() || !bytes.Equal(r.Raw(), raw) {
+		t.Errorf("Known = %v, raw kept = %v", r.Known(), bytes.Equal(r.Raw(), raw))
+	}
+}
+
+func TestTCB(t *testing.T) {
+	// REPORTED_TCB of EC2's reports of 2026: 4/0/29/222.
+	v := snp.TCBVersion(0xde1d000000000004)
+	if got := v.String(); got != "4.0.29.222" {
+		t.Errorf("String = %q", got)
+	}
+	if got := v.Components().Version(); got != v {
+		t.Errorf("taken apart and put together: %#x, was %#x", got, v)
+	}
+	min := snp.TCB{Bootloader: 4, SNP: 24, Microcode: 217}
+	if !v.Components().AtLeast(min) {
+		t.Error("4.0.29.222 is below 4.0.24.217")
+	}
+	if (snp.TCB{Bootloader: 5, SNP: 24, Microcode: 216}).AtLeast(min) {
+		t.Error("a higher component makes up for a lower one")
+	}
+}
+
+func TestBitsHaveTheirNames(t *testing.T) {
+	if got, want := snp.PlatformInfo(0x27|1<<40).String(), "0x10000000027 (SMT_EN, TSME_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x10000000000)"; got != want {
+		t.Errorf("PlatformInfo = %q, want %q", got, want)
+	}
+	if got, want := snp.GuestPolicy(0x2030000).String(), "0x2030000 (SMT, PAGE_SWAP_DISABLE)"; got != want {
+		t.Errorf("GuestPolicy = %q, want %q", got, want)
+	}
+	if got := snp.GuestPolicy(0x30000 | 1<<30).Unknown(); got != 1<<30 {
+		t.Errorf("unknown policy bits = %#x", uint64(got))
+	}
+}
+
+func TestCertTable(t *testing.T) {
+	table := snp.CertTable{{GUID: snp.GUIDVLEK, Data: []byte("leaf")}, {GUID: snp.GUIDARK, Data: []byte("root")}}
+	got, err := snp.ParseCertTable(table.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got.Find(snp.GUIDVLEK)) != "leaf" || string(got.Find(snp.GUIDARK)) != "root" || got.Find(snp.GUIDASK) != nil {
+		t.Errorf("read back: %v", got)
+	}
+	// go-sev-guest writes GUIDs in the mixed byte order that other hosts use.
+	var mixed snp.CertTable
+	var lib abi.CertTable
+	lib.Entries = []abi.CertTableEntry{{GUID: parseGUID(t, abi.VlekGUID), RawCert: []byte("leaf")}}
+	if mixed, err = snp.ParseCertTable(lib.Marshal()); err != nil {
+		t.Fatal(err)
+	}
+	if string(mixed.Find(snp.GUIDVLEK)) != "leaf" {
+		t.Errorf("go-sev-guest's table: %v", mixed)
+	}
+}
+
+func parseGUID(t *testing.T, s string) (g [16]byte) {
+	t.Helper()
+	for _, e := range []snp.GUID{snp.GUIDVLEK, snp.GUIDVCEK, snp.GUIDASK, snp.GUIDARK} {
+		if e.String() == s {
+			return e
+		}
+	}
+	t.Fatalf("GUID %s has no name", s)
+	return g
+}
+
+func TestHostileCertTables(t *testing.T) {
+	entry := func(g snp.GUID, offset, length uint32) []byte {
+		b := append([]byte(nil), g[:]...)
+		b = binary.LittleEndian.AppendUint32(b, offset)
+		return binary.LittleEndian.AppendUint32(b, length)
+	}
+	end := make([]byte, 24)
+	body := bytes.Repeat([]byte{1}, 64)
+	many := bytes.Repeat(entry(snp.GUIDVLEK, 0x100, 1), 600)
+	for _, c := range []struct {
+		name string
+		raw  []byte
+		want string
+	}{
+		{"too large", make([]byte, snp.MaxCertTableSize+1), "at most"},
+		{"half an entry", make([]byte, 23), "no terminating entry"},
+		{"no end", entry(snp.GUIDVLEK, 0, 24), "no terminating entry"},
+		{"offset overflows", concat(entry(snp.GUIDVLEK, 0xFFFFFF00, 0x200), end, body), "outside the table"},
+		{"length overflows", concat(entry(snp.GUIDVLEK, 48, 0xFFFFFFFF), end, body), "outside the table"},
+		{"empty entry", concat(entry(snp.GUIDVLEK, 48, 0), end, body), "outside the table"},
+		{"within the header", concat(entry(snp.GUIDVLEK, 24, 16), end, body), "within the header"},
+		{"overlap", concat(entry(snp.GUIDVLEK, 72, 8), entry(snp.GUIDARK, 79, 8), end, body), "overlap"},
+		{"many entries", concat(many, end), "more than 16 entries"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			table, err := snp.ParseCertTable(c.raw)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("table %v, err %v, want one that says %q", table, err, c.want)
+			}
+		})
+	}
+}
+
+func concat(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
+
+// FuzzReport: what parses, gives back the same bytes.
+func FuzzReport(f *testing.F) {
+	f.Add(bytes.Repeat([]byte{1}, snp.ReportSize))
+	f.Add(make([]byte, snp.ReportSize))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		r, err := snp.ParseReport(raw)
+		if err == nil && !bytes.Equal(r.Raw(), raw) {
+			t.Error("parsed, and changed")
+		}
+	})
+}
+
+// FuzzCertTable: a table that parses stays within the size of its input, and its own encoding parses to the same.
+func FuzzCertTable(f *testing.F) {
+	f.Add(snp.CertTable{{GUID: snp.GUIDVLEK, Data: []byte("leaf")}}.Encode())
+	f.Add(make([]byte, 24))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		table, err := snp.ParseCertTable(raw)
+		if err != nil {
+			return
+		}
+		total := 0
+		for _, e := range table {
+			total += len(e.Data)
+		}
+		if total > len(raw) {
+			t.Fatalf("%d bytes of certificates out of %d", total, len(raw))
+		}
+		again, err := snp.ParseCertTable(table.Encode())
+		if err != nil || len(again) != len(table) {
+			t.Fatalf("encoded and parsed: %v, %v", again, err)
+		}
+		for i := range again {
+			if again[i].GUID != table[i].GUID || !bytes.Equal(again[i].Data, table[i].Data) {
+				t.Fatalf("entry %d: %v, was %v", i, again[i], table[i])
+			}
+		}
+	})
+}
