@@ -167,10 +167,10 @@ type TCBVersion uint64
 
 // TCB is a TCBVersion taken apart: bits 7..0 bootloader, 15..8 TEE, 55..48 SNP firmware, 63..56 microcode.
 type TCB struct {
-	Bootloader uint8 `json:"bootloader"`
-	TEE        uint8 `json:"tee"`
-	SNP        uint8 `json:"snp"`
-	Microcode  uint8 `json:"microcode"`
+	Bootloader uint8 `json:"bootloader" yaml:"bootloader"`
+	TEE        uint8 `json:"tee" yaml:"tee"`
+	SNP        uint8 `json:"snp" yaml:"snp"`
+	Microcode  uint8 `json:"microcode" yaml:"microcode"`
 }
 
 // Components takes v apart.

@@ -1,0 +1,281 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sevagent/client"
+	"sevagent/internal/atomicfile"
+	"sevagent/internal/attest"
+	"sevagent/internal/config"
+	"sevagent/internal/evidence"
+	"sevagent/internal/localapi"
+)
+
+// load reads the configuration; every mistake in it is a usage error.
+func (o *options) load() (config.Config, error) {
+	cfg, err := config.Load(o.config)
+	if err != nil {
+		return cfg, usageError{err}
+	}
+	return cfg, nil
+}
+
+// client returns a client of the running agent. The configuration need not be readable for that.
+func (o *options) client() *client.Client {
+	socket := o.socket
+	if socket == "" {
+		if cfg, err := config.Load(o.config); err == nil {
+			socket = cfg.Listen.Socket
+		}
+	}
+	return client.New(socket)
+}
+
+func runCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run the agent (what sevagent.service does)",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := o.load()
+			if err != nil {
+				return err
+			}
+			if o.socket != "" {
+				cfg.Listen.Socket = o.socket
+			}
+			return runAgent(cmd.Context(), cfg, o.config, cmd.ErrOrStderr())
+		},
+	}
+}
+
+func checkCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration, the SNP device and one attestation report",
+		Long: `Check the configuration, then get and appraise one attestation report: through the running agent, which holds the
+device, or directly where none runs. Exit status 0 if all is well, 1 if the node is not as it should be, 2 if the
+configuration is wrong.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return check(cmd.Context(), o, cmd.OutOrStdout()) },
+	}
+}
+
+func check(ctx context.Context, o *options, out io.Writer) error {
+	cfg, err := o.load()
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "configuration   ok (%s)\n", o.config)
+	if cfg.Attestation.Mode == config.ModeOff {
+		fmt.Fprintln(out, "attestation     off")
+		return nil
+	}
+	health, ready, err := o.client().Ready(ctx)
+	if _, down := errors.AsType[*client.UnreachableError](err); down {
+		return checkDevice(ctx, cfg, out)
+	}
+	if err != nil {
+		return err
+	}
+	var h localapi.Health
+	if err := json.Unmarshal(health, &h); err != nil {
+		return fmt.Errorf("read the agent's health: %w", err)
+	}
+	printHealth(out, &h)
+	if !ready {
+		return errors.New("check the running agent: it is not ready; see the failed entries above")
+	}
+	return nil
+}
+
+// checkDevice gets and appraises a report without an agent.
+func checkDevice(ctx context.Context, cfg config.Config, out io.Writer) error {
+	a, err := newAttestation(ctx, cfg, nil)
+	if err != nil {
+		return err
+	}
+	defer a.transport.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- a.worker.Run(ctx) }()
+	doc, verdict, err := a.worker.Evidence(ctx, bootClaims())
+	cancel()
+	<-done
+	if err != nil {
+		return describeAttestation(err)
+	}
+	fmt.Fprintf(out, "device          ok (%s)\n", a.worker.Transport())
+	fmt.Fprintf(out, "report          %d bytes, %s\n", len(doc.Report), verdictLine(verdict))
+	return describeAttestation(verdict.Err())
+}
+
+// describeAttestation adds to an error of package attest what to do about it.
+func describeAttestation(err error) error {
+	if err == nil {
+		return nil
+	}
+	if advice := attest.Advice(err); advice != "" {
+		return fmt.Errorf("attest this node: %w; %s", err, advice)
+	}
+	return fmt.Errorf("attest this node: %w", err)
+}
+
+func bootClaims() evidence.Claims {
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	return evidence.Claims{Purpose: evidence.PurposeBoot, Nonce: nonce, Caller: evidence.Caller{UID: uint32(os.Getuid())}}
+}
+
+func statusCommand(o *options) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the running agent's state",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			answer, err := o.client().Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			var s status
+			if err := json.Unmarshal(answer, &s); err != nil {
+				return fmt.Errorf("read the agent's status: %w", err)
+			}
+			if asJSON {
+				var text bytes.Buffer
+				if err := json.Indent(&text, answer, "", "  "); err != nil {
+					return fmt.Errorf("read the agent's status: %w", err)
+				}
+				text.WriteTo(cmd.OutOrStdout())
+			} else {
+				printStatus(cmd.OutOrStdout(), &s)
+			}
+			if s.Health.Status == localapi.StatusFail {
+				return errors.New("read the agent's status: the node is not ready")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printHealth(out io.Writer, h *localapi.Health) {
+	var names []string
+	for name := range h.Checks {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		for _, c := range h.Checks[name] {
+			title := name
+			if c.ComponentID != "" {
+				title += " " + c.ComponentID
+			}
+			fmt.Fprintf(out, "%-4s  %s", c.Status, title)
+			if c.Output != "" {
+				fmt.Fprintf(out, ": %s", c.Output)
+			}
+			fmt.Fprintln(out)
+		}
+	}
+}
+
+func evidenceCommand(o *options) *cobra.Command {
+	var nonceHex, bind, file string
+	cmd := &cobra.Command{
+		Use:   "evidence",
+		Short: "Get attestation evidence for a relying party",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			nonce := make([]byte, 32)
+			rand.Read(nonce)
+			if nonceHex != "" {
+				var err error
+				if nonce, err = hex.DecodeString(nonceHex); err != nil {
+					return usageError{fmt.Errorf("--nonce is not hexadecimal: %w", err)}
+				}
+				if len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
+					return usageError{fmt.Errorf("--nonce has %d bytes, want %d to %d", len(nonce), evidence.MinNonce, evidence.MaxNonce)}
+				}
+			}
+			switch bind {
+			case evidence.BindNone, evidence.BindClient, evidence.BindServer:
+			default:
+				return usageError{fmt.Errorf("--bind is %q, want none, client or server", bind)}
+			}
+			doc, err := o.client().Evidence(cmd.Context(), nonce, bind)
+			if err != nil {
+				return err
+			}
+			if file == "" {
+				_, err = cmd.OutOrStdout().Write(doc)
+				return err
+			}
+			return atomicfile.Write(file, doc, 0o644)
+		},
+	}
+	cmd.Flags().StringVar(&nonceHex, "nonce", "", "the relying party's nonce, 16 to 64 bytes in hex (default: a random one)")
+	cmd.Flags().StringVar(&bind, "bind", evidence.BindNone, "bind the evidence to the published client or server certificate")
+	cmd.Flags().StringVarP(&file, "output", "o", "", "write to a file instead of standard output")
+	return cmd
+}
+
+func refreshCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "refresh",
+		Short: "Make the agent pull its secrets now",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			answer, err := o.client().Refresh(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = cmd.OutOrStdout().Write(answer)
+			return err
+		},
+	}
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sevagent %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+// version is what the build noted of the source: a tag, or a pseudo-version with the commit.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func age(t time.Time, now time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return strings.TrimSuffix(now.Sub(t).Truncate(time.Second).String(), "m0s") + " ago"
+}

@@ -1,0 +1,135 @@
+// Package config reads the agent's configuration and policy files, strictly: an unknown or doubled key, a second
+// document or a wrong type is a mistake, and every mistake is told at once, each as `file:line: key: what is wrong`.
+//
+// The order is fixed: defaults, config.yaml, conf.d/*.yaml in the order of their names. A later file overrides the
+// keys that it sets. Nothing else reads files or the environment, and validation changes nothing.
+package config
+
+import (
+	"io/fs"
+	"log/slog"
+	"time"
+)
+
+// Config is the whole configuration. These comments are its manual.
+type Config struct {
+	Log         Log         `yaml:"log"`
+	Attestation Attestation `yaml:"attestation"`
+	MTLS        MTLS        `yaml:"mtls"`
+	Listen      Listen      `yaml:"listen"`
+}
+
+// Log is how the agent writes to standard error.
+type Log struct {
+	// Level is debug, info, warn or error. Default info. SIGHUP changes it.
+	Level string `yaml:"level"`
+	// Format is text, json, or auto: text on a terminal, else JSON. Default auto.
+	Format string `yaml:"format"`
+}
+
+// SlogLevel returns Level for log/slog.
+func (l Log) SlogLevel() slog.Level {
+	var level slog.Level
+	if level.UnmarshalText([]byte(l.Level)) != nil {
+		return slog.LevelInfo // validate refuses what does not parse
+	}
+	return level
+}
+
+// Modes of attestation.
+const (
+	ModeEnforce = "enforce"
+	ModeWarn    = "warn"
+	ModeOff     = "off"
+)
+
+// Attestation is how the node proves what it is.
+type Attestation struct {
+	// Mode is enforce (no proof, no readiness), warn (go on, and say so) or off. Default enforce.
+	Mode string `yaml:"mode"`
+	// Transport is auto, configfs or ioctl. Default auto.
+	Transport string `yaml:"transport"`
+	// Device is the character device. Default /dev/sev-guest.
+	Device string `yaml:"device"`
+	// Configfs is the report directory of configfs-tsm. Default /sys/kernel/config/tsm/report.
+	Configfs string `yaml:"configfs"`
+	// Policy is a built-in profile, aws-shared or aws-dedicated, or the path of a policy file. Default aws-shared.
+	Policy string `yaml:"policy"`
+	// Rate is the number of device requests a second that are sustained, above 0 and at most 50. Default 1.
+	Rate float64 `yaml:"rate"`
+	// Burst is how many requests may come at once, 1 to 64. Default 4.
+	Burst int `yaml:"burst"`
+}
+
+// MTLS is what is published, and where.
+type MTLS struct {
+	// Path is the published directory. Default /etc/ecs/mtls.
+	Path string `yaml:"path"`
+	// Secrets are Secrets Manager ARNs or names, or file:///path; at most 20. Default none: nothing is published.
+	Secrets []string `yaml:"secrets"`
+	// PollInterval is how often each secret is looked at, 5s to 24h, varied by 20 % each time. Default 5m.
+	PollInterval time.Duration `yaml:"poll_interval"`
+	// Owner is the numeric "uid:gid" of the published files. Default 0:0.
+	Owner Owner `yaml:"owner"`
+	// KeyMode is the mode of files with a private key, octal; nothing for others. Default 0440.
+	KeyMode fs.FileMode `yaml:"key_mode"`
+	// CertMode is the mode of all other files, octal. Default 0444.
+	CertMode fs.FileMode `yaml:"cert_mode"`
+	// AllowDisk lets Path be on something else than a tmpfs, where private keys reach a disk. Default false.
+	AllowDisk bool `yaml:"allow_disk"`
+	// Endpoints are the enclave servers, host:port. Default none.
+	Endpoints []string `yaml:"endpoints"`
+	// ProbeInterval is how often each endpoint is probed, 5s to 24h. Default 60s.
+	ProbeInterval time.Duration `yaml:"probe_interval"`
+}
+
+// Owner is a numeric user and group.
+type Owner struct{ UID, GID int }
+
+// Listen is where the local API listens. It cannot change while the agent runs.
+type Listen struct {
+	// Socket is the Unix socket; systemd's socket unit takes precedence. Default /run/sevagent/sevagent.sock.
+	Socket string `yaml:"socket"`
+	// TCP is a loopback address for the operational endpoints; empty disables it. Default 127.0.0.1:9180.
+	TCP string `yaml:"tcp"`
+}
+
+// Default returns the configuration of an empty file.
+func Default() Config {
+	return Config{
+		Log: Log{Level: "info", Format: "auto"},
+		Attestation: Attestation{
+			Mode: ModeEnforce, Transport: "auto", Device: "/dev/sev-guest", Configfs: "/sys/kernel/config/tsm/report",
+			Policy: "aws-shared", Rate: 1, Burst: 4,
+		},
+		MTLS: MTLS{
+			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o440, CertMode: 0o444, ProbeInterval: time.Minute,
+		},
+		Listen: Listen{Socket: "/run/sevagent/sevagent.sock", TCP: "127.0.0.1:9180"},
+	}
+}
+
+// NeedsRestart names the keys that differ from old and that a running agent does not take over.
+func (c Config) NeedsRestart(old Config) (keys []string) {
+	for _, k := range []struct {
+		name    string
+		differs bool
+	}{
+		{"attestation.mode", c.Attestation.Mode != old.Attestation.Mode},
+		{"attestation.transport", c.Attestation.Transport != old.Attestation.Transport},
+		{"attestation.device", c.Attestation.Device != old.Attestation.Device},
+		{"attestation.configfs", c.Attestation.Configfs != old.Attestation.Configfs},
+		{"attestation.rate", c.Attestation.Rate != old.Attestation.Rate},
+		{"attestation.burst", c.Attestation.Burst != old.Attestation.Burst},
+		{"mtls.path", c.MTLS.Path != old.MTLS.Path},
+		{"mtls.allow_disk", c.MTLS.AllowDisk != old.MTLS.AllowDisk},
+		{"log.format", c.Log.Format != old.Log.Format},
+		{"listen.socket", c.Listen.Socket != old.Listen.Socket},
+		{"listen.tcp", c.Listen.TCP != old.Listen.TCP},
+	} {
+		if k.differs {
+			keys = append(keys, k.name)
+		}
+	}
+	return keys
+}

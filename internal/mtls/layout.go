@@ -1,0 +1,300 @@
+package mtls
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Names in the published directory. What begins with two dots is not a user's file, as with Kubernetes' volumes.
+const (
+	dataLink  = "..data" // the current generation
+	prevLink  = "..prev" // the one before
+	genPrefix = "..gen-"
+	tmpSuffix = "_tmp"
+)
+
+// grace is how long a generation stays after its successor has taken over: a reader may have resolved ..data just
+// before. rotation.md, 3.3: to count generations is not enough when rotations come fast.
+const grace = 10 * time.Minute
+
+// maxRetired bounds what fast rotations may pile up in a tmpfs of 16 MiB, whatever grace says. A generation is
+// about a dozen pages.
+const maxRetired = 64
+
+// openDir opens the published directory, which is made if it can be and refused unless its files stay in memory:
+// a disk is outside what SEV-SNP encrypts. Everything below goes through the os.Root, so that a link planted by a
+// container that can write here leads nowhere.
+func openDir(path string, allowDisk bool) (*os.Root, error) {
+	if err := makeDir(path, allowDisk); err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkFileSystem(path, allowDisk); err != nil {
+		root.Close()
+		return nil, err
+	}
+	return root, nil
+}
+
+// makeDir makes a missing directory if what is above it is the right kind of file system.
+func makeDir(path string, allowDisk bool) error {
+	above := path
+	for {
+		_, err := os.Stat(above)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) || above == filepath.Dir(above) {
+			return err
+		}
+		above = filepath.Dir(above)
+	}
+	if above == path {
+		return nil
+	}
+	if err := checkFileSystem(above, allowDisk); err != nil {
+		return fmt.Errorf("%s does not exist: %w", path, err)
+	}
+	return os.MkdirAll(path, 0o755)
+}
+
+func checkFileSystem(path string, allowDisk bool) error {
+	if allowDisk {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	switch int64(st.Type) {
+	case unix.TMPFS_MAGIC, unix.RAMFS_MAGIC:
+		return nil
+	}
+	return fmt.Errorf("%s is not on a tmpfs (file system type 0x%x): private keys would reach a disk", path, st.Type)
+}
+
+// linkedGeneration returns the name of the generation that a link leads to; empty if it leads nowhere of ours.
+func linkedGeneration(root *os.Root, link string) string {
+	target, err := root.Readlink(link)
+	if err != nil || !strings.HasPrefix(target, genPrefix) || strings.Contains(target, "/") {
+		return ""
+	}
+	if fi, err := root.Lstat(target); err != nil || !fi.IsDir() {
+		return ""
+	}
+	return target
+}
+
+// setLink makes name a link to target, by one rename if there is something already.
+func setLink(root *os.Root, name, target string) error {
+	if now, err := root.Readlink(name); err == nil && now == target {
+		return nil
+	}
+	tmp := tmpName(name)
+	if err := removeIfThere(root, tmp); err != nil {
+		return err
+	}
+	if err := root.Symlink(target, tmp); err != nil {
+		return err
+	}
+	if err := root.Rename(tmp, name); err != nil {
+		root.Remove(tmp)
+		return err
+	}
+	return nil
+}
+
+// tmpName is where a link is made before it is renamed: out of sight, and recognisable after a crash.
+func tmpName(name string) string { return ".." + strings.TrimPrefix(name, "..") + tmpSuffix }
+
+func isTmpName(name string) bool {
+	return strings.HasPrefix(name, "..") && strings.HasSuffix(name, tmpSuffix)
+}
+
+func removeIfThere(root *os.Root, name string) error {
+	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func syncRoot(root *os.Root) error {
+	d, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// userLinks compares the links for users with the names they should have. Only links of our own making are
+// unwanted. A directory where a link should be is an error if it has something in it; an empty one is what Docker
+// leaves when it finds nothing to bind, and is removed.
+func userLinks(root *os.Root, names []string) (missing, unwanted []string, err error) {
+	entries, err := readDir(root)
+	if err != nil {
+		return nil, nil, err
+	}
+	there := make(map[string]bool)
+	for _, e := range entries {
+		name := e.Name()
+		wanted := slices.Contains(names, name)
+		switch {
+		case e.Type() == fs.ModeSymlink:
+			target, err := root.Readlink(name)
+			if err != nil {
+				return nil, nil, err
+			}
+			there[name] = target == dataLink+"/"+name
+			if !wanted && strings.HasPrefix(target, dataLink+"/") {
+				unwanted = append(unwanted, name)
+			}
+		case e.IsDir() && wanted:
+			if err := root.Remove(name); err != nil {
+				return nil, nil, fmt.Errorf("make room for a link: %w", err)
+			}
+		}
+	}
+	for _, name := range names {
+		if !there[name] {
+			missing = append(missing, name)
+		}
+	}
+	return missing, unwanted, nil
+}
+
+// mendLinks makes the links for users what they should be.
+func mendLinks(root *os.Root, names []string) error {
+	missing, unwanted, err := userLinks(root, names)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range missing {
+		errs = append(errs, setLink(root, name, dataLink+"/"+name))
+	}
+	for _, name := range unwanted {
+		errs = append(errs, removeIfThere(root, name))
+	}
+	return errors.Join(errs...)
+}
+
+func readDir(root *os.Root) ([]fs.DirEntry, error) {
+	d, err := root.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.ReadDir(-1)
+}
+
+// wake gives the files of a generation that is no longer current an attribute change. Its files are kept, so those
+// who watch a file and not the directory would otherwise never hear of the switch (rotation.md, F6).
+func wake(root *os.Root, generation string) error {
+	gen, err := root.OpenRoot(generation)
+	if err != nil {
+		return err
+	}
+	defer gen.Close()
+	entries, err := readDir(gen)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if fi, err := gen.Lstat(e.Name()); err != nil {
+			errs = append(errs, err)
+		} else if fi.Mode().IsRegular() {
+			errs = append(errs, gen.Chmod(e.Name(), fi.Mode().Perm()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// retire notes, as its modification time, when a generation stopped being current.
+func retire(root *os.Root, generation string, now time.Time) error {
+	return root.Chtimes(generation, now, now)
+}
+
+// collect removes the generations that neither ..data nor ..prev leads to, grace after they were retired.
+func collect(root *os.Root, now time.Time) error {
+	entries, err := readDir(root)
+	if err != nil {
+		return err
+	}
+	current, previous := linkedGeneration(root, dataLink), linkedGeneration(root, prevLink)
+	var retired []fs.FileInfo
+	for _, e := range entries {
+		name := e.Name()
+		if !strings.HasPrefix(name, genPrefix) || name == current || name == previous {
+			continue
+		}
+		fi, err := root.Lstat(name)
+		if err != nil {
+			return err
+		}
+		retired = append(retired, fi)
+	}
+	slices.SortFunc(retired, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	var errs []error
+	for i, fi := range retired {
+		if i >= maxRetired || now.Sub(fi.ModTime()) >= grace {
+			errs = append(errs, root.RemoveAll(fi.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// readBounded reads a regular file that has no second name.
+func readBounded(gen *os.Root, name string, limit int64) ([]byte, *unix.Stat_t, error) {
+	f, err := gen.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	st := new(unix.Stat_t)
+	if err := unix.Fstat(int(f.Fd()), st); err != nil {
+		return nil, nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 || st.Size > limit {
+		return nil, nil, fmt.Errorf("%s is not a plain file of at most %d bytes", name, limit)
+	}
+	content, err := io.ReadAll(io.LimitReader(f, limit))
+	return content, st, err
+}
+
+// generationName makes names that sort by time. The version is that of the only secret, or stands for all of them.
+func generationName(sources []sourceVersion, now time.Time) string {
+	var version string
+	if len(sources) == 1 {
+		version = sources[0].Version
+	}
+	keep := func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			return r
+		}
+		return -1
+	}
+	if version = strings.Map(keep, version); len(version) < 8 {
+		h := sha256.New()
+		for _, s := range sources {
+			fmt.Fprintf(h, "%d:%s%d:%s", len(s.Secret), s.Secret, len(s.Version), s.Version)
+		}
+		version = hex.EncodeToString(h.Sum(nil))
+	}
+	return genPrefix + now.UTC().Format("20060102T150405.000000Z") + "-" + version[:8]
+}

@@ -1,0 +1,139 @@
+package mtls
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// The files of a generation that come from no secret.
+const (
+	manifestFile = "manifest.json"
+	evidenceFile = "evidence.json"
+)
+
+// manifest is manifest.json: what a generation should be, for readers, for the start after a crash, and for the
+// guard. It holds no secrets, and everyone may read it.
+type manifest struct {
+	Generation string          `json:"generation"`
+	Published  time.Time       `json:"published"`
+	NotAfter   time.Time       `json:"not_after,omitzero"`
+	Secrets    []sourceVersion `json:"secrets"` // in the order of the configuration
+	Files      []manifestEntry `json:"files"`
+}
+
+// manifestEntry is one file beside manifest.json.
+type manifestEntry struct {
+	File     string    `json:"file"`
+	SHA256   string    `json:"sha256"`
+	Size     int       `json:"size"`
+	Mode     string    `json:"mode"`  // octal
+	Owner    string    `json:"owner"` // uid:gid
+	Secret   string    `json:"secret,omitempty"`
+	Version  string    `json:"version,omitempty"`
+	NotAfter time.Time `json:"not_after,omitzero"`
+}
+
+// Owner is the numeric owner of published files.
+type Owner struct {
+	UID, GID int
+}
+
+func (o Owner) String() string { return fmt.Sprintf("%d:%d", o.UID, o.GID) }
+
+// access is who may read what is published.
+type access struct {
+	owner             Owner
+	keyMode, certMode fs.FileMode
+}
+
+func (a access) mode(f file) fs.FileMode {
+	if f.private {
+		return a.keyMode
+	}
+	return a.certMode
+}
+
+func modeString(m fs.FileMode) string { return fmt.Sprintf("%04o", m.Perm()) }
+
+func newManifest(generation string, s *set, files []file, a access, now time.Time) *manifest {
+	m := &manifest{Generation: generation, Published: now.UTC(), NotAfter: s.notAfter(), Secrets: s.sources}
+	for _, f := range files {
+		e := manifestEntry{
+			File:    f.name,
+			SHA256:  contentID(f.content),
+			Size:    len(f.content),
+			Mode:    modeString(a.mode(f)),
+			Owner:   a.owner.String(),
+			Secret:  f.origin.Secret,
+			Version: f.origin.Version,
+		}
+		for _, c := range f.certs {
+			if e.NotAfter.IsZero() || c.NotAfter.Before(e.NotAfter) {
+				e.NotAfter = c.NotAfter
+			}
+		}
+		m.Files = append(m.Files, e)
+	}
+	return m
+}
+
+func (m *manifest) encode() []byte {
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		panic(err) // it is made of strings, numbers and times
+	}
+	return append(b, '\n')
+}
+
+// links names the files of the generation, each of which has a link for users.
+func (m *manifest) links() []string {
+	names := []string{manifestFile}
+	for _, e := range m.Files {
+		names = append(names, e.File)
+	}
+	return names
+}
+
+// maxManifestBytes is generous: 20 secrets give about 30 KiB.
+const maxManifestBytes = 1 << 20
+
+// readManifest reads manifest.json of a generation. Fields it does not know are for a newer agent, and ignored.
+func readManifest(gen *os.Root, name string) (*manifest, error) {
+	content, _, err := readBounded(gen, manifestFile, maxManifestBytes)
+	if err != nil {
+		return nil, err
+	}
+	m := new(manifest)
+	if err := json.Unmarshal(content, m); err != nil {
+		return nil, fmt.Errorf("read %s: %w", manifestFile, err)
+	}
+	if m.Generation != name {
+		return nil, fmt.Errorf("%s is that of another generation", manifestFile)
+	}
+	return m, nil
+}
+
+func readManifestOf(root *os.Root, name string) (*manifest, error) {
+	gen, err := root.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	defer gen.Close()
+	return readManifest(gen, name)
+}
+
+// checkContent compares a file with its entry.
+func (e manifestEntry) checkContent(content []byte) error {
+	want, err := hex.DecodeString(e.SHA256)
+	sum := sha256.Sum256(content)
+	if err != nil || !bytes.Equal(sum[:], want) {
+		return fmt.Errorf("%s is not what was published", e.File)
+	}
+	return nil
+}

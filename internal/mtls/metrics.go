@@ -1,0 +1,101 @@
+package mtls
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// metrics of a Rotator. Every label value comes from a list in this package.
+type metrics struct {
+	requests       *prometheus.CounterVec // operation, result
+	publications   *prometheus.CounterVec // result
+	publishSeconds prometheus.Histogram
+	rejections     prometheus.Counter
+	secrets        *prometheus.GaugeVec // state
+	notAfter       *prometheus.GaugeVec // certificate
+	published      prometheus.Gauge
+	checked        prometheus.Gauge
+	heldUntil      prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	gauge := func(name, help string) prometheus.Gauge {
+		return f.NewGauge(prometheus.GaugeOpts{Name: "sevagent_mtls_" + name, Help: help})
+	}
+	return &metrics{
+		requests: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sevagent_mtls_requests_total",
+			Help: "Requests to sources of secrets, by operation and by how they ended.",
+		}, []string{"operation", "result"}),
+		publications: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sevagent_mtls_publications_total",
+			Help: "Attempts to publish a generation, by how they ended: published, failed (nothing was switched) or rolled_back.",
+		}, []string{"result"}),
+		publishSeconds: f.NewHistogram(prometheus.HistogramOpts{
+			Name:    "sevagent_mtls_publish_duration_seconds",
+			Help:    "Time to publish a generation, evidence included.",
+			Buckets: []float64{.0002, .0005, .001, .002, .005, .01, .05, .25, 1, 5, 20},
+		}),
+		rejections: f.NewCounter(prometheus.CounterOpts{
+			Name: "sevagent_mtls_rejections_total",
+			Help: "Versions of secrets that could not be published.",
+		}),
+		secrets: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sevagent_mtls_secrets",
+			Help: "Configured secrets, by state.",
+		}, []string{"state"}),
+		notAfter: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sevagent_mtls_not_after_timestamp_seconds",
+			Help: "When the published certificates expire: client, server, and the first of the anchors.",
+		}, []string{"certificate"}),
+		published: gauge("published_timestamp_seconds", "When the current generation was published."),
+		checked:   gauge("last_checked_timestamp_seconds", "When the source that has been silent longest last answered."),
+		heldUntil: gauge("held_until_timestamp_seconds", "When the next version held for its dates will be published. 0: none is held."),
+	}
+}
+
+// show makes the gauges agree with a snapshot.
+func (m *metrics) show(s *Status) {
+	count := make(map[State]int)
+	var checked, held time.Time
+	for i, secret := range s.Secrets {
+		count[secret.State]++
+		if i == 0 || secret.LastChecked.Before(checked) {
+			checked = secret.LastChecked
+		}
+		if h := secret.HeldUntil; !h.IsZero() && (held.IsZero() || h.Before(held)) {
+			held = h
+		}
+	}
+	for _, state := range states {
+		m.secrets.WithLabelValues(string(state)).Set(float64(count[state]))
+	}
+	m.published.Set(timestamp(s.PublishedAt))
+	m.checked.Set(timestamp(checked))
+	m.heldUntil.Set(timestamp(held))
+
+	first := make(map[string]time.Time)
+	for _, c := range s.Certificates {
+		label := map[string]string{"client.crt": kindClient, "server.crt": kindServer, "ca.crt": "ca"}[c.File]
+		if t, ok := first[label]; label != "" && (!ok || c.NotAfter.Before(t)) {
+			first[label] = c.NotAfter
+		}
+	}
+	for _, label := range []string{kindClient, kindServer, "ca"} {
+		if t, ok := first[label]; ok {
+			m.notAfter.WithLabelValues(label).Set(timestamp(t))
+		} else {
+			m.notAfter.DeleteLabelValues(label)
+		}
+	}
+}
+
+func timestamp(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}

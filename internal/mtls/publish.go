@@ -1,0 +1,323 @@
+package mtls
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// publisher switches the published directory from one set to the next.
+type publisher struct {
+	path      string
+	allowDisk bool
+	evidence  func(context.Context, Binding) ([]byte, error)
+	log       *slog.Logger
+
+	// testOnlyBefore is asked before each step. Its error ends the publication there and then, as a crash would.
+	testOnlyBefore func(step string) error
+}
+
+// generation is a set as it lies in the directory.
+type generation struct {
+	manifest *manifest
+	set      *set
+	bundles  []*bundle
+	access   access
+}
+
+func (g *generation) name() string { return g.manifest.Generation }
+
+// errRolledBack marks a publication that had been switched to before it failed.
+var errRolledBack = errors.New("went back to the generation before")
+
+// publish makes s the current generation, or leaves the current one and says why. It takes a fraction of a
+// millisecond, apart from the evidence, and does not stop half-way when ctx ends.
+//
+// Evidence is made first, since it is part of the generation. Without it nothing is published: the node promises
+// evidence for every key it hands out, and a reader could not tell a missing file from one that was taken away. The
+// last good generation stays, and the error is reported like any other.
+func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a access, now time.Time) (*generation, error) {
+	files := slices.Clone(s.files)
+	if binding, ok := s.binding(); ok && p.evidence != nil {
+		ev, err := p.evidence(ctx, binding)
+		if err != nil {
+			return nil, fmt.Errorf("get evidence for the %s certificate: %w", binding.Kind, err)
+		}
+		if ev != nil {
+			files = append(files, file{name: evidenceFile, content: ev})
+		}
+	}
+	root, err := openDir(p.path, p.allowDisk)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+
+	// The clock may have been set back, or not have moved: a name that is taken is no reason to fail.
+	for {
+		if _, err := root.Lstat(generationName(s.sources, now)); err != nil {
+			break
+		}
+		now = now.Add(time.Microsecond)
+	}
+	m := newManifest(generationName(s.sources, now), s, files, a, now)
+	files = append(files, file{name: manifestFile, content: m.encode()})
+	pub := &publication{
+		publisher: p,
+		root:      root,
+		name:      m.Generation,
+		previous:  linkedGeneration(root, dataLink),
+		set:       s,
+		files:     files,
+		access:    a,
+		now:       now,
+	}
+	if err := pub.run(); err != nil {
+		return nil, err
+	}
+	if err := collect(root, now); err != nil {
+		p.log.Warn("old generations stay", "err", err)
+	}
+	return &generation{m, s, bundles, a}, nil
+}
+
+// publication is one run of publish.
+type publication struct {
+	*publisher
+	root      *os.Root
+	gen       *os.Root // the new generation, once it is there
+	name      string
+	previous  string // the current generation so far; empty: none
+	set       *set
+	files     []file
+	access    access
+	now       time.Time
+	committed bool // ..data has been switched
+}
+
+// step is the unit in which a publication may be cut off: each leaves the old set or the new one.
+type step struct {
+	name string
+	do   func() error
+}
+
+func (p *publication) run() error {
+	steps, err := p.plan()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if p.gen != nil {
+			p.gen.Close()
+		}
+	}()
+	for _, s := range steps {
+		if p.testOnlyBefore != nil {
+			if err := p.testOnlyBefore(s.name); err != nil {
+				return err
+			}
+		}
+		if err := s.do(); err != nil {
+			return p.undo(fmt.Errorf("%s: %w", s.name, err))
+		}
+	}
+	return nil
+}
+
+func (p *publication) plan() ([]step, error) {
+	missing, unwanted, err := userLinks(p.root, p.names())
+	if err != nil {
+		return nil, err
+	}
+	steps := []step{{"make " + p.name, p.makeGeneration}}
+	for _, f := range p.files {
+		steps = append(steps, step{"write " + f.name, func() error { return p.write(f) }})
+	}
+	steps = append(steps, step{"seal " + p.name, p.seal})
+	if p.previous != "" {
+		// Before the switch, so that a crash between the two cannot leave the old set without its grace.
+		steps = append(steps,
+			step{"retire " + p.previous, func() error { return retire(p.root, p.previous, p.now) }},
+			step{"link " + prevLink, func() error { return setLink(p.root, prevLink, p.previous) }})
+	}
+	steps = append(steps,
+		step{"stage " + dataLink, p.stage},
+		step{"switch " + dataLink, p.commit},
+		step{"flush the switch", func() error { return syncRoot(p.root) }})
+	// A user's link must not be there before what it leads to (kubernetes/kubernetes#93686), nor after.
+	for _, name := range missing {
+		steps = append(steps, step{"link " + name, func() error { return setLink(p.root, name, dataLink+"/"+name) }})
+	}
+	for _, name := range unwanted {
+		steps = append(steps, step{"unlink " + name, func() error { return removeIfThere(p.root, name) }})
+	}
+	if len(missing)+len(unwanted) > 0 {
+		steps = append(steps, step{"flush the links", func() error { return syncRoot(p.root) }})
+	}
+	steps = append(steps, step{"load what was published", p.selfTest})
+	if p.previous != "" {
+		steps = append(steps, step{"wake readers of " + p.previous, p.wakePrevious})
+	}
+	return steps, nil
+}
+
+func (p *publication) names() []string {
+	names := make([]string, len(p.files))
+	for i, f := range p.files {
+		names[i] = f.name
+	}
+	return names
+}
+
+// makeGeneration makes the directory for the agent alone. Its mode tells, after a crash, that it was not complete.
+func (p *publication) makeGeneration() error {
+	if err := p.root.Mkdir(p.name, 0o700); err != nil {
+		return err
+	}
+	gen, err := p.root.OpenRoot(p.name)
+	p.gen = gen
+	return err
+}
+
+// write makes one file of the new generation: owner and mode before content, flushed, and read back. It does not
+// need atomicfile's rename, since nobody looks into the generation before the switch.
+func (p *publication) write(f file) (err error) {
+	h, err := p.gen.OpenFile(f.name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if e := h.Close(); err == nil {
+			err = e
+		}
+	}()
+	if err := h.Chmod(p.access.mode(f)); err != nil {
+		return err
+	}
+	if err := h.Chown(p.access.owner.UID, p.access.owner.GID); err != nil {
+		return err
+	}
+	if _, err := h.Write(f.content); err != nil {
+		return err
+	}
+	if err := h.Sync(); err != nil {
+		return err
+	}
+	// Through the same descriptor: the new owner may be someone whose files we cannot open.
+	got := make([]byte, len(f.content)+1)
+	if n, err := h.ReadAt(got, 0); err != io.EOF || !bytes.Equal(got[:n], f.content) {
+		return fmt.Errorf("reads back differently (%d bytes of %d, %v)", n, len(f.content), err)
+	}
+	return nil
+}
+
+// seal opens the complete generation to readers and makes it durable.
+func (p *publication) seal() error {
+	d, err := p.gen.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Chmod(0o755); err != nil {
+		return err
+	}
+	return d.Sync()
+}
+
+func (p *publication) stage() error {
+	if err := removeIfThere(p.root, tmpName(dataLink)); err != nil {
+		return err
+	}
+	return p.root.Symlink(p.name, tmpName(dataLink))
+}
+
+// commit is the moment from which on readers get the new set.
+func (p *publication) commit() error {
+	if err := p.root.Rename(tmpName(dataLink), dataLink); err != nil {
+		return err
+	}
+	p.committed = true
+	return nil
+}
+
+// selfTest reads the new set the way a consumer does: by path, through the links.
+func (p *publication) selfTest() error {
+	held, err := p.root.Stat(".")
+	if err != nil {
+		return err
+	}
+	if there, err := os.Stat(p.path); err != nil {
+		return err
+	} else if !os.SameFile(held, there) {
+		return fmt.Errorf("%s has been replaced or mounted over", p.path)
+	}
+	for _, f := range p.files {
+		got, err := os.ReadFile(filepath.Join(p.path, f.name))
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, f.content) {
+			return fmt.Errorf("%s is not what was written", f.name)
+		}
+	}
+	for kind := range p.set.leaves {
+		base := filepath.Join(p.path, kind)
+		if _, err := tls.LoadX509KeyPair(base+".crt", base+".key"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// wakePrevious comes last, so that whoever is woken finds what will stay. The switch stands even if this fails.
+func (p *publication) wakePrevious() error {
+	if err := wake(p.root, p.previous); err != nil {
+		p.log.Warn("readers that watch files were not woken", "generation", p.previous, "err", err)
+	}
+	return nil
+}
+
+// undo leaves the directory as it was before the publication, and adds to the cause what it could not mend. What
+// goes wrong after the switch is not the fault of the set, which was valid in memory: it will be tried again.
+func (p *publication) undo(cause error) error {
+	errs := []error{cause}
+	try := func(err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("undo: %w", err))
+		}
+	}
+	for _, link := range []string{dataLink, prevLink} {
+		try(removeIfThere(p.root, tmpName(link)))
+	}
+	if !p.committed {
+		try(p.root.RemoveAll(p.name))
+		return errors.Join(errs...)
+	}
+	errs[0] = fmt.Errorf("%w; %w", cause, errRolledBack)
+	if p.previous == "" {
+		try(removeIfThere(p.root, dataLink))
+		try(mendLinks(p.root, nil))
+	} else {
+		try(setLink(p.root, dataLink, p.previous))
+		m, err := readManifestOf(p.root, p.previous)
+		try(err)
+		if err == nil {
+			try(mendLinks(p.root, m.links()))
+		}
+	}
+	try(syncRoot(p.root))
+	// Some readers may have it open by now: it goes like any other that was current once.
+	try(retire(p.root, p.name, p.now))
+	try(wake(p.root, p.name))
+	return errors.Join(errs...)
+}
