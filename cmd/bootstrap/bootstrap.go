@@ -52,7 +52,9 @@ func (o options) check() error {
 
 // bootstrap does the steps in order; each error names its step.
 func bootstrap(ctx context.Context, o options, out io.Writer) error {
-	say := func(step, format string, args ...any) { fmt.Fprintf(out, "%-12s %s\n", step, fmt.Sprintf(format, args...)) }
+	say := func(step, format string, args ...any) {
+		fmt.Fprintf(out, "%-12s %s\n", step, fmt.Sprintf(format, args...))
+	}
 
 	// Check everything first: after this, nothing that could have been known in advance fails.
 	node, err := readMetadata(ctx)
@@ -240,6 +242,25 @@ func readECSConfig(path string) (*ecsconfig.File, error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return f, nil
+}
+
+// mergeECSConfig returns the file's content with the node's keys in it. attributes may be nil, for a rehearsal.
+func mergeECSConfig(before *ecsconfig.File, o options, attributes map[string]string) ([]byte, error) {
+	f := before.Clone()
+	old, _ := f.Get("ECS_INSTANCE_ATTRIBUTES")
+	merged, err := ecsconfig.MergeAttributes(old, attributes)
+	if err != nil {
+		return nil, err
+	}
+	err = errors.Join(f.Set("ECS_CLUSTER", o.cluster), f.Set("ECS_INSTANCE_ATTRIBUTES", merged))
+	if err != nil {
+		return nil, err
+	}
+	data, err := f.Encode()
+	if err != nil {
+		return nil, fmt.Errorf("%s cannot be read the same by systemd and ecs-init: %w; mend these lines", o.ecsConfig, err)
+	}
+	return data, nil
 }
 
 // writeIfChanged leaves a file alone that has the content already.

@@ -2,18 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
@@ -34,12 +35,14 @@ type agent struct {
 	log        *slog.Logger
 	level      *slog.LevelVar
 	started    time.Time
-	aws        aws.Config
 	attest     *attestation // nil if attestation.mode is off
-	rotator    *mtls.Rotator
-	cfg        atomic.Pointer[config.Config]
-	gate       atomic.Pointer[gate]
-	reloadErr  atomic.Pointer[string] // why the last reload was refused, nil if it was not
+	// secretsManager is the client of all secrets; awsErr is why there is none.
+	secretsManager *secretsmanager.Client
+	awsErr         error
+	rotator        *mtls.Rotator
+	cfg            atomic.Pointer[config.Config]
+	gate           atomic.Pointer[gate]
+	reloadErr      atomic.Pointer[string] // why the last reload was refused, nil if it was not
 }
 
 // gate is the outcome of the check at boot.
@@ -53,8 +56,7 @@ type gate struct {
 type attestation struct {
 	transport attest.Transport
 	worker    *attest.Worker
-	region    string
-	roots     string
+	region    string // the node's; empty: not known
 }
 
 // testOnlyTransport replaces the SNP device in this package's tests.
@@ -69,14 +71,8 @@ func openDevice(cfg config.Attestation) (attest.Transport, error) {
 
 // newAttestation opens the device and builds its worker. In mode warn an absent device is no error: every request
 // then says what is missing.
-func newAttestation(ctx context.Context, cfg config.Config, log *slog.Logger) (*attestation, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	a := new(attestation)
-	if aws, err := loadAWS(ctx); err == nil {
-		a.region = aws.Region
-	}
+func newAttestation(cfg config.Config, region string, log *slog.Logger, registry prometheus.Registerer) (*attestation, error) {
+	a := &attestation{region: region}
 	verifier, err := a.verifier(cfg.Attestation)
 	if err != nil {
 		return nil, err
@@ -96,7 +92,7 @@ func newAttestation(ctx context.Context, cfg config.Config, log *slog.Logger) (*
 		Rate:      cfg.Attestation.Rate,
 		Burst:     cfg.Attestation.Burst,
 		Log:       log.With("component", "attest"),
-		Metrics:   prometheus.DefaultRegisterer,
+		Metrics:   registry,
 	})
 	return a, nil
 }
@@ -129,13 +125,19 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 		return err
 	}
 	defer socket.Close()
+	awsConfig, err := loadAWS(ctx)
+	if err != nil {
+		a.awsErr = err
+		a.log.Warn("AWS is not configured", "component", "agent", "err", err)
+	}
+	a.secretsManager = secretsmanager.NewFromConfig(awsConfig)
 	if cfg.Attestation.Mode != config.ModeOff {
-		if a.attest, err = newAttestation(ctx, cfg, a.log, registry); err != nil {
+		if a.attest, err = newAttestation(cfg, awsConfig.Region, a.log, registry); err != nil {
 			return err
 		}
 		defer a.attest.transport.Close()
 	}
-	if a.rotator, err = a.newRotator(ctx, cfg, registry); err != nil {
+	if a.rotator, err = a.newRotator(cfg, registry); err != nil {
 		return err
 	}
 	api := localapi.New(localapi.Config{
@@ -143,10 +145,10 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 		Alive:        a.alive,
 		Health:       a.health,
 		Status:       func(now time.Time) any { return a.status(now) },
-		Certificates: func() any { return a.rotator.Status().Published },
+		Certificates: func() any { return a.certificates() },
 		Evidence:     a.evidence,
 		BoundKey:     a.boundKey,
-		Refresh:      func(ctx context.Context) (any, error) { return a.rotator.Refresh(ctx) },
+		Refresh:      a.refresh,
 		Metrics:      registry,
 		Log:          a.log.With("component", "api"),
 	})
@@ -169,8 +171,107 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 	return err
 }
 
-func (a *agent) newRotator(ctx context.Context, cfg config.Config, registry prometheus.Registerer) (*mtls.Rotator, error) {
-	return nil, errors.New("not yet")
+// newRotator builds the rotator over the configured secrets, with evidence for each generation.
+func (a *agent) newRotator(cfg config.Config, registry prometheus.Registerer) (*mtls.Rotator, error) {
+	settings, err := a.settings(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return mtls.New(mtls.Config{
+		Path:       cfg.MTLS.Path,
+		AllowDisk:  cfg.MTLS.AllowDisk,
+		Settings:   settings,
+		Evidence:   a.publishedEvidence,
+		Registerer: registry,
+		Log:        a.log,
+	}), nil
+}
+
+// settings turns the configuration into what the rotator takes.
+func (a *agent) settings(cfg config.Config) (mtls.Settings, error) {
+	s := mtls.Settings{
+		PollInterval: cfg.MTLS.PollInterval,
+		Owner:        mtls.Owner{UID: cfg.MTLS.Owner.UID, GID: cfg.MTLS.Owner.GID},
+		KeyMode:      cfg.MTLS.KeyMode,
+		CertMode:     cfg.MTLS.CertMode,
+	}
+	for _, name := range cfg.MTLS.Secrets {
+		source := mtls.NamedSource{Name: name}
+		if path, ok := strings.CutPrefix(name, "file://"); ok {
+			source.Source = mtls.FileSource(path)
+		} else {
+			if a.awsErr != nil {
+				return s, fmt.Errorf("read secret %s: %w", name, a.awsErr)
+			}
+			source.Source = secretSource{api: a.secretsManager, id: name}
+		}
+		s.Secrets = append(s.Secrets, source)
+	}
+	return s, nil
+}
+
+// publishedEvidence makes the content of evidence.json for a generation's key. Without attestation there is none;
+// in mode warn a node that cannot attest still publishes.
+func (a *agent) publishedEvidence(ctx context.Context, b mtls.Binding) ([]byte, error) {
+	if a.attest == nil {
+		return nil, nil
+	}
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	doc, _, err := a.attest.worker.Evidence(ctx, evidence.Claims{
+		Purpose: evidence.PurposeMTLS,
+		Nonce:   nonce,
+		Binding: evidence.Binding{Kind: b.Kind, SPKISHA256: b.SPKISHA256[:]},
+		Caller:  evidence.Caller{UID: uint32(os.Getuid())},
+	})
+	if err != nil {
+		if a.cfg.Load().Attestation.Mode == config.ModeWarn {
+			return nil, nil
+		}
+		return nil, err
+	}
+	return json.Marshal(doc)
+}
+
+func (a *agent) refresh(ctx context.Context) (any, error) {
+	if !a.gate.Load().passed {
+		return nil, errors.New("refresh: nothing is fetched before the boot gate is passed")
+	}
+	return a.rotator.Refresh(ctx)
+}
+
+func (a *agent) boundKey(kind string) ([]byte, bool) {
+	key, ok := a.rotator.SPKI(kind)
+	return key[:], ok
+}
+
+// reload re-reads the configuration. What a running agent cannot change is logged and stays.
+func (a *agent) reload() error {
+	cfg, err := config.Load(a.configPath)
+	if err != nil {
+		return err
+	}
+	old := *a.cfg.Load()
+	settings, err := a.settings(cfg)
+	if err != nil {
+		return err
+	}
+	if a.attest != nil {
+		verifier, err := a.attest.verifier(cfg.Attestation)
+		if err != nil {
+			return err
+		}
+		a.attest.worker.SetVerifier(verifier)
+	}
+	if keys := cfg.NeedsRestart(old); keys != nil {
+		a.log.Warn("some changes take effect at the next restart", "component", "agent", "keys", keys)
+	}
+	cfg.Attestation.Mode = old.Attestation.Mode // a restart decides about the gate
+	a.level.Set(cfg.Log.SlogLevel())
+	a.cfg.Store(&cfg)
+	a.rotator.Apply(settings)
+	a.log.Info("configuration reloaded", "component", "agent")
+	return nil
 }
 
 // passGate proves that this is a working SNP guest before anything is fetched or published. In mode enforce it
@@ -286,10 +387,3 @@ func (a *agent) notify(ctx context.Context) error {
 		}
 	}
 }
-
-// listen takes the sockets that systemd hands over, or makes its own.
-func listen(cfg config.Listen) (socket, tcp net.Listener, err error) {
-	return nil, nil, nil
-}
-
-var _ = secretsmanager.New

@@ -9,13 +9,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strings"
-	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"sevagent/client"
@@ -106,7 +106,8 @@ func check(ctx context.Context, o *options, out io.Writer) error {
 
 // checkDevice gets and appraises a report without an agent.
 func checkDevice(ctx context.Context, cfg config.Config, out io.Writer) error {
-	a, err := newAttestation(ctx, cfg, nil)
+	awsConfig, _ := loadAWS(ctx) // without a region, CSP_ID is judged by its form
+	a, err := newAttestation(cfg, awsConfig.Region, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
 	if err != nil {
 		return err
 	}
@@ -271,11 +272,4 @@ func version() string {
 		return info.Main.Version
 	}
 	return "(devel)"
-}
-
-func age(t time.Time, now time.Time) string {
-	if t.IsZero() {
-		return "never"
-	}
-	return strings.TrimSuffix(now.Sub(t).Truncate(time.Second).String(), "m0s") + " ago"
 }

@@ -52,24 +52,21 @@ func openDir(path string, allowDisk bool) (*os.Root, error) {
 
 // makeDir makes a missing directory if what is above it is the right kind of file system.
 func makeDir(path string, allowDisk bool) error {
-	above := path
-	for {
-		_, err := os.Stat(above)
-		if err == nil {
-			break
-		}
-		if !errors.Is(err, fs.ErrNotExist) || above == filepath.Dir(above) {
-			return err
-		}
-		above = filepath.Dir(above)
+	_, err := os.Stat(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if above == path {
-		return nil
+	above := filepath.Dir(path)
+	if err := makeDir(above, allowDisk); err != nil {
+		return err
 	}
 	if err := checkFileSystem(above, allowDisk); err != nil {
 		return fmt.Errorf("%s does not exist: %w", path, err)
 	}
-	return os.MkdirAll(path, 0o755)
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o755) // whatever the umask
 }
 
 func checkFileSystem(path string, allowDisk bool) error {

@@ -71,7 +71,7 @@ func (o object) warnings() []string {
 		w = append(w, fmt.Sprintf("unknown key %s is not published", k))
 	}
 	if hidden > 0 {
-		w = append(w, fmt.Sprintf("%d unknown keys are not published", hidden))
+		w = append(w, fmt.Sprintf("unknown keys, not named here, are not published: %d", hidden))
 	}
 	return w
 }

@@ -33,6 +33,8 @@ type generation struct {
 	set      *set
 	bundles  []*bundle
 	access   access
+	// damaged: found at start with good content, but not as the manifest wants it.
+	damaged bool
 }
 
 func (g *generation) name() string { return g.manifest.Generation }
@@ -88,7 +90,7 @@ func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a ac
 	if err := collect(root, now); err != nil {
 		p.log.Warn("old generations stay", "err", err)
 	}
-	return &generation{m, s, bundles, a}, nil
+	return &generation{manifest: m, set: s, bundles: bundles, access: a}, nil
 }
 
 // publication is one run of publish.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,8 +19,8 @@ var errNothing = errors.New("nothing is published")
 // recover finishes or undoes what an earlier run left behind, whether it ended well or was killed in the middle of a
 // publication, and returns the current generation if it may be served as it is: complete, unchanged, and valid now.
 //
-// An error means that a new one is needed. With it may come a generation whose content is good but whose owner,
-// modes or links are not what the manifest says: that content need not be fetched again.
+// An error means that a new one is needed. With it may come a damaged generation, whose content is good but whose
+// owner, modes or links are not what the manifest says: that content need not be fetched again.
 func (p *publisher) recover(root *os.Root, now time.Time) (*generation, error) {
 	current := linkedGeneration(root, dataLink)
 	if err := sweepLeftovers(root, current); err != nil {
@@ -32,6 +33,9 @@ func (p *publisher) recover(root *os.Root, now time.Time) (*generation, error) {
 	if g == nil {
 		return nil, fmt.Errorf("generation %s: %w", current, err)
 	}
+	if _, bound := g.set.binding(); bound && p.evidence != nil && !slices.Contains(g.manifest.links(), evidenceFile) {
+		err = errors.Join(err, fmt.Errorf("%s is missing", evidenceFile))
+	}
 	// A crash right after the switch has left these undone. Done twice they do no harm.
 	err = errors.Join(err, mendLinks(root, g.manifest.links()), syncRoot(root))
 	if previous := linkedGeneration(root, prevLink); previous != "" && previous != current {
@@ -39,7 +43,8 @@ func (p *publisher) recover(root *os.Root, now time.Time) (*generation, error) {
 			p.log.Warn("readers that watch files were not woken", "generation", previous, "err", err)
 		}
 	}
-	return g, errors.Join(err, collect(root, now))
+	g.damaged = err != nil
+	return g, err
 }
 
 // sweepLeftovers removes what has never been published: half-made links, and generations that were not sealed, or

@@ -188,7 +188,7 @@ func (s *set) addAnchors(b *bundle, standing bool, now time.Time) error {
 		return &HeldError{b.secret, caCert, next}
 	case !valid && !standing:
 		return &RejectError{b.secret, caCert, fmt.Sprintf("%q %s", p.certs[0].Subject, expired(p.certs[0]))}
-	case !root:
+	case valid && !root:
 		s.warnings = append(s.warnings, fmt.Sprintf("secret %s: %s: holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN", b.secret, caCert))
 	}
 	s.add(b, fileOf(caCert), p)

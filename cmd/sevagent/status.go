@@ -1,0 +1,247 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/attest"
+	"sevagent/internal/localapi"
+	"sevagent/internal/mtls"
+)
+
+// status is the answer of /v1/status.
+type status struct {
+	Version     string            `json:"version"`
+	StartedAt   time.Time         `json:"started_at"`
+	Health      *localapi.Health  `json:"health"`
+	Attestation attestationStatus `json:"attestation"`
+	MTLS        *mtls.Status      `json:"mtls"`
+	ReloadError string            `json:"reload_error,omitempty"`
+}
+
+// attestationStatus is the node's own view of its proof.
+type attestationStatus struct {
+	Mode       string `json:"mode"`
+	Transport  string `json:"transport,omitempty"`
+	Region     string `json:"region,omitempty"`
+	GatePassed bool   `json:"gate_passed"`
+	// GateError is why the gate is not passed, or what mode warn let through.
+	GateError string `json:"gate_error,omitempty"`
+	// The rest tells of the last report. Verdict is its status: pass, warn, fail or unsupported_report_version.
+	Verdict       string    `json:"verdict,omitempty"`
+	Reason        string    `json:"reason,omitempty"`
+	Policy        string    `json:"policy,omitempty"`
+	Roots         string    `json:"roots,omitempty"`
+	Signer        string    `json:"signer,omitempty"`
+	CSPID         string    `json:"csp_id,omitempty"`
+	ReportVersion uint32    `json:"report_version,omitempty"`
+	Measurement   string    `json:"measurement,omitempty"`
+	ReportedTCB   string    `json:"reported_tcb,omitempty"`
+	Firmware      string    `json:"firmware,omitempty"`
+	NotAfter      time.Time `json:"certificate_not_after,omitzero"`
+	LastReport    time.Time `json:"last_report,omitzero"`
+	LastError     string    `json:"last_error,omitempty"`
+}
+
+func (a *agent) status(now time.Time) *status {
+	s := &status{Version: version(), StartedAt: a.started, Health: a.health(now), MTLS: a.rotator.Status()}
+	if text := a.reloadErr.Load(); text != nil {
+		s.ReloadError = *text
+	}
+	g := a.gate.Load()
+	s.Attestation = attestationStatus{Mode: a.cfg.Load().Attestation.Mode, GatePassed: g.passed}
+	if g.err != nil {
+		s.Attestation.GateError = g.err.Error()
+	}
+	if a.attest == nil {
+		return s
+	}
+	t := &s.Attestation
+	t.Transport, t.Region = a.attest.worker.Transport(), a.attest.region
+	state := a.attest.worker.State()
+	t.LastReport = state.At
+	if state.Err != nil {
+		t.LastError = state.Err.Error()
+	}
+	if v := state.Verdict; v != nil {
+		t.Verdict, t.Reason, t.Policy, t.Roots, t.Signer, t.CSPID, t.NotAfter = string(v.Status), v.Reason, v.Policy, v.Roots, v.Signer, v.CSPID, v.NotAfter
+		if r := v.Report; r != nil {
+			t.ReportVersion, t.ReportedTCB, t.Firmware = r.Version, r.ReportedTCB.String(), r.CurrentVersion.String()
+			t.Measurement = fmt.Sprintf("%x", r.Measurement)
+		}
+	}
+	return s
+}
+
+// certificates is the answer of /v1/certificates.
+func (a *agent) certificates() any {
+	s := a.rotator.Status()
+	return struct {
+		Path         string             `json:"path"`
+		Generation   string             `json:"generation,omitempty"`
+		PublishedAt  time.Time          `json:"published_at,omitzero"`
+		Certificates []mtls.Certificate `json:"certificates"`
+	}{s.Path, s.Generation, s.PublishedAt, s.Certificates}
+}
+
+// Times after which something is stuck. A device request lasts a minute at most, the kernel's own limit.
+const (
+	deviceSlow  = 10 * time.Second
+	deviceStuck = 75 * time.Second
+)
+
+// alive is liveness: nil while the loops turn. What they get done is readiness.
+func (a *agent) alive(now time.Time) error {
+	if a.attest != nil {
+		if busy := a.attest.worker.Busy(now); busy > deviceStuck {
+			return fmt.Errorf("the SNP device has not answered for %v", busy.Round(time.Second))
+		}
+	}
+	if !a.gate.Load().passed {
+		return nil // the rotator has not been started
+	}
+	if stalled := now.Sub(a.rotator.Progress()); stalled > 2*mtls.MaxStall {
+		return fmt.Errorf("the rotation of certificates has not turned for %v", stalled.Round(time.Second))
+	}
+	return nil
+}
+
+// health is readiness: gate passed and a valid set published. What the agent can go on without is a warning.
+func (a *agent) health(now time.Time) *localapi.Health {
+	h := new(localapi.Health)
+	a.attestationHealth(h, now)
+	a.publicationHealth(h, now)
+	if text := a.reloadErr.Load(); text != nil {
+		h.Add("configuration", localapi.Check{Status: localapi.StatusWarn, Output: "the last reload was refused: " + *text})
+	}
+	return h
+}
+
+func (a *agent) attestationHealth(h *localapi.Health, now time.Time) {
+	g := a.gate.Load()
+	gate := localapi.Check{Status: localapi.StatusPass, Time: g.at}
+	switch {
+	case !g.passed && g.err == nil:
+		gate.Status, gate.Output = localapi.StatusFail, "not passed yet"
+	case !g.passed:
+		gate.Status, gate.Output = localapi.StatusFail, withAdvice(g.err)
+	case g.err != nil:
+		gate.Status, gate.Output = localapi.StatusWarn, withAdvice(g.err)
+	}
+	h.Add("attestation:gate", gate)
+	if a.attest == nil {
+		return
+	}
+	state := a.attest.worker.State()
+	device := localapi.Check{ComponentID: a.attest.worker.Transport(), Status: localapi.StatusPass, Time: state.At}
+	if busy := a.attest.worker.Busy(now); busy > deviceSlow {
+		device.Status, device.Output = localapi.StatusWarn, fmt.Sprintf("a request has been under way for %v: the host throttles, or the device hangs", busy.Round(time.Second))
+	} else if state.Err != nil {
+		device.Status, device.Output = localapi.StatusWarn, withAdvice(state.Err)
+	}
+	h.Add("attestation:device", device)
+	if v := state.Verdict; v != nil {
+		if v.Roots == appraise.RootsCustom {
+			h.Add("attestation:roots", localapi.Check{Status: localapi.StatusWarn, Output: "roots: custom; reports are judged by the policy's own roots, not by AMD's"})
+		}
+		if v.Status != appraise.Pass {
+			h.Add("attestation:verdict", localapi.Check{Status: localapi.StatusWarn, Output: v.Code + ": " + v.Reason})
+		}
+	}
+}
+
+func withAdvice(err error) string {
+	if advice := attest.Advice(err); advice != "" {
+		return err.Error() + "; " + advice
+	}
+	return err.Error()
+}
+
+func (a *agent) publicationHealth(h *localapi.Health, now time.Time) {
+	s := a.rotator.Status()
+	publication := localapi.Check{ComponentID: s.Path, Status: localapi.StatusPass, Time: s.PublishedAt}
+	switch {
+	case len(s.Secrets) > 0 && !s.Ready:
+		publication.Status, publication.Output = localapi.StatusFail, "nothing is published yet"
+		if s.Error != "" {
+			publication.Output += ": " + s.Error
+		}
+	case !s.NotAfter.IsZero() && now.After(s.NotAfter):
+		publication.Status, publication.Output = localapi.StatusFail, "the published certificate expired at "+s.NotAfter.UTC().Format(time.RFC3339)
+	case s.Error != "":
+		publication.Status, publication.Output = localapi.StatusWarn, s.Error
+	}
+	h.Add("mtls:publication", publication)
+	for _, secret := range s.Secrets {
+		c := localapi.Check{ComponentID: secret.Name, Status: localapi.StatusPass, Time: secret.LastChecked, Output: secret.Error}
+		if secret.State != mtls.StateCurrent {
+			c.Status = localapi.StatusWarn // the last good set is published, or the entry above fails
+			if c.Output == "" {
+				c.Output = string(secret.State)
+			}
+		}
+		h.Add("mtls:secret", c)
+	}
+}
+
+// oneLine is what `systemctl status` shows.
+func (a *agent) oneLine() string {
+	s := a.rotator.Status()
+	line := fmt.Sprintf("attestation %s", a.cfg.Load().Attestation.Mode)
+	if g := a.gate.Load(); g.passed && g.err == nil {
+		line = "attested"
+	}
+	if s.Generation == "" {
+		return line + ", no certificates"
+	}
+	return fmt.Sprintf("%s, certificates until %s", line, s.NotAfter.UTC().Format(time.RFC3339))
+}
+
+func verdictLine(v *appraise.Verdict) string {
+	line := fmt.Sprintf("%s (policy %s, roots: %s, signed by %s %s", v.Status, v.Policy, v.Roots, v.Signer, v.CSPID)
+	if v.Report != nil {
+		line += fmt.Sprintf(", TCB %v", v.Report.ReportedTCB)
+	}
+	return line + ")"
+}
+
+// printStatus writes what sevagent status shows.
+func printStatus(w io.Writer, s *status) {
+	fmt.Fprintf(w, "sevagent %s, started %s\n", s.Version, s.StartedAt.UTC().Format(time.RFC3339))
+	fmt.Fprintf(w, "ready           %s\n", s.Health.Status)
+	t := s.Attestation
+	fmt.Fprintf(w, "attestation     %s, gate passed: %v", t.Mode, t.GatePassed)
+	if t.Verdict != "" {
+		fmt.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
+	}
+	fmt.Fprintln(w)
+	if t.ReportVersion != 0 {
+		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n", t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
+		fmt.Fprintf(w, "measurement     %s\n", t.Measurement)
+	}
+	if m := s.MTLS; m.Generation != "" {
+		fmt.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, m.PublishedAt.UTC().Format(time.RFC3339), m.NotAfter.UTC().Format(time.RFC3339))
+		for _, c := range m.Certificates {
+			fmt.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
+		}
+	}
+	for _, secret := range s.MTLS.Secrets {
+		fmt.Fprintf(w, "secret          %s: %s", secret.Name, secret.State)
+		if secret.Error != "" {
+			fmt.Fprintf(w, ": %s", secret.Error)
+		}
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintln(w)
+	printHealth(w, s.Health)
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

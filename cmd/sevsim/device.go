@@ -1,0 +1,90 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"sevagent/internal/sim"
+	"sevagent/internal/sim/tsmfs"
+)
+
+// deviceCommand serves a simulated device to other processes: by ioctl to programs under 'sevsim exec', and as the
+// file system of configfs-tsm where that is asked for and root.
+func deviceCommand() *cobra.Command {
+	var dir, socket, mount string
+	var latency time.Duration
+	cmd := &cobra.Command{
+		Use: "device", Short: "Serve a simulated SNP device until stopped", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o := sim.DefaultOptions(time.Now())
+			o.Latency = latency
+			psp, err := loadOrNew(dir, o)
+			if err != nil {
+				return err
+			}
+			psp.FaultFile = filepath.Join(dir, "fault")
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+			if err != nil {
+				return fmt.Errorf("serve the simulated device: %w", err)
+			}
+			group, ctx := errgroup.WithContext(cmd.Context())
+			group.Go(func() error { return psp.ServeIoctl(ctx, l) })
+			if mount != "" {
+				fs, err := tsmfs.Mount(mount, psp)
+				if err != nil {
+					return err
+				}
+				group.Go(func() error {
+					<-ctx.Done()
+					return fs.Unmount()
+				})
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "ready")
+			return group.Wait()
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "directory of the root: made if it is empty; roots.pem and policy.yaml are for verifiers, a file named fault makes it fail")
+	cmd.Flags().StringVar(&socket, "socket", "", "socket for 'sevsim exec'")
+	cmd.Flags().StringVar(&mount, "configfs", "", "mount the configfs-tsm report directory here (needs root)")
+	cmd.Flags().DurationVar(&latency, "latency", 0, "how long a report takes; hardware needs 8ms")
+	cmd.MarkFlagRequired("dir")
+	cmd.MarkFlagRequired("socket")
+	return cmd
+}
+
+// loadOrNew takes the root from dir, or makes one and writes it and a policy file there.
+func loadOrNew(dir string, o sim.Options) (*sim.PSP, error) {
+	psp, err := sim.Load(dir, o)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return psp, err
+	}
+	if psp, err = sim.New(o); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	if err := psp.Save(dir); err != nil {
+		return nil, err
+	}
+	return psp, os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte(simulatorPolicy), 0o644)
+}
+
+// simulatorPolicy is aws-shared with the simulator's roots.
+const simulatorPolicy = "# For simulators: reports are judged by the roots beside this file, not by AMD's.\nprofile: aws-shared\nroots: roots.pem\n"
+
+func currentUser() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return fmt.Sprintf("uid %d", os.Getuid())
+}

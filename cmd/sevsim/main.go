@@ -1,0 +1,50 @@
+// Command sevsim is a simulated node: a software SNP device and the AWS services around it, on loopback, with the
+// real binaries running in it. It demonstrates and tests; no package contains it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"sevagent/internal/sim"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sevsim:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	root := &cobra.Command{Use: "sevsim", Short: "Simulate a confidential ECS node", SilenceErrors: true, SilenceUsage: true}
+	var keep bool
+	demo := &cobra.Command{
+		Use: "demo", Short: "Bring a simulated node up, rotate its certificates and verify its evidence", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return runDemo(cmd.Context(), stdout, keep) },
+	}
+	demo.Flags().BoolVar(&keep, "keep", false, "leave the node's directory behind")
+	var socket string
+	under := &cobra.Command{
+		Use: "exec -- PROGRAM [ARGUMENT ...]", Short: "Become a program whose /dev/sev-guest ioctls are answered by a simulated device", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return sim.ExecUnderFilter(socket, args, os.Environ()) },
+	}
+	under.Flags().StringVar(&socket, "device", "", "the socket of the simulated device")
+	device := deviceCommand()
+	root.AddCommand(demo, under, device)
+	root.RunE = func(*cobra.Command, []string) error { return errors.New("a command is missing; see 'sevsim --help'") }
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}

@@ -1,0 +1,47 @@
+package mtls
+
+import (
+	"context"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config is what a Rotator needs for its life. What an operator may change meanwhile is in Settings.
+type Config struct {
+	// Path is the published directory: mtls.path. It must be a tmpfs, and no private key ever reaches another.
+	Path string
+	// AllowDisk lifts that: mtls.allow_disk.
+	AllowDisk bool
+	// Settings to begin with.
+	Settings Settings
+	// Evidence returns the content of evidence.json for a published key. It is called before every publication,
+	// with a deadline of 20 s, and publication waits for it: while it fails, nothing new is published. It may return
+	// nil to say that there is to be no evidence. A nil Evidence says so for good.
+	Evidence func(context.Context, Binding) ([]byte, error)
+	// Registerer takes the sevagent_mtls_ metrics.
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+}
+
+// Settings can be changed while a Rotator runs, by Apply.
+type Settings struct {
+	// Secrets to publish together: mtls.secrets. With none, the Rotator is ready at once, publishes nothing, and
+	// leaves alone what is there.
+	Secrets []NamedSource
+	// PollInterval is the longest time between two looks at a secret: mtls.poll_interval. It is jittered by ±20 %,
+	// and shorter near a rotation or an expiry.
+	PollInterval time.Duration
+	// Owner and modes of the published files: mtls.owner, mtls.key_mode, mtls.cert_mode. KeyMode is for every file
+	// that holds, or may hold, a private key.
+	Owner             Owner
+	KeyMode, CertMode fs.FileMode
+}
+
+// NamedSource is a secret as the configuration names it. Names are unique.
+type NamedSource struct {
+	Name   string
+	Source Source
+}

@@ -1,0 +1,101 @@
+package sim
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"sevagent/internal/snp"
+)
+
+// Commands of /dev/sev-guest: include/uapi/linux/sev-guest.h.
+const (
+	cmdGetReport     = 0xc0205300
+	cmdGetDerivedKey = 0xc0205301
+	cmdGetExtReport  = 0xc0205302
+)
+
+// Sizes of the structures that these commands lead to.
+const (
+	guestRequestSize = 32
+	reportReqSize    = 96
+	extReportReqSize = 112
+	reportRespSize   = 4000
+)
+
+// memory is the address space of the program that makes an ioctl.
+type memory interface {
+	read(address uint64, into []byte) error
+	write(address uint64, data []byte) error
+}
+
+// ioctl does what the kernel's driver does for one ioctl: it follows the pointers in the program's memory, asks the
+// secure processor, and writes the answer back. It returns 0 or an errno.
+func (p *PSP) ioctl(cmd uint32, arg uint64, mem memory) unix.Errno {
+	le := binary.LittleEndian
+	request := make([]byte, guestRequestSize)
+	if mem.read(arg, request) != nil {
+		return unix.EFAULT
+	}
+	if cmd != cmdGetReport && cmd != cmdGetExtReport {
+		return unix.ENOTTY // derived keys are not simulated
+	}
+	if request[0] == 0 { // msg_version
+		return unix.EINVAL
+	}
+	extended := cmd == cmdGetExtReport
+	req := make([]byte, reportReqSize)
+	if extended {
+		req = make([]byte, extReportReqSize)
+	}
+	reqAddress, respAddress := le.Uint64(request[8:]), le.Uint64(request[16:])
+	if mem.read(reqAddress, req) != nil {
+		return unix.EFAULT
+	}
+	var certsAddress uint64
+	var certsLen uint32
+	if extended {
+		certsAddress, certsLen = le.Uint64(req[96:]), le.Uint32(req[104:])
+		if certsLen > snp.MaxCertTableSize || certsLen%4096 != 0 {
+			return unix.EINVAL
+		}
+	}
+
+	report, certs, err := p.Report([64]byte(req[:64]), le.Uint32(req[64:]))
+	if host, ok := errors.AsType[*HostError](err); ok {
+		if host.Wiped {
+			return unix.ENOTTY
+		}
+		return fail(mem, arg, request, host.ExitInfo2)
+	}
+	if err != nil {
+		return unix.EIO
+	}
+	if extended && int(certsLen) < len(certs) {
+		le.PutUint32(req[104:], uint32(len(certs)+4095)&^4095)
+		if mem.write(reqAddress, req) != nil {
+			return unix.EFAULT
+		}
+		return fail(mem, arg, request, vmmInvalidLen)
+	}
+	resp := make([]byte, reportRespSize) // MSG_REPORT_RSP: STATUS 0, REPORT_SIZE, reserved, the report
+	le.PutUint32(resp[4:], uint32(len(report)))
+	copy(resp[0x20:], report)
+	le.PutUint64(request[24:], 0)
+	if extended && mem.write(certsAddress, slices.Concat(certs, make([]byte, int(certsLen)-len(certs)))) != nil ||
+		mem.write(respAddress, resp) != nil || mem.write(arg, request) != nil {
+		return unix.EFAULT
+	}
+	return 0
+}
+
+// fail reports exitinfo2 as the driver does: in the request, beside EIO.
+func fail(mem memory, arg uint64, request []byte, exitInfo2 uint64) unix.Errno {
+	binary.LittleEndian.PutUint64(request[24:], exitInfo2)
+	if mem.write(arg, request) != nil {
+		return unix.EFAULT
+	}
+	return unix.EIO
+}

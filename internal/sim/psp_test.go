@@ -1,0 +1,60 @@
+package sim_test
+
+import (
+	"testing"
+	"time"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/sim"
+	"sevagent/internal/snp"
+)
+
+// TestReportsAreAcceptedByTheProductsVerifier: with the simulator's roots, and only with them.
+func TestReportsAreAcceptedByTheProductsVerifier(t *testing.T) {
+	now := time.Now()
+	chip := [64]byte{1, 2, 3}
+	for _, c := range []struct {
+		name   string
+		policy string
+		change func(*sim.Options)
+	}{
+		{"VLEK", appraise.AWSShared, func(*sim.Options) {}},
+		{"VLEK version 3", appraise.AWSShared, func(o *sim.Options) { o.Version = 3 }},
+		{"VCEK", appraise.AWSDedicated, func(o *sim.Options) { o.Signer, o.ChipID = snp.SignedByVCEK, chip }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := sim.DefaultOptions(now)
+			c.change(&o)
+			psp, err := sim.New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			report, raw, err := psp.Report([64]byte{9}, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			table, err := snp.ParseCertTable(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			policy, err := appraise.Builtin(c.policy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			judge := func(roots []byte) *appraise.Verdict {
+				policy.RootsPEM = roots
+				v, err := appraise.New(appraise.Config{Policy: policy, Region: "us-east-2"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return v.Appraise(now, report, [][]byte{table[0].Data})
+			}
+			if v := judge(psp.Roots()); v.Status != appraise.Pass || v.Roots != appraise.RootsCustom {
+				t.Errorf("with its own roots: %s %s %s", v.Status, v.Reason, v.Roots)
+			}
+			if v := judge(nil); v.Code != appraise.CodeChainInvalid {
+				t.Errorf("with AMD's roots: %s %s %s", v.Status, v.Code, v.Reason)
+			}
+		})
+	}
+}

@@ -1,0 +1,209 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A seccomp filter diverts the three ioctls of /dev/sev-guest from an unmodified program to a PSP in another
+// process. The program opens any file in place of the device, and its other system calls are left alone. It works
+// without privileges: the filter needs no_new_privs, and the program's memory is open to an ancestor of the same user.
+
+// seccomp user notification: include/uapi/linux/seccomp.h.
+const (
+	filterNewListener  = 1 << 3
+	filterWaitKillable = 1 << 5
+	setModeFilter      = 1
+	retUserNotif       = 0x7fc00000
+	retAllow           = 0x7fff0000
+
+	notifSize      = 80 // struct seccomp_notif: id u64, pid u32, flags u32, struct seccomp_data
+	notifRespSize  = 24 // struct seccomp_notif_resp: id u64, val i64, error i32, flags u32
+	ioctlRecv      = 0xc0502100
+	ioctlSend      = 0xc0182101
+	ioctlIDIsValid = 0x40082102
+)
+
+// ExecUnderFilter connects to a PSP's socket, hands it the notifications of a filter on the calling thread, and
+// becomes the program argv: same process, same descriptors. It returns only if that fails.
+func ExecUnderFilter(socket string, argv, env []string) error {
+	path, err := exec.LookPath(argv[0])
+	if err != nil {
+		return err
+	}
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return fmt.Errorf("connect to the simulated device: %w", err)
+	}
+	file, err := conn.(*net.UnixConn).File()
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread() // the filter is on this thread, which the program inherits
+	listener, err := installFilter()
+	if err != nil {
+		return fmt.Errorf("install a seccomp filter: %w", err)
+	}
+	unix.CloseOnExec(listener)
+	if err := unix.Sendmsg(int(file.Fd()), []byte{0}, unix.UnixRights(listener), nil, 0); err != nil {
+		return fmt.Errorf("hand over the seccomp listener: %w", err)
+	}
+	return fmt.Errorf("run %s: %w", path, syscall.Exec(path, argv, env))
+}
+
+func installFilter() (listener int, err error) {
+	arch := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}[runtime.GOARCH]
+	if arch == 0 {
+		return -1, fmt.Errorf("no filter for %s", runtime.GOARCH)
+	}
+	// struct seccomp_data: nr u32 at 0, arch u32 at 4, args from 16; the command is the low half of args[1].
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 4},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: arch, Jf: 6},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_IOCTL, Jf: 4},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 24},
+		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: cmdGetReport, Jf: 2},
+		{Code: unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K, K: cmdGetExtReport, Jt: 1},
+		{Code: unix.BPF_RET, K: retUserNotif},
+		{Code: unix.BPF_RET, K: retAllow},
+	}
+	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return -1, err
+	}
+	// Waiting killable came with Linux 5.19; without it a signal may repeat a request, which does no harm here.
+	for _, flags := range []uintptr{filterNewListener | filterWaitKillable, filterNewListener} {
+		fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, setModeFilter, flags, uintptr(unsafe.Pointer(&fprog)))
+		if errno == 0 {
+			return int(fd), nil
+		}
+		err = errno
+	}
+	return -1, err
+}
+
+// ServeIoctl accepts programs from ExecUnderFilter and answers their ioctls until ctx ends.
+func (p *PSP) ServeIoctl(ctx context.Context, l *net.UnixListener) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		conn, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("serve the simulated device: %w", err)
+		}
+		fd, err := receiveFD(conn)
+		conn.Close()
+		if err != nil {
+			continue // a program that died before it had sent anything
+		}
+		wg.Go(func() { p.serveProgram(ctx, fd) })
+	}
+}
+
+func receiveFD(conn *net.UnixConn) (int, error) {
+	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := conn.ReadMsgUnix(b, oob)
+	if err != nil {
+		return -1, err
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return -1, errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1, errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	return fds[0], nil
+}
+
+// serveProgram answers the notifications of one program until it has ended or ctx has.
+func (p *PSP) serveProgram(ctx context.Context, listener int) {
+	var answers sync.WaitGroup
+	defer unix.Close(listener)
+	defer answers.Wait()
+	for ctx.Err() == nil {
+		// Poll wakes up to look at ctx, and tells when the last process under the filter has gone.
+		polled := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
+		if n, err := unix.Poll(polled, 200); n == 0 || errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if polled[0].Revents&unix.POLLIN == 0 {
+			return
+		}
+		var notification [notifSize]byte
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlRecv, uintptr(unsafe.Pointer(&notification))); errno != 0 {
+			if errno == unix.EINTR || errno == unix.ENOENT { // the caller died in between
+				continue
+			}
+			return
+		}
+		answers.Go(func() { p.answer(listener, notification) })
+	}
+}
+
+func (p *PSP) answer(listener int, notification [notifSize]byte) {
+	le := binary.LittleEndian
+	id, pid := le.Uint64(notification[0:]), int(le.Uint32(notification[8:]))
+	cmd, arg := uint32(le.Uint64(notification[40:])), le.Uint64(notification[48:])
+	mem := processMemory{pid: pid, valid: func() bool {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlIDIsValid, uintptr(unsafe.Pointer(&id)))
+		return errno == 0
+	}}
+	var response [notifRespSize]byte
+	le.PutUint64(response[0:], id)
+	if errno := p.ioctl(cmd, arg, mem); errno != 0 {
+		le.PutUint32(response[16:], uint32(-int32(errno)))
+	}
+	// It fails if the program has died meanwhile; nobody is left to be told.
+	unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlSend, uintptr(unsafe.Pointer(&response)))
+}
+
+// processMemory is the memory of another process. valid tells whether the process still is the one that asked:
+// its number may have gone to another.
+type processMemory struct {
+	pid   int
+	valid func() bool
+}
+
+func (m processMemory) read(address uint64, into []byte) error {
+	local := []unix.Iovec{{Base: &into[0], Len: uint64(len(into))}}
+	n, err := unix.ProcessVMReadv(m.pid, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(into)}}, 0)
+	return m.check(n, len(into), err)
+}
+
+func (m processMemory) write(address uint64, data []byte) error {
+	if !m.valid() {
+		return unix.ESRCH
+	}
+	local := []unix.Iovec{{Base: &data[0], Len: uint64(len(data))}}
+	n, err := unix.ProcessVMWritev(m.pid, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(data)}}, 0)
+	return m.check(n, len(data), err)
+}
+
+func (m processMemory) check(n, want int, err error) error {
+	if err != nil {
+		return err
+	}
+	if n != want || !m.valid() {
+		return unix.EFAULT
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+// Package simaws answers like the AWS services around a node, on loopback: the instance metadata service and
+// Secrets Manager. It follows AWS's documentation of their protocols and can be told to fail in the ways they do.
+package simaws
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Instance is what the metadata service tells.
+type Instance struct {
+	ID, Type, Region, AvailabilityZone, AccountID, ImageID, PrivateIP, Role string
+}
+
+// DefaultInstance is an m6a.large in us-east-2.
+func DefaultInstance() Instance {
+	return Instance{
+		ID: "i-0123456789abcdef0", Type: "m6a.large", Region: "us-east-2", AvailabilityZone: "us-east-2a",
+		AccountID: "111122223333", ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.0.10", Role: "node",
+	}
+}
+
+// AccessKeyID is the access key of the role's credentials, the only one that Secrets accepts.
+const AccessKeyID = "ASIASIMULATEDNODE000"
+
+// IMDS is an instance metadata service that speaks version 2 only.
+type IMDS struct {
+	Instance Instance
+
+	mu     sync.Mutex
+	tokens map[string]time.Time // until when they are valid
+	fault  int
+	v1     int
+}
+
+// SetFault makes every request be answered with an HTTP status; 0: none.
+func (s *IMDS) SetFault(status int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = status
+}
+
+// V1Requests is how many requests came without a token.
+func (s *IMDS) V1Requests() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.v1
+}
+
+const (
+	tokenPath = "/latest/api/token"
+	ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
+)
+
+// ServeHTTP implements http.Handler.
+func (s *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	fault := s.fault
+	s.mu.Unlock()
+	if fault != 0 {
+		http.Error(w, http.StatusText(fault), fault)
+		return
+	}
+	if r.URL.Path == tokenPath {
+		s.token(w, r)
+		return
+	}
+	if !s.authorized(r.Header.Get("X-Aws-Ec2-Metadata-Token")) {
+		http.Error(w, "401 - Unauthorized", http.StatusUnauthorized)
+		return
+	}
+	text, ok := s.values()[strings.TrimSuffix(r.URL.Path, "/")]
+	if !ok || r.Method != http.MethodGet {
+		http.Error(w, "404 - Not Found", http.StatusNotFound)
+		return
+	}
+	fmt.Fprint(w, text)
+}
+
+func (s *IMDS) token(w http.ResponseWriter, r *http.Request) {
+	ttl, err := strconv.Atoi(r.Header.Get(ttlHeader))
+	if r.Method != http.MethodPut || err != nil || ttl < 1 || ttl > 21600 {
+		http.Error(w, "400 - Bad Request", http.StatusBadRequest)
+		return
+	}
+	b := make([]byte, 32)
+	rand.Read(b)
+	token := hex.EncodeToString(b)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.tokens == nil {
+		s.tokens = make(map[string]time.Time)
+	}
+	s.tokens[token] = time.Now().Add(time.Duration(ttl) * time.Second)
+	w.Header().Set(ttlHeader, strconv.Itoa(ttl))
+	fmt.Fprint(w, token)
+}
+
+func (s *IMDS) authorized(token string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if token == "" {
+		s.v1++
+		return false
+	}
+	return time.Now().Before(s.tokens[token])
+}
+
+func (s *IMDS) values() map[string]string {
+	i := s.Instance
+	document, _ := json.Marshal(map[string]any{ // of text and one list: always marshals
+		"accountId": i.AccountID, "architecture": "x86_64", "availabilityZone": i.AvailabilityZone, "imageId": i.ImageID,
+		"instanceId": i.ID, "instanceType": i.Type, "pendingTime": "2026-01-01T00:00:00Z", "privateIp": i.PrivateIP,
+		"region": i.Region, "version": "2017-09-30",
+	})
+	now := time.Now().UTC()
+	credentials, _ := json.Marshal(map[string]any{
+		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": AccessKeyID, "SecretAccessKey": "simulated", "Token": "simulated",
+		"LastUpdated": now.Format(time.RFC3339), "Expiration": now.Add(6 * time.Hour).Format(time.RFC3339),
+	})
+	const meta = "/latest/meta-data/"
+	return map[string]string{
+		meta + "instance-id":                         i.ID,
+		meta + "instance-type":                       i.Type,
+		meta + "ami-id":                              i.ImageID,
+		meta + "local-ipv4":                          i.PrivateIP,
+		meta + "placement/region":                    i.Region,
+		meta + "placement/availability-zone":         i.AvailabilityZone,
+		meta + "iam/security-credentials":            i.Role,
+		meta + "iam/security-credentials/" + i.Role:  string(credentials),
+		"/latest/dynamic/instance-identity/document": string(document),
+	}
+}

@@ -1,0 +1,232 @@
+// Package tsmfs is the kernel's configfs-tsm report directory (Documentation/ABI/testing/configfs-tsm-report) as a
+// FUSE file system in front of a simulated secure processor. It keeps the kernel's modes, errors and the moment at
+// which a write takes effect, as compared with Linux 6.12.
+package tsmfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"sevagent/internal/sim"
+	"sevagent/internal/snp"
+)
+
+// Mount mounts the directory; it needs root and /dev/fuse.
+func Mount(dir string, psp *sim.PSP) (*fuse.Server, error) {
+	server, err := fs.Mount(dir, &root{psp: psp}, &fs.Options{
+		MountOptions:   fuse.MountOptions{AllowOther: true, FsName: "configfs", Name: "tsm", DirectMount: true},
+		RootStableAttr: &fs.StableAttr{Ino: 1},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mount a simulated configfs-tsm at %s: %w", dir, err)
+	}
+	return server, nil
+}
+
+// attributes of an entry and their modes.
+var attributes = map[string]uint32{
+	"generation": 0o444, "provider": 0o444, "privlevel": 0o200, "privlevel_floor": 0o444,
+	"inblob": 0o200, "outblob": 0o444, "auxblob": 0o444,
+}
+
+type root struct {
+	fs.Inode
+	psp *sim.PSP
+}
+
+var (
+	_ fs.NodeMkdirer  = (*root)(nil)
+	_ fs.NodeRmdirer  = (*root)(nil)
+	_ fs.NodeUnlinker = (*root)(nil)
+)
+
+func (r *root) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	e := &entry{psp: r.psp}
+	dir := r.NewInode(ctx, e, fs.StableAttr{Mode: fuse.S_IFDIR})
+	for name, mode := range attributes {
+		file := r.NewPersistentInode(ctx, &attribute{entry: e, name: name, mode: mode}, fs.StableAttr{Mode: fuse.S_IFREG})
+		dir.AddChild(name, file, false)
+	}
+	out.Mode = fuse.S_IFDIR | 0o755
+	return dir, 0
+}
+
+func (r *root) Rmdir(context.Context, string) syscall.Errno  { return 0 }
+func (r *root) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
+
+// entry is one report directory.
+type entry struct {
+	fs.Inode
+	psp *sim.PSP
+
+	mu            sync.Mutex
+	written, read uint64 // generations: of the last write, and of the report that was made
+	privlevel     uint32
+	in, out, aux  []byte
+}
+
+var (
+	_ fs.NodeGetattrer = (*entry)(nil)
+	_ fs.NodeCreater   = (*entry)(nil)
+	_ fs.NodeUnlinker  = (*entry)(nil)
+)
+
+func (e *entry) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = 0o755
+	return 0
+}
+
+func (e *entry) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	return nil, nil, 0, syscall.EACCES
+}
+
+func (e *entry) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
+
+// report makes the report unless there is one for the last write. mu is held.
+func (e *entry) report() syscall.Errno {
+	if e.out != nil && e.read == e.written {
+		return 0
+	}
+	if len(e.in) != snp.ReportDataSize {
+		return syscall.EINVAL
+	}
+	out, aux, err := e.psp.Report([snp.ReportDataSize]byte(e.in), e.privlevel)
+	if host, ok := errors.AsType[*sim.HostError](err); ok && host.Wiped {
+		return syscall.ENOTTY
+	}
+	if err != nil {
+		return syscall.EIO
+	}
+	e.out, e.aux, e.read = out, aux, e.written
+	return 0
+}
+
+// attribute is one file of an entry.
+type attribute struct {
+	fs.Inode
+	entry *entry
+	name  string
+	mode  uint32
+}
+
+var (
+	_ fs.NodeGetattrer = (*attribute)(nil)
+	_ fs.NodeSetattrer = (*attribute)(nil)
+	_ fs.NodeOpener    = (*attribute)(nil)
+)
+
+func (a *attribute) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
+	out.Mode = a.mode
+	return 0
+}
+
+// Setattr accepts and ignores what O_TRUNC asks for, as configfs does.
+func (a *attribute) Setattr(ctx context.Context, f fs.FileHandle, _ *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
+	return a.Getattr(ctx, f, out)
+}
+
+func (a *attribute) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
+	writes := flags&syscall.O_ACCMODE != syscall.O_RDONLY
+	if writes && a.mode&0o200 == 0 || !writes && a.mode&0o400 == 0 {
+		return nil, 0, syscall.EACCES
+	}
+	return &handle{attribute: a}, fuse.FOPEN_DIRECT_IO, 0
+}
+
+// handle is an open file: content is made at the first read, and a binary write takes effect at close, where its
+// error is lost, as in the kernel.
+type handle struct {
+	attribute *attribute
+
+	mu      sync.Mutex
+	content []byte
+	loaded  bool
+	pending []byte
+}
+
+var (
+	_ fs.FileReader  = (*handle)(nil)
+	_ fs.FileWriter  = (*handle)(nil)
+	_ fs.FileFlusher = (*handle)(nil)
+)
+
+func (h *handle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.loaded {
+		content, errno := h.attribute.load()
+		if errno != 0 {
+			return nil, errno
+		}
+		h.content, h.loaded = content, true
+	}
+	rest := h.content[min(off, int64(len(h.content))):]
+	return fuse.ReadResultData(rest[:min(len(rest), len(dest))]), 0
+}
+
+func (a *attribute) load() ([]byte, syscall.Errno) {
+	e := a.entry
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch a.name {
+	case "generation":
+		return fmt.Appendf(nil, "%d\n", e.written), 0
+	case "provider":
+		return []byte("sev_guest\n"), 0
+	case "privlevel_floor":
+		return []byte("0\n"), 0
+	}
+	if errno := e.report(); errno != 0 {
+		return nil, errno
+	}
+	if a.name == "auxblob" {
+		return e.aux, 0
+	}
+	return e.out, 0
+}
+
+func (h *handle) Write(_ context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.attribute.name == "privlevel" { // text: takes effect at once
+		level, err := strconv.ParseUint(strings.TrimSpace(string(data)), 0, 32)
+		if err != nil || level > 3 {
+			return 0, syscall.EINVAL
+		}
+		e := h.attribute.entry
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.privlevel = uint32(level)
+		e.written++
+		return uint32(len(data)), 0
+	}
+	if off != int64(len(h.pending)) {
+		return 0, syscall.EINVAL
+	}
+	if len(h.pending)+len(data) > snp.ReportDataSize {
+		return 0, syscall.EFBIG
+	}
+	h.pending = append(h.pending, data...)
+	return uint32(len(data)), 0
+}
+
+func (h *handle) Flush(context.Context) syscall.Errno {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.pending != nil {
+		e := h.attribute.entry
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.in, h.pending = h.pending, nil
+		e.written++
+	}
+	return 0
+}
