@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"reflect"
-	"slices"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -16,45 +15,41 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// maxFile bounds a configuration or policy file in bytes, maxDepth the nesting that aliases could multiply.
+// maxFile bounds a configuration, policy or roots file in bytes; maxNodes bounds the keys and values that are looked
+// at in one, and with them the mistakes that are told. Aliases, which could multiply either, are refused.
 const (
 	maxFile  = 1 << 20
 	maxNodes = 10_000
 )
 
-// place is where a key was set.
-type place struct {
-	file string
-	line int
-}
-
-func (p place) String() string {
-	if p.file == "" {
-		return "default"
-	}
-	return fmt.Sprintf("%s:%d", p.file, p.line)
-}
-
-// decoder fills structs from YAML nodes and collects every mistake on the way.
+// decoder fills structs from YAML, driven by their yaml tags, and collects every mistake on the way.
 type decoder struct {
-	file   string
-	places map[string]place // by key, "mtls.path"
-	nodes  int
-	errs   []error
+	mistakes
+	file  string // the one being read
+	order int
+	root  reflect.Type // what it is read into, for suggestions
+	nodes int
 }
 
-func (d *decoder) mistake(n *yaml.Node, key, format string, args ...any) {
-	what := fmt.Sprintf(format, args...)
-	if key != "" {
-		what = key + ": " + what
-	}
-	d.errs = append(d.errs, fmt.Errorf("%s:%d: %s", d.file, max(n.Line, 1), what))
+func newDecoder() *decoder {
+	return &decoder{mistakes: mistakes{places: make(map[string]place), failed: make(map[string]bool)}}
 }
 
-// read decodes one document into the struct that into points to. An empty file sets nothing.
-func (d *decoder) read(data []byte, into any) {
+func (d *decoder) line(n int) place { return place{d.file, d.order, max(n, 1)} }
+
+// wrong records a mistake in a node.
+func (d *decoder) wrong(n *yaml.Node, key, format string, args ...any) {
+	d.failed[key] = true
+	d.at(d.line(n.Line), key, format, args...)
+}
+
+// read decodes the one document of a file into the struct that into points to. An empty file sets nothing.
+func (d *decoder) read(file string, data []byte, into any) {
+	d.file, d.nodes = file, 0
+	d.order++
+	d.root = reflect.TypeOf(into).Elem()
 	if len(data) > maxFile {
-		d.errs = append(d.errs, fmt.Errorf("%s:1: the file is larger than %d bytes", d.file, maxFile))
+		d.at(d.line(1), "", "the file is larger than %d bytes", maxFile)
 		return
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
@@ -65,17 +60,16 @@ func (d *decoder) read(data []byte, into any) {
 		}
 		return
 	}
-	if err := dec.Decode(&second); !errors.Is(err, io.EOF) {
-		if err != nil {
-			d.syntax(err)
-		} else {
-			d.mistake(&second, "", "a second YAML document; one file holds one")
-		}
-	}
 	d.value(doc.Content[0], "", reflect.ValueOf(into).Elem())
+	if err := dec.Decode(&second); err == nil {
+		d.at(d.line(second.Line), "", "a second YAML document; one file holds one")
+	} else if !errors.Is(err, io.EOF) {
+		d.syntax(err)
+	}
 }
 
-// syntax reports an error of the YAML parser, which words them "yaml: line 3: …".
+// syntax reports an error of the YAML parser, which words them "yaml: line 3: …". After one, the rest of the file
+// cannot be read.
 func (d *decoder) syntax(err error) {
 	text := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), "yaml: ")), " ")
 	line := 1
@@ -86,78 +80,110 @@ func (d *decoder) syntax(err error) {
 			}
 		}
 	}
-	d.errs = append(d.errs, fmt.Errorf("%s:%d: not YAML: %s", d.file, line, text))
+	d.at(d.line(line), "", "not YAML: %s", text)
+}
+
+// count reports whether another node may be looked at.
+func (d *decoder) count(n *yaml.Node) bool {
+	if d.nodes++; d.nodes == maxNodes+1 {
+		d.at(d.line(n.Line), "", "more than %d keys and values in one file", maxNodes)
+	}
+	return d.nodes <= maxNodes
 }
 
 // value decodes a node into v.
 func (d *decoder) value(n *yaml.Node, key string, v reflect.Value) {
-	if d.nodes++; d.nodes > maxNodes {
-		if d.nodes == maxNodes+1 {
-			d.mistake(n, key, "more than %d values in one file", maxNodes)
-		}
+	if !d.count(n) {
 		return
 	}
-	if n.Kind == yaml.AliasNode {
-		d.mistake(n, key, "an alias; write the value out")
+	d.places[key] = d.line(n.Line)
+	delete(d.failed, key) // what an earlier file had there is gone
+	switch {
+	case n.Kind == yaml.AliasNode:
+		d.wrong(n, key, "an alias; write the value out")
 		return
-	}
-	d.places[key] = place{d.file, n.Line}
-	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
-		return // a section without keys sets nothing
+	case n.Style&yaml.TaggedStyle != 0:
+		d.wrong(n, key, "a tag, %s; leave it out", quote(n.Tag))
+		return
 	}
 	if parse := scalarParser(v.Type()); parse != nil {
 		if n.Kind != yaml.ScalarNode {
-			d.mistake(n, key, "want one value, not a list or a mapping")
-			return
+			d.wrong(n, key, "want one value, not a list or a mapping")
+		} else if n.Tag == "!!null" {
+			d.wrong(n, key, "no value; give one or remove the key")
+		} else if parsed, err := parse(n); err != nil {
+			d.wrong(n, key, "%s", err)
+		} else {
+			v.Set(reflect.ValueOf(parsed).Convert(v.Type()))
 		}
-		parsed, err := parse(n)
-		if err != nil {
-			d.mistake(n, key, "%s", err)
-			return
-		}
-		v.Set(reflect.ValueOf(parsed).Convert(v.Type()))
 		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:
 		d.mapping(n, key, v)
 	case reflect.Slice:
-		if n.Kind != yaml.SequenceNode {
-			d.mistake(n, key, "want a list")
-			return
-		}
-		list := reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content))
-		for i, item := range n.Content {
-			d.value(item, fmt.Sprintf("%s[%d]", key, i), list.Index(i))
-		}
-		v.Set(list)
+		d.list(n, key, v)
 	default:
 		panic("config: no decoder for " + v.Type().String())
 	}
 }
 
+// list decodes a list, which replaces the one that was there.
+func (d *decoder) list(n *yaml.Node, key string, v reflect.Value) {
+	if n.Kind != yaml.SequenceNode {
+		what := "want a list"
+		if n.Tag == "!!null" {
+			what = "no value; write [] for an empty list"
+		}
+		d.wrong(n, key, "%s", what)
+		return
+	}
+	items := n.Content[:min(len(n.Content), maxNodes)]
+	list := reflect.MakeSlice(v.Type(), len(items), len(items))
+	for i, item := range items {
+		d.value(item, fmt.Sprintf("%s[%d]", key, i), list.Index(i))
+	}
+	v.Set(list)
+}
+
+// mapping decodes the keys that are there into the fields of v and leaves the others as they are.
 func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
+		return // a section without keys
+	}
 	if n.Kind != yaml.MappingNode {
-		d.mistake(n, key, "want a mapping with keys such as %s", strings.Join(fieldNames(v.Type())[:1], ", "))
+		d.wrong(n, key, "want a mapping with the keys %s", strings.Join(fieldNames(v.Type()), ", "))
 		return
 	}
 	seen := make(map[string]int)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		name, value := n.Content[i], n.Content[i+1]
-		full := strings.TrimPrefix(key+"."+name.Value, ".")
+		if !d.count(name) {
+			return
+		}
+		if name.Kind != yaml.ScalarNode {
+			d.wrong(name, key, "a key that is not a word")
+			continue
+		}
+		word := name.Value
+		if !plainKey.MatchString(word) {
+			word = quote(word) // a key may be any text
+		}
+		full := strings.TrimPrefix(key+"."+word, ".")
 		if line, ok := seen[name.Value]; ok {
-			d.mistake(name, full, "set twice; first in line %d", line)
+			d.at(d.line(name.Line), full, "set twice, first in line %d", line)
 			continue
 		}
 		seen[name.Value] = name.Line
-		field, ok := fieldByName(v, name.Value)
-		if !ok {
-			d.mistake(name, full, "unknown key; there are %s", strings.Join(fieldNames(v.Type()), ", "))
-			continue
+		if field, ok := fieldByName(v, name.Value); ok {
+			d.value(value, full, field)
+		} else {
+			d.at(d.line(name.Line), full, "unknown key; %s", d.suggest(name.Value, v.Type()))
 		}
-		d.value(value, full, field)
 	}
 }
+
+var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 
 func fieldByName(v reflect.Value, name string) (reflect.Value, bool) {
 	for i := range v.NumField() {
@@ -168,87 +194,171 @@ func fieldByName(v reflect.Value, name string) (reflect.Value, bool) {
 	return reflect.Value{}, false
 }
 
+// fieldNames returns the keys of a struct, in its order.
 func fieldNames(t reflect.Type) (names []string) {
 	for i := range t.NumField() {
 		if tag := t.Field(i).Tag.Get("yaml"); tag != "" && tag != "-" {
 			names = append(names, tag)
 		}
 	}
-	slices.Sort(names)
 	return names
 }
 
+// suggest says what an unknown key may have been meant to be: a similar one in the same mapping, the same word in
+// another section, or else any of those there are.
+func (d *decoder) suggest(name string, t reflect.Type) string {
+	best, bestDistance := "", 1+max(1, len(name)/3)
+	for _, known := range fieldNames(t) {
+		if distance := editDistance(name, known); distance < bestDistance {
+			best, bestDistance = known, distance
+		}
+	}
+	if best == "" {
+		best = elsewhere(name, "", d.root)
+	}
+	if best != "" {
+		return "did you mean " + best + "?"
+	}
+	return "there are " + strings.Join(fieldNames(t), ", ")
+}
+
+// elsewhere returns the full name of the first key below t whose last word is name.
+func elsewhere(name, prefix string, t reflect.Type) string {
+	if t.Kind() != reflect.Struct || scalarParser(t) != nil {
+		return ""
+	}
+	for i := range t.NumField() {
+		tag := t.Field(i).Tag.Get("yaml")
+		switch {
+		case tag == "" || tag == "-":
+			continue
+		case tag == name:
+			return prefix + tag
+		}
+		if found := elsewhere(name, prefix+tag+".", t.Field(i).Type); found != "" {
+			return found
+		}
+	}
+	return ""
+}
+
+// editDistance is Levenshtein's, in bytes. What is far longer than any key is far from all of them.
+func editDistance(a, b string) int {
+	if len(a) > 64 {
+		return len(a)
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			substitute := diagonal
+			if a[i] != b[j] {
+				substitute++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(substitute, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
 // scalarParser returns how a type is read from one YAML scalar, or nil for structs and lists.
+//
+// Modes and owners are read from the text as it stands in the file: without quotes, YAML takes 0440 for a number,
+// and other versions of it take 0:0 for one to the base of 60.
 func scalarParser(t reflect.Type) func(*yaml.Node) (any, error) {
 	switch t {
 	case reflect.TypeFor[time.Duration]():
-		return func(n *yaml.Node) (any, error) {
-			d, err := time.ParseDuration(n.Value)
-			if err != nil {
-				return nil, fmt.Errorf("%q is not a duration such as \"5m\" or \"30s\"", n.Value)
-			}
-			return d, nil
-		}
+		return parseDuration
 	case reflect.TypeFor[fs.FileMode]():
-		return func(n *yaml.Node) (any, error) {
-			mode, err := strconv.ParseUint(n.Value, 8, 32)
-			if err != nil || mode > 0o777 {
-				return nil, fmt.Errorf("%q is not an octal mode such as \"0440\"", n.Value)
-			}
-			return fs.FileMode(mode), nil
-		}
+		return parseMode
 	case reflect.TypeFor[Owner]():
-		return func(n *yaml.Node) (any, error) {
-			uid, gid, _ := strings.Cut(n.Value, ":")
-			u, errU := strconv.ParseUint(uid, 10, 31)
-			g, errG := strconv.ParseUint(gid, 10, 31)
-			if errU != nil || errG != nil {
-				return nil, fmt.Errorf("%q is not numeric \"uid:gid\"", n.Value)
-			}
-			return Owner{UID: int(u), GID: int(g)}, nil
-		}
+		return parseOwner
 	}
 	switch t.Kind() {
 	case reflect.String:
-		return func(n *yaml.Node) (any, error) {
-			if n.Tag != "!!str" {
-				return nil, fmt.Errorf("%s is not text; quote it", n.Value)
-			}
-			return n.Value, nil
-		}
+		return parseText
 	case reflect.Bool:
-		return func(n *yaml.Node) (any, error) {
-			if n.Tag != "!!bool" {
-				return nil, fmt.Errorf("%q is neither true nor false", n.Value)
-			}
-			return n.Value == "true" || n.Value == "True" || n.Value == "TRUE", nil
-		}
+		return parseBool
 	case reflect.Float64:
-		return func(n *yaml.Node) (any, error) {
-			f, err := strconv.ParseFloat(n.Value, 64)
-			if err != nil {
-				return nil, fmt.Errorf("%q is not a number", n.Value)
-			}
-			return f, nil
-		}
+		return parseNumber
 	case reflect.Int, reflect.Uint8, reflect.Uint32, reflect.Uint64:
-		return func(n *yaml.Node) (any, error) {
-			i, err := strconv.ParseInt(n.Value, 0, 64)
-			if err != nil || i < 0 && t.Kind() != reflect.Int || t.Kind() == reflect.Uint8 && i > 0xff || t.Kind() == reflect.Uint32 && i > 0xffffffff {
-				return nil, fmt.Errorf("%q is not a whole number in range", n.Value)
-			}
-			return i, nil
-		}
+		return func(n *yaml.Node) (any, error) { return parseWhole(n, t) }
 	}
 	return nil
 }
 
-// readFile reads at most maxFile bytes and one more.
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
+func parseDuration(n *yaml.Node) (any, error) {
+	d, err := time.ParseDuration(n.Value)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s is not a duration such as \"5m\"", quote(n.Value))
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxFile+1))
+	return d, nil
+}
+
+func parseMode(n *yaml.Node) (any, error) {
+	mode, err := strconv.ParseUint(n.Value, 8, 32)
+	if err != nil || mode > 0o777 {
+		return nil, fmt.Errorf("%s is not an octal mode such as \"0440\", at most \"0777\"", quote(n.Value))
+	}
+	return fs.FileMode(mode), nil
+}
+
+func parseOwner(n *yaml.Node) (any, error) {
+	uid, gid, _ := strings.Cut(n.Value, ":")
+	u, errU := strconv.ParseUint(uid, 10, 31)
+	g, errG := strconv.ParseUint(gid, 10, 31)
+	if errU != nil || errG != nil {
+		return nil, fmt.Errorf("%s is not a numeric uid:gid such as \"0:0\"", quote(n.Value))
+	}
+	return Owner{UID: int(u), GID: int(g)}, nil
+}
+
+func parseText(n *yaml.Node) (any, error) {
+	if n.Tag != "!!str" {
+		return nil, fmt.Errorf("%s is not text; put it in quotes", n.Value) // one line: YAML took it for a number or the like
+	}
+	return n.Value, nil
+}
+
+func parseBool(n *yaml.Node) (any, error) {
+	if n.Tag != "!!bool" {
+		return nil, fmt.Errorf("%s is neither true nor false", quote(n.Value))
+	}
+	return strings.EqualFold(n.Value, "true"), nil
+}
+
+func parseNumber(n *yaml.Node) (any, error) {
+	f, err := strconv.ParseFloat(n.Value, 64)
+	if err != nil || n.Tag != "!!int" && n.Tag != "!!float" {
+		return nil, fmt.Errorf("%s is not a number", quote(n.Value))
+	}
+	return f, nil
+}
+
+// parseWhole takes decimal numbers without a leading zero, which YAML's versions read differently, and 0x….
+func parseWhole(n *yaml.Node, t reflect.Type) (any, error) {
+	digits, base := n.Value, 10
+	if hex, ok := strings.CutPrefix(digits, "0x"); ok {
+		digits, base = hex, 16
+	} else if len(digits) > 1 && digits[0] == '0' {
+		base = 1 // wrong
+	}
+	if n.Tag == "!!int" && base > 1 {
+		if t.Kind() == reflect.Int {
+			if i, err := strconv.ParseInt(digits, base, t.Bits()); err == nil {
+				return i, nil
+			}
+		} else if u, err := strconv.ParseUint(digits, base, t.Bits()); err == nil {
+			return u, nil
+		}
+	}
+	if t.Kind() == reflect.Int {
+		return nil, fmt.Errorf("%s is not a whole number", quote(n.Value))
+	}
+	return nil, fmt.Errorf("%s is not a whole number from 0 to %d", quote(n.Value), uint64(1<<t.Bits()-1))
 }

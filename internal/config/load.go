@@ -3,82 +3,87 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
-// Load reads a file, or a directory with config.yaml and conf.d/*.yaml, both of which may be absent.
+// Load reads a file, or a directory with config.yaml and conf.d/*.yaml, both of which may be absent. The error names
+// every mistake in every file.
 func Load(path string) (Config, error) {
 	files, err := configFiles(path)
 	if err != nil {
-		return Config{}, err
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
 	return load(files, nil)
 }
 
-// Check reports what Load would say of the directory dir if its file name had the given content.
+// Check reports what Load would say of the directory dir if its file name had the given content. The directory need
+// not exist.
 func Check(dir, name string, content []byte) error {
 	files, err := configFiles(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the configuration: %w", err)
 	}
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(dir, name)
+	file, base := filepath.Join(dir, name), filepath.Join(dir, baseName)
 	if !slices.Contains(files, file) {
-		// config.yaml stays first; the others are in the order of their names.
 		files = append(files, file)
 		slices.SortFunc(files, func(a, b string) int {
-			if base := filepath.Join(dir, "config.yaml"); a == base || b == base {
-				return map[bool]int{true: -1, false: 1}[a == base]
+			switch base {
+			case a:
+				return -1
+			case b:
+				return 1
 			}
-			return compareNames(a, b)
+			return strings.Compare(a, b)
 		})
 	}
 	_, err = load(files, map[string][]byte{file: content})
 	return err
 }
 
-func compareNames(a, b string) int {
-	if a < b {
-		return -1
-	}
-	if a > b {
-		return 1
-	}
-	return 0
-}
+// Names in a configuration directory.
+const (
+	baseName    = "config.yaml"
+	overlayName = "conf.d"
+)
 
-func configFiles(path string) ([]string, error) {
+// configFiles returns the files of a configuration in the order in which they are read.
+func configFiles(path string) (files []string, err error) {
 	fi, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, err
 	}
 	if !fi.IsDir() {
 		return []string{path}, nil
 	}
-	var files []string
-	base := filepath.Join(path, "config.yaml")
-	if _, err := os.Stat(base); err == nil {
+	base := filepath.Join(path, baseName)
+	if _, err := os.Lstat(base); err == nil {
 		files = append(files, base)
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, err
 	}
-	more, err := filepath.Glob(filepath.Join(path, "conf.d", "*.yaml")) // in the order of the names
-	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+	entries, err := os.ReadDir(filepath.Join(path, overlayName)) // in the order of the names
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
 	}
-	return append(files, more...), nil
+	for _, e := range entries {
+		// Names with a dot in front are an editor's, or a file that is being written.
+		if name := e.Name(); strings.HasSuffix(name, ".yaml") && name[0] != '.' {
+			files = append(files, filepath.Join(path, overlayName, name))
+		}
+	}
+	return files, nil
 }
 
 // load decodes the files over the defaults and validates the result. instead holds content to take in place of a
 // file's.
 func load(files []string, instead map[string][]byte) (Config, error) {
 	cfg := Default()
-	places := make(map[string]place)
+	d := newDecoder()
 	var errs []error
 	for _, file := range files {
 		data, ok := instead[file]
@@ -89,12 +94,21 @@ func load(files []string, instead map[string][]byte) (Config, error) {
 				continue
 			}
 		}
-		d := decoder{file: file, places: places}
-		d.read(data, &cfg)
-		errs = append(errs, d.errs...)
+		d.read(file, data, &cfg)
 	}
-	if err := errors.Join(append(errs, cfg.validate(places)...)...); err != nil {
+	cfg.validate(&d.mistakes)
+	if err := errors.Join(append(errs, d.errors()...)...); err != nil {
 		return Config{}, err
 	}
 	return cfg, nil
+}
+
+// readFile reads at most maxFile bytes and one more, by which its caller sees that there are too many.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile+1))
 }

@@ -1,11 +1,14 @@
 package config
 
 import (
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -14,87 +17,150 @@ import (
 )
 
 // LoadPolicy returns a built-in policy by name, or reads a policy file: anything with a slash or a dot in it. A
-// file starts from the profile that it names and overrides the rules that it sets.
+// file starts from the profile that it names and overrides the rules, and the parts of rules, that it sets.
 func LoadPolicy(nameOrPath string) (appraise.Policy, error) {
-	if !strings.ContainsAny(nameOrPath, "/.") {
+	if isProfile(nameOrPath) {
 		return appraise.Builtin(nameOrPath)
 	}
 	data, err := readFile(nameOrPath)
 	if err != nil {
 		return appraise.Policy{}, fmt.Errorf("read the policy: %w", err)
 	}
-	// The profile first, since everything else is read over it.
-	var base struct {
-		Profile string `yaml:"profile"`
+	return parsePolicy(nameOrPath, data, readFile)
+}
+
+// isProfile tells the name of a built-in profile from a file's path.
+func isProfile(nameOrPath string) bool { return !strings.ContainsAny(nameOrPath, "/.") }
+
+// parsePolicy is LoadPolicy for a file that has been read; read reads the roots that it names.
+func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (appraise.Policy, error) {
+	// The profile first, since everything else is read over it. What else is wrong is told by the second reading.
+	var named appraise.Policy
+	newDecoder().read(file, data, &named)
+	policy, profileErr := appraise.Builtin(named.Profile)
+	if profileErr != nil {
+		policy, _ = appraise.Builtin(appraise.AWSShared) // for the sake of the other mistakes
 	}
-	(&decoder{file: nameOrPath, places: make(map[string]place)}).read(data, &base)
-	policy, err := appraise.Builtin(base.Profile)
-	if err != nil {
-		return appraise.Policy{}, fmt.Errorf("%s:1: profile: %w", nameOrPath, err)
-	}
-	d := decoder{file: nameOrPath, places: make(map[string]place)}
-	d.read(data, &policy)
-	policy.Name = nameOrPath
-	if policy.Roots != "" {
-		file := policy.Roots
-		if !filepath.IsAbs(file) {
-			file = filepath.Join(filepath.Dir(nameOrPath), file)
+
+	d := newDecoder()
+	d.read(file, data, &policy)
+	policy.Name = file
+	if at, set := d.places["profile"]; profileErr != nil && set {
+		if !d.failed["profile"] {
+			d.at(at, "profile", "%s", profileErr)
 		}
-		policy.RootsPEM, err = readFile(file)
-		if block, _ := pem.Decode(policy.RootsPEM); err == nil && block == nil {
-			err = fmt.Errorf("%s holds no PEM certificate", file)
+	} else if profileErr != nil && len(d.found) == 0 { // else it may be what could not be read
+		d.at(d.line(1), "profile", "not set; a file starts from %s or %s", appraise.AWSShared, appraise.AWSDedicated)
+	}
+	if policy.Roots != "" {
+		roots := policy.Roots
+		if !filepath.IsAbs(roots) {
+			roots = filepath.Join(filepath.Dir(file), roots)
+		}
+		data, err := read(roots)
+		if err == nil {
+			err = checkPEM(roots, data)
 		}
 		if err != nil {
-			d.errs = append(d.errs, fmt.Errorf("%v: roots: %w", d.places["roots"], err))
+			d.bad("roots", "%s", err)
 		}
+		policy.RootsPEM = data
 	}
-	if err := errors.Join(append(d.errs, validatePolicy(policy, d.places)...)...); err != nil {
-		return appraise.Policy{}, err
+	validatePolicy(policy, &d.mistakes)
+	if errs := d.errors(); errs != nil {
+		return appraise.Policy{}, errors.Join(errs...)
 	}
 	return policy, nil
 }
 
-func validatePolicy(p appraise.Policy, places map[string]place) (errs []error) {
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%v: %s: %s", places[key], key, fmt.Sprintf(format, args...)))
+// checkPEM reports whether a file holds certificates and nothing else. Whether they are of use as roots is for
+// package appraise to say.
+func checkPEM(file string, data []byte) error {
+	if len(data) > maxFile {
+		return fmt.Errorf("%s is larger than %d bytes", file, maxFile)
 	}
-	oneOf := func(key, value string, allowed ...string) {
-		if !slices.Contains(allowed, value) {
-			bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
-		}
-	}
-	for key, mode := range map[string]appraise.Mode{
-		"signer.mode": p.Signer.Mode, "csp_id.mode": p.CSPID.Mode, "chip_id.mode": p.ChipID.Mode, "vmpl.mode": p.VMPL.Mode,
-		"policy_forbidden.mode": p.PolicyForbidden.Mode, "platform_required.mode": p.PlatformRequired.Mode,
-		"platform_unknown.mode": p.PlatformUnknown.Mode, "min_reported_tcb.mode": p.MinReportedTCB.Mode,
-		"min_launch_tcb.mode": p.MinLaunchTCB.Mode, "mitigation_vector.mode": p.MitigationVector.Mode, "measurement.mode": p.Measurement.Mode,
-	} {
-		if mode != "" { // no mode: the rule is not applied
-			oneOf(key, string(mode), string(appraise.Enforce), string(appraise.Warn))
-		}
-	}
-	if p.Signer.Mode != "" {
-		oneOf("signer.value", p.Signer.Value, snp.SignedByVCEK.String(), snp.SignedByVLEK.String())
-	}
-	if p.ChipID.Mode != "" {
-		oneOf("chip_id.value", p.ChipID.Value, "zero", "set")
-	}
-	if p.PlatformUnknown.Mode != "" {
-		oneOf("platform_unknown.value", p.PlatformUnknown.Value, "none")
-	}
-	bits := func(key string, values []string, names []snp.BitName) {
-		for i, v := range values {
-			if !slices.ContainsFunc(names, func(n snp.BitName) bool { return n.Name == v }) {
-				bad(fmt.Sprintf("%s[%d]", key, i), "%q is not the name of a bit", v)
+	for n := 0; ; n++ {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			if n == 0 {
+				return fmt.Errorf("%s holds no PEM certificate", file)
 			}
+			return nil
+		}
+		if block.Type != "CERTIFICATE" {
+			return fmt.Errorf("%s: entry %d is %s, not a certificate", file, n, quote(block.Type))
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return fmt.Errorf("%s: entry %d: %w", file, n, err)
 		}
 	}
-	bits("policy_forbidden.value", p.PolicyForbidden.Value, snp.PolicyBits)
-	bits("platform_required.value", p.PlatformRequired.Value, snp.PlatformBits)
-	for i, m := range p.Measurement.Value {
-		if b, err := hex.DecodeString(m); err != nil || len(b) != 48 || strings.ToLower(m) != m {
-			bad(fmt.Sprintf("measurement.value[%d]", i), "%q is not 96 lower-case hexadecimal digits", m)
+}
+
+// cspRegion is what may stand for an EC2 region in a CSP_ID.
+var cspRegion = regexp.MustCompile(`^[a-z0-9-]{1,64}$`)
+
+// validatePolicy finds every mistake in a policy whose types are right.
+func validatePolicy(p appraise.Policy, m *mistakes) {
+	m.validateModes(p)
+	// A value is judged if the file has set it or a mode applies it.
+	judged := func(key string, mode appraise.Mode) bool {
+		_, set := m.places[key]
+		return set || mode != ""
+	}
+	if judged("signer.value", p.Signer.Mode) {
+		m.oneOf("signer.value", p.Signer.Value, snp.SignedByVLEK.String(), snp.SignedByVCEK.String())
+	}
+	if judged("csp_id.value", p.CSPID.Mode) && !cspRegion.MatchString(p.CSPID.Value) {
+		m.bad("csp_id.value", "%s is neither node nor an EC2 region", quote(p.CSPID.Value))
+	}
+	if judged("chip_id.value", p.ChipID.Mode) {
+		m.oneOf("chip_id.value", p.ChipID.Value, "zero", "set")
+	}
+	if p.VMPL.Value > 3 {
+		m.bad("vmpl.value", "%d is not between 0 and 3", p.VMPL.Value)
+	}
+	if judged("platform_unknown.value", p.PlatformUnknown.Mode) {
+		m.oneOf("platform_unknown.value", p.PlatformUnknown.Value, "none")
+	}
+	m.bits("policy_forbidden.value", p.PolicyForbidden.Value, snp.PolicyBits)
+	m.bits("platform_required.value", p.PlatformRequired.Value, snp.PlatformBits)
+	if judged("measurement.value", p.Measurement.Mode) && len(p.Measurement.Value) == 0 {
+		m.bad("measurement.value", "empty, so that no report is acceptable; list some or remove measurement")
+	}
+	for i, v := range p.Measurement.Value {
+		if b, err := hex.DecodeString(v); err != nil || len(b) != 48 || strings.ToLower(v) != v {
+			m.bad(fmt.Sprintf("measurement.value[%d]", i), "%s is not 96 lower-case hexadecimal digits", quote(v))
 		}
 	}
-	return errs
+}
+
+// validateModes checks the modes of all rules. A rule that a file sets without a mode would be one that its author
+// relies on and nobody applies.
+func (m *mistakes) validateModes(p appraise.Policy) {
+	v := reflect.ValueOf(p)
+	for i := range v.NumField() {
+		rule, name := v.Field(i), v.Type().Field(i).Tag.Get("yaml")
+		if rule.Kind() != reflect.Struct {
+			continue
+		}
+		mode := rule.FieldByName("Mode").String()
+		if _, set := m.places[name+".mode"]; set {
+			m.oneOf(name+".mode", mode, string(appraise.Enforce), string(appraise.Warn))
+		} else if at, set := m.places[name+".value"]; set && mode == "" {
+			m.at(at, name+".mode", "not set; choose %s or %s", appraise.Enforce, appraise.Warn)
+		}
+	}
+}
+
+// bits checks that values are names of bits.
+func (m *mistakes) bits(key string, values []string, known []snp.BitName) {
+	var names []string
+	for _, b := range known {
+		names = append(names, b.Name)
+	}
+	for i, v := range values {
+		if !slices.Contains(names, v) {
+			m.bad(fmt.Sprintf("%s[%d]", key, i), "%s is not one of %s", quote(v), strings.Join(names, ", "))
+		}
+	}
 }

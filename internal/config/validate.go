@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -10,131 +11,164 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"sevagent/internal/appraise"
 )
 
-// Forms of a secret's name.
+// Limits on values.
+const (
+	maxRate       = 50 // a second; the firmware itself does some 30
+	maxBurst      = 64
+	maxSecrets    = 20
+	minInterval   = 5 * time.Second
+	maxInterval   = 24 * time.Hour
+	maxSocketPath = 107 // what fits into sockaddr_un.sun_path with its final NUL
+)
+
+// Forms of the names of secrets and hosts.
 var (
-	secretARN  = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]+$`)
+	secretARN  = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]{1,519}$`)
 	secretName = regexp.MustCompile(`^[A-Za-z0-9/_+=.@-]{1,512}$`)
+	hostName   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?$`)
 )
 
-// maxSocketPath is what fits into sockaddr_un.sun_path with its final NUL.
-const maxSocketPath = 107
-
-// validate returns every mistake in a configuration whose types are right.
-func (c *Config) validate(places map[string]place) (errs []error) {
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%v: %s: %s", places[key], key, fmt.Sprintf(format, args...)))
-	}
-	oneOf := func(key, value string, allowed ...string) {
-		if !slices.Contains(allowed, value) {
-			bad(key, "%q is not one of %s", value, strings.Join(allowed, ", "))
-		}
-	}
-	absolute := func(key, path string) {
-		if !filepath.IsAbs(path) || filepath.Clean(path) != path || path == "/" {
-			bad(key, "%q is not an absolute path without '..', '//' and a final '/'", path)
-		}
-	}
-	between := func(key string, value, min, max time.Duration) {
-		if value < min || value > max {
-			bad(key, "%v is not between %v and %v", value, min, max)
-		}
-	}
-	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
-	oneOf("log.format", c.Log.Format, "auto", "text", "json")
-
-	a := c.Attestation
-	oneOf("attestation.mode", a.Mode, ModeEnforce, ModeWarn, ModeOff)
-	oneOf("attestation.transport", a.Transport, "auto", "configfs", "ioctl")
-	absolute("attestation.device", a.Device)
-	absolute("attestation.configfs", a.Configfs)
-	if a.Policy == "" {
-		bad("attestation.policy", "empty; name a built-in profile or a file")
-	}
-	if !(a.Rate > 0 && a.Rate <= 50) {
-		bad("attestation.rate", "%v is not above 0 and at most 50", a.Rate)
-	}
-	if a.Burst < 1 || a.Burst > 64 {
-		bad("attestation.burst", "%d is not between 1 and 64", a.Burst)
-	}
-
-	m := c.MTLS
-	absolute("mtls.path", m.Path)
-	if len(m.Secrets) > 20 {
-		bad("mtls.secrets", "%d secrets, at most 20 are allowed", len(m.Secrets))
-	}
-	for i, s := range m.Secrets {
-		key := fmt.Sprintf("mtls.secrets[%d]", i)
-		if err := checkSecret(s); err != nil {
-			bad(key, "%s", err)
-		}
-		if first := slices.Index(m.Secrets, s); first < i {
-			bad(key, "the same secret as mtls.secrets[%d]", first)
-		}
-	}
-	between("mtls.poll_interval", m.PollInterval, 5*time.Second, 24*time.Hour)
-	between("mtls.probe_interval", m.ProbeInterval, 5*time.Second, 24*time.Hour)
-	if m.KeyMode&0o007 != 0 {
-		bad("mtls.key_mode", "%#o lets everyone at the private keys", m.KeyMode)
-	}
-	if m.KeyMode&0o400 == 0 {
-		bad("mtls.key_mode", "%#o does not let the owner read", m.KeyMode)
-	}
-	if m.CertMode&0o400 == 0 {
-		bad("mtls.cert_mode", "%#o does not let the owner read", m.CertMode)
-	}
-	for i, e := range m.Endpoints {
-		if err := checkEndpoint(e); err != nil {
-			bad(fmt.Sprintf("mtls.endpoints[%d]", i), "%s", err)
-		}
-	}
-
-	absolute("listen.socket", c.Listen.Socket)
-	if len(c.Listen.Socket) > maxSocketPath {
-		bad("listen.socket", "%d bytes, at most %d are allowed", len(c.Listen.Socket), maxSocketPath)
-	}
-	if tcp := c.Listen.TCP; tcp != "" {
-		if err := checkEndpoint(tcp); err != nil {
-			bad("listen.tcp", "%s", err)
-		} else if host, _, _ := net.SplitHostPort(tcp); host != "localhost" && !isLoopback(host) {
-			bad("listen.tcp", "%q is not a loopback address; only this machine may ask", tcp)
-		}
-	}
-	return errs
+// validate finds every mistake in a configuration whose types are right, and changes nothing.
+func (c *Config) validate(m *mistakes) {
+	m.oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	m.oneOf("log.format", c.Log.Format, "auto", "text", "json")
+	c.Attestation.validate(m)
+	c.MTLS.validate(m)
+	c.Listen.validate(m)
 }
 
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+func (a *Attestation) validate(m *mistakes) {
+	m.oneOf("attestation.mode", a.Mode, ModeEnforce, ModeWarn, ModeOff)
+	m.oneOf("attestation.transport", a.Transport, "auto", "configfs", "ioctl")
+	m.absolute("attestation.device", a.Device)
+	m.absolute("attestation.configfs", a.Configfs)
+	if a.Policy == "" {
+		m.bad("attestation.policy", "empty; name a built-in profile or a file")
+	} else if isProfile(a.Policy) {
+		if _, err := appraise.Builtin(a.Policy); err != nil {
+			m.bad("attestation.policy", `%s is none of the profiles %s and %s; a file's path has a "/" or "."`, quote(a.Policy), appraise.AWSShared, appraise.AWSDedicated)
+		}
+	}
+	if !(a.Rate > 0 && a.Rate <= maxRate) {
+		m.bad("attestation.rate", "%v is not above 0 and at most %d", a.Rate, maxRate)
+	}
+	if a.Burst < 1 || a.Burst > maxBurst {
+		m.bad("attestation.burst", "%d is not between 1 and %d", a.Burst, maxBurst)
+	}
+}
+
+func (c *MTLS) validate(m *mistakes) {
+	m.absolute("mtls.path", c.Path)
+	if len(c.Secrets) > maxSecrets {
+		m.bad("mtls.secrets", "%d secrets, at most %d are allowed", len(c.Secrets), maxSecrets)
+	}
+	first := make(map[string]int)
+	for i, s := range c.Secrets {
+		key := fmt.Sprintf("mtls.secrets[%d]", i)
+		if err := checkSecret(s); err != nil {
+			m.bad(key, "%s", err)
+		} else if j, ok := first[s]; ok {
+			m.bad(key, "the same secret as mtls.secrets[%d]", j)
+		} else {
+			first[s] = i
+		}
+	}
+	m.interval("mtls.poll_interval", c.PollInterval)
+	m.interval("mtls.probe_interval", c.ProbeInterval)
+	if c.KeyMode&0o007 != 0 {
+		m.bad("mtls.key_mode", "\"%#o\" lets everyone at the private keys; the last digit must be 0", c.KeyMode)
+	}
+	if c.CertMode&0o002 != 0 {
+		m.bad("mtls.cert_mode", "\"%#o\" lets everyone replace the trust anchors", c.CertMode)
+	}
+	for key, mode := range map[string]fs.FileMode{"mtls.key_mode": c.KeyMode, "mtls.cert_mode": c.CertMode} {
+		if mode&0o400 == 0 {
+			m.bad(key, "\"%#o\" does not let the owner read", mode)
+		}
+	}
+	for i, e := range c.Endpoints {
+		if err := checkHostPort(e); err != nil {
+			m.bad(fmt.Sprintf("mtls.endpoints[%d]", i), "%s", err)
+		}
+	}
+}
+
+func (l *Listen) validate(m *mistakes) {
+	m.absolute("listen.socket", l.Socket)
+	if len(l.Socket) > maxSocketPath {
+		m.bad("listen.socket", "%d bytes, at most %d are allowed", len(l.Socket), maxSocketPath)
+	}
+	if l.TCP == "" {
+		return // disabled
+	}
+	if err := checkHostPort(l.TCP); err != nil {
+		m.bad("listen.tcp", "%s", err)
+	} else if host, _, _ := net.SplitHostPort(l.TCP); host != "localhost" {
+		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+			m.bad("listen.tcp", "%s is not a loopback address; only this machine may ask", quote(l.TCP))
+		}
+	}
+}
+
+// oneOf, absolute and interval record a mistake in a value of one of the common forms.
+
+func (m *mistakes) oneOf(key, value string, allowed ...string) {
+	if !slices.Contains(allowed, value) {
+		m.bad(key, "%s is not one of %s", quote(value), strings.Join(allowed, ", "))
+	}
+}
+
+func (m *mistakes) absolute(key, path string) {
+	if !cleanAbsolute(path) {
+		m.bad(key, "%s is not an absolute path without \"..\", \"//\" and a final \"/\"", quote(path))
+	}
+}
+
+func (m *mistakes) interval(key string, value time.Duration) {
+	if value < minInterval || value > maxInterval {
+		m.bad(key, "%v is not between 5s and 24h", value)
+	}
+}
+
+func cleanAbsolute(path string) bool {
+	return filepath.IsAbs(path) && filepath.Clean(path) == path && path != "/" &&
+		!strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
 
 func checkSecret(s string) error {
 	if path, ok := strings.CutPrefix(s, "file://"); ok {
-		if !filepath.IsAbs(path) {
-			return fmt.Errorf("%q does not name an absolute path; write file:///path", s)
+		if !cleanAbsolute(path) {
+			return fmt.Errorf("%s does not name a clean absolute path, file:///path", quote(s))
 		}
 		return nil
 	}
 	if strings.HasPrefix(s, "arn:") {
 		if !secretARN.MatchString(s) {
-			return fmt.Errorf("%q is not the ARN of a Secrets Manager secret", s)
+			return fmt.Errorf("%s is not the ARN of a Secrets Manager secret", quote(s))
 		}
 		return nil
 	}
 	if !secretName.MatchString(s) {
-		return fmt.Errorf("%q is not the name of a secret: letters, digits and /_+=.@- only", s)
+		return fmt.Errorf("%s is not the name of a secret: 1 to 512 letters, digits and /_+=.@-", quote(s))
 	}
 	return nil
 }
 
-func checkEndpoint(e string) error {
-	host, port, err := net.SplitHostPort(e)
-	if err != nil || host == "" {
-		return fmt.Errorf("%q is not host:port", e)
+// checkHostPort checks a name or address, the latter in brackets if it is IPv6, with a port.
+func checkHostPort(s string) error {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%s is not host:port, with an IPv6 address in brackets", quote(s))
+	}
+	if _, err := netip.ParseAddr(host); err != nil && !hostName.MatchString(host) {
+		return fmt.Errorf("%s is not the name or address of a host in %s", quote(host), quote(s))
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q has no port between 1 and 65535", e)
+		return fmt.Errorf("%s has no port from 1 to 65535", quote(s))
 	}
 	return nil
 }

@@ -138,29 +138,24 @@ func syncRoot(root *os.Root) error {
 	return d.Sync()
 }
 
-// userLinks compares the links for users with the names they should have. Only links of our own making are
+// userLinks compares the entries of the directory with the links for users that there should be. Only links of our own making are
 // unwanted. A directory where a link should be is an error if it has something in it; an empty one is what Docker
 // leaves when it finds nothing to bind, and is removed.
-func userLinks(root *os.Root, names []string) (missing, unwanted []string, err error) {
-	entries, err := readDir(root)
-	if err != nil {
-		return nil, nil, err
-	}
+func userLinks(root *os.Root, entries, names []string) (missing, unwanted []string, err error) {
 	there := make(map[string]bool)
-	for _, e := range entries {
-		name := e.Name()
+	for _, name := range entries {
+		if strings.HasPrefix(name, "..") {
+			continue
+		}
 		wanted := slices.Contains(names, name)
-		switch {
-		case e.Type() == fs.ModeSymlink:
-			target, err := root.Readlink(name)
-			if err != nil {
-				return nil, nil, err
-			}
+		if target, err := root.Readlink(name); err == nil {
 			there[name] = target == dataLink+"/"+name
 			if !wanted && strings.HasPrefix(target, dataLink+"/") {
 				unwanted = append(unwanted, name)
 			}
-		case e.IsDir() && wanted:
+			continue
+		}
+		if fi, err := root.Lstat(name); err == nil && fi.IsDir() && wanted {
 			if err := root.Remove(name); err != nil {
 				return nil, nil, fmt.Errorf("make room for a link: %w", err)
 			}
@@ -176,7 +171,11 @@ func userLinks(root *os.Root, names []string) (missing, unwanted []string, err e
 
 // mendLinks makes the links for users what they should be.
 func mendLinks(root *os.Root, names []string) error {
-	missing, unwanted, err := userLinks(root, names)
+	entries, err := readNames(root)
+	if err != nil {
+		return err
+	}
+	missing, unwanted, err := userLinks(root, entries, names)
 	if err != nil {
 		return err
 	}
@@ -190,13 +189,14 @@ func mendLinks(root *os.Root, names []string) error {
 	return errors.Join(errs...)
 }
 
-func readDir(root *os.Root) ([]fs.DirEntry, error) {
+// readNames lists a directory. (os.File.ReadDir would look at every entry, which takes longer than all the rest.)
+func readNames(root *os.Root) ([]string, error) {
 	d, err := root.Open(".")
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	return d.ReadDir(-1)
+	return d.Readdirnames(-1)
 }
 
 // wake gives the files of a generation that is no longer current an attribute change. Its files are kept, so those
@@ -207,16 +207,16 @@ func wake(root *os.Root, generation string) error {
 		return err
 	}
 	defer gen.Close()
-	entries, err := readDir(gen)
+	names, err := readNames(gen)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, e := range entries {
-		if fi, err := gen.Lstat(e.Name()); err != nil {
+	for _, name := range names {
+		if fi, err := gen.Lstat(name); err != nil {
 			errs = append(errs, err)
 		} else if fi.Mode().IsRegular() {
-			errs = append(errs, gen.Chmod(e.Name(), fi.Mode().Perm()))
+			errs = append(errs, gen.Chmod(name, fi.Mode().Perm()))
 		}
 	}
 	return errors.Join(errs...)
@@ -227,19 +227,15 @@ func retire(root *os.Root, generation string, now time.Time) error {
 	return root.Chtimes(generation, now, now)
 }
 
-// collect removes the generations that neither ..data nor ..prev leads to, grace after they were retired.
+// collect removes the generations that neither ..data nor ..prev leads to, grace after they were retired. If there are
+// more than maxRetired, half of them go at once.
 func collect(root *os.Root, now time.Time) error {
-	entries, err := readDir(root)
+	names, err := generations(root)
 	if err != nil {
 		return err
 	}
-	current, previous := linkedGeneration(root, dataLink), linkedGeneration(root, prevLink)
 	var retired []fs.FileInfo
-	for _, e := range entries {
-		name := e.Name()
-		if !strings.HasPrefix(name, genPrefix) || name == current || name == previous {
-			continue
-		}
+	for _, name := range names {
 		fi, err := root.Lstat(name)
 		if err != nil {
 			return err
@@ -247,13 +243,29 @@ func collect(root *os.Root, now time.Time) error {
 		retired = append(retired, fi)
 	}
 	slices.SortFunc(retired, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+	keep := len(retired)
+	if keep > maxRetired {
+		keep = maxRetired / 2
+	}
 	var errs []error
 	for i, fi := range retired {
-		if i >= maxRetired || now.Sub(fi.ModTime()) >= grace {
+		if i >= keep || now.Sub(fi.ModTime()) >= grace {
 			errs = append(errs, root.RemoveAll(fi.Name()))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// generations lists those that are neither current nor previous.
+func generations(root *os.Root) ([]string, error) {
+	names, err := readNames(root)
+	if err != nil {
+		return nil, err
+	}
+	current, previous := linkedGeneration(root, dataLink), linkedGeneration(root, prevLink)
+	return slices.DeleteFunc(names, func(name string) bool {
+		return !strings.HasPrefix(name, genPrefix) || name == current || name == previous
+	}), nil
 }
 
 // readBounded reads a regular file that has no second name.

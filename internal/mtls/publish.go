@@ -87,8 +87,10 @@ func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a ac
 	if err := pub.run(); err != nil {
 		return nil, err
 	}
-	if err := collect(root, now); err != nil {
-		p.log.Warn("old generations stay", "err", err)
+	if pub.crowded {
+		if err := collect(root, now); err != nil {
+			p.log.Warn("old generations stay", "err", err)
+		}
 	}
 	return &generation{manifest: m, set: s, bundles: bundles, access: a}, nil
 }
@@ -105,6 +107,7 @@ type publication struct {
 	access    access
 	now       time.Time
 	committed bool // ..data has been switched
+	crowded   bool // there are more generations than there should be
 }
 
 // step is the unit in which a publication may be cut off: each leaves the old set or the new one.
@@ -137,10 +140,15 @@ func (p *publication) run() error {
 }
 
 func (p *publication) plan() ([]step, error) {
-	missing, unwanted, err := userLinks(p.root, p.names())
+	entries, err := readNames(p.root)
 	if err != nil {
 		return nil, err
 	}
+	missing, unwanted, err := userLinks(p.root, entries, p.names())
+	if err != nil {
+		return nil, err
+	}
+	p.crowded = len(entries) > maxRetired+len(p.files)
 	steps := []step{{"make " + p.name, p.makeGeneration}}
 	for _, f := range p.files {
 		steps = append(steps, step{"write " + f.name, func() error { return p.write(f) }})
@@ -263,6 +271,7 @@ func (p *publication) selfTest() error {
 	} else if !os.SameFile(held, there) {
 		return fmt.Errorf("%s has been replaced or mounted over", p.path)
 	}
+	read := make(map[string][]byte)
 	for _, f := range p.files {
 		got, err := os.ReadFile(filepath.Join(p.path, f.name))
 		if err != nil {
@@ -271,10 +280,10 @@ func (p *publication) selfTest() error {
 		if !bytes.Equal(got, f.content) {
 			return fmt.Errorf("%s is not what was written", f.name)
 		}
+		read[f.name] = got
 	}
 	for kind := range p.set.leaves {
-		base := filepath.Join(p.path, kind)
-		if _, err := tls.LoadX509KeyPair(base+".crt", base+".key"); err != nil {
+		if _, err := tls.X509KeyPair(read[kind+".crt"], read[kind+".key"]); err != nil {
 			return err
 		}
 	}

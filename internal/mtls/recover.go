@@ -7,7 +7,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,22 +49,24 @@ func (p *publisher) recover(root *os.Root, now time.Time) (*generation, error) {
 // sweepLeftovers removes what has never been published: half-made links, and generations that were not sealed, or
 // sealed but not switched to, which are those later than the current one.
 func sweepLeftovers(root *os.Root, current string) error {
-	entries, err := readDir(root)
+	names, err := readNames(root)
 	if err != nil {
 		return err
 	}
-	previous := linkedGeneration(root, prevLink)
-	for _, e := range entries {
-		name := e.Name()
+	unlinked, err := generations(root)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
 		switch {
 		case isTmpName(name):
-		case strings.HasPrefix(name, genPrefix) && name != current && name != previous:
+		case slices.Contains(unlinked, name):
 			fi, err := root.Lstat(name)
 			if err != nil {
 				return err
 			}
 			if fi.Mode().Perm() != 0o700 && name < current {
-				continue
+				continue // it was current once
 			}
 		default:
 			continue

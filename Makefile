@@ -1,0 +1,83 @@
+# An index of commands; what they do is in Go, in scripts and in the tools they call.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CACHE := $(CURDIR)/.cache
+BINARIES := sevagent bootstrap sevctl sevsim
+# The version is what the build notes of the source: hence -buildvcs, which the environment may have switched off.
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w'
+FUZZTIME ?= 60s
+TOOLS := $(CACHE)/bin/.installed
+VENV := $(CACHE)/venv/.installed
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: $(addprefix build-,$(BINARIES)) ## build all binaries into bin/
+
+.PHONY: $(addprefix build-,$(BINARIES))
+$(addprefix build-,$(BINARIES)): build-%:
+	$(BUILD) -o bin/$* ./cmd/$*
+
+.PHONY: demo
+demo: build ## bring a simulated node up, rotate, break and verify; without root
+	bin/sevsim demo
+
+.PHONY: test
+test: race lint fuzz-short test-node ## all tests, with everything they need set up
+
+.PHONY: race
+race: ## the hermetic tests, under the race detector
+	go test -race ./...
+
+.PHONY: test-node
+test-node: build $(TOOLS) $(VENV) ## the unmodified binaries among real peers, in a network namespace (root)
+	test/node/run
+
+.PHONY: lint
+lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, the import table
+	@test -z "$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go'))" || { echo 'gofmt differs; run make fmt:'; gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go'); exit 1; }
+	go vet ./...
+	go vet -tags node ./test/...
+	$(CACHE)/bin/staticcheck ./...
+	go test -run '^TestImports' .
+	tools/shellcheck
+
+.PHONY: fmt
+fmt: ## format the Go code
+	gofmt -w $$(git ls-files '*.go')
+
+.PHONY: bench
+bench: ## the benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (60s)
+	tools/fuzz $(FUZZTIME)
+
+.PHONY: fuzz-short
+fuzz-short: ## every fuzz target for ten seconds
+	tools/fuzz 10s
+
+.PHONY: vuln
+vuln: $(TOOLS) ## known vulnerabilities in what is linked (asks the network)
+	$(CACHE)/bin/govulncheck ./...
+
+.PHONY: python-lock
+python-lock: ## resolve tools/python/requirements.in again
+	tools/python/lock
+
+.PHONY: clean
+clean: ## remove what was built; .cache/ stays
+	rm -rf bin dist
+
+$(TOOLS): tools/go.mod tools/go.sum
+	cd tools && GOBIN=$(CACHE)/bin go install tool
+	@touch $@
+
+$(VENV): tools/python/requirements.lock
+	rm -rf $(CACHE)/venv
+	python3 -m venv $(CACHE)/venv
+	$(CACHE)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tools/python/requirements.lock
+	@touch $@

@@ -1,0 +1,2 @@
+// Package sevagent is the root of the module; the product is in cmd, client and internal.
+package sevagent

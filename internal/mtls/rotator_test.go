@@ -1,0 +1,830 @@
+package mtls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+)
+
+// fakeSecret is a secret whose versions a test controls.
+type fakeSecret struct {
+	mu        sync.Mutex
+	versions  map[string][]byte
+	current   string
+	pending   string
+	rotation  time.Time
+	err       error  // of both operations
+	onFetch   func() // runs before a fetch is answered
+	describes int
+	fetches   int
+}
+
+func newFake(content []byte) *fakeSecret {
+	f := &fakeSecret{versions: make(map[string][]byte)}
+	f.put("version-1", content)
+	return f
+}
+
+func (f *fakeSecret) put(version string, content []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.versions[version], f.current = content, version
+}
+
+func (f *fakeSecret) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+// counts returns the requests since the last call.
+func (f *fakeSecret) counts() (describes, fetches int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	describes, fetches = f.describes, f.fetches
+	f.describes, f.fetches = 0, 0
+	return describes, fetches
+}
+
+func (f *fakeSecret) Describe(context.Context) (Version, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.describes++
+	return Version{f.current, f.pending, f.rotation}, f.err
+}
+
+func (f *fakeSecret) Fetch(_ context.Context, version string) (Secret, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fetches++
+	if f.onFetch != nil {
+		f.onFetch()
+	}
+	if f.err != nil {
+		return nil, f.err
+	}
+	if version != f.current {
+		return nil, &SourceError{LabelMoved, errors.New("ResourceNotFoundException")}
+	}
+	return NewSecret(f.versions[version]), nil
+}
+
+// node is a running Rotator inside a synctest bubble.
+type node struct {
+	*Rotator
+	*directory
+	config  Config
+	metrics *prometheus.Registry
+	stop    func()
+}
+
+func start(t *testing.T, path string, secrets map[string]Source, change ...func(*Config)) *node {
+	t.Helper()
+	n := &node{metrics: prometheus.NewPedanticRegistry()}
+	n.config = Config{
+		Path:      path,
+		AllowDisk: true,
+		Settings: Settings{
+			PollInterval: 5 * time.Minute,
+			Owner:        ours.owner,
+			KeyMode:      ours.keyMode,
+			CertMode:     ours.certMode,
+		},
+		Registerer: n.metrics,
+		Log:        testLog(t),
+	}
+	for _, name := range []string{"a", "b", "c"} {
+		if s := secrets[name]; s != nil {
+			n.config.Settings.Secrets = append(n.config.Settings.Secrets, NamedSource{name, s})
+		}
+	}
+	for _, c := range change {
+		c(&n.config)
+	}
+	n.Rotator = New(n.config)
+	n.directory = &directory{t, n.Rotator.pub}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	n.stop = func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		done <- nil
+	}
+	t.Cleanup(n.stop)
+	synctest.Wait()
+	return n
+}
+
+// after lets time pass.
+func (n *node) after(d time.Duration) *Status {
+	time.Sleep(d)
+	synctest.Wait()
+	return n.Status()
+}
+
+func (n *node) secret(name string) SecretStatus {
+	for _, s := range n.Status().Secrets {
+		if s.Name == name {
+			return s
+		}
+	}
+	return SecretStatus{}
+}
+
+func (n *node) isReady(t *testing.T, want bool) {
+	t.Helper()
+	got := true
+	select {
+	case <-n.Ready():
+	default:
+		got = false
+	}
+	if got != want || n.Status().Ready != want {
+		t.Errorf("ready is %v (status %v), want %v", got, n.Status().Ready, want)
+	}
+}
+
+// subject is the common name of the published client certificate, as a consumer finds it.
+func (n *node) subject(t *testing.T) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(n.path, "client.pem"))
+	if err != nil {
+		return ""
+	}
+	p, err := parsePlain(string(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.certs[0].Subject.CommonName
+}
+
+func TestRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n.isReady(t, true)
+		if got := n.subject(t); got != "first" {
+			t.Errorf("published %q at the start", got)
+		}
+		if d, f := s.counts(); d != 1 || f != 1 {
+			t.Errorf("%d describes and %d fetches at the start, want one each", d, f)
+		}
+
+		n.after(time.Hour)
+		if d, f := s.counts(); d < 10 || d > 15 || f != 0 {
+			t.Errorf("%d describes and %d fetches in a quiet hour, want 12 ± 20 %% and none", d, f)
+		}
+
+		s.put("version-2", ca.clientSecret(t, "second"))
+		status := n.after(6 * time.Minute)
+		if got := n.subject(t); got != "second" {
+			t.Errorf("published %q six minutes after a rotation", got)
+		}
+		if d, f := s.counts(); f != 1 {
+			t.Errorf("%d describes and %d fetches, want one fetch", d, f)
+		}
+		if c := status.Certificates; len(c) != 2 || c[1].Subject != "CN=second" || c[1].File != "client.crt" || c[1].Secret != "a" || c[1].Version != "version-2" {
+			t.Errorf("certificates %+v", c)
+		}
+		want := SecretStatus{Name: "a", State: StateCurrent, Published: "version-2", Version: "version-2"}
+		got := n.secret("a")
+		got.LastChecked, got.NextCheck = time.Time{}, time.Time{}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("secret (-want +got):\n%s", diff)
+		}
+		if sum, ok := n.SPKI("client"); !ok || fmt.Sprintf("%x", sum) != status.Certificates[1].SPKISHA256 {
+			t.Errorf("SPKI is %x, %v", sum, ok)
+		}
+		if _, ok := n.SPKI("server"); ok {
+			t.Error("there is a server certificate")
+		}
+
+		// AWSCURRENT moves back: what differs counts, not what is newer.
+		s.put("version-1", ca.clientSecret(t, "first"))
+		n.after(6 * time.Minute)
+		if got := n.subject(t); got != "first" {
+			t.Errorf("published %q after a roll-back", got)
+		}
+	})
+}
+
+func TestRestartServesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		path := filepath.Join(t.TempDir(), "mtls")
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, path, map[string]Source{"a": s})
+		generation := n.Status().Generation
+		n.stop()
+		s.counts()
+
+		s.fail(errors.New("connection refused"))
+		n = start(t, path, map[string]Source{"a": s})
+		n.isReady(t, true)
+		if n.Status().Generation != generation || n.secret("a").State != StateUnreachable {
+			t.Errorf("generation %s, secret %+v", n.Status().Generation, n.secret("a"))
+		}
+		s.fail(nil)
+		n.after(time.Hour)
+		if n.Status().Generation != generation {
+			t.Error("an unchanged secret was published again")
+		}
+		if _, f := s.counts(); f != 0 {
+			t.Errorf("an unchanged secret was fetched %d times", f)
+		}
+		n.stop()
+
+		// What the manifest says is compared with the new settings, too.
+		n = start(t, path, map[string]Source{"a": s}, func(c *Config) { c.Settings.KeyMode = 0o400 })
+		if n.Status().Generation == generation || stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o400 {
+			t.Error("another key_mode was not applied")
+		}
+	})
+}
+
+// A version that cannot be published leaves the last good one, says why, and is not fetched again.
+func TestRejectedVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		generation := n.Status().Generation
+		s.counts()
+		for i, bad := range [][]byte{
+			nil,
+			[]byte("garbage"),
+			ca.clientSecret(t, "expired", valid(-2*time.Hour, -time.Hour)),
+		} {
+			version := fmt.Sprintf("bad-%d", i)
+			s.put(version, bad)
+			n.after(time.Hour)
+			if d, f := s.counts(); d < 5 || f != 1 {
+				t.Errorf("%s: %d describes and %d fetches, want many and one", version, d, f)
+			}
+			if got := n.secret("a"); got.State != StateRejected || got.Version != version || got.Published != "version-1" || !strings.HasPrefix(got.Error, "secret a: ") {
+				t.Errorf("%s: secret %+v", version, got)
+			}
+			if n.Status().Generation != generation {
+				t.Errorf("%s: the directory was changed", version)
+			}
+			n.isReady(t, true)
+		}
+		if _, err := n.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "secret a: client_cert: expired on") {
+			t.Errorf("refresh: %v, want the reason", err)
+		}
+		s.put("version-2", ca.clientSecret(t, "second"))
+		n.after(6 * time.Minute)
+		if got := n.subject(t); got != "second" || n.secret("a").Error != "" {
+			t.Errorf("published %q, secret %+v", got, n.secret("a"))
+		}
+	})
+}
+
+// Nothing is published, and the node is not ready, until every secret has given something.
+func TestFirstPublicationIsComplete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		good, late := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
+		late.fail(&SourceError{Persistent, errors.New("AccessDeniedException")})
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": good, "b": late})
+		n.after(time.Minute)
+		n.isReady(t, false)
+		if n.Status().Error == "" || n.secret("b").State != StateDenied || n.subject(t) != "" {
+			t.Errorf("status %+v", n.Status())
+		}
+		if d, _ := late.counts(); d < 3 {
+			t.Errorf("%d looks in the first minute: the role may just not be there yet", d)
+		}
+		late.fail(nil)
+		n.after(5 * time.Minute)
+		n.isReady(t, true)
+		if got := n.read(); got["cert-1.pem"] != certPEM(ca.cert) || n.subject(t) != "first" {
+			t.Errorf("published %v", got)
+		}
+		if _, f := good.counts(); f != 1 {
+			t.Errorf("the good secret was fetched %d times", f)
+		}
+	})
+}
+
+// A bad version of one secret does not keep another from being renewed.
+func TestSecretsFailApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		a, b := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a, "b": b})
+		other := newCA(t, "other", nil)
+		a.put("bad", ca.clientSecret(t, "expired", valid(-2*time.Hour, -time.Hour)))
+		b.put("good", []byte(certPEM(other.cert)))
+		n.after(6 * time.Minute)
+		if got := n.read(); got["cert-1.pem"] != certPEM(other.cert) || n.subject(t) != "first" {
+			t.Errorf("published %v", got)
+		}
+		if n.secret("a").State != StateRejected || n.secret("b").State != StateCurrent {
+			t.Errorf("secrets %+v", n.Status().Secrets)
+		}
+	})
+}
+
+// Certificate and CA come from two secrets that are rotated one after the other: the first waits for the second.
+func TestSecretsRotateTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pair := func(ca *authority, name string) []byte {
+			cert, key := ca.leaf(t, name)
+			return secretJSON(t, map[string]any{clientCert: certPEM(cert), clientKey: keyPEM(t, key)})
+		}
+		anchor := func(ca *authority) []byte { return secretJSON(t, map[string]any{caCert: certPEM(ca.cert)}) }
+		for _, order := range []string{"ab", "ba"} {
+			old, next := newCA(t, "old", nil), newCA(t, "next", nil)
+			a, b := newFake(pair(old, "first")), newFake(anchor(old))
+			n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a, "b": b})
+			n.isReady(t, true)
+			rotate := func(which byte) {
+				if which == 'a' {
+					a.put("version-2", pair(next, "second"))
+				} else {
+					b.put("version-2", anchor(next))
+				}
+				n.after(10 * time.Minute)
+			}
+			rotate(order[0])
+			if got := n.secret(order[:1]); n.subject(t) != "first" || got.State != StateRejected || !strings.Contains(got.Error, "does not lead to ca_cert") {
+				t.Errorf("%s: published %q, secret %+v", order, n.subject(t), got)
+			}
+			rotate(order[1])
+			if n.subject(t) != "second" || n.read()["ca.crt"] != certPEM(next.cert) || n.secret("a").Error != "" || n.secret("b").Error != "" {
+				t.Errorf("%s: published %q, secrets %+v", order, n.subject(t), n.Status().Secrets)
+			}
+			if _, f := a.counts(); f != 2 {
+				t.Errorf("%s: a was fetched %d times, want twice", order, f)
+			}
+			n.stop()
+		}
+	})
+}
+
+func TestCollision(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		a, b := newFake(ca.clientSecret(t, "first")), newFake(ca.clientSecret(t, "other"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a, "b": b})
+		const want = "secrets a and b both give "
+		for _, name := range []string{"a", "b"} {
+			if got := n.secret(name); got.State != StateRejected || !strings.Contains(got.Error, want) {
+				t.Errorf("secret %+v", got)
+			}
+		}
+		n.isReady(t, false)
+		if !strings.Contains(n.Status().Error, want) || n.subject(t) != "" {
+			t.Errorf("status %+v", n.Status())
+		}
+		b.put("version-2", []byte(certPEM(ca.cert)))
+		n.after(6 * time.Minute)
+		n.isReady(t, true)
+
+		generation := n.Status().Generation
+		b.put("version-3", ca.clientSecret(t, "other"))
+		n.after(6 * time.Minute)
+		if got := n.secret("b"); got.State != StateRejected || n.Status().Generation != generation {
+			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
+		}
+	})
+}
+
+// A leaf from tomorrow is published tomorrow, to the second, without being fetched again.
+func TestHeldVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		begin := time.Now().Add(24 * time.Hour)
+		s.put("version-2", ca.clientSecret(t, "second", valid(24*time.Hour, 48*time.Hour)))
+		n.after(10 * time.Minute)
+		if got := n.secret("a"); got.State != StateHeld || !got.HeldUntil.Equal(begin) {
+			t.Errorf("secret %+v, want held until %v", got, begin)
+		}
+		if got := n.metric(t, "held_until_timestamp_seconds"); got != float64(begin.Unix()) {
+			t.Errorf("held_until metric is %v, want %v", got, begin.Unix())
+		}
+		if _, err := n.Refresh(t.Context()); err != nil {
+			t.Errorf("to be held is no error, but %v", err)
+		}
+		n.after(time.Until(begin) - time.Second)
+		if got := n.subject(t); got != "first" {
+			t.Errorf("published %q a second early", got)
+		}
+		n.after(time.Second)
+		if got := n.subject(t); got != "second" || n.secret("a").State != StateCurrent {
+			t.Errorf("published %q at that moment, secret %+v", got, n.secret("a"))
+		}
+		if _, f := s.counts(); f != 2 {
+			t.Errorf("%d fetches, want 2", f)
+		}
+	})
+}
+
+// The label moves between the two calls, once or for ever.
+func TestLabelRace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		moves, second := 1, ca.clientSecret(t, "second")
+		s.onFetch = func() {
+			if moves > 0 {
+				moves--
+				s.current += "x"
+				s.versions[s.current] = second
+			}
+		}
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		if d, f := s.counts(); d != 2 || f != 2 || n.subject(t) != "second" {
+			t.Errorf("%d describes, %d fetches, published %q; want it to look again at once", d, f, n.subject(t))
+		}
+		s.mu.Lock()
+		moves, s.current = 1000, "restless"
+		s.mu.Unlock()
+		n.Hint()
+		synctest.Wait()
+		if d, f := s.counts(); d != maxRaces || f != maxRaces {
+			t.Errorf("%d describes, %d fetches in a row, want %d", d, f, maxRaces)
+		}
+		if got := n.secret("a"); got.State != StateUnreachable {
+			t.Errorf("secret %+v", got)
+		}
+	})
+}
+
+func TestBackoffAndRecovery(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		generation := n.Status().Generation
+
+		s.fail(&SourceError{Transient, errors.New("ThrottlingException")})
+		n.after(time.Hour)
+		s.counts()
+		n.after(10 * time.Hour)
+		if d, _ := s.counts(); d < 150 || d > 350 {
+			t.Errorf("%d looks in ten hours, want one in two and a half minutes", d)
+		}
+		if got := n.secret("a"); got.State != StateUnreachable || got.Error != "describe secret a: ThrottlingException" {
+			t.Errorf("secret %+v", got)
+		}
+		s.fail(&SourceError{Persistent, errors.New("AccessDeniedException")})
+		n.after(10 * time.Hour)
+		s.counts()
+		n.after(10 * time.Hour)
+		if d, _ := s.counts(); d < 30 || d > 50 {
+			t.Errorf("%d looks in ten hours, want one in a quarter of an hour", d)
+		}
+		if got := n.secret("a"); got.State != StateDenied {
+			t.Errorf("secret %+v", got)
+		}
+		if n.Status().Generation != generation {
+			t.Error("the directory was changed")
+		}
+		n.isReady(t, true)
+
+		s.fail(nil)
+		if _, err := n.Refresh(t.Context()); err != nil || n.secret("a").State != StateCurrent {
+			t.Errorf("refresh: %v, secret %+v", err, n.secret("a"))
+		}
+		if got := n.metric(t, "requests_total", "describe", "persistent"); got < 60 {
+			t.Errorf("%v persistent failures counted", got)
+		}
+	})
+}
+
+func TestRefresh(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		first := n.Status().Generation
+		s.counts()
+
+		change, err := n.Refresh(t.Context())
+		if err != nil || change.Changed || change.Generation != first {
+			t.Errorf("nothing has changed: %+v, %v", change, err)
+		}
+		s.put("version-2", ca.clientSecret(t, "second"))
+		change, err = n.Refresh(t.Context())
+		if err != nil || !change.Changed || change.Previous != first || change.Generation != n.Status().Generation || change.Secrets[0].Published != "version-2" {
+			t.Errorf("after a rotation: %+v, %v", change, err)
+		}
+		if got := n.subject(t); got != "second" {
+			t.Errorf("published %q when the refresh was answered", got)
+		}
+		s.counts()
+
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				if _, err := n.Refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+			n.Hint()
+		}
+		wg.Wait()
+		synctest.Wait()
+		if d, _ := s.counts(); d > 100 {
+			t.Errorf("%d looks for 200 requests", d)
+		}
+		n.stop()
+		if _, err := n.Refresh(t.Context()); err == nil {
+			t.Error("a stopped rotator has refreshed")
+		}
+	})
+}
+
+// Refreshes that come while one is under way share the next.
+func TestRefreshIsCoalesced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		s.counts()
+		s.put("version-2", ca.clientSecret(t, "second"))
+		release := make(chan struct{})
+		s.mu.Lock()
+		s.onFetch = func() { <-release }
+		s.mu.Unlock()
+		var wg sync.WaitGroup
+		ask := func() {
+			wg.Go(func() {
+				if _, err := n.Refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ask()
+		synctest.Wait() // it is at the source
+		for range 50 {
+			ask()
+		}
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if d, f := s.counts(); d != 2 || f != 1 {
+			t.Errorf("%d describes and %d fetches for 51 refreshes, want 2 and 1", d, f)
+		}
+	})
+}
+
+func TestApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		a, b := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a})
+		apply := func(change func(*Settings)) {
+			s := n.config.Settings
+			change(&s)
+			n.Apply(s)
+			synctest.Wait()
+		}
+		apply(func(s *Settings) { s.CertMode = 0o400 })
+		if st := stat(t, filepath.Join(n.path, "client.crt")); st.Mode&0o777 != 0o400 {
+			t.Errorf("cert_mode is %o after a change to 0400", st.Mode&0o777)
+		}
+		if _, f := a.counts(); f != 1 {
+			t.Errorf("%d fetches, want that of the start", f)
+		}
+		apply(func(s *Settings) { s.Secrets = []NamedSource{{"b", b}, {"a", a}} })
+		if got := n.read(); got["cert-0.pem"] != certPEM(ca.cert) {
+			t.Errorf("a second secret was added: published %v", got)
+		}
+		apply(func(s *Settings) { s.Secrets = []NamedSource{{"a", a}, {"b", b}} })
+		if got := n.read(); got["cert-1.pem"] != certPEM(ca.cert) || got["cert-0.pem"] != "" {
+			t.Errorf("the order was changed: published %v", got)
+		}
+
+		// A secret that cannot be had does not keep the others from being renewed.
+		b2 := newFake(nil)
+		b2.fail(&SourceError{Persistent, errors.New("ResourceNotFoundException")})
+		apply(func(s *Settings) { s.Secrets = []NamedSource{{"missing", b2}, {"a", a}} })
+		a.put("version-2", ca.clientSecret(t, "second"))
+		n.after(10 * time.Minute)
+		if got := n.subject(t); got != "second" || n.secret("missing").State != StateDenied {
+			t.Errorf("published %q, secrets %+v", got, n.Status().Secrets)
+		}
+
+		apply(func(s *Settings) { s.PollInterval = time.Second })
+		a.counts()
+		n.after(time.Minute)
+		if d, _ := a.counts(); d < 45 || d > 80 {
+			t.Errorf("%d looks in a minute at an interval of a second", d)
+		}
+		apply(func(s *Settings) { s.Secrets = nil })
+		a.counts()
+		n.after(time.Hour)
+		if d, _ := a.counts(); d != 0 || n.subject(t) != "second" {
+			t.Errorf("without secrets: %d looks, published %q", d, n.subject(t))
+		}
+	})
+}
+
+func TestNoSecrets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "mtls")
+		n := start(t, path, nil, func(c *Config) { c.AllowDisk = false })
+		n.isReady(t, true)
+		if _, err := n.Refresh(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(path); err == nil {
+			t.Error("the directory was made")
+		}
+	})
+}
+
+// Evidence fails for a while: nothing is published until it comes, and then everything.
+func TestPublicationWaitsForEvidence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		var mu sync.Mutex
+		var hang, broken bool
+		calls := 0
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s}, func(c *Config) {
+			broken = true
+			c.Evidence = func(ctx context.Context, b Binding) ([]byte, error) {
+				mu.Lock()
+				hang, broken := hang, broken
+				calls++
+				mu.Unlock()
+				if hang {
+					<-ctx.Done()
+					return nil, ctx.Err()
+				}
+				if broken {
+					return nil, errors.New("throttled")
+				}
+				return []byte(b.Kind), nil
+			}
+		})
+		n.after(10 * time.Minute)
+		n.isReady(t, false)
+		if got := n.Status().Error; !strings.Contains(got, "get evidence for the client certificate: throttled") {
+			t.Errorf("error %q", got)
+		}
+		mu.Lock()
+		broken = false
+		if calls < 4 || calls > 40 {
+			t.Errorf("%d attempts in ten minutes", calls)
+		}
+		mu.Unlock()
+		n.after(5 * time.Minute)
+		n.isReady(t, true)
+		if got := n.read()[evidenceFile]; got != "client" || n.Status().Error != "" {
+			t.Errorf("evidence %q, status %+v", got, n.Status())
+		}
+		if _, f := s.counts(); f != 1 {
+			t.Errorf("%d fetches, want 1", f)
+		}
+
+		// A device that hangs is given up before the loop looks stuck.
+		mu.Lock()
+		hang = true
+		mu.Unlock()
+		s.put("version-2", ca.clientSecret(t, "second"))
+		for range 600 {
+			n.after(time.Second)
+			if age := time.Since(n.Progress()); age >= MaxStall {
+				t.Fatalf("no progress for %v", age)
+			}
+		}
+		if got := n.subject(t); got != "first" {
+			t.Errorf("published %q without evidence", got)
+		}
+	})
+}
+
+// The same bytes under another version ID do not disturb readers.
+func TestSameBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		content := ca.clientSecret(t, "first")
+		s := newFake(content)
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		generation := n.Status().Generation
+		s.put("version-2", content)
+		n.after(10 * time.Minute)
+		if got := n.secret("a"); n.Status().Generation != generation || got.State != StateCurrent || got.Published != "version-2" {
+			t.Errorf("generation %s, secret %+v", n.Status().Generation, got)
+		}
+	})
+}
+
+// The directory is not there yet, as when the mount comes late.
+func TestDirectoryComesLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		above := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(above, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		n := start(t, filepath.Join(above, "mtls"), map[string]Source{"a": newFake(ca.clientSecret(t, "first"))})
+		n.after(time.Minute)
+		n.isReady(t, false)
+		if got := n.Status().Error; !strings.HasPrefix(got, "publish to "+n.path) {
+			t.Errorf("error %q", got)
+		}
+		if err := errors.Join(os.Remove(above), os.Mkdir(above, 0o755)); err != nil {
+			t.Fatal(err)
+		}
+		n.after(5 * time.Minute)
+		n.isReady(t, true)
+	})
+}
+
+// Damage found at the start is mended from what is there, even when the source is out of reach.
+func TestDamageIsMendedAtStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		path := filepath.Join(t.TempDir(), "mtls")
+		s := newFake(ca.clientSecret(t, "first"))
+		n := start(t, path, map[string]Source{"a": s})
+		generation := n.Status().Generation
+		n.stop()
+		if err := os.Chmod(filepath.Join(path, "client.key"), 0o444); err != nil {
+			t.Fatal(err)
+		}
+		s.fail(errors.New("connection refused"))
+		n = start(t, path, map[string]Source{"a": s})
+		n.isReady(t, true)
+		if n.Status().Generation == generation || stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
+			t.Errorf("generation %s still has mode %o", n.Status().Generation, stat(t, filepath.Join(path, "client.key")).Mode)
+		}
+	})
+}
+
+func TestMetrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": newFake(ca.clientSecret(t, "first"))})
+		families, err := n.metrics.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
+			t.Errorf("lint: %v, %v", problems, err)
+		}
+		now := float64(time.Now().Unix())
+		for name, c := range map[string]struct{ got, want float64 }{
+			"not_after":    {n.metric(t, "not_after_timestamp_seconds", "client"), float64(n.Status().NotAfter.Unix())},
+			"publications": {n.metric(t, "publications_total", "published"), 1},
+			"current":      {n.metric(t, "secrets", "current"), 1},
+			"published":    {n.metric(t, "published_timestamp_seconds"), now},
+			"checked":      {n.metric(t, "last_checked_timestamp_seconds"), now},
+			"describes":    {n.metric(t, "requests_total", "describe", "ok"), 1},
+		} {
+			if c.got != c.want {
+				t.Errorf("%s is %v, want %v", name, c.got, c.want)
+			}
+		}
+	})
+}
+
+// metric reads a counter or a gauge by name and label values.
+func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
+	t.Helper()
+	families, err := n.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != "sevagent_mtls_"+name {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			var got []string
+			for _, l := range m.GetLabel() {
+				got = append(got, l.GetValue())
+			}
+			if slices.Equal(got, labels) {
+				return m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	t.Errorf("there is no metric %s%v", name, labels)
+	return 0
+}
