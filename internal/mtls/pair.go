@@ -60,7 +60,7 @@ func validFrom(leaf *x509.Certificate, intermediates, anchors []*x509.Certificat
 		for _, c := range certs {
 			pool.AddCert(c)
 			if c.NotBefore.After(start) {
-				
+				moments = append(moments, c.NotBefore)
 			}
 		}
 	}

@@ -215,6 +215,10 @@ func TestPublishNext(t *testing.T) {
 	inode := stat(t, d.path).Ino
 	before := stat(t, filepath.Join(d.path, first.name(), "client.crt")).Ctim
 	time.Sleep(10 * time.Millisecond) // for the change time to differ
+	monthAgo := time.Now().Add(-30 * 24 * time.Hour)
+	if err := os.Chtimes(filepath.Join(d.path, first.name()), monthAgo, monthAgo); err != nil {
+		t.Fatal(err)
+	}
 
 	next, bundles := mustSet(t, ca.clientSecret(t, "second"))
 	second := d.mustPublish(next, bundles)
@@ -239,31 +243,25 @@ func TestPublishNext(t *testing.T) {
 	if third.name() <= second.name() {
 		t.Errorf("generation %s comes after %s", third.name(), second.name())
 	}
+	// The time since it was replaced counts, however old it is. ..prev stays until the next rotation.
 	root, err := openDir(d.path, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	for after, want := range map[time.Duration][]string{
-		grace - time.Minute: {first.name(), second.name(), third.name()},
-		grace + time.Minute: {second.name(), third.name()},
+	for _, c := range []struct {
+		after time.Duration
+		want  []string
+	}{
+		{grace - time.Minute, []string{first.name(), second.name(), third.name()}},
+		{grace + time.Minute, []string{second.name(), third.name()}},
 	} {
-		if after > grace {
-			if err := collect(root, time.Now().Add(grace-time.Minute)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := collect(root, time.Now().Add(after)); err != nil {
+		if err := collect(root, time.Now().Add(c.after)); err != nil {
 			t.Fatal(err)
 		}
-		var got []string
-		for _, name := range d.list() {
-			if strings.HasPrefix(name, genPrefix) {
-				got = append(got, name)
-			}
-		}
-		if after > grace && !slices.Equal(got, want) {
-			t.Errorf("%v later there are %v, want %v", after, got, want)
+		got := slices.DeleteFunc(d.list(), func(name string) bool { return !strings.HasPrefix(name, genPrefix) })
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%v later there are %v, want %v", c.after, got, c.want)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -289,6 +290,12 @@ func TestRejectedVersion(t *testing.T) {
 		if _, err := n.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "secret a: client_cert: expired on") {
 			t.Errorf("refresh: %v, want the reason", err)
 		}
+		// The label goes back to what is published.
+		s.put("version-1", ca.clientSecret(t, "first"))
+		n.after(6 * time.Minute)
+		if got := n.secret("a"); got.State != StateCurrent || got.Error != "" || n.Status().Generation != generation {
+			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
+		}
 		s.put("version-2", ca.clientSecret(t, "second"))
 		n.after(6 * time.Minute)
 		if got := n.subject(t); got != "second" || n.secret("a").Error != "" {
@@ -440,6 +447,28 @@ func TestHeldVersion(t *testing.T) {
 	})
 }
 
+// A version comes of age while another secret, which has given nothing, is in the way. (If the loop were to spin, time
+// would stand still here.)
+func TestHeldVersionInTheWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s, missing := newFake(ca.clientSecret(t, "first", valid(time.Hour, 48*time.Hour))), newFake([]byte(certPEM(ca.cert)))
+		missing.fail(errors.New("connection refused"))
+		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		if got := n.secret("a"); got.State != StateHeld {
+			t.Errorf("secret %+v", got)
+		}
+		settings := n.config.Settings
+		settings.Secrets = append(settings.Secrets, NamedSource{"b", missing})
+		n.Apply(settings)
+		n.after(2 * time.Hour)
+		n.isReady(t, false)
+		missing.fail(nil)
+		n.after(6 * time.Minute)
+		n.isReady(t, true)
+	})
+}
+
 // The label moves between the two calls, once or for ever.
 func TestLabelRace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -485,7 +514,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		if d, _ := s.counts(); d < 150 || d > 350 {
 			t.Errorf("%d looks in ten hours, want one in two and a half minutes", d)
 		}
-		if got := n.secret("a"); got.State != StateUnreachable || got.Error != "describe secret a: ThrottlingException" {
+		if got := n.secret("a"); got.State != StateUnreachable || got.Error != "ThrottlingException" {
 			t.Errorf("secret %+v", got)
 		}
 		s.fail(&SourceError{Persistent, errors.New("AccessDeniedException")})
@@ -769,7 +798,19 @@ func TestDamageIsMendedAtStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.fail(errors.New("connection refused"))
-		n = start(t, path, map[string]Source{"a": s})
+		var broken atomic.Bool
+		broken.Store(true)
+		n = start(t, path, map[string]Source{"a": s}, func(c *Config) {
+			c.Evidence = func(context.Context, Binding) ([]byte, error) {
+				if broken.Load() {
+					return nil, errors.New("throttled")
+				}
+				return []byte("{}"), nil
+			}
+		})
+		n.isReady(t, false)
+		broken.Store(false)
+		n.after(time.Minute)
 		n.isReady(t, true)
 		if n.Status().Generation == generation || stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
 			t.Errorf("generation %s still has mode %o", n.Status().Generation, stat(t, filepath.Join(path, "client.key")).Mode)

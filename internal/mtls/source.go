@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Source is where the versions of one secret come from. It need not be safe for concurrent use.
+// Source is where the versions of one secret come from. Its errors say what was tried on what, and are *SourceError
+// where their kind is known. It need not be safe for concurrent use.
 type Source interface {
 	// Describe tells which version is current, without touching the content. It is called at every poll and
 	// should be cheap.

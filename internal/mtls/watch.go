@@ -64,7 +64,7 @@ func (r *Rotator) lookAt(ctx context.Context, s *secret) error {
 	for range maxRaces {
 		var v Version
 		if v, err = request(ctx, r, "describe", s.source.Describe); err != nil {
-			return fmt.Errorf("describe secret %s: %w", s.name, err)
+			return err
 		}
 		s.latest = v
 		if v.Current == "" {
@@ -83,7 +83,6 @@ func (r *Rotator) lookAt(ctx context.Context, s *secret) error {
 			r.take(s, v.Current, content)
 			return nil
 		}
-		err = fmt.Errorf("fetch version %s of secret %s: %w", v.Current, s.name, err)
 		if kindOf(err) != LabelMoved {
 			return err
 		}
