@@ -1,227 +1,429 @@
-package config_test
+package config
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"sevagent/internal/appraise"
-	"sevagent/internal/config"
-	"sevagent/internal/sim"
-	"sevagent/internal/snp"
 )
 
-func write(t testing.TB, dir, name, text string) string {
+// write makes a file below dir.
+func write(t *testing.T, dir, name, content string) string {
 	t.Helper()
 	file := filepath.Join(dir, name)
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return file
 }
 
-// TestDefaultFile: the file that shows every key with its default is the default.
+// loadText loads one file, c.yaml, that is nowhere.
+func loadText(text string) (Config, error) {
+	return load([]string{"c.yaml"}, map[string][]byte{"c.yaml": []byte(text)})
+}
+
 func TestDefaultFile(t *testing.T) {
-	got, err := config.Load("testdata/default.yaml")
+	const file = "testdata/default.yaml"
+	cfg, err := Load(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config.Default()
-	want.MTLS.Secrets, want.MTLS.Endpoints = []string{}, []string{}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("testdata/default.yaml (-default +file):\n%s", diff)
+	want := Default()
+	want.MTLS.Secrets, want.MTLS.Endpoints = []string{}, []string{} // empty in the file, absent without it
+	if diff := cmp.Diff(want, cfg); diff != "" {
+		t.Errorf("%s differs from Default() (-want +got):\n%s", file, diff)
+	}
+
+	// Every key is in the file.
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDecoder()
+	d.read(file, data, &cfg)
+	for _, key := range leaves(reflect.TypeFor[Config](), "") {
+		if _, ok := d.places[key]; !ok {
+			t.Errorf("%s does not set %s", file, key)
+		}
+	}
+}
+
+// leaves returns the full names of all keys below t.
+func leaves(t reflect.Type, prefix string) (keys []string) {
+	if t.Kind() != reflect.Struct || scalarParser(t) != nil {
+		return []string{strings.TrimSuffix(prefix, ".")}
+	}
+	for i := range t.NumField() {
+		keys = append(keys, leaves(t.Field(i).Type, prefix+t.Field(i).Tag.Get("yaml")+".")...)
+	}
+	return keys
+}
+
+func TestLoadAccepts(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		change     func(*Config)
+	}{
+		{"empty file", "", func(*Config) {}},
+		{"comment only", "# nothing\n", func(*Config) {}},
+		{"document marker only", "---\n", func(*Config) {}},
+		{"sections without keys", "log:\nattestation: ~\nmtls: null\nlisten: {}\n", func(*Config) {}},
+		{"unquoted modes and owner", "mtls: {key_mode: 0400, cert_mode: 644, owner: 10:20}\n", func(c *Config) {
+			c.MTLS.KeyMode, c.MTLS.CertMode, c.MTLS.Owner = 0o400, 0o644, Owner{10, 20}
+		}},
+		{"quoted modes and owner", "mtls: {key_mode: \"0400\", cert_mode: '0644', owner: \"0:0\"}\n", func(c *Config) {
+			c.MTLS.KeyMode, c.MTLS.CertMode = 0o400, 0o644
+		}},
+		{"whole number as a rate", "attestation: {rate: 50, burst: 0x10}\n", func(c *Config) {
+			c.Attestation.Rate, c.Attestation.Burst = 50, 16
+		}},
+		{"policy file", "attestation: {policy: ./policy}\n", func(c *Config) { c.Attestation.Policy = "./policy" }},
+		{"bounds of intervals", "mtls: {poll_interval: 5s, probe_interval: 24h}\n", func(c *Config) {
+			c.MTLS.PollInterval, c.MTLS.ProbeInterval = 5*time.Second, 24*time.Hour
+		}},
+		{"forms of secrets", `mtls:
+  secrets:
+    - arn:aws:secretsmanager:us-east-2:123456789012:secret:team/mtls-AbCdEf
+    - arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x
+    - team/mtls_+=.@-
+    - file:///run/x.pem
+`, func(c *Config) {
+			c.MTLS.Secrets = []string{
+				"arn:aws:secretsmanager:us-east-2:123456789012:secret:team/mtls-AbCdEf",
+				"arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x", "team/mtls_+=.@-", "file:///run/x.pem",
+			}
+		}},
+		{"forms of endpoints", "mtls: {endpoints: ['enclave.internal:8443', '10.0.0.1:1', '[fd00::1]:65535']}\n", func(c *Config) {
+			c.MTLS.Endpoints = []string{"enclave.internal:8443", "10.0.0.1:1", "[fd00::1]:65535"}
+		}},
+		{"no TCP", "listen: {tcp: ''}\n", func(c *Config) { c.Listen.TCP = "" }},
+		{"TCP on localhost", "listen: {tcp: localhost:80}\n", func(c *Config) { c.Listen.TCP = "localhost:80" }},
+		{"TCP on IPv6", "listen: {tcp: '[::1]:80'}\n", func(c *Config) { c.Listen.TCP = "[::1]:80" }},
+		{"an anchor that nothing refers to", "log: &a {level: warn}\n", func(c *Config) { c.Log.Level = "warn" }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			want := Default()
+			tt.change(&want)
+			got, err := loadText(tt.text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	const notClean = ` is not an absolute path without "..", "//" and a final "/"`
+	socket := "/" + strings.Repeat("s", 107)
+	for _, tt := range []struct{ name, text, want string }{
+		// The file.
+		{"not YAML", "log: {level: info}\nmtls: [\n", "2: not YAML: did not find expected node content"},
+		{"unknown anchor", "log: *x\n", "1: not YAML: unknown anchor 'x' referenced"},
+		{"second document", "log:\n  level: warn\n---\nlog:\n", "4: a second YAML document; one file holds one"},
+		{"too large", strings.Repeat("#", maxFile+1), "1: the file is larger than 1048576 bytes"},
+		{"too many values", "mtls:\n  secrets: [" + strings.Repeat("a,", maxNodes) + "]\n",
+			"2: mtls.secrets: 10000 secrets, at most 20 are allowed"},
+		{"not a mapping", "hello\n", "1: want a mapping with the keys log, attestation, mtls, listen"},
+
+		// Keys.
+		{"unknown key, mistyped", "mtls:\n  pol_interval: 5m\n", "2: mtls.pol_interval: unknown key; did you mean poll_interval?"},
+		{"unknown key, section mistyped", "attestaton:\n  mode: warn\n", "1: attestaton: unknown key; did you mean attestation?"},
+		{"unknown key, other section", "poll_interval: 5m\n", "1: poll_interval: unknown key; did you mean mtls.poll_interval?"},
+		{"unknown key, like none", "log:\n  colour: x\n", "2: log.colour: unknown key; there are level, format"},
+		{"unknown key, of several lines", "log:\n  \"a\\nb\": x\n", "2: log.\"a\\nb\": unknown key; there are level, format"},
+		{"unknown key, of another case", "log:\n  Level: warn\n", "2: log.Level: unknown key; did you mean level?"},
+		{"merge key", "log:\n  <<: {level: warn}\n", "2: log.\"<<\": unknown key; there are level, format"},
+		{"key that is a list", "? [a]\n: b\n", "1: a key that is not a word"},
+		{"doubled key", "mtls:\n  path: /a\n  path: /a\n", "3: mtls.path: set twice, first in line 2"},
+		{"doubled section", "log: {level: warn}\nlog: {format: json}\n", "2: log: set twice, first in line 1"},
+
+		// Types.
+		{"alias", "log: &a {level: warn}\nmtls: {path: /x}\nlisten: *a\n", "3: listen: an alias; write the value out"},
+		{"tag", "log:\n  level: !!str warn\n", "2: log.level: a tag, \"!!str\"; leave it out"},
+		{"list instead of a mapping", "log: [info]\n", "1: log: want a mapping with the keys level, format"},
+		{"text instead of a mapping", "log: info\n", "1: log: want a mapping with the keys level, format"},
+		{"mapping instead of text", "log:\n  level: {a: b}\n", "2: log.level: want one value, not a list or a mapping"},
+		{"text instead of a list", "mtls:\n  secrets: name\n", "2: mtls.secrets: want a list"},
+		{"nothing instead of a list", "mtls:\n  secrets:\n", "2: mtls.secrets: no value; write [] for an empty list"},
+		{"nothing instead of text", "listen:\n  tcp:\n", "2: listen.tcp: no value; give one or remove the key"},
+		{"nothing in a list", "mtls:\n  secrets:\n  - a\n  -\n", "4: mtls.secrets[1]: no value; give one or remove the key"},
+		{"number instead of text", "log:\n  level: 1\n", "2: log.level: 1 is not text; put it in quotes"},
+		{"number in a list", "mtls:\n  secrets: [123]\n", "2: mtls.secrets[0]: 123 is not text; put it in quotes"},
+		{"duration of words", "mtls:\n  poll_interval: \"5 minutes\"\n", "2: mtls.poll_interval: \"5 minutes\" is not a duration such as \"5m\""},
+		{"duration without a unit", "mtls:\n  poll_interval: 300\n", "2: mtls.poll_interval: \"300\" is not a duration such as \"5m\""},
+		{"yes", "mtls:\n  allow_disk: yes\n", "2: mtls.allow_disk: \"yes\" is neither true nor false"},
+		{"quoted boolean", "mtls:\n  allow_disk: \"true\"\n", "2: mtls.allow_disk: \"true\" is neither true nor false"},
+		{"rate of words", "attestation:\n  rate: fast\n", "2: attestation.rate: \"fast\" is not a number"},
+		{"quoted rate", "attestation:\n  rate: \"1\"\n", "2: attestation.rate: \"1\" is not a number"},
+		{"rate NaN", "attestation:\n  rate: .nan\n", "2: attestation.rate: \".nan\" is not a number"},
+		{"fractional burst", "attestation:\n  burst: 1.5\n", "2: attestation.burst: \"1.5\" is not a whole number"},
+		{"octal burst", "attestation:\n  burst: 010\n", "2: attestation.burst: \"010\" is not a whole number"},
+		{"mode that is not octal", "mtls:\n  key_mode: \"0489\"\n", "2: mtls.key_mode: \"0489\" is not an octal mode such as \"0440\", at most \"0777\""},
+		{"mode with set-user-ID", "mtls:\n  key_mode: \"4440\"\n", "2: mtls.key_mode: \"4440\" is not an octal mode such as \"0440\", at most \"0777\""},
+		{"mode of words", "mtls:\n  cert_mode: a+r\n", "2: mtls.cert_mode: \"a+r\" is not an octal mode such as \"0440\", at most \"0777\""},
+		{"owner by name", "mtls:\n  owner: root:root\n", "2: mtls.owner: \"root:root\" is not a numeric uid:gid such as \"0:0\""},
+		{"owner without group", "mtls:\n  owner: 0\n", "2: mtls.owner: \"0\" is not a numeric uid:gid such as \"0:0\""},
+		{"owner that chown ignores", "mtls:\n  owner: \"-1:0\"\n", "2: mtls.owner: \"-1:0\" is not a numeric uid:gid such as \"0:0\""},
+
+		// Values.
+		{"level", "log:\n  level: INFO\n", "2: log.level: \"INFO\" is not one of debug, info, warn, error"},
+		{"format", "log:\n  format: xml\n", "2: log.format: \"xml\" is not one of auto, text, json"},
+		{"mode", "attestation:\n  mode: strict\n", "2: attestation.mode: \"strict\" is not one of enforce, warn, off"},
+		{"transport", "attestation:\n  transport: vsock\n", "2: attestation.transport: \"vsock\" is not one of auto, configfs, ioctl"},
+		{"device", "attestation:\n  device: sev-guest\n", "2: attestation.device: \"sev-guest\"" + notClean},
+		{"configfs", "attestation:\n  configfs: /sys/\n", "2: attestation.configfs: \"/sys/\"" + notClean},
+		{"no policy", "attestation:\n  policy: \"\"\n", "2: attestation.policy: empty; name a built-in profile or a file"},
+		{"unknown profile", "attestation:\n  policy: aws\n", "2: attestation.policy: \"aws\" is none of the profiles aws-shared and aws-dedicated; a file's path has a \"/\" or \".\""},
+		{"rate 0", "attestation:\n  rate: 0\n", "2: attestation.rate: 0 is not above 0 and at most 50"},
+		{"rate 50.5", "attestation:\n  rate: 50.5\n", "2: attestation.rate: 50.5 is not above 0 and at most 50"},
+		{"burst 0", "attestation:\n  burst: 0\n", "2: attestation.burst: 0 is not between 1 and 64"},
+		{"burst 65", "attestation:\n  burst: 65\n", "2: attestation.burst: 65 is not between 1 and 64"},
+		{"relative path", "mtls:\n  path: mtls\n", "2: mtls.path: \"mtls\"" + notClean},
+		{"path upwards", "mtls:\n  path: /etc/../mtls\n", "2: mtls.path: \"/etc/../mtls\"" + notClean},
+		{"path /", "mtls:\n  path: /\n", "2: mtls.path: \"/\"" + notClean},
+		{"path of two lines", "mtls:\n  path: |\n    /etc/mtls\n", "2: mtls.path: \"/etc/mtls\\n\"" + notClean},
+		{"21 secrets", "mtls:\n  secrets: [a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u]\n", "2: mtls.secrets: 21 secrets, at most 20 are allowed"},
+		{"empty secret", "mtls:\n  secrets: [\"\"]\n", "2: mtls.secrets[0]: \"\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
+		{"secret with a space", "mtls:\n  secrets:\n  - a b\n", "3: mtls.secrets[0]: \"a b\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
+		{"ARN of something else", "mtls:\n  secrets: [\"arn:aws:s3:::bucket\"]\n", "2: mtls.secrets[0]: \"arn:aws:s3:::bucket\" is not the ARN of a Secrets Manager secret"},
+		{"ARN with a JSON key", "mtls:\n  secrets: [\"arn:aws:secretsmanager:us-east-2:123456789012:secret:a:key::\"]\n",
+			"2: mtls.secrets[0]: \"arn:aws:secretsmanager:us-east-2:123456789012:secret:a:key::\" is not the ARN of a Secrets Manager secret"},
+		{"relative file", "mtls:\n  secrets: [\"file://x.pem\"]\n", "2: mtls.secrets[0]: \"file://x.pem\" does not name a clean absolute path, file:///path"},
+		{"same secret", "mtls:\n  secrets:\n  - a\n  - b\n  - a\n", "5: mtls.secrets[2]: the same secret as mtls.secrets[0]"},
+		{"poll too often", "mtls:\n  poll_interval: 4s\n", "2: mtls.poll_interval: 4s is not between 5s and 24h"},
+		{"probe too seldom", "mtls:\n  probe_interval: 25h\n", "2: mtls.probe_interval: 25h0m0s is not between 5s and 24h"},
+		{"key for everyone", "mtls:\n  key_mode: 0444\n", "2: mtls.key_mode: \"0444\" lets everyone at the private keys; the last digit must be 0"},
+		{"key for nobody", "mtls:\n  key_mode: \"0040\"\n", "2: mtls.key_mode: \"040\" does not let the owner read"},
+		{"certificates that everyone writes", "mtls:\n  cert_mode: \"0666\"\n", "2: mtls.cert_mode: \"0666\" lets everyone replace the trust anchors"},
+		{"endpoint without a port", "mtls:\n  endpoints: [host]\n", "2: mtls.endpoints[0]: \"host\" is not host:port, with an IPv6 address in brackets"},
+		{"endpoint without brackets", "mtls:\n  endpoints: [\"fd00::1:443\"]\n", "2: mtls.endpoints[0]: \"fd00::1:443\" is not host:port, with an IPv6 address in brackets"},
+		{"endpoint without a host", "mtls:\n  endpoints: [\":443\"]\n", "2: mtls.endpoints[0]: \"\" is not the name or address of a host in \":443\""},
+		{"endpoint as a URL", "mtls:\n  endpoints: [\"https://a:443\"]\n", "2: mtls.endpoints[0]: \"https://a:443\" is not host:port, with an IPv6 address in brackets"},
+		{"endpoint with port 0", "mtls:\n  endpoints: [\"a:0\"]\n", "2: mtls.endpoints[0]: \"a:0\" has no port from 1 to 65535"},
+		{"endpoint with port 65536", "mtls:\n  endpoints: [\"a:65536\"]\n", "2: mtls.endpoints[0]: \"a:65536\" has no port from 1 to 65535"},
+		{"relative socket", "listen:\n  socket: \"@x\"\n", "2: listen.socket: \"@x\"" + notClean},
+		{"long socket", "listen:\n  socket: " + socket + "\n", "2: listen.socket: 108 bytes, at most 107 are allowed"},
+		{"TCP for all", "listen:\n  tcp: 0.0.0.0:9180\n", "2: listen.tcp: \"0.0.0.0:9180\" is not a loopback address; only this machine may ask"},
+		{"TCP on no address", "listen:\n  tcp: \":9180\"\n", "2: listen.tcp: \"\" is not the name or address of a host in \":9180\""},
+		{"TCP on a name", "listen:\n  tcp: localhost.evil:9180\n", "2: listen.tcp: \"localhost.evil:9180\" is not a loopback address; only this machine may ask"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg, err := loadText(tt.text)
+			if err == nil {
+				t.Fatalf("loaded %+v, want an error", cfg)
+			}
+			got, _, _ := strings.Cut(err.Error(), "\n")
+			if !strings.HasPrefix(tt.name, "too many") {
+				got = err.Error()
+			}
+			if want := "c.yaml:" + tt.want; got != want {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+			if diff := cmp.Diff(Config{}, cfg); diff != "" {
+				t.Errorf("a configuration came with the error:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestEveryMistakeAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "config.yaml", `log:
+  level: loud
+  levle: info
+mtls:
+  poll_interval: 5 minutes
+  key_mode: "0444"
+  secrets: [a, [b], a]
+attestation: off
+`)
+	write(t, dir, "conf.d/10-a.yaml", "mtls: [\n")
+	write(t, dir, "conf.d/20-b.yaml", "# x\nlisten: {tcp: \"0.0.0.0:80\", socket: x}\nmtls: {poll_interval: 1s}\n")
+	_, err := Load(dir)
+	if err == nil {
+		t.Fatal("loaded")
+	}
+	want := strings.ReplaceAll(`DIR/config.yaml:2: log.level: "loud" is not one of debug, info, warn, error
+DIR/config.yaml:3: log.levle: unknown key; did you mean level?
+DIR/config.yaml:5: mtls.poll_interval: "5 minutes" is not a duration such as "5m"
+DIR/config.yaml:6: mtls.key_mode: "0444" lets everyone at the private keys; the last digit must be 0
+DIR/config.yaml:7: mtls.secrets[1]: want one value, not a list or a mapping
+DIR/config.yaml:7: mtls.secrets[2]: the same secret as mtls.secrets[0]
+DIR/config.yaml:8: attestation: want a mapping with the keys mode, transport, device, configfs, policy, rate, burst
+DIR/conf.d/10-a.yaml:1: not YAML: did not find expected node content
+DIR/conf.d/20-b.yaml:2: listen.socket: "x" is not an absolute path without "..", "//" and a final "/"
+DIR/conf.d/20-b.yaml:2: listen.tcp: "0.0.0.0:80" is not a loopback address; only this machine may ask
+DIR/conf.d/20-b.yaml:3: mtls.poll_interval: 1s is not between 5s and 24h`, "DIR", dir)
+	if diff := cmp.Diff(want, err.Error()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
 func TestOverlay(t *testing.T) {
-	dir := t.TempDir()
-	write(t, dir, "config.yaml", "mtls:\n  secrets: [one, two]\n  poll_interval: 1m\n  owner: 1000:1001\n  key_mode: 0400\nattestation:\n")
-	write(t, dir, "conf.d/90-last.yaml", "mtls: {poll_interval: 10s}")
-	write(t, dir, "conf.d/50-bootstrap.yaml", `mtls: {"secrets": ["three"], poll_interval: 30s}`)
-	write(t, dir, "conf.d/ignored.txt", "not YAML: [")
-	got, err := config.Load(dir)
+	// A name with the characters of a glob pattern.
+	dir := filepath.Join(t.TempDir(), "a[b]*")
+	write(t, dir, "config.yaml", "log: {level: debug, format: json}\nmtls: {secrets: [a, b, c], poll_interval: 1m}\n")
+	write(t, dir, "conf.d/60-late.yaml", "log: {level: warn}\n")
+	write(t, dir, "conf.d/50-bootstrap.yaml", "log: {level: error}\nmtls: {secrets: [d]}\n")
+	write(t, dir, "conf.d/70-none.yaml", "")
+	write(t, dir, "conf.d/.80-editor.yaml", "not: read\n")
+	write(t, dir, "conf.d/90-other.yml", "not: read\n")
+	got, err := Load(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := config.Default()
-	want.MTLS.Secrets = []string{"three"}
-	want.MTLS.PollInterval = 10 * time.Second
-	want.MTLS.Owner = config.Owner{UID: 1000, GID: 1001}
-	want.MTLS.KeyMode = 0o400
+	want := Default()
+	want.Log = Log{Level: "warn", Format: "json"}
+	want.MTLS.Secrets, want.MTLS.PollInterval = []string{"d"}, time.Minute
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
-func TestEmptyDirectoryIsTheDefault(t *testing.T) {
-	got, err := config.Load(t.TempDir())
+func TestAbsent(t *testing.T) {
+	dir := t.TempDir()
+	got, err := Load(dir)
 	if err != nil {
+		t.Fatal("an empty directory:", err)
+	}
+	if diff := cmp.Diff(Default(), got); diff != "" {
+		t.Errorf("an empty directory (-want +got):\n%s", diff)
+	}
+	if _, err := Load(filepath.Join(dir, "none.yaml")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an absent file: got %v, want an error that it does not exist", err)
+	}
+	// A link that leads nowhere is not an absent file.
+	if err := os.Symlink("nowhere", filepath.Join(dir, "config.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(config.Default(), got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-	if _, err := config.Load(filepath.Join(t.TempDir(), "absent.yaml")); err == nil {
-		t.Error("an absent file loads")
+	if _, err := Load(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("config.yaml leads nowhere: got %v, want an error that it does not exist", err)
 	}
 }
 
-// TestMistakes: each with its place, and all that one file has at once.
-func TestMistakes(t *testing.T) {
-	for _, c := range []struct{ name, text, want string }{
-		{"unknown key", "mtls:\n  poll_intervall: 5m\n", "FILE:2: mtls.poll_intervall: unknown key; there are allow_disk, cert_mode"},
-		{"unknown section", "tls: {}\n", "FILE:1: tls: unknown key"},
-		{"doubled key", "mtls:\n  path: /a\n  path: /b\n", "FILE:3: mtls.path: set twice; first in line 2"},
-		{"doubled section", "mtls: {path: /a}\nlog: {}\nmtls: {path: /b}\n", "FILE:3: mtls: set twice; first in line 1"},
-		{"two documents", "log: {level: info}\n---\nlog: {level: debug}\n", "FILE:2: a second YAML document"},
-		{"not YAML", "log: [\n", "FILE:1: not YAML"},
-		{"list for mapping", "log: [a]\n", "FILE:1: log: want a mapping"},
-		{"mapping for list", "mtls: {secrets: {a: b}}\n", "FILE:1: mtls.secrets: want a list"},
-		{"list for scalar", "log: {level: [a]}\n", "FILE:1: log.level: want one value"},
-		{"number for text", "log: {level: 5}\n", "FILE:1: log.level: 5 is not text"},
-		{"text for bool", "mtls: {allow_disk: \"yes\"}\n", "FILE:1: mtls.allow_disk: \"yes\" is neither true nor false"},
-		{"alias", "log: &a {level: info}\nmtls: *a\n", "FILE:2: mtls: an alias"},
-		{"duration", "mtls: {poll_interval: 5 minutes}\n", "FILE:1: mtls.poll_interval: \"5 minutes\" is not a duration"},
-		{"short interval", "mtls: {poll_interval: 1s}\n", "FILE:1: mtls.poll_interval: 1s is not between 5s and 24h0m0s"},
-		{"mode", "attestation: {mode: on}\n", "FILE:1: attestation.mode: \"on\" is not one of enforce, warn, off"},
-		{"rate", "attestation: {rate: 0}\n", "FILE:1: attestation.rate: 0 is not above 0"},
-		{"rate not a number", "attestation: {rate: .nan}\n", "attestation.rate"},
-		{"burst", "attestation: {burst: 65}\n", "FILE:1: attestation.burst: 65 is not between 1 and 64"},
-		{"relative path", "mtls: {path: etc/mtls}\n", "FILE:1: mtls.path: \"etc/mtls\" is not an absolute path"},
-		{"path with dots", "mtls: {path: /etc/../mtls}\n", "FILE:1: mtls.path: \"/etc/../mtls\" is not an absolute path"},
-		{"owner", "mtls: {owner: \"root:root\"}\n", "FILE:1: mtls.owner: \"root:root\" is not numeric"},
-		{"open keys", "mtls: {key_mode: \"0444\"}\n", "FILE:1: mtls.key_mode: 0444 lets everyone at the private keys"},
-		{"not octal", "mtls: {cert_mode: \"0999\"}\n", "FILE:1: mtls.cert_mode: \"0999\" is not an octal mode"},
-		{"ARN", "mtls:\n  secrets:\n  - arn:aws:s3:::bucket\n", "FILE:3: mtls.secrets[0]: \"arn:aws:s3:::bucket\" is not the ARN of a Secrets Manager secret"},
-		{"same secret", "mtls:\n  secrets:\n  - a\n  - a\n", "FILE:4: mtls.secrets[1]: the same secret as mtls.secrets[0]"},
-		{"relative file", "mtls: {secrets: [\"file://a\"]}\n", "FILE:1: mtls.secrets[0]: \"file://a\" does not name an absolute path"},
-		{"21 secrets", "mtls: {secrets: [" + strings.TrimSuffix(strings.Repeat("x,", 21), ",") + "]}\n", "FILE:1: mtls.secrets: 21 secrets, at most 20 are allowed"},
-		{"endpoint", "mtls: {endpoints: [enclave.example.com]}\n", "FILE:1: mtls.endpoints[0]: \"enclave.example.com\" is not host:port"},
-		{"port", "mtls: {endpoints: [\"a:70000\"]}\n", "FILE:1: mtls.endpoints[0]: \"a:70000\" has no port between 1 and 65535"},
-		{"open listener", "listen: {tcp: \"0.0.0.0:9180\"}\n", "FILE:1: listen.tcp: \"0.0.0.0:9180\" is not a loopback address"},
-		{"long socket", "listen: {socket: /" + strings.Repeat("a", 107) + "}\n", "FILE:1: listen.socket: 108 bytes, at most 107"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			file := write(t, t.TempDir(), "config.yaml", c.text)
-			_, err := config.Load(file)
-			if want := strings.ReplaceAll(c.want, "FILE", file); err == nil || !strings.Contains(err.Error(), want) {
-				t.Errorf("err = %v\nwant one that says %q", err, want)
-			}
-		})
-	}
-	t.Run("all at once", func(t *testing.T) {
-		file := write(t, t.TempDir(), "config.yaml", "log: {level: loud}\nmtls:\n  path: x\n  wrong: 1\n")
-		_, err := config.Load(file)
-		if err == nil || len(strings.Split(err.Error(), "\n")) != 3 {
-			t.Errorf("err = %v, want three lines", err)
-		}
-	})
-}
-
-func TestCheckIsLoadWithAnotherContent(t *testing.T) {
+func TestUnreadableOverlay(t *testing.T) {
 	dir := t.TempDir()
-	write(t, dir, "config.yaml", "log: {level: info}\n")
+	write(t, dir, "conf.d", "a file, not a directory")
+	if _, err := Load(dir); err == nil {
+		t.Error("conf.d cannot be listed, and Load went on without it")
+	}
+}
+
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
 	const name = "conf.d/50-bootstrap.yaml"
-	if err := config.Check(dir, name, []byte("mtls: {path: relative}\n")); err == nil || !strings.Contains(err.Error(), name+":1: mtls.path") {
-		t.Errorf("err = %v", err)
+	if err := Check(filepath.Join(dir, "none"), name, []byte("log: {level: warn}")); err != nil {
+		t.Error("the directory does not exist:", err)
 	}
-	if err := config.Check(dir, name, []byte("mtls: {path: /etc/ecs/mtls}\n")); err != nil {
-		t.Error(err)
+	write(t, dir, "config.yaml", "log: {level: loud}\n")
+	write(t, dir, name, "log: {level: louder}\n")
+	if err := Check(dir, name, []byte("log: {level: warn}")); err != nil {
+		t.Error("the content mends the directory:", err)
 	}
-	write(t, dir, name, "broken: [")
-	if err := config.Check(dir, name, []byte("mtls: {path: /etc/ecs/mtls}\n")); err != nil {
-		t.Errorf("the content that is to be replaced counts: %v", err)
+	write(t, dir, "conf.d/60.yaml", "log: {level: loudest}\n")
+	if err := Check(dir, name, []byte("log: {level: warn}")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/60.yaml:1: log.level: ") {
+		t.Errorf("a later file overrides the content: got %v, want a mistake in 60.yaml", err)
+	}
+	if err := Check(dir, "conf.d/10.yaml", []byte("x: 1\n")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/10.yaml:1: x: ") {
+		t.Errorf("a mistake in the content: got %v", err)
 	}
 }
 
 func TestNeedsRestart(t *testing.T) {
-	old, changed := config.Default(), config.Default()
-	changed.MTLS.PollInterval, changed.Log.Level = time.Minute, "debug"
-	if keys := changed.NeedsRestart(old); keys != nil {
-		t.Errorf("what a reload takes over needs a restart: %v", keys)
+	// What SIGHUP takes over; every other key is named.
+	reloadable := []string{"log.level", "attestation.policy", "mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
+		"mtls.cert_mode", "mtls.endpoints", "mtls.probe_interval"}
+	var got, want []string
+	old := Default()
+	if keys := old.NeedsRestart(old); keys != nil {
+		t.Errorf("nothing changed, and %v need a restart", keys)
 	}
-	changed.Listen.TCP, changed.MTLS.Path = "", "/mtls"
-	if diff := cmp.Diff([]string{"mtls.path", "listen.tcp"}, changed.NeedsRestart(old)); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-}
-
-func TestPolicy(t *testing.T) {
-	dir := t.TempDir()
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, dir, "roots.pem", string(psp.Roots()))
-	file := write(t, dir, "policy.yaml", `profile: aws-shared
-roots: roots.pem
-vmpl: {mode: enforce, value: 0}
-min_reported_tcb:
-  mode: enforce
-  value: {bootloader: 4, tee: 0, snp: 29, microcode: 222}
-platform_unknown: {mode: ""}
-`)
-	got, err := config.LoadPolicy(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := appraise.Builtin(appraise.AWSShared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want.Name, want.Roots, want.RootsPEM = file, "roots.pem", psp.Roots()
-	want.VMPL.Mode = appraise.Enforce
-	want.MinReportedTCB.Value = snp.TCB{Bootloader: 4, SNP: 29, Microcode: 222}
-	want.PlatformUnknown.Mode = ""
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-	for _, c := range []struct{ name, text, want string }{
-		{"no profile", "vmpl: {mode: warn}\n", "profile: no built-in policy"},
-		{"mode", "profile: aws-shared\nvmpl: {mode: maybe}\n", ":2: vmpl.mode: \"maybe\" is not one of enforce, warn"},
-		{"signer", "profile: aws-shared\nsigner: {value: ARK}\n", "signer.value: \"ARK\""},
-		{"bit", "profile: aws-shared\nplatform_required: {value: [ECC]}\n", "platform_required.value[0]: \"ECC\" is not the name of a bit"},
-		{"measurement", "profile: aws-shared\nmeasurement: {mode: enforce, value: [abc]}\n", "measurement.value[0]"},
-		{"TCB", "profile: aws-shared\nmin_launch_tcb: {value: {snp: 256}}\n", ":2: min_launch_tcb.value.snp: \"256\" is not a whole number in range"},
-		{"rule", "profile: aws-shared\nsgner: {}\n", ":2: sgner: unknown key"},
-		{"roots", "profile: aws-shared\nroots: absent.pem\n", ":2: roots:"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			if _, err := config.LoadPolicy(write(t, t.TempDir(), "policy.yaml", c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("err = %v, want one that says %q", err, c.want)
-			}
-		})
-	}
-	if _, err := config.LoadPolicy("azure"); err == nil || !strings.Contains(err.Error(), "no built-in policy") {
-		t.Errorf("err = %v", err)
-	}
-}
-
-// FuzzLoad: every line of an error begins with a place, and nothing panics.
-func FuzzLoad(f *testing.F) {
-	f.Add([]byte("mtls: {path: /a}\n---\n"))
-	f.Add([]byte("a: &a [*a]\n"))
-	f.Add([]byte("log: {level: 5}\nmtls:\n  secrets: [a, a]\n"))
-	place := regexp.MustCompile(`^(.*config\.yaml:[0-9]+|default): `)
-	f.Fuzz(func(t *testing.T, data []byte) {
-		file := filepath.Join(t.TempDir(), "config.yaml")
-		if err := os.WriteFile(file, data, 0o600); err != nil {
-			t.Fatal(err)
+	for _, key := range leaves(reflect.TypeFor[Config](), "") {
+		section, name, _ := strings.Cut(key, ".")
+		changed := old
+		v, _ := fieldByName(reflect.ValueOf(&changed).Elem(), section)
+		v, _ = fieldByName(v, name)
+		switch v.Interface().(type) {
+		case string:
+			v.SetString("changed")
+		case bool:
+			v.SetBool(!v.Bool())
+		case float64:
+			v.SetFloat(2)
+		case int, time.Duration:
+			v.SetInt(2)
+		case fs.FileMode:
+			v.SetUint(0o400)
+		case []string:
+			v.Set(reflect.ValueOf([]string{"changed"}))
+		case Owner:
+			v.Set(reflect.ValueOf(Owner{1, 1}))
 		}
-		_, err := config.Load(file)
-		if err == nil {
+		got = append(got, changed.NeedsRestart(old)...)
+		if !strings.Contains(" "+strings.Join(reloadable, " ")+" ", " "+key+" ") {
+			want = append(want, key)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("keys that need a restart (-want +got):\n%s", diff)
+	}
+}
+
+func TestSlogLevel(t *testing.T) {
+	for level, want := range map[string]string{"debug": "DEBUG", "info": "INFO", "warn": "WARN", "error": "ERROR"} {
+		if got := (Log{Level: level}).SlogLevel().String(); got != want {
+			t.Errorf("%s: got %s, want %s", level, got, want)
+		}
+	}
+}
+
+// located is how every mistake begins.
+var located = regexp.MustCompile(`^c\.yaml:[1-9][0-9]*: [^\n]`)
+
+func checkLocated(t *testing.T, err error) {
+	t.Helper()
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		if !located.MatchString(line) {
+			t.Errorf("a line without a place: %q", line)
+		}
+	}
+}
+
+// FuzzLoad holds Load to: whatever is in a file, it gives a configuration that validates or mistakes that say where.
+func FuzzLoad(f *testing.F) {
+	data, err := os.ReadFile("testdata/default.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	for _, s := range []string{
+		"", "---\n", "a: *b\n", "log: &a {level: *a}\n", "? {a: b}\n: c\n", "mtls: {secrets: [[], ~, 1, a]}\n",
+		"<<: [*a]\n", "\xff\xfea\x00", "log: !!binary aaa\n", "log:\n level: \"\\u2028\\n\"\n", "%YAML 1.1\n---\n...\n", "mtls: {key_mode: 0440, owner: 0:0}\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cfg, err := loadText(string(data))
+		if err != nil {
+			checkLocated(t, err)
 			return
 		}
-		if !place.MatchString(err.Error()) {
-			t.Errorf("%q has no place", err)
+		d := newDecoder()
+		if cfg.validate(&d.mistakes); d.found != nil {
+			t.Errorf("loaded a configuration with mistakes: %v", d.errors())
 		}
 	})
 }

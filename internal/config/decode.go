@@ -162,7 +162,7 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 			return
 		}
 		if name.Kind != yaml.ScalarNode {
-			d.wrong(name, key, "a key that is not a word")
+			d.at(d.line(name.Line), key, "a key that is not a word")
 			continue
 		}
 		word := name.Value
@@ -320,7 +320,7 @@ func parseOwner(n *yaml.Node) (any, error) {
 
 func parseText(n *yaml.Node) (any, error) {
 	if n.Tag != "!!str" {
-		return nil, fmt.Errorf("%s is not text; put it in quotes", n.Value) // one line: YAML took it for a number or the like
+		return nil, fmt.Errorf("%.64s is not text; put it in quotes", n.Value) // a number or the like, so on one line
 	}
 	return n.Value, nil
 }

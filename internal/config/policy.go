@@ -45,12 +45,13 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 	d := newDecoder()
 	d.read(file, data, &policy)
 	policy.Name = file
-	if at, set := d.places["profile"]; profileErr != nil && set {
-		if !d.failed["profile"] {
-			d.at(at, "profile", "%s", profileErr)
+	if profileErr != nil {
+		_, isYAML := d.places[""]
+		if _, set := d.places["profile"]; set {
+			d.bad("profile", "%s", profileErr)
+		} else if isYAML && !d.failed[""] || len(d.found) == 0 {
+			d.at(d.line(1), "profile", "not set; a file starts from %s or %s", appraise.AWSShared, appraise.AWSDedicated)
 		}
-	} else if profileErr != nil && len(d.found) == 0 { // else it may be what could not be read
-		d.at(d.line(1), "profile", "not set; a file starts from %s or %s", appraise.AWSShared, appraise.AWSDedicated)
 	}
 	if policy.Roots != "" {
 		roots := policy.Roots

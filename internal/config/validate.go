@@ -17,7 +17,7 @@ import (
 
 // Limits on values.
 const (
-	maxRate       = 50 // a second; the firmware itself does some 30
+	maxRate       = 50 // a second
 	maxBurst      = 64
 	maxSecrets    = 20
 	minInterval   = 5 * time.Second
@@ -85,11 +85,8 @@ func (c *MTLS) validate(m *mistakes) {
 	if c.CertMode&0o002 != 0 {
 		m.bad("mtls.cert_mode", "\"%#o\" lets everyone replace the trust anchors", c.CertMode)
 	}
-	for key, mode := range map[string]fs.FileMode{"mtls.key_mode": c.KeyMode, "mtls.cert_mode": c.CertMode} {
-		if mode&0o400 == 0 {
-			m.bad(key, "\"%#o\" does not let the owner read", mode)
-		}
-	}
+	m.readable("mtls.key_mode", c.KeyMode)
+	m.readable("mtls.cert_mode", c.CertMode)
 	for i, e := range c.Endpoints {
 		if err := checkHostPort(e); err != nil {
 			m.bad(fmt.Sprintf("mtls.endpoints[%d]", i), "%s", err)
@@ -114,7 +111,7 @@ func (l *Listen) validate(m *mistakes) {
 	}
 }
 
-// oneOf, absolute and interval record a mistake in a value of one of the common forms.
+// oneOf, absolute, interval and readable record a mistake in a value of one of the common forms.
 
 func (m *mistakes) oneOf(key, value string, allowed ...string) {
 	if !slices.Contains(allowed, value) {
@@ -131,6 +128,12 @@ func (m *mistakes) absolute(key, path string) {
 func (m *mistakes) interval(key string, value time.Duration) {
 	if value < minInterval || value > maxInterval {
 		m.bad(key, "%v is not between 5s and 24h", value)
+	}
+}
+
+func (m *mistakes) readable(key string, mode fs.FileMode) {
+	if mode&0o400 == 0 {
+		m.bad(key, "\"%#o\" does not let the owner read", mode)
 	}
 }
 

@@ -1,0 +1,195 @@
+package config
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/snp"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func noRoots(string) ([]byte, error) { return nil, os.ErrNotExist }
+
+func certificatePEM(t *testing.T) string {
+	t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+}
+
+func builtin(t *testing.T, name string) appraise.Policy {
+	t.Helper()
+	p, err := appraise.Builtin(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestBuiltinPolicy(t *testing.T) {
+	for _, name := range []string{appraise.AWSShared, appraise.AWSDedicated} {
+		got, err := LoadPolicy(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(builtin(t, name), got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		// What a profile says stands as a file, too.
+		if got, err = parsePolicy("c.yaml", []byte("profile: "+name), noRoots); err != nil {
+			t.Fatal(err)
+		}
+		if got.Name != "c.yaml" || got.Profile != name {
+			t.Errorf("got name %q and profile %q, want c.yaml and %s", got.Name, got.Profile, name)
+		}
+	}
+	if _, err := LoadPolicy("aws"); err == nil {
+		t.Error("there is no profile aws")
+	}
+}
+
+func TestPolicyFile(t *testing.T) {
+	dir := t.TempDir()
+	roots := "# ours\n" + certificatePEM(t) + certificatePEM(t)
+	write(t, dir, "pki/roots.pem", roots)
+	measurement := strings.Repeat("0f", 48)
+	file := write(t, dir, "policy.yaml", `min_reported_tcb: {value: {snp: 25}}  # the others stay
+profile: aws-shared
+roots: pki/roots.pem
+signer: {mode: warn, value: VCEK}
+csp_id: {value: us-east-2}
+vmpl: {mode: enforce, value: 1}
+policy_forbidden: {value: [DEBUG, SMT]}
+platform_required: {value: []}
+mitigation_vector: {value: 0xffffffffffffffff}
+measurement: {mode: enforce, value: [`+measurement+`]}
+min_launch_tcb:
+`)
+	got, err := LoadPolicy(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := builtin(t, appraise.AWSShared)
+	want.Name, want.Roots, want.RootsPEM = file, "pki/roots.pem", []byte(roots)
+	want.MinReportedTCB.Value = snp.TCB{Bootloader: 4, SNP: 25, Microcode: 217}
+	want.Signer = appraise.Rule[string]{Mode: appraise.Warn, Value: "VCEK"}
+	want.CSPID.Value = "us-east-2"
+	want.VMPL = appraise.Rule[uint32]{Mode: appraise.Enforce, Value: 1}
+	want.PolicyForbidden.Value = []string{"DEBUG", "SMT"}
+	want.PlatformRequired.Value = []string{}
+	want.MitigationVector.Value = 1<<64 - 1
+	want.Measurement = appraise.Rule[[]string]{Mode: appraise.Enforce, Value: []string{measurement}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// Nothing of it stays in the profile.
+	if diff := cmp.Diff([]string{"DEBUG", "MIGRATE_MA"}, builtin(t, appraise.AWSShared).PolicyForbidden.Value); diff != "" {
+		t.Errorf("the profile has changed:\n%s", diff)
+	}
+
+	if _, err := LoadPolicy(filepath.Join(dir, "none.yaml")); err == nil || !strings.HasPrefix(err.Error(), "read the policy: ") {
+		t.Errorf("an absent file: got %v", err)
+	}
+}
+
+func TestPolicyRefuses(t *testing.T) {
+	good := certificatePEM(t)
+	files := map[string]string{
+		"/etc/empty": "", "/etc/key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+		"/etc/half": good + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "/etc/large": good + strings.Repeat("\n", maxFile),
+	}
+	read := func(file string) ([]byte, error) {
+		if text, ok := files[file]; ok {
+			return []byte(text), nil
+		}
+		return nil, &os.PathError{Op: "open", Path: file, Err: os.ErrNotExist}
+	}
+	policyBits := "SMT, MIGRATE_MA, DEBUG, SINGLE_SOCKET, CXL_ALLOW, MEM_AES_256_XTS, RAPL_DIS, CIPHERTEXT_HIDING_DRAM, PAGE_SWAP_DISABLE"
+	platformBits := "SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, CIPHERTEXT_HIDING_DRAM_EN, ALIAS_CHECK_COMPLETE, TIO_EN"
+	const p = "profile: aws-dedicated\n"
+	for _, tt := range []struct{ name, text, want string }{
+		{"empty", "", "1: profile: not set; a file starts from aws-shared or aws-dedicated"},
+		{"no profile and more", "roots: /etc/none\n", "1: profile: not set; a file starts from aws-shared or aws-dedicated\n1: roots: open /etc/none: file does not exist"},
+		{"unknown profile and more", "vmpl: {value: 9}\nprofile: gcp\n",
+			"1: vmpl.value: 9 is not between 0 and 3\n2: profile: no built-in policy \"gcp\" (there are aws-shared and aws-dedicated)"},
+		{"profile of another type", "profile: 1\n", "1: profile: 1 is not text; put it in quotes"},
+		{"not YAML", "a: [\n", "1: not YAML: did not find expected node content"},
+		{"not a mapping", "[]\n", "1: want a mapping with the keys profile, roots, signer, csp_id, chip_id, vmpl, policy_forbidden, platform_required, platform_unknown, min_reported_tcb, min_launch_tcb, mitigation_vector, measurement"},
+		{"fields that are not keys", p + "rootspem: x\n", "2: rootspem: unknown key; did you mean roots?"},
+		{"unknown rule", p + "mesurement: {}\n", "2: mesurement: unknown key; did you mean measurement?"},
+		{"rule without its mapping", p + "signer: VCEK\n", "2: signer: want a mapping with the keys mode, value"},
+		{"mode", p + "signer: {mode: off}\n", "2: signer.mode: \"off\" is not one of enforce, warn"},
+		{"empty mode", p + "signer: {mode: \"\"}\n", "2: signer.mode: \"\" is not one of enforce, warn"},
+		{"no mode", p + "measurement: {value: [" + strings.Repeat("00", 48) + "]}\n", "2: measurement.mode: not set; choose enforce or warn"},
+		{"no value", p + "csp_id:\n  mode: enforce\n", "-: csp_id.value: \"\" is neither node nor an EC2 region"},
+		{"signer", p + "signer: {value: vcek}\n", "2: signer.value: \"vcek\" is not one of VLEK, VCEK"},
+		{"CSP_ID", p + "csp_id: {mode: warn, value: CN=x}\n", "2: csp_id.value: \"CN=x\" is neither node nor an EC2 region"},
+		{"chip ID", p + "chip_id: {value: one}\n", "2: chip_id.value: \"one\" is not one of zero, set"},
+		{"VMPL", p + "vmpl: {value: 4}\n", "2: vmpl.value: 4 is not between 0 and 3"},
+		{"VMPL below 0", p + "vmpl: {value: -1}\n", "2: vmpl.value: \"-1\" is not a whole number from 0 to 4294967295"},
+		{"policy bit", p + "policy_forbidden: {value: [DEBUG, debug]}\n", "2: policy_forbidden.value[1]: \"debug\" is not one of " + policyBits},
+		{"platform bit", p + "platform_required: {value: [SMT]}\n", "2: platform_required.value[0]: \"SMT\" is not one of " + platformBits},
+		{"platform unknown", p + "platform_unknown: {value: some}\n", "2: platform_unknown.value: \"some\" is not one of none"},
+		{"TCB component out of range", p + "min_reported_tcb: {value: {snp: 256}}\n", "2: min_reported_tcb.value.snp: \"256\" is not a whole number from 0 to 255"},
+		{"TCB component unknown", p + "min_launch_tcb:\n  value: {fmc: 1}\n", "3: min_launch_tcb.value.fmc: unknown key; there are bootloader, tee, snp, microcode"},
+		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n", "2: min_launch_tcb.value: want a mapping with the keys bootloader, tee, snp, microcode"},
+		{"mitigation vector", p + "mitigation_vector: {value: 0x10000000000000000}\n", "2: mitigation_vector.value: \"0x10000000000000000\" is not a whole number from 0 to 18446744073709551615"},
+		{"measurement", p + "measurement:\n  mode: enforce\n  value:\n  - ABCD\n", "5: measurement.value[0]: \"ABCD\" is not 96 lower-case hexadecimal digits"},
+		{"no measurement", p + "measurement: {mode: warn, value: []}\n", "2: measurement.value: empty, so that no report is acceptable; list some or remove measurement"},
+		{"roots that are not there", p + "roots: none\n", "2: roots: open none: file does not exist"},
+		{"roots without a certificate", p + "roots: /etc/empty\n", "2: roots: /etc/empty holds no PEM certificate"},
+		{"roots with a key", p + "roots: /etc/key\n", "2: roots: /etc/key: entry 0 is \"PRIVATE KEY\", not a certificate"},
+		{"roots with a broken certificate", p + "roots: /etc/half\n", "2: roots: /etc/half: entry 1: x509: malformed certificate"},
+		{"roots that are too large", p + "roots: /etc/large\n", "2: roots: /etc/large is larger than 1048576 bytes"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			policy, err := parsePolicy("c.yaml", []byte(tt.text), read)
+			if err == nil {
+				t.Fatal("read, want an error")
+			}
+			if want := "c.yaml:" + strings.ReplaceAll(tt.want, "\n", "\nc.yaml:"); err.Error() != want {
+				t.Errorf("got:\n%s\nwant:\n%s", err, want)
+			}
+			if diff := cmp.Diff(appraise.Policy{}, policy); diff != "" {
+				t.Errorf("a policy came with the error:\n%s", diff)
+			}
+		})
+	}
+}
+
+// FuzzPolicy holds parsePolicy to: whatever is in a file, it gives a policy that validates or mistakes that say where.
+func FuzzPolicy(f *testing.F) {
+	for _, s := range []string{
+		"profile: aws-shared\n", "profile: aws-dedicated\nroots: x\nsigner: {mode: warn, value: VLEK}\n", "measurement: {value: [a, ~]}\n",
+		"profile: &a x\nvmpl: *a\n", "profile: aws-shared\nmin_reported_tcb: {mode: enforce, value: {snp: 1, tee: 0x2}}\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		policy, err := parsePolicy("c.yaml", data, noRoots)
+		if err != nil {
+			checkLocated(t, err)
+			return
+		}
+		d := newDecoder()
+		if validatePolicy(policy, &d.mistakes); d.found != nil {
+			t.Errorf("read a policy with mistakes: %v", d.errors())
+		}
+	})
+}
