@@ -16,7 +16,7 @@ import (
 )
 
 // maxFile bounds a configuration, policy or roots file in bytes; maxNodes bounds the keys and values that are looked
-// at in one, and with them the mistakes that are told. Aliases, which could multiply either, are refused.
+// at in one. Aliases, which could multiply them, are refused.
 const (
 	maxFile  = 1 << 20
 	maxNodes = 10_000
@@ -138,9 +138,13 @@ func (d *decoder) list(n *yaml.Node, key string, v reflect.Value) {
 		d.wrong(n, key, "%s", what)
 		return
 	}
-	items := n.Content[:min(len(n.Content), maxNodes)]
-	list := reflect.MakeSlice(v.Type(), len(items), len(items))
-	for i, item := range items {
+	list := reflect.MakeSlice(v.Type(), 0, min(len(n.Content), maxNodes))
+	for i, item := range n.Content {
+		if d.nodes >= maxNodes {
+			d.count(item)
+			break
+		}
+		list = list.Slice(0, i+1)
 		d.value(item, fmt.Sprintf("%s[%d]", key, i), list.Index(i))
 	}
 	v.Set(list)
@@ -207,7 +211,7 @@ func fieldNames(t reflect.Type) (names []string) {
 // suggest says what an unknown key may have been meant to be: a similar one in the same mapping, the same word in
 // another section, or else any of those there are.
 func (d *decoder) suggest(name string, t reflect.Type) string {
-	best, bestDistance := "", 1+max(1, len(name)/3)
+	best, bestDistance := "", 1+max(2, len(name)/3)
 	for _, known := range fieldNames(t) {
 		if distance := editDistance(name, known); distance < bestDistance {
 			best, bestDistance = known, distance

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // place is where a key was set.
@@ -45,11 +46,18 @@ func (m *mistakes) at(p place, key, format string, args ...any) {
 	m.found = append(m.found, mistake{p, text})
 }
 
-// bad records a mistake in a value that could be decoded, at the place where the key was set.
+// bad records a mistake in a value that could be decoded, at the place where the key was set, or the section that
+// lacks it.
 func (m *mistakes) bad(key, format string, args ...any) {
-	if !m.failed[key] {
-		m.at(m.places[key], key, format, args...)
+	if m.failed[key] {
+		return
 	}
+	at, ok := m.places[key]
+	for section := key; !ok && section != ""; {
+		section = section[:max(strings.LastIndexByte(section, '.'), 0)]
+		at, ok = m.places[section]
+	}
+	m.at(at, key, format, args...)
 }
 
 // errors returns the mistakes in the order of the files and lines, whatever found them.
@@ -57,11 +65,18 @@ func (m *mistakes) errors() (errs []error) {
 	slices.SortStableFunc(m.found, func(a, b mistake) int {
 		return cmp.Or(cmp.Compare(a.place.order, b.place.order), cmp.Compare(a.place.line, b.place.line))
 	})
-	for _, e := range m.found {
+	for i, e := range m.found {
+		if i == maxTold {
+			e.text = fmt.Sprintf("and %d more mistakes from here on", len(m.found)-i)
+			return append(errs, e)
+		}
 		errs = append(errs, e)
 	}
 	return errs
 }
+
+// maxTold is how many mistakes are told; a file with more of them is not a configuration.
+const maxTold = 200
 
 // maxQuoted is how much of a wrong value is repeated, in bytes: a whole path or ARN, not a whole certificate.
 const maxQuoted = 512
