@@ -39,6 +39,7 @@ type demo struct {
 	ca      *simca.CA
 	step    int
 	agent   *exec.Cmd
+	poll    time.Duration // mtls.poll_interval
 }
 
 const secretName = "demo/mtls"
@@ -46,7 +47,7 @@ const secretName = "demo/mtls"
 func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	d := &demo{out: out}
+	d := &demo{out: out, poll: 5 * time.Minute}
 	if err := d.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare the node: %w", err)
 	}
@@ -72,6 +73,21 @@ func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 	}
 	fmt.Fprintln(out, "\nEvery step held. The SNP device was simulated; all else were the real binaries.")
 	return nil
+}
+
+// runNode brings a node up and leaves it to whoever wants to play with it.
+func runNode(ctx context.Context, out io.Writer, poll time.Duration) (err error) {
+	d := &demo{out: out, poll: poll}
+	if err := d.prepare(ctx); err != nil {
+		return fmt.Errorf("prepare the node: %w", err)
+	}
+	defer func() { err = errors.Join(err, d.cleanUp(false)) }()
+	if err := d.bootstrap(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "   It runs until you stop this, as process %d. To talk to its agent: sevagent status --socket %s\n", d.agent.Process.Pid, d.socket())
+	<-ctx.Done()
+	return d.stop(context.WithoutCancel(ctx))
 }
 
 // prepare makes the directory, starts the device and AWS, and puts the first secret there.
@@ -138,11 +154,12 @@ attestation:
   rate: 20
 mtls:
   owner: "%d:%d"
+  poll_interval: %v
   allow_disk: %v
 listen:
   socket: %s
   tcp: ""
-`, d.dir, d.dir, os.Getuid(), os.Getgid(), onDisk, d.socket())
+`, d.dir, d.dir, os.Getuid(), os.Getgid(), d.poll, onDisk, d.socket())
 	if err := os.WriteFile(filepath.Join(d.dir, "etc/sevagent/config.yaml"), []byte(config), 0o644); err != nil {
 		return err
 	}

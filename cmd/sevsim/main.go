@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,6 +35,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		RunE: func(cmd *cobra.Command, args []string) error { return runDemo(cmd.Context(), stdout, keep) },
 	}
 	demo.Flags().BoolVar(&keep, "keep", false, "leave the node's directory behind")
+	var poll time.Duration
+	node := &cobra.Command{
+		Use: "node", Short: "Bring a simulated node up and leave it running until stopped", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return runNode(cmd.Context(), stdout, poll) },
+	}
+	node.Flags().DurationVar(&poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent")
 	var socket string
 	under := &cobra.Command{
 		Use: "exec -- PROGRAM [ARGUMENT ...]", Short: "Become a program whose /dev/sev-guest ioctls are answered by a simulated device", Args: cobra.MinimumNArgs(1),
@@ -41,7 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	under.Flags().StringVar(&socket, "device", "", "the socket of the simulated device")
 	device := deviceCommand()
-	root.AddCommand(demo, under, device)
+	root.AddCommand(demo, node, under, device)
 	root.RunE = func(*cobra.Command, []string) error { return errors.New("a command is missing; see 'sevsim --help'") }
 	root.SetArgs(args)
 	root.SetOut(stdout)

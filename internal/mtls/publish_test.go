@@ -690,6 +690,25 @@ func TestLinksMakeRoom(t *testing.T) {
 	}
 }
 
+// Links that a crash has left half-made do not get in the way, even before the next start (they do with Kubernetes'
+// AtomicWriter).
+func TestStaleTemporaryLinks(t *testing.T) {
+	ca := newCA(t, "ca", nil)
+	s, bundles := mustSet(t, ca.clientSecret(t, "node"))
+	d := newDirectory(t)
+	d.mustPublish(s, bundles)
+	for _, name := range []string{dataLink, prevLink, "client.crt"} {
+		if err := os.Symlink("nowhere", filepath.Join(d.path, tmpName(name))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(d.path, "client.crt")); err != nil {
+		t.Fatal(err)
+	}
+	d.mustPublish(s, bundles)
+	d.holds(s)
+}
+
 // A container that may write here cannot lead the agent to write elsewhere.
 func TestPlantedLinks(t *testing.T) {
 	ca := newCA(t, "ca", nil)

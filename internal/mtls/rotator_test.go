@@ -662,6 +662,11 @@ func TestApply(t *testing.T) {
 		if d, _ := a.counts(); d < 45 || d > 80 {
 			t.Errorf("%d looks in a minute at an interval of a second", d)
 		}
+		bad := newFake([]byte("garbage"))
+		apply(func(s *Settings) { s.Secrets = []NamedSource{{"bad", bad}} })
+		if n.subject(t) != "second" || n.secret("bad").State != StateRejected || n.Status().Error == "" {
+			t.Errorf("nothing but garbage: published %q, status %+v", n.subject(t), n.Status())
+		}
 		apply(func(s *Settings) { s.Secrets = nil })
 		a.counts()
 		n.after(time.Hour)

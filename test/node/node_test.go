@@ -268,3 +268,35 @@ func read(t *testing.T, file string) string {
 	}
 	return string(text)
 }
+
+// TestDemoWithoutRoot runs the demonstration as a user who owns nothing.
+func TestDemoWithoutRoot(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "demo") // the repository may be closed to other users
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod("/dev/shm", 0o1777); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sevagent", "bootstrap", "sevctl", "sevsim"} {
+		content, err := os.ReadFile(bin(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(filepath.Join(dir, "sevsim"), "demo")
+	const nobody = 65534
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	cmd.Dir = "/"
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "Every step held.") || !strings.Contains(string(out), "caller       uid 65534") {
+		t.Errorf("demo as nobody: %v\n%s", err, out)
+	}
+}
