@@ -20,7 +20,7 @@ import (
 	"sevagent/internal/ecsconfig"
 )
 
-// options are the flags; STYLE of each is in main.go's help texts.
+// options are the flags; main.go has the help text of each.
 type options struct {
 	cluster            string
 	secrets, endpoints []string
@@ -247,14 +247,8 @@ func readECSConfig(path string) (*ecsconfig.File, error) {
 // mergeECSConfig returns the file's content with the node's keys in it. attributes may be nil, for a rehearsal.
 func mergeECSConfig(before *ecsconfig.File, o options, attributes map[string]string) ([]byte, error) {
 	f := before.Clone()
-	old, _ := f.Get("ECS_INSTANCE_ATTRIBUTES")
-	merged, err := ecsconfig.MergeAttributes(old, attributes)
-	if err != nil {
-		return nil, err
-	}
-	err = errors.Join(f.Set("ECS_CLUSTER", o.cluster), f.Set("ECS_INSTANCE_ATTRIBUTES", merged))
-	if err != nil {
-		return nil, err
+	if err := errors.Join(f.Set("ECS_CLUSTER", o.cluster), f.SetAttributes(attributes)); err != nil {
+		return nil, fmt.Errorf("%s: %w", o.ecsConfig, err)
 	}
 	data, err := f.Encode()
 	if err != nil {

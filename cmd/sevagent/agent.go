@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -36,13 +35,11 @@ type agent struct {
 	level      *slog.LevelVar
 	started    time.Time
 	attest     *attestation // nil if attestation.mode is off
-	// secretsManager is the client of all secrets; awsErr is why there is none.
-	secretsManager *secretsmanager.Client
-	awsErr         error
-	rotator        *mtls.Rotator
-	cfg            atomic.Pointer[config.Config]
-	gate           atomic.Pointer[gate]
-	reloadErr      atomic.Pointer[string] // why the last reload was refused, nil if it was not
+	cloud      *cloud
+	rotator    *mtls.Rotator
+	cfg        atomic.Pointer[config.Config]
+	gate       atomic.Pointer[gate]
+	reloadErr  atomic.Pointer[string] // why the last reload was refused, nil if it was not
 }
 
 // gate is the outcome of the check at boot.
@@ -56,7 +53,7 @@ type gate struct {
 type attestation struct {
 	transport attest.Transport
 	worker    *attest.Worker
-	region    string // the node's; empty: not known
+	region    atomic.Pointer[string] // the node's; nil: not known
 }
 
 // testOnlyTransport replaces the SNP device in this package's tests.
@@ -71,9 +68,9 @@ func openDevice(cfg config.Attestation) (attest.Transport, error) {
 
 // newAttestation opens the device and builds its worker. In mode warn an absent device is no error: every request
 // then says what is missing.
-func newAttestation(cfg config.Config, region string, log *slog.Logger, registry prometheus.Registerer) (*attestation, error) {
-	a := &attestation{region: region}
-	verifier, err := a.verifier(cfg.Attestation)
+func newAttestation(cfg config.Config, log *slog.Logger, registry prometheus.Registerer) (*attestation, error) {
+	a := new(attestation)
+	verifier, _, err := a.verifier(cfg.Attestation)
 	if err != nil {
 		return nil, err
 	}
@@ -97,22 +94,47 @@ func newAttestation(cfg config.Config, region string, log *slog.Logger, registry
 	return a, nil
 }
 
-// verifier builds the judge that the configuration names.
-func (a *attestation) verifier(cfg config.Attestation) (*appraise.Verifier, error) {
-	policy, err := config.LoadPolicy(cfg.Policy)
-	if err != nil {
-		return nil, usageError{err}
+// verifier builds the judge that the configuration names, for the region as far as it is known.
+func (a *attestation) verifier(cfg config.Attestation) (v *appraise.Verifier, policy appraise.Policy, err error) {
+	if policy, err = config.LoadPolicy(cfg.Policy); err != nil {
+		return nil, policy, usageError{err}
 	}
-	v, err := appraise.New(appraise.Config{Policy: policy, Region: a.region})
-	if err != nil {
-		return nil, usageError{fmt.Errorf("attestation.policy %s: %w", cfg.Policy, err)}
+	region := ""
+	if r := a.region.Load(); r != nil {
+		region = *r
 	}
-	return v, nil
+	if v, err = appraise.New(appraise.Config{Policy: policy, Region: region}); err != nil {
+		return nil, policy, usageError{fmt.Errorf("attestation.policy %s: %w", cfg.Policy, err)}
+	}
+	return v, policy, nil
+}
+
+// locate finds the node's region if the policy compares with it, and has the judge know it. A report is never judged
+// without: where it comes from would go unchecked.
+func (a *attestation) locate(ctx context.Context, cfg config.Attestation, c *cloud) error {
+	_, policy, err := a.verifier(cfg)
+	if err != nil {
+		return err
+	}
+	if !policy.NeedsRegion() || a.region.Load() != nil {
+		return nil
+	}
+	region, _, err := c.find(ctx)
+	if err != nil {
+		return fmt.Errorf("find the region that csp_id is compared with: %w", err)
+	}
+	a.region.Store(&region)
+	v, _, err := a.verifier(cfg)
+	if err != nil {
+		return err
+	}
+	a.worker.SetVerifier(v)
+	return nil
 }
 
 // runAgent builds the parts, runs them until ctx ends or one fails, and tells systemd about it.
 func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr io.Writer) error {
-	a := &agent{configPath: configPath, started: time.Now(), level: new(slog.LevelVar)}
+	a := &agent{configPath: configPath, started: time.Now(), level: new(slog.LevelVar), cloud: new(cloud)}
 	a.cfg.Store(&cfg)
 	a.gate.Store(&gate{})
 	a.log = newLogger(stderr, cfg.Log, a.level)
@@ -125,21 +147,13 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 		return err
 	}
 	defer socket.Close()
-	awsConfig, err := loadAWS(ctx)
-	if err != nil {
-		a.awsErr = err
-		a.log.Warn("AWS is not configured", "component", "agent", "err", err)
-	}
-	a.secretsManager = secretsmanager.NewFromConfig(awsConfig)
 	if cfg.Attestation.Mode != config.ModeOff {
-		if a.attest, err = newAttestation(cfg, awsConfig.Region, a.log, registry); err != nil {
+		if a.attest, err = newAttestation(cfg, a.log, registry); err != nil {
 			return err
 		}
 		defer a.attest.transport.Close()
 	}
-	if a.rotator, err = a.newRotator(cfg, registry); err != nil {
-		return err
-	}
+	a.rotator = a.newRotator(cfg, registry)
 	api := localapi.New(localapi.Config{
 		Version:      version(),
 		Alive:        a.alive,
@@ -172,23 +186,19 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 }
 
 // newRotator builds the rotator over the configured secrets, with evidence for each generation.
-func (a *agent) newRotator(cfg config.Config, registry prometheus.Registerer) (*mtls.Rotator, error) {
-	settings, err := a.settings(cfg)
-	if err != nil {
-		return nil, err
-	}
+func (a *agent) newRotator(cfg config.Config, registry prometheus.Registerer) *mtls.Rotator {
 	return mtls.New(mtls.Config{
 		Path:       cfg.MTLS.Path,
 		AllowDisk:  cfg.MTLS.AllowDisk,
-		Settings:   settings,
+		Settings:   a.settings(cfg),
 		Evidence:   a.publishedEvidence,
 		Registerer: registry,
 		Log:        a.log,
-	}), nil
+	})
 }
 
 // settings turns the configuration into what the rotator takes.
-func (a *agent) settings(cfg config.Config) (mtls.Settings, error) {
+func (a *agent) settings(cfg config.Config) mtls.Settings {
 	s := mtls.Settings{
 		PollInterval: cfg.MTLS.PollInterval,
 		Owner:        mtls.Owner{UID: cfg.MTLS.Owner.UID, GID: cfg.MTLS.Owner.GID},
@@ -200,14 +210,11 @@ func (a *agent) settings(cfg config.Config) (mtls.Settings, error) {
 		if path, ok := strings.CutPrefix(name, "file://"); ok {
 			source.Source = mtls.FileSource(path)
 		} else {
-			if a.awsErr != nil {
-				return s, fmt.Errorf("read secret %s: %w", name, a.awsErr)
-			}
-			source.Source = secretSource{api: a.secretsManager, id: name}
+			source.Source = secretSource{cloud: a.cloud, id: name}
 		}
 		s.Secrets = append(s.Secrets, source)
 	}
-	return s, nil
+	return s
 }
 
 // publishedEvidence makes the content of evidence.json for a generation's key. Without attestation there is none;
@@ -252,12 +259,8 @@ func (a *agent) reload() error {
 		return err
 	}
 	old := *a.cfg.Load()
-	settings, err := a.settings(cfg)
-	if err != nil {
-		return err
-	}
 	if a.attest != nil {
-		verifier, err := a.attest.verifier(cfg.Attestation)
+		verifier, _, err := a.attest.verifier(cfg.Attestation)
 		if err != nil {
 			return err
 		}
@@ -269,7 +272,7 @@ func (a *agent) reload() error {
 	cfg.Attestation.Mode = old.Attestation.Mode // a restart decides about the gate
 	a.level.Set(cfg.Log.SlogLevel())
 	a.cfg.Store(&cfg)
-	a.rotator.Apply(settings)
+	a.rotator.Apply(a.settings(cfg))
 	a.log.Info("configuration reloaded", "component", "agent")
 	return nil
 }
@@ -283,10 +286,7 @@ func (a *agent) passGate(ctx context.Context) error {
 	}
 	enforce := a.cfg.Load().Attestation.Mode == config.ModeEnforce
 	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
-		_, verdict, err := a.attest.worker.Evidence(ctx, bootClaims())
-		if err == nil {
-			err = verdict.Err()
-		}
+		verdict, err := a.attest.prove(ctx, a.cfg.Load().Attestation, a.cloud)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -309,6 +309,18 @@ func (a *agent) passGate(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// prove gets a report of this node and has it judged.
+func (a *attestation) prove(ctx context.Context, cfg config.Attestation, c *cloud) (*appraise.Verdict, error) {
+	if err := a.locate(ctx, cfg, c); err != nil {
+		return nil, err
+	}
+	_, verdict, err := a.worker.Evidence(ctx, bootClaims())
+	if err != nil {
+		return nil, err
+	}
+	return verdict, verdict.Err()
 }
 
 func (a *agent) evidence(ctx context.Context, claims evidence.Claims) (*evidence.Document, *appraise.Verdict, error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -23,33 +24,46 @@ const (
 )
 
 // callTimeout bounds one call to AWS with all its retries; the Rotator has a backoff of its own above that.
-const callTimeout = 20 * time.Second
+const callTimeout = 10 * time.Second
 
-// loadAWS reads the SDK's usual configuration. Without a region in it, the instance metadata service is asked, by
-// its second version only. That may be refused or absent; then region is empty.
-func loadAWS(ctx context.Context) (aws.Config, error) {
-	cfg, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithEC2IMDSClientEnableState(imds.ClientDefaultEnableState))
+// cloud is the way to AWS. It is found when it is first needed, and looked for again as long as it is not found: the
+// metadata service may come up later than the agent.
+type cloud struct {
+	mu      sync.Mutex
+	region  string                 // empty: not found yet
+	secrets *secretsmanager.Client // nil: not found yet
+}
+
+// find reads the SDK's usual configuration and returns the region and the client of Secrets Manager. Without a region
+// in the configuration, the instance metadata service is asked, by its version 2 only.
+func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanager.Client, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.region != "" {
+		return c.region, c.secrets, nil
+	}
+	cfg, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
-		return aws.Config{}, fmt.Errorf("load the AWS configuration: %w", err)
+		return "", nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
-	if cfg.Region != "" {
-		return cfg, nil
+	if cfg.Region == "" {
+		metadata := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		answer, err := metadata.GetRegion(ctx, nil)
+		if err != nil {
+			return "", nil, fmt.Errorf("ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
+		}
+		cfg.Region = answer.Region
 	}
-	metadata := imds.New(imds.Options{}, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	answer, err := metadata.GetRegion(ctx, nil)
-	if err != nil {
-		return cfg, fmt.Errorf("ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
-	}
-	cfg.Region = answer.Region
-	return cfg, nil
+	c.region, c.secrets = cfg.Region, secretsmanager.NewFromConfig(cfg)
+	return c.region, c.secrets, nil
 }
 
 // secretSource is one secret of Secrets Manager, by ARN or name.
 type secretSource struct {
-	api *secretsmanager.Client
-	id  string
+	cloud *cloud
+	id    string
 }
 
 var _ mtls.Source = secretSource{}
@@ -58,7 +72,11 @@ var _ mtls.Source = secretSource{}
 func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	out, err := s.api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: &s.id})
+	_, api, err := s.cloud.find(ctx)
+	if err != nil {
+		return mtls.Version{}, fmt.Errorf("describe secret %s: %w", s.id, err)
+	}
+	out, err := api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: &s.id})
 	if err != nil {
 		return mtls.Version{}, s.classify("describe", err)
 	}
@@ -86,7 +104,11 @@ func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
 func (s secretSource) Fetch(ctx context.Context, versionID string) (mtls.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	out, err := s.api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
+	_, api, err := s.cloud.find(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("get secret %s: %w", s.id, err)
+	}
+	out, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
 		SecretId: &s.id, VersionId: &versionID, VersionStage: aws.String(labelCurrent),
 	})
 	if err != nil {

@@ -62,7 +62,10 @@ func (a *agent) status(now time.Time) *status {
 		return s
 	}
 	t := &s.Attestation
-	t.Transport, t.Region = a.attest.worker.Transport(), a.attest.region
+	t.Transport = a.attest.worker.Transport()
+	if r := a.attest.region.Load(); r != nil {
+		t.Region = *r
+	}
 	state := a.attest.worker.State()
 	t.LastReport = state.At
 	if state.Err != nil {

@@ -55,6 +55,9 @@ type Policy struct {
 	Measurement Rule[[]string] `yaml:"measurement"`
 }
 
+// NeedsRegion reports whether a rule compares with the region of the node that is judged.
+func (p Policy) NeedsRegion() bool { return p.CSPID.Mode != "" && p.CSPID.Value == "node" }
+
 // Rule is one requirement and what happens when it does not hold. A rule without a mode is not applied.
 type Rule[T any] struct {
 	Mode  Mode `yaml:"mode"`

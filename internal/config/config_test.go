@@ -294,10 +294,11 @@ func TestOverlay(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a[b]*")
 	write(t, dir, "config.yaml", "log: {level: debug, format: json}\nmtls: {secrets: [a, b, c], poll_interval: 1m}\n")
 	write(t, dir, "conf.d/60-late.yaml", "log: {level: warn}\n")
-	write(t, dir, "conf.d/50-bootstrap.yaml", "log: {level: error}\nmtls: {secrets: [d]}\n")
+	write(t, dir, "conf.d/50-bootstrap.yaml", "log: {level: error}\nmtls: {\"secrets\": [\"d\"]}\n") // as bootstrap writes it
 	write(t, dir, "conf.d/70-none.yaml", "")
 	write(t, dir, "conf.d/.80-editor.yaml", "not: read\n")
 	write(t, dir, "conf.d/90-other.yml", "not: read\n")
+	write(t, dir, "conf.d/ignored.txt", "not YAML: [")
 	got, err := Load(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -135,8 +135,8 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 	}
 }
 
-// validateModes checks the modes of all rules. A rule that a file sets without a mode would be one that its author
-// relies on and nobody applies.
+// validateModes checks the modes of all rules. An empty mode, written out, is how a file says that a rule of its
+// profile is not applied. A value without any mode would be a rule that its author relies on and nobody applies.
 func (m *mistakes) validateModes(p appraise.Policy) {
 	v := reflect.ValueOf(p)
 	for i := range v.NumField() {
@@ -145,9 +145,9 @@ func (m *mistakes) validateModes(p appraise.Policy) {
 			continue
 		}
 		mode := rule.FieldByName("Mode").String()
-		if _, set := m.places[name+".mode"]; set {
+		if _, set := m.places[name+".mode"]; set && mode != "" {
 			m.oneOf(name+".mode", mode, string(appraise.Enforce), string(appraise.Warn))
-		} else if at, set := m.places[name+".value"]; set && mode == "" {
+		} else if at, valueSet := m.places[name+".value"]; valueSet && !set && mode == "" {
 			m.at(at, name+".mode", "not set; choose %s or %s", appraise.Enforce, appraise.Warn)
 		}
 	}

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 
 	"github.com/google/go-cmp/cmp"
@@ -79,6 +81,7 @@ policy_forbidden: {value: [DEBUG, SMT]}
 platform_required: {value: []}
 mitigation_vector: {value: 0xffffffffffffffff}
 measurement: {mode: enforce, value: [`+measurement+`]}
+platform_unknown: {mode: ""}
 min_launch_tcb:
 `)
 	got, err := LoadPolicy(file)
@@ -94,6 +97,7 @@ min_launch_tcb:
 	want.PolicyForbidden.Value = []string{"DEBUG", "SMT"}
 	want.PlatformRequired.Value = []string{}
 	want.MitigationVector.Value = 1<<64 - 1
+	want.PlatformUnknown.Mode = ""
 	want.Measurement = appraise.Rule[[]string]{Mode: appraise.Enforce, Value: []string{measurement}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -105,6 +109,23 @@ min_launch_tcb:
 
 	if _, err := LoadPolicy(filepath.Join(dir, "none.yaml")); err == nil || !strings.HasPrefix(err.Error(), "read the policy: ") {
 		t.Errorf("an absent file: got %v", err)
+	}
+}
+
+// TestPolicyOfSimulator: roots of the form of AMD's own.
+func TestPolicyOfSimulator(t *testing.T) {
+	psp, err := sim.New(sim.DefaultOptions(time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, dir, "roots.pem", string(psp.Roots()))
+	got, err := LoadPolicy(write(t, dir, "policy.yaml", "profile: aws-shared\nroots: roots.pem\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got.RootsPEM) != string(psp.Roots()) {
+		t.Error("the policy's roots are not the simulator's")
 	}
 }
 
@@ -135,7 +156,7 @@ func TestPolicyRefuses(t *testing.T) {
 		{"unknown rule", p + "mesurement: {}\n", "2: mesurement: unknown key; did you mean measurement?"},
 		{"rule without its mapping", p + "signer: VCEK\n", "2: signer: want a mapping with the keys mode, value"},
 		{"mode", p + "signer: {mode: off}\n", "2: signer.mode: \"off\" is not one of enforce, warn"},
-		{"empty mode", p + "signer: {mode: \"\"}\n", "2: signer.mode: \"\" is not one of enforce, warn"},
+		{"mode without a value", p + "signer: {mode: ~}\n", "2: signer.mode: no value; give one or remove the key"},
 		{"no mode", p + "measurement: {value: [" + strings.Repeat("0a", 48) + "]}\n", "2: measurement.mode: not set; choose enforce or warn"},
 		{"no value", p + "csp_id:\n  mode: enforce\n", "3: csp_id.value: \"\" is neither node nor an EC2 region"},
 		{"signer", p + "signer: {value: vcek}\n", "2: signer.value: \"vcek\" is not one of VLEK, VCEK"},

@@ -1,191 +1,187 @@
+// Package ecsconfig owns the syntax of /etc/ecs/ecs.config: parse what is there, set keys, encode.
+//
+// Two programs read that file and disagree about it. systemd reads it as an EnvironmentFile=, where quotes,
+// backslashes, carriage returns and comments have a meaning, and hands it to ecs-init as environment. ecs-init reads
+// it again, splits each line at the first '=', takes the rest as it stands, and hands that to the ECS agent.
+//
+// The package promises: what [File.Encode] accepts, both read the same, whatever the version of systemd; what it
+// refuses is named by its line, with what each of them would make of it; a line that was not to be changed keeps its
+// bytes; and setting the same keys again changes nothing. It does no I/O: reading the file and replacing it is for
+// the caller.
 package ecsconfig
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
-// maxSize bounds the file in bytes.
-const maxSize = 256 << 10
+// maxSize bounds the file in bytes. The kernel takes no environment variable of more (MAX_ARG_STRLEN, 128 KiB), so
+// that what fits the file can be an environment.
+const maxSize = 128<<10 - 1
 
-// managed introduces the keys that Set has added.
+// managed stands above the keys that Set has added. It has no '=', so that ecs-init makes no variable of it.
 const managed = "# Set by sevagent's bootstrap:"
 
-// File is the content of an ecs.config, line by line.
+// File is the content of an ecs.config.
 type File struct {
-	lines []string // each with its newline, the last perhaps without
+	lines []line
 }
 
-// Parse reads a file. It accepts odd lines: Encode is the one to refuse them.
+// line is a line without its end, and the end: "\n", "\r\n", or "" if the file ends without.
+type line struct {
+	text, end string
+}
+
+// Parse takes a file as it is, odd lines too: Encode is the one to refuse them. It refuses only what is no text.
 func Parse(data []byte) (*File, error) {
 	if len(data) > maxSize {
-		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(data), maxSize)
+		return nil, fmt.Errorf("parse: %d bytes, at most %d are allowed", len(data), maxSize)
 	}
 	if i := bytes.IndexByte(data, 0); i >= 0 {
-		return nil, fmt.Errorf("line %d: a NUL byte", 1+bytes.Count(data[:i], []byte("\n")))
+		return nil, fmt.Errorf("line %d: a NUL byte: systemd drops the whole file", 1+bytes.Count(data[:i], []byte("\n")))
 	}
 	f := new(File)
-	if len(data) > 0 {
-		f.lines = strings.SplitAfter(string(data), "\n")
-		if last := len(f.lines) - 1; f.lines[last] == "" {
-			f.lines = f.lines[:last]
+	for text := range strings.Lines(string(data)) {
+		bare := strings.TrimSuffix(strings.TrimSuffix(text, "\n"), "\r")
+		if !strings.HasSuffix(text, "\n") {
+			bare = text // a carriage return that ends no line is a part of it
 		}
+		f.lines = append(f.lines, line{bare, text[len(bare):]})
 	}
 	return f, nil
 }
 
-// Bytes returns the content as it stands.
-func (f *File) Bytes() []byte { return []byte(strings.Join(f.lines, "")) }
+// Bytes returns the content as it stands, whoever reads it how.
+func (f *File) Bytes() []byte {
+	var b bytes.Buffer
+	for _, l := range f.lines {
+		b.WriteString(l.text)
+		b.WriteString(l.end)
+	}
+	return b.Bytes()
+}
 
 // Clone returns a copy that can be changed apart.
 func (f *File) Clone() *File { return &File{lines: slices.Clone(f.lines)} }
 
-// Get returns the value of a key as ecs-init reads it; systemd does too if Encode accepts the file.
+// Get returns the value of a key as ecs-init, and so the ECS agent, reads it. systemd reads the same if Encode
+// accepts the file.
 func (f *File) Get(key string) (value string, ok bool) {
 	value, ok = ReadECSInit(f.Bytes())[key]
 	return value, ok
 }
 
-// Set gives a key a value: in the line that sets it last, or in a new line at the end. Earlier lines that set the
-// key have no effect and go.
+// Set gives a key a value, in place of the assignment that was in effect; others of the same key, which had none, are
+// removed. A new key goes below the others that Set has added, at first to the end of the file. Set refuses what the
+// two readers would read differently, and a place where it cannot tell what else it would change; nothing is changed then.
 func (f *File) Set(key, value string) error {
 	if !validName(key) {
-		return fmt.Errorf("set %q: not the name of a variable: letters, digits and _, and no digit first", key)
+		return fmt.Errorf("set %q: a name has letters, digits and _, and no digit first", key)
 	}
-	if reason := refuse(value); reason != "" {
+	if reason := refusal(value); reason != "" {
 		return fmt.Errorf("set %s: %s", key, reason)
 	}
-	line := key + "=" + value + "\n"
-	sets := func(l string) bool { return lineKey(l) == key }
-	for i, old := range slices.Backward(f.lines) {
-		if sets(old) {
-			f.lines = slices.Concat(slices.DeleteFunc(slices.Clone(f.lines[:i]), sets), []string{line}, f.lines[i+1:])
-			return nil
-		}
+	places, err := f.places(key)
+	if err != nil {
+		return fmt.Errorf("set %s: %w", key, err)
 	}
-	if n := len(f.lines); n > 0 && !strings.HasSuffix(f.lines[n-1], "\n") {
-		f.lines[n-1] += "\n"
+	if len(places) == 0 {
+		f.add(key + "=" + value)
+		return nil
 	}
-	if !slices.Contains(f.lines, managed+"\n") {
-		f.lines = append(f.lines, managed+"\n")
+	last := places[len(places)-1]
+	if old := []byte(f.lines[last].text); !holds(ReadECSInit(old), key, value) || !holds(ReadSystemd(old), key, value) {
+		f.lines[last].text = key + "=" + value
 	}
-	f.lines = append(f.lines, line)
+	for _, i := range slices.Backward(places[:len(places)-1]) {
+		f.lines = slices.Delete(f.lines, i, i+1)
+	}
 	return nil
 }
 
-// lineKey is the key that either reader takes a line to set, or "".
-func lineKey(line string) string {
-	key, _, ok := strings.Cut(strings.Trim(line, systemdBlanks), "=")
-	key = strings.TrimRight(key, systemdBlanks)
-	if !ok || !validName(key) {
-		return ""
-	}
-	return key
+func holds(env map[string]string, key, value string) bool {
+	got, ok := env[key]
+	return ok && got == value
 }
 
-// refuse says why the two readers would read a value differently, or "" if they read it the same.
-func refuse(value string) string {
+// places returns the lines, from 0, that assign a key for one reader at least. Each is a line of its own for systemd,
+// so that it can be replaced without a change to another key; if one is not, places fails.
+func (f *File) places(key string) ([]int, error) {
+	var places []int
+	for i, l := range f.lines {
+		if k, _, ok := cutECSInit(l.text); ok && strings.TrimSpace(k) == key {
+			places = append(places, i)
+		}
+	}
+	for _, s := range scanSystemd(f.Bytes(), before254) {
+		if s.comment || s.key != key {
+			continue
+		}
+		if s.last > s.first {
+			return nil, fmt.Errorf("line %d: systemd reads its value on to line %d; make it one line", s.first+1, s.last+1)
+		}
+		places = append(places, s.first)
+	}
+	slices.Sort(places)
+	places = slices.Compact(places)
+	for _, i := range places {
+		if strings.Contains(f.lines[i].text, "\r") {
+			return nil, fmt.Errorf("line %d: a carriage return within the line; make it two lines, or one", i+1)
+		}
+	}
+	return places, nil
+}
+
+// add puts a new line below those that were added before.
+func (f *File) add(text string) {
+	at := len(f.lines)
+	if i := slices.IndexFunc(f.lines, func(l line) bool { return l.text == managed }); i >= 0 {
+		for at = i + 1; at < len(f.lines) && !f.lines[at].closes(); {
+			at++
+		}
+	}
+	if at > 0 && f.lines[at-1].end == "" {
+		f.lines[at-1].end = "\n"
+	}
+	if !slices.ContainsFunc(f.lines, func(l line) bool { return l.text == managed }) {
+		f.lines = append(f.lines, line{managed, "\n"})
+		at = len(f.lines)
+	}
+	f.lines = slices.Insert(f.lines, at, line{text, "\n"})
+}
+
+// closes tells whether a line ends the managed block: a blank line, or another comment.
+func (l line) closes() bool {
+	text := strings.TrimSpace(l.text)
+	return text == "" || isComment(text)
+}
+
+// refusal says why a value cannot be written so that both readers read it, or "".
+func refusal(value string) string {
+	n := 0
 	for i, c := range value {
+		n++
+		size := len(string(c))
+		if _, got := utf8.DecodeRuneInString(value[i:]); got != size || isNoncharacter(c) {
+			return fmt.Sprintf("character %d of the value is not UTF-8 to systemd, which then drops the whole file", n)
+		}
+		at := fmt.Sprintf("character %d of the value, %q, ", n, c)
 		switch {
-		case c == '\n' || c == '\r':
-			return fmt.Sprintf("a line break at character %d: a value has one line", i)
-		case c == 0:
-			return fmt.Sprintf("a NUL byte at character %d", i)
+		case isNewline(int(c)):
+			return at + "ends the line"
 		case c == '\\':
-			return fmt.Sprintf("a backslash at character %d: systemd takes it for an escape, ecs-init as it stands", i)
-		case (c == '"' || c == '\'') && i == 0:
-			return "a quote at the start: systemd removes it, ecs-init does not"
+			return at + "is an escape to systemd and itself to ecs-init"
+		case i == 0 && (c == '"' || c == '\''):
+			return at + "opens a quote to systemd and is itself to ecs-init"
+		case unicode.IsControl(c) && c != '\t':
+			return at + "is a control character"
+		case unicode.IsSpace(c) && (i == 0 || i+size == len(value)):
+			return at + "is white space at an end, which the readers trim differently"
 		}
-	}
-	if strings.TrimSpace(value) != value {
-		return "a blank at the start or the end: it would be lost"
-	}
-	if !validValue(value) {
-		return "a control character, or not UTF-8: systemd would drop the variable"
 	}
 	return ""
-}
-
-// Problem is a line that the two readers read differently.
-type Problem struct {
-	Line int // from 1
-	Text string
-	// Reason says what each of them sees.
-	Reason string
-}
-
-func (p Problem) String() string { return fmt.Sprintf("line %d: %s", p.Line, p.Reason) }
-
-// Problems lists the lines that the two readers read differently.
-func (f *File) Problems() (problems []Problem) {
-	for i, line := range f.lines {
-		text := strings.TrimSuffix(line, "\n")
-		if reason := compare(text); reason != "" {
-			problems = append(problems, Problem{Line: i + 1, Text: text, Reason: reason})
-		}
-	}
-	return problems
-}
-
-// compare says what the two readers see in one line if that differs, else "".
-func compare(line string) string {
-	trimmed := strings.Trim(line, systemdBlanks)
-	if strings.HasPrefix(trimmed, "#") || strings.HasPrefix(trimmed, ";") {
-		// The state after the comment decides, so look at what becomes of a line behind it.
-		if _, ok := ReadSystemd([]byte(line + "\nNEXT=1"))["NEXT"]; !ok {
-			return "a comment that ends in a backslash: systemd takes the next line for a part of it, ecs-init does not"
-		}
-		if strings.ContainsRune(trimmed, '\r') {
-			return "a carriage return within a comment: systemd reads what follows, ecs-init does not"
-		}
-		return ""
-	}
-	ecs, systemd := named(ReadECSInit([]byte(line))), ReadSystemd([]byte(line))
-	if !maps.Equal(ecs, systemd) {
-		return fmt.Sprintf("ecs-init reads %s, systemd reads %s", show(ecs), show(systemd))
-	}
-	if key, _, ok := strings.Cut(trimmed, "="); ok && !validName(key) {
-		return fmt.Sprintf("%q is not the name of a variable: both ignore it", key)
-	}
-	return ""
-}
-
-// named keeps what is a variable.
-func named(env map[string]string) map[string]string {
-	maps.DeleteFunc(env, func(key, _ string) bool { return !validName(key) })
-	return env
-}
-
-func show(env map[string]string) string {
-	if len(env) == 0 {
-		return "nothing"
-	}
-	var parts []string
-	for _, key := range slices.Sorted(maps.Keys(env)) {
-		parts = append(parts, fmt.Sprintf("%s=%q", key, env[key]))
-	}
-	return strings.Join(parts, " and ")
-}
-
-// Encode returns the content if both readers read it the same. If not, it names every line and what each sees.
-func (f *File) Encode() ([]byte, error) {
-	var errs []error
-	for _, p := range f.Problems() {
-		errs = append(errs, errors.New(p.String()))
-	}
-	data := f.Bytes()
-	if errs == nil && !maps.Equal(named(ReadECSInit(data)), ReadSystemd(data)) {
-		errs = append(errs, errors.New("the two readers of the file would read it differently as a whole"))
-	}
-	if len(data) > maxSize {
-		errs = append(errs, fmt.Errorf("%d bytes, at most %d are allowed", len(data), maxSize))
-	}
-	if errs != nil {
-		return nil, errors.Join(errs...)
-	}
-	return data, nil
 }

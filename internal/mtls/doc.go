@@ -21,5 +21,5 @@
 //   - A failure to reach the secrets changes nothing: restarting the agent does not mend Secrets Manager.
 //
 // It leaves to others: talking to AWS (a Source), attestation (Config.Evidence), and the decision what a failure
-// means for the node (Status). rotation.md in the project's notes has the measurements behind the layout.
+// means for the node (Status).
 package mtls

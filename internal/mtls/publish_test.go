@@ -27,7 +27,17 @@ type directory struct {
 }
 
 func newDirectory(t testing.TB) *directory {
-	return &directory{t, &publisher{path: filepath.Join(t.TempDir(), "mtls"), allowDisk: true, log: testLog(t)}}
+	return &directory{t, &publisher{path: filepath.Join(memoryDir(t), "mtls"), allowDisk: true, log: testLog(t)}}
+}
+
+// memoryDir is t.TempDir in memory where there is one to be had: the tests flush a lot.
+func memoryDir(t testing.TB) string {
+	dir, err := os.MkdirTemp("/dev/shm", "sevagent-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 func testLog(t testing.TB) *slog.Logger {
@@ -626,7 +636,7 @@ func TestOnlyTmpfs(t *testing.T) {
 	s, bundles := mustSet(t, ca.clientSecret(t, "node"))
 
 	disk := newDirectory(t)
-	disk.allowDisk = false
+	disk.path, disk.allowDisk = filepath.Join(t.TempDir(), "mtls"), false
 	for _, made := range []bool{false, true} {
 		if made {
 			if err := os.Mkdir(disk.path, 0o755); err != nil {
@@ -648,11 +658,10 @@ func TestOnlyTmpfs(t *testing.T) {
 
 	memory := newDirectory(t)
 	memory.allowDisk = false
-	dir, err := os.MkdirTemp("/dev/shm", "sevagent-test-")
-	if err != nil {
+	dir := memoryDir(t)
+	if err := checkFileSystem(dir, false); err != nil {
 		t.Skipf("no tmpfs at /dev/shm: %v", err)
 	}
-	defer os.RemoveAll(dir)
 	memory.path = filepath.Join(dir, "etc", "mtls")
 	memory.mustPublish(s, bundles)
 	memory.holds(s)
@@ -740,15 +749,9 @@ func stat(t testing.TB, path string) *syscall.Stat_t {
 
 func BenchmarkPublish(b *testing.B) {
 	ca := newCA(b, "ca", nil)
-	dir, err := os.MkdirTemp("/dev/shm", "sevagent-bench-")
-	if err != nil {
-		b.Skipf("no tmpfs at /dev/shm: %v", err)
-	}
-	defer os.RemoveAll(dir)
 	d := newDirectory(b)
-	d.path = dir
 	s, bundles := mustSet(b, ca.clientSecret(b, "node"))
-	root, err := openDir(d.path, false)
+	root, err := openDir(d.path, true)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -179,7 +179,7 @@ func TestRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		n.isReady(t, true)
 		if got := n.subject(t); got != "first" {
 			t.Errorf("published %q at the start", got)
@@ -229,7 +229,7 @@ func TestRotation(t *testing.T) {
 func TestRestartServesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
-		path := filepath.Join(t.TempDir(), "mtls")
+		path := filepath.Join(memoryDir(t), "mtls")
 		s := newFake(ca.clientSecret(t, "first"))
 		n := start(t, path, map[string]Source{"a": s})
 		generation := n.Status().Generation
@@ -265,7 +265,7 @@ func TestRejectedVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		generation := n.Status().Generation
 		s.counts()
 		for i, bad := range [][]byte{
@@ -310,7 +310,7 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		good, late := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
 		late.fail(&SourceError{Persistent, errors.New("AccessDeniedException")})
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": good, "b": late})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": good, "b": late})
 		n.after(time.Minute)
 		n.isReady(t, false)
 		if n.Status().Error == "" || n.secret("b").State != StateDenied || n.subject(t) != "" {
@@ -336,7 +336,7 @@ func TestSecretsFailApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		a, b := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a, "b": b})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
 		other := newCA(t, "other", nil)
 		a.put("bad", ca.clientSecret(t, "expired", valid(-2*time.Hour, -time.Hour)))
 		b.put("good", []byte(certPEM(other.cert)))
@@ -361,7 +361,7 @@ func TestSecretsRotateTogether(t *testing.T) {
 		for _, order := range []string{"ab", "ba"} {
 			old, next := newCA(t, "old", nil), newCA(t, "next", nil)
 			a, b := newFake(pair(old, "first")), newFake(anchor(old))
-			n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a, "b": b})
+			n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
 			n.isReady(t, true)
 			rotate := func(which byte) {
 				if which == 'a' {
@@ -391,7 +391,7 @@ func TestCollision(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		a, b := newFake(ca.clientSecret(t, "first")), newFake(ca.clientSecret(t, "other"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a, "b": b})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
 		const want = "secrets a and b both give "
 		for _, name := range []string{"a", "b"} {
 			if got := n.secret(name); got.State != StateRejected || !strings.Contains(got.Error, want) {
@@ -420,7 +420,7 @@ func TestHeldVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		begin := time.Now().Add(24 * time.Hour)
 		s.put("version-2", ca.clientSecret(t, "second", valid(24*time.Hour, 48*time.Hour)))
 		n.after(10 * time.Minute)
@@ -454,7 +454,7 @@ func TestHeldVersionInTheWay(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s, missing := newFake(ca.clientSecret(t, "first", valid(time.Hour, 48*time.Hour))), newFake([]byte(certPEM(ca.cert)))
 		missing.fail(errors.New("connection refused"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		if got := n.secret("a"); got.State != StateHeld {
 			t.Errorf("secret %+v", got)
 		}
@@ -482,7 +482,7 @@ func TestLabelRace(t *testing.T) {
 				s.versions[s.current] = second
 			}
 		}
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		if d, f := s.counts(); d != 2 || f != 2 || n.subject(t) != "second" {
 			t.Errorf("%d describes, %d fetches, published %q; want it to look again at once", d, f, n.subject(t))
 		}
@@ -504,7 +504,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		generation := n.Status().Generation
 
 		s.fail(&SourceError{Transient, errors.New("ThrottlingException")})
@@ -546,7 +546,7 @@ func TestRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		first := n.Status().Generation
 		s.counts()
 
@@ -590,7 +590,7 @@ func TestRefreshIsCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		s.counts()
 		s.put("version-2", ca.clientSecret(t, "second"))
 		release := make(chan struct{})
@@ -623,7 +623,7 @@ func TestApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		a, b := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": a})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a})
 		apply := func(change func(*Settings)) {
 			s := n.config.Settings
 			change(&s)
@@ -678,7 +678,7 @@ func TestApply(t *testing.T) {
 
 func TestNoSecrets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "mtls")
+		path := filepath.Join(memoryDir(t), "mtls")
 		n := start(t, path, nil, func(c *Config) { c.AllowDisk = false })
 		n.isReady(t, true)
 		if _, err := n.Refresh(t.Context()); err != nil {
@@ -698,7 +698,7 @@ func TestPublicationWaitsForEvidence(t *testing.T) {
 		var mu sync.Mutex
 		var hang, broken bool
 		calls := 0
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s}, func(c *Config) {
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s}, func(c *Config) {
 			broken = true
 			c.Evidence = func(ctx context.Context, b Binding) ([]byte, error) {
 				mu.Lock()
@@ -758,7 +758,7 @@ func TestSameBytes(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		content := ca.clientSecret(t, "first")
 		s := newFake(content)
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		generation := n.Status().Generation
 		s.put("version-2", content)
 		n.after(10 * time.Minute)
@@ -794,7 +794,7 @@ func TestDirectoryComesLate(t *testing.T) {
 func TestDamageIsMendedAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
-		path := filepath.Join(t.TempDir(), "mtls")
+		path := filepath.Join(memoryDir(t), "mtls")
 		s := newFake(ca.clientSecret(t, "first"))
 		n := start(t, path, map[string]Source{"a": s})
 		generation := n.Status().Generation
@@ -826,7 +826,7 @@ func TestDamageIsMendedAtStart(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
-		n := start(t, filepath.Join(t.TempDir(), "mtls"), map[string]Source{"a": newFake(ca.clientSecret(t, "first"))})
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": newFake(ca.clientSecret(t, "first"))})
 		families, err := n.metrics.Gather()
 		if err != nil {
 			t.Fatal(err)

@@ -1,0 +1,85 @@
+package ecsconfig
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestMergeAttributes(t *testing.T) {
+	for _, c := range []struct {
+		name, existing string
+		add            env
+		want           string
+	}{
+		{"none there", "", env{"b": "2", "a": "1"}, `{"a":"1","b":"2"}`},
+		{"others stay", `{"team":"payments","a":"0"}`, env{"a": "1"}, `{"a":"1","team":"payments"}`},
+		{"nothing new", `{ "b":"2", "a":"1" }`, env{"a": "1"}, `{ "b":"2", "a":"1" }`},
+		{"nothing at all", "", nil, "{}"},
+		{"null", "null", env{"a": "1"}, `{"a":"1"}`},
+		{"others that ECS may refuse", `{"x y":"","<>&":"ü"}`, env{"a": "1"}, `{"<>&":"ü","a":"1","x y":""}`},
+		{"escape that is not needed", `{"a":"\u0041"}`, env{"b": "1"}, `{"a":"A","b":"1"}`},
+		{"all characters", "", env{"azAZ09-_./": "azAZ09-_./@: x"}, `{"azAZ09-_./":"azAZ09-_./@: x"}`},
+		{"longest", "", env{strings.Repeat("n", 128): strings.Repeat("v", 128)},
+			`{"` + strings.Repeat("n", 128) + `":"` + strings.Repeat("v", 128) + `"}`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := MergeAttributes(c.existing, c.add)
+			if err != nil || got != c.want {
+				t.Errorf("got %s, %v, want %s", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestMergeAttributesRefuses(t *testing.T) {
+	for _, c := range []struct{ name, existing, key, value, want string }{
+		{"not JSON", "a", "a", "b", "want a JSON object"},
+		{"quoted", `'{"a":"b"}'`, "a", "b", "want a JSON object"},
+		{"list", `["a"]`, "a", "b", "want a JSON object"},
+		{"number", `{"a":1}`, "a", "b", "want a JSON object"},
+		{"not UTF-8", "{\"a\":\"\xff\"}", "a", "b", "not UTF-8"},
+		{"others that need an escape", `{"x":"a\"b"}`, "a", "b", `attribute "x": as JSON`},
+		{"empty name", "", "", "b", "a name has 1 to 128"},
+		{"long name", "", strings.Repeat("n", 129), "b", "a name has 1 to 128"},
+		{"blank in a name", "", "a b", "b", "a name has 1 to 128"},
+		{"backslash in a name", "", `a\b`, "b", "a name has 1 to 128"},
+		{"newline after a name", "", "a\n", "b", "a name has 1 to 128"},
+		{"empty value", "", "a", "", `attribute "a": value "": 1 to 128`},
+		{"long value", "", "a", strings.Repeat("v", 129), "1 to 128"},
+		{"quote", "", "a", `b"c`, "1 to 128"},
+		{"backslash", "", "a", `b\c`, "1 to 128"},
+		{"blank first", "", "a", " b", "1 to 128"},
+		{"blank last", "", "a", "b ", "1 to 128"},
+		{"not ASCII", "", "a", "ü", "1 to 128"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := MergeAttributes(c.existing, env{c.key: c.value})
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("got %s, %v, want an error that says %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+// Attributes of others are never lost without a word.
+func TestSetAttributesRefuses(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"quoted", `ECS_INSTANCE_ATTRIBUTES='{"a":"b"}'`, "set ECS_INSTANCE_ATTRIBUTES: line 1: ecs-init reads"},
+		{"blanks around =", "# x\nECS_INSTANCE_ATTRIBUTES = {\"a\":\"b\"}\n", "set ECS_INSTANCE_ATTRIBUTES: line 2: ecs-init reads"},
+		{"over two lines", "ECS_INSTANCE_ATTRIBUTES={\"a\":\\\n\"b\"}\n", "set ECS_INSTANCE_ATTRIBUTES: line 1: systemd reads its value on"},
+		{"not JSON", "ECS_INSTANCE_ATTRIBUTES=a\n", "read ECS_INSTANCE_ATTRIBUTES: want a JSON object"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, err := Parse([]byte(c.text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.SetAttributes(env{"x": "y"}); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+				t.Errorf("got %v, want %s…", err, c.want)
+			}
+			if got := string(f.Bytes()); got != c.text {
+				t.Errorf("refused, it left %q", got)
+			}
+		})
+	}
+}

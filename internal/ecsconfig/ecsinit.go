@@ -1,0 +1,27 @@
+package ecsconfig
+
+import "strings"
+
+// ReadECSInit returns what ecs-init reads: each line, trimmed, split at its first '='; the last of two wins. ecs-init
+// knows no comments, so one with a '=' in it is a variable whose name begins with '#' or ';'. It reaches the agent's
+// environment and harms nobody.
+func ReadECSInit(data []byte) map[string]string {
+	env := make(map[string]string)
+	for line := range strings.SplitSeq(string(data), "\n") {
+		if key, value, ok := cutECSInit(line); ok {
+			env[key] = value
+		}
+	}
+	return env
+}
+
+// cutECSInit reads one line as ecs-init does. What it trims is all white space of Unicode, not only ASCII's
+// (aws/amazon-ecs-agent: ecs-init/docker/docker.go, getEnvVars).
+func cutECSInit(line string) (key, value string, ok bool) {
+	return strings.Cut(strings.TrimSpace(line), "=")
+}
+
+// isComment tells a key that ecs-init takes from a comment.
+func isComment(key string) bool {
+	return strings.HasPrefix(key, "#") || strings.HasPrefix(key, ";")
+}
