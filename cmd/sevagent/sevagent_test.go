@@ -56,6 +56,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the binary as a binary. Each script has a simulated node of its own: $WORK/sim with the device's
 // root and policy, AWS on loopback, and a configuration in $WORK/etc that scripts add to.
 func TestScripts(t *testing.T) {
+	var notified *net.UnixConn // of the one script that listens
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
@@ -126,6 +127,29 @@ listen: {socket: SOCKET, tcp: ""}
 			// secrets-fault CODE makes Secrets Manager fail; without a code it works again.
 			"secrets-fault": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Value("secrets").(*simaws.Secrets).SetFault(strings.Join(args, ""))
+			},
+			// notify-socket listens where systemd would, and has the watchdog's variables set as systemd sets them.
+			"notify-socket": func(ts *testscript.TestScript, neg bool, args []string) {
+				name := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "notify")
+				conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+				ts.Check(err)
+				ts.Defer(func() { conn.Close() })
+				ts.Setenv("NOTIFY_SOCKET", name)
+				ts.Setenv("WATCHDOG_USEC", "300000")
+				notified = conn
+			},
+			// notified TEXT waits until systemd has been told TEXT.
+			"notified": func(ts *testscript.TestScript, neg bool, args []string) {
+				notified.SetReadDeadline(time.Now().Add(20 * time.Second))
+				for b := make([]byte, 4096); ; {
+					n, err := notified.Read(b)
+					if err != nil {
+						ts.Fatalf("systemd was not told %q: %v", args[0], err)
+					}
+					if strings.Contains(string(b[:n]), args[0]) {
+						return
+					}
+				}
 			},
 			// wait-ready waits until the agent answers that it is ready; with !, that it is not.
 			"wait-ready": func(ts *testscript.TestScript, neg bool, args []string) {
