@@ -80,12 +80,9 @@ func (o *verifyOptions) verify(cmd *cobra.Command, args []string) error {
 	if o.output != "text" && o.output != "json" {
 		return usageError{fmt.Errorf("--output is %q, want text or json", o.output)}
 	}
-	now := time.Now()
-	if o.at != "" {
-		var err error
-		if now, err = time.Parse(time.RFC3339, o.at); err != nil {
-			return usageError{fmt.Errorf("--at is not a time such as 2026-01-31T12:00:00Z: %w", err)}
-		}
+	now, err := o.now()
+	if err != nil {
+		return err
 	}
 	verifier, err := o.verifier()
 	if err != nil {

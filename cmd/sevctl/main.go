@@ -52,6 +52,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	evidence := &cobra.Command{Use: "evidence", Short: "Work with attestation evidence"}
 	evidence.AddCommand(verifyCommand())
+	policy := &cobra.Command{Use: "policy", Short: "Work with appraisal policies"}
+	policy.AddCommand(explainCommand())
 	version := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -63,8 +65,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return err
 		},
 	}
-	root.AddCommand(evidence, version)
-	for _, group := range []*cobra.Command{root, evidence} {
+	root.AddCommand(evidence, policy, version)
+	for _, group := range []*cobra.Command{root, evidence, policy} {
 		group.Args = usageArgs(cobra.NoArgs)
 		group.RunE = func(cmd *cobra.Command, args []string) error {
 			return usageError{fmt.Errorf("a command is missing; see '%s --help'", cmd.CommandPath())}

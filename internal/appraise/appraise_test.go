@@ -172,11 +172,11 @@ func TestSyntheticReports(t *testing.T) {
 		{"half a report", simulated{good.psp, good.report[:700], good.cert}, trust(good), now, appraise.Fail, appraise.CodeReportMalformed},
 		{"measurement not pinned", good, func(p *appraise.Policy) {
 			trust(good)(p)
-			p.Measurement = appraise.Rule[[]string]{Mode: appraise.Enforce, Value: []string{strings.Repeat("00", 48)}}
+			p.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce, Value: []appraise.Measurement{{Value: strings.Repeat("00", 48)}}}
 		}, now, appraise.Fail, appraise.CodePolicyRejected},
 		{"measurement only warned of", good, func(p *appraise.Policy) {
 			trust(good)(p)
-			p.Measurement = appraise.Rule[[]string]{Mode: appraise.Warn}
+			p.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Warn}
 		}, now, appraise.Warned, appraise.CodePolicyRejected},
 	} {
 		t.Run(c.name, func(t *testing.T) {

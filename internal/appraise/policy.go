@@ -30,6 +30,8 @@ type Policy struct {
 	// RootsPEM is the content of that file; package config fills it in.
 	RootsPEM []byte `yaml:"-"`
 
+	// ReportVersion bounds VERSION. Reports newer than this code knows are never judged, whatever the maximum.
+	ReportVersion Rule[VersionRange] `yaml:"report_version"`
 	// Signer is the key that must have signed: VLEK on shared tenancy, VCEK on Dedicated Hosts.
 	Signer Rule[string] `yaml:"signer"`
 	// CSPID compares the CSP_ID of the VLEK with that of an EC2 region, CN=cc-<region>.amazonaws.com. The value
@@ -37,22 +39,53 @@ type Policy struct {
 	CSPID Rule[string] `yaml:"csp_id"`
 	// ChipID is "zero" (EC2 shared tenancy masks CHIP_ID) or "set".
 	ChipID Rule[string] `yaml:"chip_id"`
+	// ChipIDs lists acceptable values of CHIP_ID, 128 hex digits: the processors of one's own Dedicated Hosts.
+	ChipIDs Rule[[]string] `yaml:"chip_ids"`
 	// VMPL is the highest privilege number accepted; the agent runs at 0.
 	VMPL Rule[uint32] `yaml:"vmpl"`
 	// PolicyForbidden are POLICY bits that must be clear, by AMD's names (DEBUG, MIGRATE_MA, …).
 	PolicyForbidden Rule[[]string] `yaml:"policy_forbidden"`
+	// PolicyRequired are POLICY bits that must be set.
+	PolicyRequired Rule[[]string] `yaml:"policy_required"`
 	// PlatformRequired are PLATFORM_INFO bits that must be set, by AMD's names.
 	PlatformRequired Rule[[]string] `yaml:"platform_required"`
+	// PlatformForbidden are PLATFORM_INFO bits that must be clear.
+	PlatformForbidden Rule[[]string] `yaml:"platform_forbidden"`
 	// PlatformUnknown applies to PLATFORM_INFO bits that have no name here; its value must be "none".
 	PlatformUnknown Rule[string] `yaml:"platform_unknown"`
-	// MinReportedTCB and MinLaunchTCB bound REPORTED_TCB and LAUNCH_TCB from below, component by component.
-	MinReportedTCB Rule[snp.TCB] `yaml:"min_reported_tcb"`
-	MinLaunchTCB   Rule[snp.TCB] `yaml:"min_launch_tcb"`
+	// MinReportedTCB, MinCommittedTCB and MinLaunchTCB bound REPORTED_TCB, COMMITTED_TCB and LAUNCH_TCB from below,
+	// component by component.
+	MinReportedTCB  Rule[snp.TCB] `yaml:"min_reported_tcb"`
+	MinCommittedTCB Rule[snp.TCB] `yaml:"min_committed_tcb"`
+	MinLaunchTCB    Rule[snp.TCB] `yaml:"min_launch_tcb"`
+	// ProvisionalFirmware applies to firmware that is not committed, COMMITTED_TCB other than CURRENT_TCB; its value
+	// must be "none".
+	ProvisionalFirmware Rule[string] `yaml:"provisional_firmware"`
 	// MitigationVector are bits that LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR must have, in reports that carry
 	// them (VERSION 5 and later).
 	MitigationVector Rule[uint64] `yaml:"mitigation_vector"`
-	// Measurement lists acceptable values of MEASUREMENT, hex.
-	Measurement Rule[[]string] `yaml:"measurement"`
+	// Measurement lists acceptable values of MEASUREMENT.
+	Measurement Rule[[]Measurement] `yaml:"measurement"`
+	// IDKeys and AuthorKeys list acceptable values of ID_KEY_DIGEST and AUTHOR_KEY_DIGEST, 96 hex digits.
+	IDKeys     Rule[[]string] `yaml:"id_keys"`
+	AuthorKeys Rule[[]string] `yaml:"author_keys"`
+}
+
+// VersionRange bounds a version, both ends included.
+type VersionRange struct {
+	Min uint32 `yaml:"min"`
+	Max uint32 `yaml:"max"`
+}
+
+// Measurement is one acceptable launch measurement. On EC2 it covers Amazon's firmware and the number of vCPUs, and
+// instances keep the one that they were launched with.
+type Measurement struct {
+	// Value is MEASUREMENT, 96 lower-case hex digits.
+	Value string `yaml:"value"`
+	// VCPUs is the number of vCPUs that it stands for. Zero: not said. For people only.
+	VCPUs uint32 `yaml:"vcpus"`
+	// NotAfter is the last day, UTC, on which it is accepted, as 2027-01-31. Empty: it is not retired.
+	NotAfter string `yaml:"not_after"`
 }
 
 // NeedsRegion reports whether a rule compares with the region of the node that is judged.
@@ -76,11 +109,13 @@ func Builtin(name string) (Policy, error) {
 	p := Policy{
 		Name:             name,
 		Profile:          name,
+		ReportVersion:    Rule[VersionRange]{Enforce, VersionRange{Min: 3, Max: 5}},
 		VMPL:             Rule[uint32]{Warn, 0}, // tools other than sevagent ask for VMPL 1
 		PolicyForbidden:  Rule[[]string]{Enforce, []string{"DEBUG", "MIGRATE_MA"}},
 		PlatformRequired: Rule[[]string]{Enforce, []string{"ALIAS_CHECK_COMPLETE"}},
 		PlatformUnknown:  Rule[string]{Warn, "none"},
 		MinReportedTCB:   Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
+		MinCommittedTCB:  Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
 		MinLaunchTCB:     Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
 		MitigationVector: Rule[uint64]{Enforce, 0xF},
 	}

@@ -1,17 +1,21 @@
 package appraise
 
 import (
+	"encoding/hex"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"sevagent/internal/snp"
 )
 
 // judge applies the policy's rules to a genuine report and sets the verdict's status.
-func (v *Verdict) judge(cfg Config, r *snp.Report) {
+func (v *Verdict) judge(cfg Config, r *snp.Report, now time.Time) {
 	p := cfg.Policy
+	versions := p.ReportVersion.Value
+	v.rule("report_version", p.ReportVersion.Mode, r.Version >= versions.Min && r.Version <= versions.Max, fmt.Sprint(r.Version), fmt.Sprintf("%d to %d", versions.Min, versions.Max))
 	v.rule("signer", p.Signer.Mode, r.SigningKey.String() == p.Signer.Value, r.SigningKey.String(), p.Signer.Value)
 	if p.CSPID.Mode != "" {
 		ok, want := cspIDMatches(v.CSPID, p.CSPID.Value, cfg.Region)
@@ -22,25 +26,30 @@ func (v *Verdict) judge(cfg Config, r *snp.Report) {
 		chip = "set"
 	}
 	v.rule("chip_id", p.ChipID.Mode, chip == p.ChipID.Value, chip, p.ChipID.Value)
+	v.oneOf("chip_ids", p.ChipIDs, r.ChipID[:])
 	v.rule("vmpl", p.VMPL.Mode, r.VMPL <= p.VMPL.Value, fmt.Sprint(r.VMPL), fmt.Sprintf("at most %d", p.VMPL.Value))
 
 	set := bitNames(uint64(r.Policy), snp.PolicyBits)
-	v.rule("policy_forbidden", p.PolicyForbidden.Mode, !slices.ContainsFunc(p.PolicyForbidden.Value, func(b string) bool { return slices.Contains(set, b) }),
-		r.Policy.String(), "none of "+strings.Join(p.PolicyForbidden.Value, ", "))
+	v.allOf("policy_required", p.PolicyRequired, set, r.Policy.String())
+	v.noneOf("policy_forbidden", p.PolicyForbidden, set, r.Policy.String())
 	on := bitNames(uint64(r.PlatformInfo), snp.PlatformBits)
-	v.rule("platform_required", p.PlatformRequired.Mode, !slices.ContainsFunc(p.PlatformRequired.Value, func(b string) bool { return !slices.Contains(on, b) }),
-		r.PlatformInfo.String(), "all of "+strings.Join(p.PlatformRequired.Value, ", "))
+	v.allOf("platform_required", p.PlatformRequired, on, r.PlatformInfo.String())
+	v.noneOf("platform_forbidden", p.PlatformForbidden, on, r.PlatformInfo.String())
 	v.rule("platform_unknown", p.PlatformUnknown.Mode, r.PlatformInfo.Unknown() == 0, fmt.Sprintf("%#x", uint64(r.PlatformInfo.Unknown())), "no unknown bits")
 
-	v.rule("min_reported_tcb", p.MinReportedTCB.Mode, r.ReportedTCB.Components().AtLeast(p.MinReportedTCB.Value), r.ReportedTCB.String(), "at least "+p.MinReportedTCB.Value.String())
-	v.rule("min_launch_tcb", p.MinLaunchTCB.Mode, r.LaunchTCB.Components().AtLeast(p.MinLaunchTCB.Value), r.LaunchTCB.String(), "at least "+p.MinLaunchTCB.Value.String())
+	v.atLeast("min_reported_tcb", p.MinReportedTCB, r.ReportedTCB)
+	v.atLeast("min_committed_tcb", p.MinCommittedTCB, r.CommittedTCB)
+	v.atLeast("min_launch_tcb", p.MinLaunchTCB, r.LaunchTCB)
+	v.rule("provisional_firmware", p.ProvisionalFirmware.Mode, r.CommittedTCB == r.CurrentTCB, fmt.Sprintf("committed %v, current %v", r.CommittedTCB, r.CurrentTCB), "committed as current")
 	if r.Version >= 5 { // older reports carry no mitigation vectors
 		want := p.MitigationVector.Value
 		v.rule("mitigation_vector", p.MitigationVector.Mode, r.LaunchMitVector&want == want && r.CurrentMitVector&want == want,
 			fmt.Sprintf("launch %#x, current %#x", r.LaunchMitVector, r.CurrentMitVector), fmt.Sprintf("all bits of %#x", want))
 	}
-	measurement := fmt.Sprintf("%x", r.Measurement)
-	v.rule("measurement", p.Measurement.Mode, slices.Contains(p.Measurement.Value, measurement), measurement, fmt.Sprintf("one of %d known values", len(p.Measurement.Value)))
+	ok, want := measured(p.Measurement.Value, fmt.Sprintf("%x", r.Measurement), now)
+	v.rule("measurement", p.Measurement.Mode, ok, fmt.Sprintf("%x", r.Measurement), want)
+	v.oneOf("id_keys", p.IDKeys, r.IDKeyDigest[:])
+	v.oneOf("author_keys", p.AuthorKeys, r.AuthorKeyDigest[:])
 
 	v.Status = Pass
 	var failed, warned []string
@@ -59,6 +68,41 @@ func (v *Verdict) judge(cfg Config, r *snp.Report) {
 	case warned != nil:
 		v.Status, v.Code, v.Reason = Warned, CodePolicyRejected, strings.Join(warned, "; ")
 	}
+}
+
+func (v *Verdict) allOf(name string, r Rule[[]string], set []string, observed string) {
+	missing := slices.ContainsFunc(r.Value, func(bit string) bool { return !slices.Contains(set, bit) })
+	v.rule(name, r.Mode, !missing, observed, "all of "+strings.Join(r.Value, ", "))
+}
+
+func (v *Verdict) noneOf(name string, r Rule[[]string], set []string, observed string) {
+	found := slices.ContainsFunc(r.Value, func(bit string) bool { return slices.Contains(set, bit) })
+	v.rule(name, r.Mode, !found, observed, "none of "+strings.Join(r.Value, ", "))
+}
+
+func (v *Verdict) oneOf(name string, r Rule[[]string], observed []byte) {
+	text := hex.EncodeToString(observed)
+	v.rule(name, r.Mode, slices.Contains(r.Value, text), text, fmt.Sprintf("one of %d known values", len(r.Value)))
+}
+
+func (v *Verdict) atLeast(name string, r Rule[snp.TCB], observed snp.TCBVersion) {
+	v.rule(name, r.Mode, observed.Components().AtLeast(r.Value), observed.String(), "at least "+r.Value.String())
+}
+
+// measured looks a measurement up among those that are not retired on the day of now.
+func measured(known []Measurement, observed string, now time.Time) (ok bool, required string) {
+	today, current := now.UTC().Format(time.DateOnly), 0
+	for _, m := range known {
+		if m.NotAfter != "" && m.NotAfter < today {
+			if m.Value == observed {
+				return false, "one that is not retired; this one was accepted until " + m.NotAfter
+			}
+			continue
+		}
+		current++
+		ok = ok || m.Value == observed
+	}
+	return ok, fmt.Sprintf("one of %d known values", current)
 }
 
 // rule records the outcome of one rule; one without a mode is not applied.

@@ -158,7 +158,7 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	case r.SigningKey == snp.SignedByVCEK && !r.MaskChipKey && !slices.Equal(c.exts.HWID, r.ChipID[:]):
 		verdict.fail(CodeCertificateMismatch, "the VCEK certificate is for another chip than CHIP_ID")
 	default:
-		verdict.judge(v.cfg, r)
+		verdict.judge(v.cfg, r, now)
 	}
 	return verdict
 }

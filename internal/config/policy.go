@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/snp"
@@ -123,15 +124,44 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 	if judged("platform_unknown.value", p.PlatformUnknown.Mode) {
 		m.oneOf("platform_unknown.value", p.PlatformUnknown.Value, "none")
 	}
+	if judged("provisional_firmware.value", p.ProvisionalFirmware.Mode) {
+		m.oneOf("provisional_firmware.value", p.ProvisionalFirmware.Value, "none")
+	}
+	if r := p.ReportVersion; r.Mode != "" && r.Value.Min > r.Value.Max {
+		m.bad("report_version.value", "min %d is above max %d", r.Value.Min, r.Value.Max)
+	}
+	m.bits("policy_required.value", p.PolicyRequired.Value, snp.PolicyBits)
 	m.bits("policy_forbidden.value", p.PolicyForbidden.Value, snp.PolicyBits)
 	m.bits("platform_required.value", p.PlatformRequired.Value, snp.PlatformBits)
+	m.bits("platform_forbidden.value", p.PlatformForbidden.Value, snp.PlatformBits)
+	m.digests("chip_ids", p.ChipIDs, 64)
+	m.digests("id_keys", p.IDKeys, 48)
+	m.digests("author_keys", p.AuthorKeys, 48)
 	if judged("measurement.value", p.Measurement.Mode) && len(p.Measurement.Value) == 0 {
 		m.bad("measurement.value", "empty, so that no report is acceptable; list some or remove measurement")
 	}
 	for i, v := range p.Measurement.Value {
-		if b, err := hex.DecodeString(v); err != nil || len(b) != 48 || strings.ToLower(v) != v {
-			m.bad(fmt.Sprintf("measurement.value[%d]", i), "%s is not 96 lower-case hexadecimal digits", quote(v))
+		key := fmt.Sprintf("measurement.value[%d]", i)
+		m.digest(key+".value", v.Value, 48)
+		if _, err := time.Parse(time.DateOnly, v.NotAfter); v.NotAfter != "" && err != nil {
+			m.bad(key+".not_after", "%s is not a day such as \"2027-01-31\"", quote(v.NotAfter))
 		}
+	}
+}
+
+// digests checks a rule that lists acceptable values of a field of size bytes.
+func (m *mistakes) digests(name string, r appraise.Rule[[]string], size int) {
+	if r.Mode != "" && len(r.Value) == 0 {
+		m.bad(name+".value", "empty, so that no report is acceptable; list some or remove %s", name)
+	}
+	for i, v := range r.Value {
+		m.digest(fmt.Sprintf("%s.value[%d]", name, i), v, size)
+	}
+}
+
+func (m *mistakes) digest(key, value string, size int) {
+	if b, err := hex.DecodeString(value); err != nil || len(b) != size || strings.ToLower(value) != value {
+		m.bad(key, "%s is not %d lower-case hexadecimal digits", quote(value), 2*size)
 	}
 }
 

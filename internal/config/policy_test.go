@@ -80,7 +80,9 @@ vmpl: {mode: enforce, value: 1}
 policy_forbidden: {value: [DEBUG, SMT]}
 platform_required: {value: []}
 mitigation_vector: {value: 0xffffffffffffffff}
-measurement: {mode: enforce, value: [`+measurement+`]}
+measurement: {mode: enforce, value: [{value: `+measurement+`, vcpus: 2, not_after: "2027-01-31"}]}
+id_keys: {mode: warn, value: [`+measurement+`]}
+report_version: {value: {min: 4}}
 platform_unknown: {mode: ""}
 min_launch_tcb:
 `)
@@ -98,7 +100,9 @@ min_launch_tcb:
 	want.PlatformRequired.Value = []string{}
 	want.MitigationVector.Value = 1<<64 - 1
 	want.PlatformUnknown.Mode = ""
-	want.Measurement = appraise.Rule[[]string]{Mode: appraise.Enforce, Value: []string{measurement}}
+	want.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce, Value: []appraise.Measurement{{Value: measurement, VCPUs: 2, NotAfter: "2027-01-31"}}}
+	want.IDKeys = appraise.Rule[[]string]{Mode: appraise.Warn, Value: []string{measurement}}
+	want.ReportVersion.Value.Min = 4
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -151,13 +155,13 @@ func TestPolicyRefuses(t *testing.T) {
 			"1: vmpl.value: 9 is not between 0 and 3\n2: profile: no built-in policy \"gcp\" (there are aws-shared and aws-dedicated)"},
 		{"profile of another type", "profile: 1\n", "1: profile: 1 is not text; put it in quotes"},
 		{"not YAML", "a: [\n", "1: not YAML: did not find expected node content"},
-		{"not a mapping", "[]\n", "1: want a mapping with the keys profile, roots, signer, csp_id, chip_id, vmpl, policy_forbidden, platform_required, platform_unknown, min_reported_tcb, min_launch_tcb, mitigation_vector, measurement"},
-		{"field that is not a key", p + "name: x\n", "2: name: unknown key; there are profile, roots, signer, csp_id, chip_id, vmpl, policy_forbidden, platform_required, platform_unknown, min_reported_tcb, min_launch_tcb, mitigation_vector, measurement"},
+		{"not a mapping", "[]\n", "1: want a mapping with the keys profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, provisional_firmware, mitigation_vector, measurement, id_keys, author_keys"},
+		{"field that is not a key", p + "name: x\n", "2: name: unknown key; there are profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, provisional_firmware, mitigation_vector, measurement, id_keys, author_keys"},
 		{"unknown rule", p + "mesurement: {}\n", "2: mesurement: unknown key; did you mean measurement?"},
 		{"rule without its mapping", p + "signer: VCEK\n", "2: signer: want a mapping with the keys mode, value"},
 		{"mode", p + "signer: {mode: off}\n", "2: signer.mode: \"off\" is not one of enforce, warn"},
 		{"mode without a value", p + "signer: {mode: ~}\n", "2: signer.mode: no value; give one or remove the key"},
-		{"no mode", p + "measurement: {value: [" + strings.Repeat("0a", 48) + "]}\n", "2: measurement.mode: not set; choose enforce or warn"},
+		{"no mode", p + "measurement: {value: [{value: " + strings.Repeat("0a", 48) + "}]}\n", "2: measurement.mode: not set; choose enforce or warn"},
 		{"no value", p + "csp_id:\n  mode: enforce\n", "3: csp_id.value: \"\" is neither node nor an EC2 region"},
 		{"signer", p + "signer: {value: vcek}\n", "2: signer.value: \"vcek\" is not one of VLEK, VCEK"},
 		{"CSP_ID", p + "csp_id: {mode: warn, value: CN=x}\n", "2: csp_id.value: \"CN=x\" is neither node nor an EC2 region"},
@@ -171,7 +175,13 @@ func TestPolicyRefuses(t *testing.T) {
 		{"TCB component unknown", p + "min_launch_tcb:\n  value: {fmc: 1}\n", "3: min_launch_tcb.value.fmc: unknown key; there are bootloader, tee, snp, microcode"},
 		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n", "2: min_launch_tcb.value: want a mapping with the keys bootloader, tee, snp, microcode"},
 		{"mitigation vector", p + "mitigation_vector: {value: 0x10000000000000000}\n", "2: mitigation_vector.value: \"0x10000000000000000\" is not a whole number from 0 to 18446744073709551615"},
-		{"measurement", p + "measurement:\n  mode: enforce\n  value:\n  - ABCD\n", "5: measurement.value[0]: \"ABCD\" is not 96 lower-case hexadecimal digits"},
+		{"measurement", p + "measurement:\n  mode: enforce\n  value:\n  - {value: ABCD}\n", "5: measurement.value[0].value: \"ABCD\" is not 96 lower-case hexadecimal digits"},
+		{"retired on no day", p + "measurement: {mode: warn, value: [{value: " + strings.Repeat("0a", 48) + ", not_after: \"soon\"}]}\n", "2: measurement.value[0].not_after: \"soon\" is not a day such as \"2027-01-31\""},
+		{"no chip IDs", p + "chip_ids: {mode: enforce, value: []}\n", "2: chip_ids.value: empty, so that no report is acceptable; list some or remove chip_ids"},
+		{"ID key", p + "id_keys: {mode: enforce, value: [aa]}\n", "2: id_keys.value[0]: \"aa\" is not 96 lower-case hexadecimal digits"},
+		{"platform bit", p + "platform_forbidden: {mode: enforce, value: [SMT]}\n", "2: platform_forbidden.value[0]: \"SMT\" is not one of SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, CIPHERTEXT_HIDING_DRAM_EN, ALIAS_CHECK_COMPLETE, TIO_EN"},
+		{"provisional", p + "provisional_firmware: {mode: enforce, value: some}\n", "2: provisional_firmware.value: \"some\" is not one of none"},
+		{"versions", p + "report_version: {value: {min: 5, max: 4}}\n", "2: report_version.value: min 5 is above max 4"},
 		{"no measurement", p + "measurement: {mode: warn, value: []}\n", "2: measurement.value: empty, so that no report is acceptable; list some or remove measurement"},
 		{"roots that are not there", p + "roots: none\n", "2: roots: open none: file does not exist"},
 		{"roots without a certificate", p + "roots: /etc/empty\n", "2: roots: /etc/empty holds no PEM certificate"},
