@@ -10,11 +10,11 @@
 package client
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -36,23 +36,15 @@ const (
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 1 << 20
 
-// Client is a connection to the local agent. It is safe for concurrent use.
-type Client struct {
-	socket string
-	http   *http.Client
-}
+// Client talks to the local agent, over a connection of its own for each call. It is safe for concurrent use.
+type Client struct{ socket string }
 
 // New returns a client of the agent at a socket; empty: DefaultSocket. Nothing is connected yet.
 func New(socket string) *Client {
 	if socket == "" {
 		socket = DefaultSocket
 	}
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-		DisableCompression: true,
-	}}}
+	return &Client{socket: socket}
 }
 
 // Problem is the agent's refusal: an RFC 9457 document. Branch on Code; docs/api.md lists the codes.
@@ -120,20 +112,47 @@ func (c *Client) Refresh(ctx context.Context) ([]byte, error) {
 	return c.do(ctx, http.MethodPost, "/v1/refresh", []byte("{}"))
 }
 
+// send makes one request on a connection that ends with the answer's body. It is no http.Client: with one connection
+// and no proxy, redirect or cookie to think of, that would be most of the time that a short-lived command takes.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
-	// The host is not resolved, the transport dials the socket.
 	req, err := http.NewRequestWithContext(ctx, method, "http://sevagent"+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.http.Do(req)
+	req.Close = true
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
 	if err != nil {
-		if cause := errors.Unwrap(err); cause != nil {
-			err = cause // without the made-up URL
-		}
 		return nil, &UnreachableError{Socket: c.socket, Err: err}
 	}
-	return resp, nil
+	// An end of ctx ends reads and writes that wait.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	finish := func() {
+		stop()
+		conn.Close()
+	}
+	if err = req.Write(conn); err == nil {
+		var resp *http.Response
+		if resp, err = http.ReadResponse(bufio.NewReader(conn), req); err == nil {
+			resp.Body = &answerBody{resp.Body, finish}
+			return resp, nil
+		}
+	}
+	finish()
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return nil, &UnreachableError{Socket: c.socket, Err: err}
+}
+
+// answerBody ends the connection when it is closed.
+type answerBody struct {
+	io.ReadCloser
+	finish func()
+}
+
+func (b *answerBody) Close() error {
+	defer b.finish()
+	return b.ReadCloser.Close()
 }
 
 func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {

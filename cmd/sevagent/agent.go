@@ -161,10 +161,14 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 		Status:       func(now time.Time) any { return a.status(now) },
 		Certificates: func() any { return a.certificates() },
 		Evidence:     a.evidence,
-		BoundKey:     a.boundKey,
-		Refresh:      a.refresh,
-		Metrics:      registry,
-		Log:          a.log.With("component", "api"),
+		Callers: localapi.NewCallers(localapi.CallersConfig{
+			Introspection: "http://127.0.0.1:51678", // the ECS agent's fixed port
+			Log:           a.log.With("component", "api"),
+		}),
+		BoundKey: a.boundKey,
+		Refresh:  a.refresh,
+		Metrics:  registry,
+		Log:      a.log.With("component", "api"),
 	})
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -176,6 +180,7 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 		if err := a.passGate(ctx); err != nil || ctx.Err() != nil {
 			return err
 		}
+		group.Go(func() error { return a.recheck(ctx) })
 		return a.rotator.Run(ctx)
 	})
 	group.Go(func() error { return a.reloads(ctx) })

@@ -46,6 +46,10 @@ type attestationStatus struct {
 	NotAfter      time.Time `json:"certificate_not_after,omitzero"`
 	LastReport    time.Time `json:"last_report,omitzero"`
 	LastError     string    `json:"last_error,omitempty"`
+	// Drift has the last changes from one genuine report to the next, DriftSinceStart what the last one shows
+	// otherwise than the first.
+	Drift           []attest.Change `json:"drift,omitempty"`
+	DriftSinceStart []attest.Change `json:"drift_since_start,omitempty"`
 }
 
 func (a *agent) status(now time.Time) *status {
@@ -67,7 +71,7 @@ func (a *agent) status(now time.Time) *status {
 		t.Region = *r
 	}
 	state := a.attest.worker.State()
-	t.LastReport = state.At
+	t.LastReport, t.Drift, t.DriftSinceStart = state.At, state.Drift, state.SinceStart
 	if state.Err != nil {
 		t.LastError = state.Err.Error()
 	}
@@ -148,6 +152,7 @@ func (a *agent) attestationHealth(h *localapi.Health, now time.Time) {
 		device.Status, device.Output = localapi.StatusWarn, withAdvice(state.Err)
 	}
 	h.Add("attestation:device", device)
+	driftHealth(h, state, now)
 	if v := state.Verdict; v != nil {
 		if v.Roots == appraise.RootsCustom {
 			h.Add("attestation:roots", localapi.Check{Status: localapi.StatusWarn, Output: "roots: custom; reports are judged by the policy's own roots, not by AMD's"})
@@ -155,6 +160,28 @@ func (a *agent) attestationHealth(h *localapi.Health, now time.Time) {
 		if v.Status != appraise.Pass {
 			h.Add("attestation:verdict", localapi.Check{Status: localapi.StatusWarn, Output: v.Code + ": " + v.Reason})
 		}
+	}
+}
+
+// driftShown is how long a change of the node's reports is a warning: long enough for whoever looks once a day.
+const driftShown = 24 * time.Hour
+
+// driftHealth warns of what the reports have shown otherwise lately, and of an endorsement certificate that should
+// have been renewed.
+func driftHealth(h *localapi.Health, state *attest.State, now time.Time) {
+	for _, c := range state.Drift {
+		if now.Sub(c.At) < driftShown {
+			h.Add("attestation:drift", localapi.Check{Status: localapi.StatusWarn, Time: c.At, Output: fmt.Sprintf("%s: %s -> %s", c.What, c.From, c.To)})
+		}
+	}
+	const advice = "; the host has not got its new one: stop and start the instance so that it moves to another host"
+	date := state.NotAfter.UTC().Format(time.RFC3339)
+	switch state.Expiry(now) {
+	case "":
+	case "expired":
+		h.Add("attestation:certificate", localapi.Check{Status: localapi.StatusWarn, Time: state.At, Output: "the endorsement certificate expired at " + date + advice})
+	default:
+		h.Add("attestation:certificate", localapi.Check{Status: localapi.StatusWarn, Time: state.At, Output: "the endorsement certificate expires at " + date + advice})
 	}
 }
 

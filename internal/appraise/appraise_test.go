@@ -286,16 +286,3 @@ func FuzzAppraise(f *testing.F) {
 		}
 	})
 }
-
-// BenchmarkAppraise judges a report whose certificate is known already.
-func BenchmarkAppraise(b *testing.B) {
-	now := time.Now()
-	s := simulate(b, now, "", nil)
-	v := verifier(b, appraise.AWSShared, func(p *appraise.Policy) { p.RootsPEM = s.psp.Roots() })
-	b.ReportAllocs()
-	for b.Loop() {
-		if got := v.Appraise(now, s.report, [][]byte{s.cert}); got.Status != appraise.Pass {
-			b.Fatal(got.Reason)
-		}
-	}
-}

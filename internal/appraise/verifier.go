@@ -108,18 +108,17 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 		verdict.fail(CodeSignatureInvalid, fmt.Sprintf("the report is not signed by an endorsement key (SIGNING_KEY %v)", r.SigningKey))
 		return verdict
 	}
-	leaf, err := pickLeaf(r.SigningKey, certs)
-	if err != nil {
-		verdict.fail(CodeCertificateMalformed, err.Error())
-		return verdict
-	}
-	if leaf == nil {
-		verdict.fail(CodeCertificateMissing, fmt.Sprintf("no %v certificate came with the report", r.SigningKey))
-		return verdict
-	}
-
-	c := v.cached(r, leaf)
+	c := v.cached(r, certs)
 	if c == nil {
+		leaf, err := pickLeaf(r.SigningKey, certs)
+		if err != nil {
+			verdict.fail(CodeCertificateMalformed, err.Error())
+			return verdict
+		}
+		if leaf == nil {
+			verdict.fail(CodeCertificateMissing, fmt.Sprintf("no %v certificate came with the report", r.SigningKey))
+			return verdict
+		}
 		if c, err = describeLeaf(r, leaf); err != nil {
 			verdict.fail(CodeChainInvalid, err.Error())
 			return verdict
@@ -163,17 +162,23 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	return verdict
 }
 
-func (v *Verifier) cached(r *snp.Report, leaf *x509.Certificate) *chain {
+// cached returns the chain of the first certificate that has been verified before, for a report like this one.
+func (v *Verifier) cached(r *snp.Report, certs [][]byte) *chain {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.chains[chainKey(r, leaf)]
+	for _, der := range certs {
+		if c := v.chains[chainKey(r, der)]; c != nil {
+			return c
+		}
+	}
+	return nil
 }
 
-// chainKey covers all that verifyChain looks at in a report: the processor and the kind of key.
-func chainKey(r *snp.Report, leaf *x509.Certificate) [sha256.Size]byte {
+// chainKey covers all that verifyChain looks at: the certificate, and of the report the processor and the kind of key.
+func chainKey(r *snp.Report, der []byte) [sha256.Size]byte {
 	h := sha256.New()
 	h.Write([]byte{byte(r.SigningKey), r.CPUID.Family, r.CPUID.Model, r.CPUID.Stepping, byte(min(r.Version, 3))})
-	h.Write(leaf.Raw)
+	h.Write(der)
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
@@ -202,7 +207,7 @@ func (v *Verifier) verifyChain(r *snp.Report, c *chain, report *spb.Report) erro
 	if len(v.chains) >= maxChains {
 		clear(v.chains)
 	}
-	v.chains[chainKey(r, c.leaf)] = c
+	v.chains[chainKey(r, c.leaf.Raw)] = c
 	return nil
 }
 

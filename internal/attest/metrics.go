@@ -7,12 +7,12 @@ import (
 )
 
 type metrics struct {
-	report, verify, batch prometheus.Histogram
-	throttled             prometheus.Counter
-	failures, refused     *prometheus.CounterVec
-	verdict               *prometheus.GaugeVec
-	notAfter, version     prometheus.Gauge
-	tcb                   *prometheus.GaugeVec
+	report, verify, batch    prometheus.Histogram
+	throttled                prometheus.Counter
+	failures, refused, drift *prometheus.CounterVec
+	verdict                  *prometheus.GaugeVec
+	notAfter, version        prometheus.Gauge
+	tcb                      *prometheus.GaugeVec
 }
 
 func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
@@ -30,13 +30,17 @@ func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
 		throttled: prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "throttled_total", Help: "Reports that were refused or slowed down by the host."}),
 		failures:  prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "failures_total", Help: "Device requests that gave no usable report, by code."}, []string{"code"}),
 		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "refused_total", Help: "Requests refused without asking the device, by code."}, []string{"code"}),
+		drift:     prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "drift_total", Help: "Changes from one genuine report to the next, by what changed."}, []string{"what"}),
 		verdict:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "verdict", Help: "1 for the status of the last verdict."}, []string{"status"}),
 		notAfter:  gauge("certificate_not_after_timestamp_seconds", "When the endorsement certificate of the last report expires."),
 		version:   gauge("report_version", "VERSION of the last report."),
 		tcb:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "reported_tcb", Help: "REPORTED_TCB of the last report, by component."}, []string{"component"}),
 	}
 	depth := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "queue_requests", Help: "Requests that wait for a report."}, func() float64 { return float64(w.queue.len()) })
-	reg.MustRegister(m.report, m.verify, m.batch, m.throttled, m.failures, m.refused, m.verdict, m.notAfter, m.version, m.tcb, depth)
+	for _, c := range compare(observation{}, observation{}) {
+		m.drift.WithLabelValues(c.What) // zero from the start: an alert on an increase needs something to increase from
+	}
+	reg.MustRegister(m.report, m.verify, m.batch, m.throttled, m.failures, m.refused, m.drift, m.verdict, m.notAfter, m.version, m.tcb, depth)
 	return m
 }
 

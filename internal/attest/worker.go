@@ -71,6 +71,9 @@ type Worker struct {
 	// restUntil is when the device may be asked again after a slow request. Unix nanoseconds.
 	restUntil atomic.Int64
 	failing   string // code of the failure last logged; owned by Run
+	stage     string // of the endorsement certificate's expiry, as last logged; owned by Run
+	// first and last are what the first and the last genuine report showed, nil before; owned by Run.
+	first, last *observation
 }
 
 // State is what the last device request showed. It does not change.
@@ -81,6 +84,11 @@ type State struct {
 	Err error
 	// Verdict of the last report that arrived, kept over later failures.
 	Verdict *appraise.Verdict
+	// NotAfter is when the last endorsement certificate that led to a root expires, kept over later failures.
+	NotAfter time.Time
+	// Drift has the last changes from one genuine report to the next, oldest first; SinceStart has what the last one
+	// showed otherwise than the first.
+	Drift, SinceStart []Change
 }
 
 // request is one caller's wait.
@@ -261,12 +269,13 @@ func (w *Worker) ask(root [evidence.Size]byte) (report []byte, certs [][]byte, v
 // note keeps the outcome of a device request for State, metrics and log. A failure is logged when it begins
 // and when it ends.
 func (w *Worker) note(verdict *appraise.Verdict, err error) {
-	old := w.state.Load()
-	s := &State{At: time.Now(), Err: err, Verdict: verdict}
-	if verdict == nil {
-		s.Verdict = old.Verdict
+	next := *w.state.Load()
+	next.At, next.Err = time.Now(), err
+	if verdict != nil {
+		next.Verdict = verdict
 	}
-	w.state.Store(s)
+	w.watch(&next, verdict)
+	w.state.Store(&next)
 	w.metrics.note(verdict, err)
 	code := ""
 	if err != nil {

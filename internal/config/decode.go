@@ -170,7 +170,7 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 			continue
 		}
 		word := name.Value
-		if !plainKey.MatchString(word) {
+		if len(word) > 64 || !plainKey.MatchString(word) {
 			word = quote(word) // a key may be any text
 		}
 		full := strings.TrimPrefix(key+"."+word, ".")
@@ -187,7 +187,7 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 	}
 }
 
-var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 
 func fieldByName(v reflect.Value, name string) (reflect.Value, bool) {
 	for i := range v.NumField() {

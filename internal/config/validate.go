@@ -25,11 +25,18 @@ const (
 	maxSocketPath = 107 // what fits into sockaddr_un.sun_path with its final NUL
 )
 
-// Forms of the names of secrets and hosts.
+// Forms of the names of secrets and hosts, and the longest. The lengths are not in the expressions, since counted
+// repetitions take a millisecond each to compile, and every command of sevagent would wait for it.
 var (
-	secretARN  = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]{1,519}$`)
-	secretName = regexp.MustCompile(`^[A-Za-z0-9/_+=.@-]{1,512}$`)
-	hostName   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?$`)
+	secretARN  = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]+$`)
+	secretName = regexp.MustCompile(`^[A-Za-z0-9/_+=.@-]+$`)
+	hostName   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$`)
+)
+
+const (
+	maxSecretARN  = 640
+	maxSecretName = 512
+	maxHostName   = 253
 )
 
 // validate finds every mistake in a configuration whose types are right, and changes nothing.
@@ -150,12 +157,12 @@ func checkSecret(s string) error {
 		return nil
 	}
 	if strings.HasPrefix(s, "arn:") {
-		if !secretARN.MatchString(s) {
+		if len(s) > maxSecretARN || !secretARN.MatchString(s) {
 			return fmt.Errorf("%s is not the ARN of a Secrets Manager secret", quote(s))
 		}
 		return nil
 	}
-	if !secretName.MatchString(s) {
+	if len(s) > maxSecretName || !secretName.MatchString(s) {
 		return fmt.Errorf("%s is not the name of a secret: 1 to 512 letters, digits and /_+=.@-", quote(s))
 	}
 	return nil
@@ -167,7 +174,7 @@ func checkHostPort(s string) error {
 	if err != nil {
 		return fmt.Errorf("%s is not host:port, with an IPv6 address in brackets", quote(s))
 	}
-	if _, err := netip.ParseAddr(host); err != nil && !hostName.MatchString(host) {
+	if _, err := netip.ParseAddr(host); err != nil && (len(host) > maxHostName || !hostName.MatchString(host)) {
 		return fmt.Errorf("%s is not the name or address of a host in %s", quote(host), quote(s))
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {

@@ -2,9 +2,11 @@ package localapi
 
 import (
 	"context"
+	"errors"
 	"math"
 	"net"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +18,20 @@ var ownUID = uint32(os.Getuid())
 
 type peerKey struct{}
 
+// peer is the process that opened a connection on the Unix socket.
+type peer struct {
+	conn  *net.UnixConn
+	pid   int32 // in the agent's own PID namespace; 0 when the process is in none that it sees
+	uid   uint32
+	start uint64 // of pid when the connection was accepted; 0 when that is not known
+
+	mu     sync.Mutex
+	caller evidence.Caller
+	known  bool // caller is final
+}
+
 // withPeer notes who is at the other end of a connection on the Unix socket.
-func withPeer(ctx context.Context, c net.Conn) context.Context {
+func (s *Server) withPeer(ctx context.Context, c net.Conn) context.Context {
 	conn, ok := c.(*net.UnixConn)
 	if !ok {
 		return ctx
@@ -30,13 +44,78 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 	if raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || cred == nil {
 		return ctx
 	}
-	return context.WithValue(ctx, peerKey{}, evidence.Caller{UID: cred.Uid})
+	p := &peer{conn: conn, pid: cred.Pid, uid: cred.Uid}
+	if s.cfg.Callers != nil {
+		p.start, _ = s.cfg.Callers.startTime(p.pid)
+	}
+	return context.WithValue(ctx, peerKey{}, p)
 }
 
-// caller returns who sent a request. One that is not known gets no one's rights.
-func caller(ctx context.Context) evidence.Caller {
-	if c, ok := ctx.Value(peerKey{}).(evidence.Caller); ok {
-		return c
+// callerUID returns whose process sent a request. One that is not known gets no one's rights.
+func callerUID(ctx context.Context) uint32 {
+	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
+		return p.uid
 	}
-	return evidence.Caller{UID: math.MaxUint32}
+	return math.MaxUint32
+}
+
+// caller returns who sent a request, with container and task where they can be told. The answer is found once for a
+// connection; only a task that the ECS agent did not tell is asked for again, with the connection's next request.
+func (s *Server) caller(ctx context.Context) evidence.Caller {
+	p, ok := ctx.Value(peerKey{}).(*peer)
+	if !ok || s.cfg.Callers == nil {
+		return evidence.Caller{UID: callerUID(ctx)}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.known {
+		p.caller = s.cfg.Callers.Identify(ctx, p.pid, p.uid)
+		if p.caller.ContainerID != "" && !p.lives(s.cfg.Callers) {
+			p.caller = evidence.Caller{UID: p.uid}
+		}
+		p.known = p.caller.ContainerID == "" || p.caller.TaskARN != ""
+	}
+	return p.caller
+}
+
+// lives reports whether the process that connected still exists. If it does, its pid has been its own ever since, and
+// what was read under that pid in the meantime is about it and not about a successor.
+//
+// From Linux 6.5 the socket itself holds on to the process and gives out a pidfd for it, which settles the question.
+// Before that (Amazon Linux 2023 starts with 6.1) the start time must be what it was when the connection was accepted.
+// That leaves a caller that has its pid reused between its connect and our accept: all of the kernel's pids, within
+// the milliseconds that a connection waits.
+func (p *peer) lives(callers *Callers) bool {
+	raw, err := p.conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	pidfd, sockErr := -1, error(nil)
+	if raw.Control(func(fd uintptr) { pidfd, sockErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD) }) != nil {
+		return false
+	}
+	if errors.Is(sockErr, unix.ENOPROTOOPT) {
+		return p.startedAsBefore(callers)
+	}
+	if sockErr != nil {
+		return false // ESRCH or EINVAL: reaped
+	}
+	defer unix.Close(pidfd)
+	return !exited(pidfd)
+}
+
+// startedAsBefore is what lives can tell without a pidfd.
+func (p *peer) startedAsBefore(callers *Callers) bool {
+	start, ok := callers.startTime(p.pid)
+	return ok && p.start != 0 && start == p.start
+}
+
+// exited reports whether the process of a pidfd has ended, reaped or not: from then on the pidfd polls as readable.
+func exited(pidfd int) bool {
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return err != nil || n != 0
+		}
+	}
 }

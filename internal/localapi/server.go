@@ -51,6 +51,8 @@ type Config struct {
 	Certificates func() any
 	// Evidence serves /v1/evidence.
 	Evidence func(context.Context, evidence.Claims) (*evidence.Document, *appraise.Verdict, error)
+	// Callers finds the container and task of who asks for evidence. Nil means that a caller is known by uid only.
+	Callers *Callers
 	// BoundKey returns the SHA-256 of the published client's or server's SubjectPublicKeyInfo.
 	BoundKey func(kind string) ([]byte, bool)
 	// Refresh pulls the secrets now and returns what changed, for JSON.
@@ -79,7 +81,7 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 			WriteTimeout:      refreshTimeout + headerTimeout,
 			IdleTimeout:       time.Minute,
 			MaxHeaderBytes:    maxHeader,
-			ConnContext:       withPeer,
+			ConnContext:       s.withPeer,
 			ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 		}
 		group.Go(func() error {
@@ -207,7 +209,7 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 		p.write(w)
 		return
 	}
-	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone}, Caller: caller(r.Context())}
+	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone}}
 	switch body.Bind {
 	case "", evidence.BindNone:
 	case evidence.BindClient, evidence.BindServer:
@@ -227,6 +229,8 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), evidenceTimeout)
 	defer cancel()
+	claims.Caller = s.caller(ctx)
+	s.cfg.Log.Debug("evidence requested", "uid", claims.Caller.UID, "container_id", claims.Caller.ContainerID, "task_arn", claims.Caller.TaskARN)
 	doc, _, err := s.cfg.Evidence(ctx, claims)
 	if err != nil {
 		attestProblem(err).write(w)
@@ -246,8 +250,8 @@ func attestProblem(err error) *Problem {
 }
 
 func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
-	if c := caller(r.Context()); c.UID != 0 && c.UID != ownUID {
-		problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", c.UID)).write(w)
+	if uid := callerUID(r.Context()); uid != 0 && uid != ownUID {
+		problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", uid)).write(w)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)

@@ -9,10 +9,12 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"sevagent/internal/snp"
@@ -26,25 +28,35 @@ type authority struct {
 }
 
 // rootBits is the size of the authority's keys. AMD's have 4096; half of that is made in a fraction of the time
-// and keeps nothing of value.
+// and protects nothing of value.
 const rootBits = 2048
 
-func newAuthority(now time.Time) (*authority, error) {
+// The roots' dates are those of AMD's Milan chain, so that a test may take place at any time.
+var (
+	rootNotBefore = time.Date(2020, 10, 22, 0, 0, 0, 0, time.UTC)
+	rootNotAfter  = time.Date(2045, 10, 22, 0, 0, 0, 0, time.UTC)
+)
+
+func newAuthority() (*authority, error) {
 	a := new(authority)
-	for _, key := range []**rsa.PrivateKey{&a.arkKey, &a.askKey, &a.asvkKey} {
-		var err error
-		if *key, err = rsa.GenerateKey(rand.Reader, rootBits); err != nil {
-			return nil, err
-		}
+	var making sync.WaitGroup
+	members := a.members()
+	errs := make([]error, len(members))
+	for i, m := range members {
+		making.Go(func() { *m.key, errs[i] = rsa.GenerateKey(rand.Reader, rootBits) })
+	}
+	making.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
 	}
 	var err error
-	if a.ark, err = makeCA("ARK-Milan", a.arkKey, nil, a.arkKey, now); err != nil {
+	if a.ark, err = makeCA("ARK-Milan", "vcek", a.arkKey, nil, a.arkKey); err != nil {
 		return nil, err
 	}
-	if a.ask, err = makeCA("SEV-Milan", a.askKey, a.ark, a.arkKey, now); err != nil {
+	if a.ask, err = makeCA("SEV-Milan", "vcek", a.askKey, a.ark, a.arkKey); err != nil {
 		return nil, err
 	}
-	a.asvk, err = makeCA("SEV-VLEK-Milan", a.asvkKey, a.ark, a.arkKey, now)
+	a.asvk, err = makeCA("SEV-VLEK-Milan", "vlek", a.asvkKey, a.ark, a.arkKey)
 	return a, err
 }
 
@@ -55,12 +67,14 @@ func amdName(commonName string) pkix.Name {
 	}
 }
 
-func makeCA(name string, key *rsa.PrivateKey, parent *x509.Certificate, signer *rsa.PrivateKey, now time.Time) (*x509.Certificate, error) {
+// makeCA makes a root's certificate. endpoint is the part of AMD's key distribution service that has its revocation
+// list: AMD publication 57230.
+func makeCA(name, endpoint string, key *rsa.PrivateKey, parent *x509.Certificate, signer *rsa.PrivateKey) (*x509.Certificate, error) {
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), Subject: amdName(name),
-		NotBefore: now.Add(-48 * time.Hour), NotAfter: now.AddDate(25, 0, 0),
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: amdName(name), NotBefore: rootNotBefore, NotAfter: rootNotAfter,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		SignatureAlgorithm: x509.SHA384WithRSAPSS,
+		CRLDistributionPoints: []string{"https://kdsintf.amd.com/" + endpoint + "/v1/Milan/crl"},
+		SignatureAlgorithm:    x509.SHA384WithRSAPSS,
 	}
 	if parent == nil {
 		parent = template
@@ -83,8 +97,12 @@ func extension(value any, params string, arcs ...int) pkix.Extension {
 	return pkix.Extension{Id: append(append(asn1.ObjectIdentifier{}, amdOID...), arcs...), Value: der}
 }
 
-// endorse makes the endorsement key's certificate for the options' signer and TCB.
-func (a *authority) endorse(o Options, key *ecdsa.PublicKey) (*x509.Certificate, error) {
+// endorse makes an endorsement key, and its certificate for the options' signer and TCB.
+func (a *authority) endorse(o Options) (*ecdsa.PrivateKey, *x509.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
 	extensions := []pkix.Extension{
 		extension(0, "", 1),          // structVersion
 		extension("Milan", "ia5", 2), // productName
@@ -103,15 +121,16 @@ func (a *authority) endorse(o Options, key *ecdsa.PublicKey) (*x509.Certificate,
 	} else {
 		extensions = append(extensions, extension("CN=cc-"+o.Region+".amazonaws.com", "ia5", 5))
 	}
-	template := &x509.Certificate{
+	template := &x509.Certificate{ // AMD's serial number is 0, which RFC 5280 and crypto/x509 refuse to make
 		SerialNumber: big.NewInt(1), Subject: amdName(name), NotBefore: o.NotBefore, NotAfter: o.NotAfter,
 		SignatureAlgorithm: x509.SHA384WithRSAPSS, ExtraExtensions: extensions,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key, signer)
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &key.PublicKey, signer)
 	if err != nil {
-		return nil, fmt.Errorf("make %s: %w", name, err)
+		return nil, nil, fmt.Errorf("make %s: %w", name, err)
 	}
-	return x509.ParseCertificate(der)
+	cert, err := x509.ParseCertificate(der)
+	return key, cert, err
 }
 
 // roots returns ARK, ASK and ASVK as PEM.
@@ -122,26 +141,26 @@ func (a *authority) roots() (text []byte) {
 	return text
 }
 
-// files are the authority's members by file name.
-func (a *authority) files() map[string]struct {
+// member is a root, by the name of its file.
+type member struct {
+	name string
 	key  **rsa.PrivateKey
 	cert **x509.Certificate
-} {
-	return map[string]struct {
-		key  **rsa.PrivateKey
-		cert **x509.Certificate
-	}{"ark": {&a.arkKey, &a.ark}, "ask": {&a.askKey, &a.ask}, "asvk": {&a.asvkKey, &a.asvk}}
+}
+
+func (a *authority) members() []member {
+	return []member{{"ark", &a.arkKey, &a.ark}, {"ask", &a.askKey, &a.ask}, {"asvk", &a.asvkKey, &a.asvk}}
 }
 
 func (a *authority) save(dir string) error {
-	for name, f := range a.files() {
-		key, err := x509.MarshalPKCS8PrivateKey(*f.key)
+	for _, m := range a.members() {
+		key, err := x509.MarshalPKCS8PrivateKey(*m.key)
 		if err != nil {
 			return err
 		}
 		text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: (*f.cert).Raw})...)
-		if err := os.WriteFile(filepath.Join(dir, name+".pem"), text, 0o600); err != nil {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: (*m.cert).Raw})...)
+		if err := os.WriteFile(filepath.Join(dir, m.name+".pem"), text, 0o600); err != nil {
 			return err
 		}
 	}
@@ -150,31 +169,39 @@ func (a *authority) save(dir string) error {
 
 func loadAuthority(dir string) (*authority, error) {
 	a := new(authority)
-	for name, f := range a.files() {
-		text, err := os.ReadFile(filepath.Join(dir, name+".pem"))
+	for _, m := range a.members() {
+		text, err := os.ReadFile(filepath.Join(dir, m.name+".pem"))
 		if err != nil {
 			return nil, err
 		}
-		keyBlock, rest := pem.Decode(text)
-		certBlock, _ := pem.Decode(rest)
-		if keyBlock == nil || certBlock == nil {
-			return nil, fmt.Errorf("%s.pem: no key with a certificate in it", name)
-		}
-		key, err := x509.ParsePKCS8PrivateKey(keyBlock.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		var ok bool
-		if *f.key, ok = key.(*rsa.PrivateKey); !ok {
-			return nil, fmt.Errorf("%s.pem: not an RSA key", name)
-		}
-		if *f.cert, err = x509.ParseCertificate(certBlock.Bytes); err != nil {
-			return nil, err
+		if err := m.parse(text); err != nil {
+			return nil, fmt.Errorf("%s.pem: %w", m.name, err)
 		}
 	}
 	return a, nil
 }
 
-func newEndorsementKey() (*ecdsa.PrivateKey, error) {
-	return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+func (m member) parse(text []byte) error {
+	keyBlock, rest := pem.Decode(text)
+	certBlock, _ := pem.Decode(rest)
+	if keyBlock == nil || certBlock == nil {
+		return errors.New("no key with a certificate in it")
+	}
+	key, err := x509.ParsePKCS8PrivateKey(keyBlock.Bytes)
+	if err != nil {
+		return err
+	}
+	private, ok := key.(*rsa.PrivateKey)
+	if !ok {
+		return errors.New("not an RSA key")
+	}
+	cert, err := x509.ParseCertificate(certBlock.Bytes)
+	if err != nil {
+		return err
+	}
+	if !private.PublicKey.Equal(cert.PublicKey) {
+		return errors.New("the key is not the certificate's")
+	}
+	*m.key, *m.cert = private, cert
+	return nil
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"slices"
@@ -33,7 +34,7 @@ type memory interface {
 
 // ioctl does what the kernel's driver does for one ioctl: it follows the pointers in the program's memory, asks the
 // secure processor, and writes the answer back. It returns 0 or an errno.
-func (p *PSP) ioctl(cmd uint32, arg uint64, mem memory) unix.Errno {
+func (p *PSP) ioctl(ctx context.Context, cmd uint32, arg uint64, mem memory) unix.Errno {
 	le := binary.LittleEndian
 	request := make([]byte, guestRequestSize)
 	if mem.read(arg, request) != nil {
@@ -63,12 +64,15 @@ func (p *PSP) ioctl(cmd uint32, arg uint64, mem memory) unix.Errno {
 		}
 	}
 
-	report, certs, err := p.Report([64]byte(req[:64]), le.Uint32(req[64:]))
+	report, certs, err := p.ReportContext(ctx, [snp.ReportDataSize]byte(req), le.Uint32(req[snp.ReportDataSize:]))
 	if host, ok := errors.AsType[*HostError](err); ok {
 		if host.Wiped {
 			return unix.ENOTTY
 		}
 		return fail(mem, arg, request, host.ExitInfo2)
+	}
+	if ctx.Err() != nil {
+		return unix.EINTR
 	}
 	if err != nil {
 		return unix.EIO

@@ -1,133 +1,135 @@
-package sim_test
+package sim
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
+	"encoding/binary"
 	"testing"
 	"time"
+	"unsafe"
 
 	labi "github.com/google/go-sev-guest/client/linuxabi"
+	"golang.org/x/sys/unix"
 
-	"sevagent/internal/attest"
-	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
 
-// Stages of the test binary as a helper process: under the filter, and as the program that asks the device.
-const (
-	stageVariable = "SIM_TEST_STAGE"
-	stageFilter   = "filter"
-	stageAsk      = "ask"
-)
-
-func TestMain(m *testing.M) {
-	switch os.Getenv(stageVariable) {
-	case stageFilter:
-		os.Setenv(stageVariable, stageAsk)
-		fmt.Println(sim.ExecUnderFilter(os.Args[1], []string{os.Args[0], os.Args[2]}, os.Environ()))
-		os.Exit(1)
-	case stageAsk:
-		if err := ask(os.Args[1]); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
+func TestABI(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		got, want uintptr
+	}{
+		{"SNP_GET_REPORT", cmdGetReport, uintptr(labi.IocSnpGetReport)},
+		{"SNP_GET_DERIVED_KEY", cmdGetDerivedKey, uintptr(labi.IocSnpGetDerivedKey)},
+		{"SNP_GET_EXT_REPORT", cmdGetExtReport, uintptr(labi.IocSnpGetExtendedReport)},
+		{"sizeof snp_guest_request_ioctl", guestRequestSize, unsafe.Sizeof(labi.SnpUserGuestRequestABI{})},
+		{"sizeof snp_report_req", reportReqSize, unsafe.Sizeof(labi.SnpReportReqABI{})},
+		{"sizeof snp_ext_report_req", extReportReqSize, unsafe.Sizeof(labi.SnpExtendedReportReqABI{})},
+		{"sizeof snp_report_resp", reportRespSize, unsafe.Sizeof(labi.SnpReportRespABI{})},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s = %#x, go-sev-guest says %#x", c.name, c.got, c.want)
 		}
-		os.Exit(0)
 	}
-	os.Exit(m.Run())
 }
 
-// ask is the product's own client of the device.
-func ask(path string) error {
-	t, err := attest.Device{Transport: "ioctl", Path: path}.Open()
-	if err != nil {
-		return err
+// page is user memory that begins at base; nothing else is mapped.
+type page []byte
+
+const base = 0x7000_0000_0000
+
+func (p page) at(address uint64, n int) []byte {
+	if address < base || address-base > uint64(len(p)) || uint64(len(p))-(address-base) < uint64(n) {
+		return nil
 	}
-	q, err := t.Report([snp.ReportDataSize]byte{42})
-	if err != nil {
-		return fmt.Errorf("%s: %w", attest.Code(err), err)
-	}
-	r, err := snp.ParseReport(q.Report)
-	if err != nil {
-		return err
-	}
-	table, err := snp.ParseCertTable(q.CertTable)
-	if err != nil {
-		return err
-	}
-	if r.ReportData[0] != 42 || table.Find(snp.GUIDVLEK) == nil {
-		return errors.New("not the report that was asked for, or no VLEK with it")
+	return p[address-base:][:n]
+}
+
+func (p page) read(address uint64, into []byte) error {
+	if copy(into, p.at(address, len(into))) != len(into) {
+		return unix.EFAULT
 	}
 	return nil
 }
 
-// TestIoctlThroughTheKernel: a program of another process gets its report by real ioctls.
-func TestIoctlThroughTheKernel(t *testing.T) {
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
+func (p page) write(address uint64, data []byte) error {
+	if copy(p.at(address, len(data)), data) != len(data) {
+		return unix.EFAULT
 	}
-	dir, err := os.MkdirTemp("", "si") // sockets have short paths
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	socket, device := filepath.Join(dir, "s"), filepath.Join(dir, "sev-guest")
-	if err := os.WriteFile(device, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- psp.ServeIoctl(ctx, l) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("ServeIoctl = %v", err)
-		}
-	}()
-	run := func() string {
-		cmd := exec.Command(os.Args[0], socket, device)
-		cmd.Env = append(os.Environ(), stageVariable+"="+stageFilter)
-		out, err := cmd.CombinedOutput()
-		if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
-			t.Fatal(err)
-		}
-		return string(out)
-	}
-	if out := run(); out != "" {
-		t.Fatalf("the program says: %s", out)
-	}
-	for _, c := range []struct{ fault, want string }{
-		{sim.FaultBusy, "throttled"},
-		{sim.FaultWiped, "vmpck_disabled"},
-		{sim.FaultFirmware + " 0x27", "firmware_error: get report from " + device + ": the SEV firmware refused the request with status 0x27 (INVALID_KEY)"},
-		{sim.FaultTable, "lie outside the table"},
-		{sim.FaultEcho, "not the report that was asked for"},
-	} {
-		psp.SetFault(c.fault)
-		if out := run(); !strings.Contains(out, c.want) {
-			t.Errorf("%s: the program says %q, want %q", c.fault, out, c.want)
-		}
-	}
+	return nil
 }
 
-func TestCommandsAreTheKernels(t *testing.T) {
-	for name, pair := range map[string][2]uint32{
-		"SNP_GET_REPORT":      {sim.CmdGetReport, labi.IocSnpGetReport},
-		"SNP_GET_DERIVED_KEY": {sim.CmdGetDerivedKey, labi.IocSnpGetDerivedKey},
-		"SNP_GET_EXT_REPORT":  {sim.CmdGetExtReport, labi.IocSnpGetExtendedReport},
+// Where call puts the structures.
+const (
+	reqAt, respAt, certsAt = base + 0x100, base + 0x1000, base + 0x2000
+	end                    = base + 0x6000
+)
+
+// TestIoctlFollowsTheKernel: what the driver reads, writes and returns.
+func TestIoctlFollowsTheKernel(t *testing.T) {
+	psp, err := New(DefaultOptions(time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	le := binary.LittleEndian
+	const untouched = 0xAAAA
+	for _, c := range []struct {
+		name      string
+		cmd       uint32
+		certsLen  uint32
+		change    func(page)
+		fault     string
+		errno     unix.Errno
+		exitInfo2 uint64
+		needs     uint32 // certs_len as the driver leaves it
+	}{
+		{name: "report", cmd: cmdGetReport},
+		{name: "extended report", cmd: cmdGetExtReport, certsLen: 0x4000, needs: 0x4000},
+		{name: "length query", cmd: cmdGetExtReport, errno: unix.EIO, exitInfo2: vmmInvalidLen, needs: 0x1000},
+		{name: "odd length", cmd: cmdGetExtReport, certsLen: 100, errno: unix.EINVAL, exitInfo2: untouched, needs: 100},
+		{name: "length above the kernel's limit", cmd: cmdGetExtReport, certsLen: 0x8000, errno: unix.EINVAL, exitInfo2: untouched, needs: 0x8000},
+		{name: "derived key", cmd: cmdGetDerivedKey, errno: unix.ENOTTY, exitInfo2: untouched},
+		{name: "message version 0", cmd: cmdGetReport, change: func(p page) { p[0] = 0 }, errno: unix.EINVAL, exitInfo2: untouched},
+		{name: "request outside of memory", cmd: cmdGetReport, change: func(p page) { le.PutUint64(p[8:], 16) }, errno: unix.EFAULT, exitInfo2: untouched},
+		{name: "response outside of memory", cmd: cmdGetReport, change: func(p page) { le.PutUint64(p[16:], end-8) }, errno: unix.EFAULT, exitInfo2: untouched},
+		{name: "throttled", cmd: cmdGetReport, fault: FaultBusy, errno: unix.EIO, exitInfo2: vmmBusy},
+		{name: "firmware status", cmd: cmdGetReport, fault: FaultFirmware + " 0x27", errno: unix.EIO, exitInfo2: 0x27},
+		{name: "wiped", cmd: cmdGetReport, fault: FaultWiped, errno: unix.ENOTTY, exitInfo2: untouched},
 	} {
-		if pair[0] != pair[1] {
-			t.Errorf("%s = %#x, go-sev-guest says %#x", name, pair[0], pair[1])
-		}
+		t.Run(c.name, func(t *testing.T) {
+			mem := make(page, end-base)
+			mem[0] = 1
+			le.PutUint64(mem[8:], reqAt)
+			le.PutUint64(mem[16:], respAt)
+			le.PutUint64(mem[24:], untouched)
+			req := mem.at(reqAt, extReportReqSize)
+			req[0] = 7
+			le.PutUint32(req[64:], 2)
+			le.PutUint64(req[96:], certsAt)
+			le.PutUint32(req[104:], c.certsLen)
+			if c.change != nil {
+				c.change(mem)
+			}
+			psp.SetFault(c.fault)
+			if errno := psp.ioctl(t.Context(), c.cmd, base, mem); errno != c.errno {
+				t.Fatalf("errno %v, want %v", errno, c.errno)
+			}
+			if got := le.Uint64(mem[24:]); got != c.exitInfo2 {
+				t.Errorf("exitinfo2 = %#x, want %#x", got, c.exitInfo2)
+			}
+			if got := le.Uint32(req[104:]); got != c.needs {
+				t.Errorf("certs_len = %#x, want %#x", got, c.needs)
+			}
+			if c.errno != 0 {
+				return
+			}
+			resp := mem.at(respAt, reportRespSize)
+			r, err := snp.ParseReport(resp[0x20:][:le.Uint32(resp[4:])])
+			if err != nil || r.ReportData[0] != 7 || r.VMPL != 2 {
+				t.Errorf("report %+v, %v", r, err)
+			}
+			table, err := snp.ParseCertTable(mem.at(certsAt, 0x4000))
+			if err != nil || (len(table) == 1) != (c.cmd == cmdGetExtReport) {
+				t.Errorf("certificates %v, %v", table, err)
+			}
+		})
 	}
 }

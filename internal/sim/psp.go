@@ -7,15 +7,13 @@ package sim
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,15 +22,21 @@ import (
 
 // Options are what a report shows, besides REPORT_DATA. DefaultOptions has those of EC2's shared tenancy.
 type Options struct {
-	Region              string
-	Signer              snp.SigningKey
-	Version             uint32
-	Policy              snp.GuestPolicy
-	PlatformInfo        snp.PlatformInfo
-	TCB                 snp.TCB
-	Measurement         [48]byte
-	ChipID              [64]byte
-	MitVector           uint64
+	// Region stands in the VLEK's CSP_ID.
+	Region       string
+	Signer       snp.SigningKey
+	Version      uint32
+	Policy       snp.GuestPolicy
+	PlatformInfo snp.PlatformInfo
+	// TCB is all four of a report: current, committed, launch and reported.
+	TCB snp.TCB
+	// Firmware is the current version and the committed one.
+	Firmware    snp.FirmwareVersion
+	Measurement [48]byte
+	// ChipID is zero with a VLEK on EC2; it stands in the VCEK's HWID.
+	ChipID    [64]byte
+	MitVector uint64
+	// NotBefore and NotAfter are those of the endorsement key's certificate. The roots are valid from 2020 to 2045.
 	NotBefore, NotAfter time.Time
 	// Latency is how long a report takes; hardware needs 8 ms.
 	Latency time.Duration
@@ -43,40 +47,36 @@ func DefaultOptions(now time.Time) Options {
 	return Options{
 		Region: "us-east-2", Signer: snp.SignedByVLEK, Version: 5, Policy: 0x2030000, PlatformInfo: 0x27,
 		TCB:         snp.TCB{Bootloader: 4, TEE: 0, SNP: 29, Microcode: 222},
+		Firmware:    snp.FirmwareVersion{Major: 1, Minor: 58, Build: 1},
 		Measurement: [48]byte(bytes.Repeat([]byte{0x51}, 48)), MitVector: 0xF,
 		NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(1, 0, -1),
 	}
 }
-
-// Faults that a PSP can be told to show, by SetFault or by the content of the fault file.
-const (
-	FaultBusy     = "busy"     // the host throttles
-	FaultWiped    = "wiped"    // the kernel has destroyed its key
-	FaultEcho     = "echo"     // REPORT_DATA is not what was asked for
-	FaultFlip     = "flip"     // a bit of the report is flipped
-	FaultTable    = "table"    // the host's certificate table is hostile
-	FaultVersion  = "version6" // the report is newer than anyone knows
-	FaultFirmware = "firmware" // followed by a status, "firmware 0x27"
-	FaultSlow     = "slow"     // followed by a duration, "slow 3s"
-)
 
 // PSP is a software secure processor. It is safe for concurrent use and serves one request at a time.
 type PSP struct {
 	// FaultFile is read at every request if it is set: a fault for a PSP in another process.
 	FaultFile string
 
+	auth *authority
+	id   [32]byte      // REPORT_ID, fresh for each launch
+	turn chan struct{} // holds a value while a request is served
+
 	mu    sync.Mutex
-	auth  *authority
+	leaf  endorsement
+	fault string
+}
+
+// endorsement is a key with what is signed by it. It is replaced as a whole.
+type endorsement struct {
 	o     Options
 	key   *ecdsa.PrivateKey
-	certs []byte // the certificate table
-	fault string
-	id    [32]byte // REPORT_ID, fresh for each launch
+	table []byte // the certificate table
 }
 
 // New returns a PSP with a fresh root.
 func New(o Options) (*PSP, error) {
-	auth, err := newAuthority(time.Now())
+	auth, err := newAuthority()
 	if err != nil {
 		return nil, fmt.Errorf("make the simulator's root: %w", err)
 	}
@@ -93,12 +93,12 @@ func Load(dir string, o Options) (*PSP, error) {
 }
 
 func newPSP(auth *authority, o Options) (*PSP, error) {
-	p := &PSP{auth: auth}
+	p := &PSP{auth: auth, turn: make(chan struct{}, 1)}
 	rand.Read(p.id[:])
 	return p, p.SetOptions(o)
 }
 
-// Save writes the root, and roots.pem for a policy file.
+// Save writes the root, and roots.pem for a policy file. The keys' files have mode 0600.
 func (p *PSP) Save(dir string) error { return p.auth.save(dir) }
 
 // Roots returns the trust anchors as PEM: ARK, ASK and ASVK.
@@ -106,11 +106,7 @@ func (p *PSP) Roots() []byte { return p.auth.roots() }
 
 // SetOptions changes what reports show, with a new endorsement key: what a firmware update does.
 func (p *PSP) SetOptions(o Options) error {
-	key, err := newEndorsementKey()
-	if err != nil {
-		return err
-	}
-	cert, err := p.auth.endorse(o, &key.PublicKey)
+	key, cert, err := p.auth.endorse(o)
 	if err != nil {
 		return err
 	}
@@ -120,16 +116,18 @@ func (p *PSP) SetOptions(o Options) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.o, p.key, p.certs = o, key, snp.CertTable{{GUID: id, Data: cert.Raw}}.Encode()
+	p.leaf = endorsement{o: o, key: key, table: snp.CertTable{{GUID: id, Data: cert.Raw}}.Encode()}
 	return nil
 }
 
-// SetFault makes the PSP show a fault until it is set to "".
-func (p *PSP) SetFault(fault string) {
+func (p *PSP) endorsement() endorsement {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.fault = fault
+	return p.leaf
 }
+
+// CertTable returns the table that the host hands out: the endorsement key's certificate and nothing else, as on EC2.
+func (p *PSP) CertTable() []byte { return slices.Clone(p.endorsement().table) }
 
 // HostError is a request that the hypervisor or the firmware refused, as the kernel's exitinfo2 tells it.
 type HostError struct {
@@ -141,96 +139,121 @@ func (e *HostError) Error() string {
 	return fmt.Sprintf("wiped %v, exitinfo2 %#x", e.Wiped, e.ExitInfo2)
 }
 
-// hypervisor errors, SNP_GUEST_VMM_ERR_*.
+// Busy tells whether the hypervisor throttles.
+func (e *HostError) Busy() bool { return e.ExitInfo2 == vmmBusy }
+
+// hypervisor errors, SNP_GUEST_VMM_ERR_*: include/uapi/linux/sev-guest.h.
 const (
 	vmmInvalidLen = 1 << 32
 	vmmBusy       = 2 << 32
 )
 
-// Report answers one extended-report request: the report and the certificate table.
+// Report answers one extended-report request: the report and the certificate table. With FaultHang it does not return
+// before the fault is over.
 func (p *PSP) Report(reportData [snp.ReportDataSize]byte, vmpl uint32) (report, certs []byte, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	time.Sleep(p.o.Latency)
-	name, arg, _ := strings.Cut(p.currentFault(), " ")
-	version := p.o.Version
-	certs = slices.Clone(p.certs)
-	switch name {
-	case FaultBusy:
-		return nil, nil, &HostError{ExitInfo2: vmmBusy}
-	case FaultWiped:
-		return nil, nil, &HostError{Wiped: true}
-	case FaultFirmware:
-		status, _ := strconv.ParseUint(arg, 0, 32)
-		return nil, nil, &HostError{ExitInfo2: status}
-	case FaultSlow:
-		d, _ := time.ParseDuration(arg)
-		time.Sleep(d)
+	return p.ReportContext(context.Background(), reportData, vmpl)
+}
+
+// ReportContext is Report for a program that may end while it waits.
+func (p *PSP) ReportContext(ctx context.Context, reportData [snp.ReportDataSize]byte, vmpl uint32) (report, certs []byte, err error) {
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+	e := p.endorsement()
+	if err := pause(ctx, e.o.Latency); err != nil {
+		return nil, nil, err
+	}
+	f, err := parseFault(p.currentFault())
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.delay(ctx, f); err != nil {
+		return nil, nil, err
+	}
+	if err := f.refusal(); err != nil {
+		return nil, nil, err
+	}
+	version, certs := e.o.Version, slices.Clone(e.table)
+	switch f.name {
 	case FaultEcho:
 		reportData[0] ^= 1
 	case FaultVersion:
 		version = snp.MaxKnownVersion + 1
 	case FaultTable:
-		binary.LittleEndian.PutUint32(certs[16:], 0xFFFFFF00) // an offset that overflows with its length
+		certs = f.spoil(certs)
 	}
-	report, err = p.sign(p.marshal(version, reportData, vmpl))
-	if err == nil && name == FaultFlip {
+	report = e.o.marshal(version, p.id, reportData, vmpl)
+	if err := sign(report, e.key); err != nil {
+		return nil, nil, err
+	}
+	if f.name == FaultFlip {
 		report[0x90] ^= 1 // MEASUREMENT
 	}
-	return report, certs, err
+	return report, certs, nil
 }
 
-func (p *PSP) currentFault() string {
-	if p.FaultFile == "" {
-		return p.fault
+// pause waits for d, or returns why ctx has ended before.
+func pause(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
 	}
-	text, _ := os.ReadFile(p.FaultFile) // absent: no fault
-	return strings.TrimSpace(string(text))
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // marshal writes a report without its signature. Offsets are those of package snp, from AMD 56860; they stand here
 // again so that the simulator and the parser check each other.
-func (p *PSP) marshal(version uint32, reportData [snp.ReportDataSize]byte, vmpl uint32) []byte {
+func (o Options) marshal(version uint32, id [32]byte, reportData [snp.ReportDataSize]byte, vmpl uint32) []byte {
 	r := make([]byte, snp.ReportSize)
 	le := binary.LittleEndian
-	tcb := uint64(p.o.TCB.Version())
+	tcb := uint64(o.TCB.Version())
 	le.PutUint32(r[0x00:], version)
-	le.PutUint64(r[0x08:], uint64(p.o.Policy))
+	le.PutUint64(r[0x08:], uint64(o.Policy))
 	le.PutUint32(r[0x30:], vmpl)
 	le.PutUint32(r[0x34:], 1) // ECDSA P-384 with SHA-384
 	le.PutUint64(r[0x38:], tcb)
-	le.PutUint64(r[0x40:], uint64(p.o.PlatformInfo))
-	le.PutUint32(r[0x48:], uint32(p.o.Signer)<<2)
+	le.PutUint64(r[0x40:], uint64(o.PlatformInfo))
+	le.PutUint32(r[0x48:], uint32(o.Signer)<<2)
 	copy(r[0x50:], reportData[:])
-	copy(r[0x90:], p.o.Measurement[:])
-	copy(r[0x140:], p.id[:])
+	copy(r[0x90:], o.Measurement[:])
+	copy(r[0x140:], id[:])
 	copy(r[0x160:], bytes.Repeat([]byte{0xff}, 32)) // REPORT_ID_MA: no migration agent
 	le.PutUint64(r[0x180:], tcb)
 	if version >= 3 {
 		r[0x188], r[0x189], r[0x18A] = 0x19, 0x01, 0x01 // Milan-B1
 	}
-	copy(r[0x1A0:], p.o.ChipID[:])
+	copy(r[0x1A0:], o.ChipID[:])
 	le.PutUint64(r[0x1E0:], tcb)
-	r[0x1E8], r[0x1E9], r[0x1EA] = 1, 58, 1 // firmware 1.58.1
-	r[0x1EC], r[0x1ED], r[0x1EE] = 1, 58, 1
+	for _, at := range []int{0x1E8, 0x1EC} { // current and committed version
+		r[at], r[at+1], r[at+2] = o.Firmware.Build, o.Firmware.Minor, o.Firmware.Major
+	}
 	le.PutUint64(r[0x1F0:], tcb)
 	if version >= 5 {
-		le.PutUint64(r[0x1F8:], p.o.MitVector)
-		le.PutUint64(r[0x200:], p.o.MitVector)
+		le.PutUint64(r[0x1F8:], o.MitVector)
+		le.PutUint64(r[0x200:], o.MitVector)
 	}
 	return r
 }
 
 // sign sets SIGNATURE: R and S, 72 bytes each, little-endian.
-func (p *PSP) sign(report []byte) ([]byte, error) {
+func sign(report []byte, key *ecdsa.PrivateKey) error {
 	hash := sha512.Sum384(report[:snp.SignedSize])
-	r, s, err := ecdsa.Sign(rand.Reader, p.key, hash[:])
+	r, s, err := ecdsa.Sign(rand.Reader, key, hash[:])
 	if err != nil {
-		return nil, err
+		return err
 	}
-	for at, n := range map[int][]byte{snp.SignedSize: r.FillBytes(make([]byte, 72)), snp.SignedSize + 72: s.FillBytes(make([]byte, 72))} {
-		slices.Reverse(n)
-		copy(report[at:], n)
-	}
-	return report, nil
+	signature := slices.Concat(r.FillBytes(make([]byte, 72)), s.FillBytes(make([]byte, 72)))
+	slices.Reverse(signature[:72])
+	slices.Reverse(signature[72:])
+	copy(report[snp.SignedSize:], signature)
+	return nil
 }

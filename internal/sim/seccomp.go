@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,15 +48,18 @@ func ExecUnderFilter(socket string, argv, env []string) error {
 	if err != nil {
 		return fmt.Errorf("connect to the simulated device: %w", err)
 	}
+	defer conn.Close()
 	file, err := conn.(*net.UnixConn).File()
 	if err != nil {
 		return err
 	}
+	defer file.Close()
 	runtime.LockOSThread() // the filter is on this thread, which the program inherits
 	listener, err := installFilter()
 	if err != nil {
 		return fmt.Errorf("install a seccomp filter: %w", err)
 	}
+	defer unix.Close(listener)
 	unix.CloseOnExec(listener)
 	if err := unix.Sendmsg(int(file.Fd()), []byte{0}, unix.UnixRights(listener), nil, 0); err != nil {
 		return fmt.Errorf("hand over the seccomp listener: %w", err)
@@ -94,12 +99,19 @@ func installFilter() (listener int, err error) {
 	return -1, err
 }
 
-// ServeIoctl accepts programs from ExecUnderFilter and answers their ioctls until ctx ends.
+// ServeIoctl accepts programs from ExecUnderFilter and answers their ioctls until ctx ends. It closes l. When it
+// returns, nothing of it is left running, whatever the programs do.
 func (p *PSP) ServeIoctl(ctx context.Context, l *net.UnixListener) error {
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	var programs sync.WaitGroup
+	defer programs.Wait()
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
+	defer func() {
+		if stop() {
+			l.Close()
+		}
+	}()
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
@@ -108,17 +120,21 @@ func (p *PSP) ServeIoctl(ctx context.Context, l *net.UnixListener) error {
 		if err != nil {
 			return fmt.Errorf("serve the simulated device: %w", err)
 		}
-		fd, err := receiveFD(conn)
-		conn.Close()
-		if err != nil {
-			continue // a program that died before it had sent anything
-		}
-		wg.Go(func() { p.serveProgram(ctx, fd) })
+		programs.Go(func() {
+			if fd, err := receiveFD(conn); err == nil { // else a program that died before it had sent anything
+				p.serveProgram(ctx, fd)
+			}
+		})
 	}
 }
 
+// receiveFD takes the descriptor that ExecUnderFilter sends at once.
 func receiveFD(conn *net.UnixConn) (int, error) {
-	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4))
+	defer conn.Close()
+	if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		return -1, err
+	}
+	b, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4)) // room for one descriptor; the kernel drops more
 	_, n, _, _, err := conn.ReadMsgUnix(b, oob)
 	if err != nil {
 		return -1, err
@@ -136,17 +152,35 @@ func receiveFD(conn *net.UnixConn) (int, error) {
 
 // serveProgram answers the notifications of one program until it has ended or ctx has.
 func (p *PSP) serveProgram(ctx context.Context, listener int) {
-	var answers sync.WaitGroup
 	defer unix.Close(listener)
-	defer answers.Wait()
-	for ctx.Err() == nil {
-		// Poll wakes up to look at ctx, and tells when the last process under the filter has gone.
-		polled := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
-		if n, err := unix.Poll(polled, 200); n == 0 || errors.Is(err, unix.EINTR) {
-			continue
+	// The end of ctx hangs up this pipe, and so wakes up the poll.
+	ended, end, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	defer ended.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() { end.Close(); close(closed) })
+	var answers sync.WaitGroup
+	defer func() {
+		cancel() // no answer is of use any more
+		answers.Wait()
+		<-closed
+	}()
+	for {
+		polled := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}, {Fd: int32(ended.Fd())}}
+		if _, err := unix.Poll(polled, -1); err != nil && !errors.Is(err, unix.EINTR) {
+			return
+		}
+		if polled[1].Revents != 0 {
+			return
 		}
 		if polled[0].Revents&unix.POLLIN == 0 {
-			return
+			if polled[0].Revents != 0 { // POLLHUP: the last process under the filter has gone
+				return
+			}
+			continue
 		}
 		var notification [notifSize]byte
 		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlRecv, uintptr(unsafe.Pointer(&notification))); errno != 0 {
@@ -155,11 +189,14 @@ func (p *PSP) serveProgram(ctx context.Context, listener int) {
 			}
 			return
 		}
-		answers.Go(func() { p.answer(listener, notification) })
+		answers.Go(func() { p.answer(ctx, listener, notification) })
 	}
 }
 
-func (p *PSP) answer(listener int, notification [notifSize]byte) {
+// aliveStep is how often a request that takes long looks whether its caller still waits.
+const aliveStep = 20 * time.Millisecond
+
+func (p *PSP) answer(ctx context.Context, listener int, notification [notifSize]byte) {
 	le := binary.LittleEndian
 	id, pid := le.Uint64(notification[0:]), int(le.Uint32(notification[8:]))
 	cmd, arg := uint32(le.Uint64(notification[40:])), le.Uint64(notification[48:])
@@ -167,11 +204,22 @@ func (p *PSP) answer(listener int, notification [notifSize]byte) {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlIDIsValid, uintptr(unsafe.Pointer(&id)))
 		return errno == 0
 	}}
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for pause(ctx, aliveStep) == nil {
+			if !mem.valid() {
+				cancel() // the device is free for others
+			}
+		}
+	})
 	var response [notifRespSize]byte
 	le.PutUint64(response[0:], id)
-	if errno := p.ioctl(cmd, arg, mem); errno != 0 {
+	if errno := p.ioctl(ctx, cmd, arg, mem); errno != 0 {
 		le.PutUint32(response[16:], uint32(-int32(errno)))
 	}
+	cancel()
+	watch.Wait()
 	// It fails if the program has died meanwhile; nobody is left to be told.
 	unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlSend, uintptr(unsafe.Pointer(&response)))
 }

@@ -46,6 +46,7 @@ var (
 	_ fs.NodeMkdirer  = (*root)(nil)
 	_ fs.NodeRmdirer  = (*root)(nil)
 	_ fs.NodeUnlinker = (*root)(nil)
+	_ fs.NodeCreater  = (*root)(nil)
 )
 
 func (r *root) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
@@ -59,8 +60,19 @@ func (r *root) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.En
 	return dir, 0
 }
 
-func (r *root) Rmdir(context.Context, string) syscall.Errno  { return 0 }
+// Rmdir removes an entry with its attributes, which cannot be removed one by one.
+func (r *root) Rmdir(_ context.Context, name string) syscall.Errno {
+	if entry := r.GetChild(name); entry != nil {
+		entry.RmAllChildren() // or they would stay in memory
+	}
+	return 0
+}
+
 func (r *root) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
+
+func (r *root) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+	return nil, nil, 0, syscall.EACCES
+}
 
 // entry is one report directory.
 type entry struct {
@@ -77,6 +89,7 @@ var (
 	_ fs.NodeGetattrer = (*entry)(nil)
 	_ fs.NodeCreater   = (*entry)(nil)
 	_ fs.NodeUnlinker  = (*entry)(nil)
+	_ fs.NodeMkdirer   = (*entry)(nil)
 )
 
 func (e *entry) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
@@ -90,17 +103,30 @@ func (e *entry) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) 
 
 func (e *entry) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
 
+func (e *entry) Mkdir(context.Context, string, uint32, *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	return nil, syscall.EPERM
+}
+
 // report makes the report unless there is one for the last write. mu is held.
-func (e *entry) report() syscall.Errno {
+func (e *entry) report(ctx context.Context) syscall.Errno {
 	if e.out != nil && e.read == e.written {
 		return 0
 	}
 	if len(e.in) != snp.ReportDataSize {
 		return syscall.EINVAL
 	}
-	out, aux, err := e.psp.Report([snp.ReportDataSize]byte(e.in), e.privlevel)
-	if host, ok := errors.AsType[*sim.HostError](err); ok && host.Wiped {
-		return syscall.ENOTTY
+	out, aux, err := e.psp.ReportContext(ctx, [snp.ReportDataSize]byte(e.in), e.privlevel)
+	if host, ok := errors.AsType[*sim.HostError](err); ok {
+		switch {
+		case host.Wiped:
+			return syscall.ENOTTY
+		case host.Busy():
+			return syscall.EBUSY
+		}
+		return syscall.EIO
+	}
+	if ctx.Err() != nil {
+		return syscall.EINTR
 	}
 	if err != nil {
 		return syscall.EIO
@@ -158,11 +184,11 @@ var (
 	_ fs.FileFlusher = (*handle)(nil)
 )
 
-func (h *handle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
+func (h *handle) Read(ctx context.Context, dest []byte, off int64) (fuse.ReadResult, syscall.Errno) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.loaded {
-		content, errno := h.attribute.load()
+		content, errno := h.attribute.load(ctx)
 		if errno != 0 {
 			return nil, errno
 		}
@@ -172,7 +198,7 @@ func (h *handle) Read(_ context.Context, dest []byte, off int64) (fuse.ReadResul
 	return fuse.ReadResultData(rest[:min(len(rest), len(dest))]), 0
 }
 
-func (a *attribute) load() ([]byte, syscall.Errno) {
+func (a *attribute) load(ctx context.Context) ([]byte, syscall.Errno) {
 	e := a.entry
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -184,7 +210,7 @@ func (a *attribute) load() ([]byte, syscall.Errno) {
 	case "privlevel_floor":
 		return []byte("0\n"), 0
 	}
-	if errno := e.report(); errno != 0 {
+	if errno := e.report(ctx); errno != 0 {
 		return nil, errno
 	}
 	if a.name == "auxblob" {
@@ -208,13 +234,14 @@ func (h *handle) Write(_ context.Context, data []byte, off int64) (uint32, sysca
 		e.written++
 		return uint32(len(data)), 0
 	}
-	if off != int64(len(h.pending)) {
-		return 0, syscall.EINVAL
-	}
-	if len(h.pending)+len(data) > snp.ReportDataSize {
+	end := off + int64(len(data))
+	if end > snp.ReportDataSize {
 		return 0, syscall.EFBIG
 	}
-	h.pending = append(h.pending, data...)
+	if missing := end - int64(len(h.pending)); missing > 0 {
+		h.pending = append(h.pending, make([]byte, missing)...)
+	}
+	copy(h.pending[off:], data)
 	return uint32(len(data)), 0
 }
 

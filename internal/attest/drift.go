@@ -1,0 +1,158 @@
+package attest
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/snp"
+)
+
+// maxDrift is how many changes State keeps: two firmware updates of a host that change all there is, and a margin.
+const maxDrift = 32
+
+// Change is something that a genuine report showed otherwise than an earlier one of the same node.
+type Change struct {
+	// At is when the later report arrived.
+	At time.Time `json:"at"`
+	// What is a field of the report or of its certificate, one of a fixed set: "reported_tcb", "csp_id".
+	What string `json:"what"`
+	From string `json:"from"`
+	To   string `json:"to"`
+}
+
+// grave reports whether no maintenance of the host explains c: a guest keeps its measurement and its cloud for life.
+func (c Change) grave() bool { return c.What == "measurement" || c.What == "csp_id" }
+
+// observation is what a report showed of what can drift.
+type observation struct {
+	at                                               time.Time
+	currentTCB, committedTCB, launchTCB, reportedTCB snp.TCBVersion
+	reportVersion                                    uint32
+	firmware, committedFirmware                      snp.FirmwareVersion
+	platformInfo                                     snp.PlatformInfo
+	measurement                                      [48]byte
+	cspID                                            string
+}
+
+// observe takes from a genuine verdict what can drift; the caller says when.
+func observe(v *appraise.Verdict) observation {
+	r := v.Report
+	return observation{
+		currentTCB: r.CurrentTCB, committedTCB: r.CommittedTCB, launchTCB: r.LaunchTCB, reportedTCB: r.ReportedTCB,
+		reportVersion: r.Version, firmware: r.CurrentVersion, committedFirmware: r.CommittedVersion,
+		platformInfo: r.PlatformInfo, measurement: r.Measurement, cspID: v.CSPID,
+	}
+}
+
+// changes returns what new shows otherwise than old, in a fixed order.
+func changes(old, new observation) []Change {
+	return slices.DeleteFunc(compare(old, new), func(c Change) bool { return c.From == c.To })
+}
+
+// compare returns everything that is watched, changed or not.
+func compare(old, new observation) []Change {
+	pair := func(what string, text func(observation) string) Change {
+		return Change{At: new.at, What: what, From: text(old), To: text(new)}
+	}
+	return []Change{
+		pair("current_tcb", func(o observation) string { return tcbText(o.currentTCB) }),
+		pair("committed_tcb", func(o observation) string { return tcbText(o.committedTCB) }),
+		pair("launch_tcb", func(o observation) string { return tcbText(o.launchTCB) }),
+		pair("reported_tcb", func(o observation) string { return tcbText(o.reportedTCB) }),
+		pair("report_version", func(o observation) string { return fmt.Sprint(o.reportVersion) }),
+		pair("firmware", func(o observation) string { return o.firmware.String() }),
+		pair("committed_firmware", func(o observation) string { return o.committedFirmware.String() }),
+		pair("platform_info", func(o observation) string { return o.platformInfo.String() }),
+		pair("measurement", func(o observation) string { return fmt.Sprintf("%x", o.measurement) }),
+		pair("csp_id", func(o observation) string {
+			if o.cspID == "" {
+				return "none" // a VCEK has no CSP_ID
+			}
+			return o.cspID
+		}),
+	}
+}
+
+// tcbText adds the number where the four components do not tell all: bytes that are reserved on Milan and Genoa.
+func tcbText(v snp.TCBVersion) string {
+	if v != v.Components().Version() {
+		return fmt.Sprintf("%v (%#016x)", v, uint64(v))
+	}
+	return v.String()
+}
+
+// genuine reports whether v's report was found genuine and judged by the policy, whatever the policy said. What an
+// unverified report shows is the word of whoever made it.
+func genuine(v *appraise.Verdict) bool {
+	switch v.Status {
+	case appraise.Pass, appraise.Warned:
+		return true
+	}
+	return v.Status == appraise.Fail && v.Code == appraise.CodePolicyRejected
+}
+
+// expiryStage says how near the end of an endorsement certificate is: "30d", "14d", "3d", "expired", or "" if it is
+// far or not known. AWS issues its VLEKs for a year: a certificate that gets there means that the host has not got
+// its new one.
+func expiryStage(now, notAfter time.Time) (stage string) {
+	const day = 24 * time.Hour
+	left := notAfter.Sub(now)
+	switch {
+	case notAfter.IsZero() || left > 30*day:
+		return ""
+	case left > 14*day:
+		return "30d"
+	case left > 3*day:
+		return "14d"
+	case left >= 0:
+		return "3d"
+	}
+	return "expired"
+}
+
+// Expiry says how near the end of the endorsement certificate is at the time now: "30d", "14d", "3d" and "expired",
+// or "" if it is far or not known.
+func (s *State) Expiry(now time.Time) string { return expiryStage(now, s.NotAfter) }
+
+// watch adds to next, which nobody else sees yet, what a report changed. verdict is nil if none arrived; the
+// certificate ages all the same.
+func (w *Worker) watch(next *State, verdict *appraise.Verdict) {
+	if verdict != nil && genuine(verdict) {
+		seen := observe(verdict)
+		seen.at = next.At
+		if w.first == nil {
+			w.first, w.last = &seen, &seen
+		}
+		news := changes(*w.last, seen)
+		for _, c := range news {
+			log := w.cfg.Log.Warn
+			if c.grave() {
+				log = w.cfg.Log.Error
+			}
+			log("attestation drifted", "what", c.What, "from", c.From, "to", c.To)
+			w.metrics.drift.WithLabelValues(c.What).Inc()
+		}
+		if news != nil {
+			drift := slices.Concat(next.Drift, news) // a new array: the old one is others' to read
+			next.Drift = drift[max(0, len(drift)-maxDrift):]
+		}
+		next.SinceStart = changes(*w.first, seen)
+		w.last = &seen
+	}
+	if verdict != nil && !verdict.NotAfter.IsZero() { // signature and chain hold, though it may have expired
+		next.NotAfter = verdict.NotAfter
+	}
+	stage := next.Expiry(next.At)
+	switch {
+	case stage == w.stage:
+	case stage == "":
+		w.cfg.Log.Info("endorsement certificate renewed", "not_after", next.NotAfter)
+	case stage == "3d" || stage == "expired":
+		w.cfg.Log.Error("endorsement certificate not renewed", "stage", stage, "not_after", next.NotAfter)
+	default:
+		w.cfg.Log.Warn("endorsement certificate not renewed", "stage", stage, "not_after", next.NotAfter)
+	}
+	w.stage = stage
+}

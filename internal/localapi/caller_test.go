@@ -1,0 +1,600 @@
+package localapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/evidence"
+)
+
+const (
+	idA     = "4f3b1c0d9e8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c"
+	idB     = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00"
+	taskA   = "e95a40efbde84cbc8600660a109ec194"
+	taskOld = "c09f0188-7f87-4b0f-bfc3-16296622b6fe"
+	arnA    = "arn:aws:ecs:eu-west-1:123456789012:task/prod/" + taskA
+)
+
+// v1 is a /proc/<pid>/cgroup of cgroup v1 with every hierarchy at path.
+func v1(path string) string {
+	var b strings.Builder
+	for i, controllers := range []string{"name=systemd", "pids", "cpu,cpuacct", "memory", "net_cls,net_prio", "devices"} {
+		fmt.Fprintf(&b, "%d:%s:%s\n", 11-i, controllers, path)
+	}
+	return b.String()
+}
+
+// cgroupTexts are in the forms that dockerd 20.10 to 28 and the ECS agent 1.60 and later produce.
+var cgroupTexts = []struct{ name, text, task, container string }{
+	{"v1 ECS on EC2, cgroupfs driver", v1("/ecs/" + taskA + "/" + idA), taskA, idA},
+	{"v1 ECS task ID with dashes", v1("/ecs/" + taskOld + "/" + idA), taskOld, idA},
+	{"v1 docker, cgroupfs driver", v1("/docker/" + idA), "", idA},
+	{"v1 docker, systemd driver", v1("/system.slice/docker-" + idA + ".scope"), "", idA},
+	{"v1 hybrid, v2 without controllers", v1("/docker/"+idA) + "0::/system.slice/containerd.service\n", "", idA},
+	{"v1 a hierarchy docker does not know", "13:misc:/\n" + v1("/docker/"+idA), "", idA},
+	{"v2 ECS on EC2, systemd driver", "0::/ecstasks.slice/ecstasks-" + taskA + ".slice/docker-" + idA + ".scope\n", taskA, idA},
+	{"v2 ECS task ID with dashes", "0::/ecstasks.slice/ecstasks-c09f0188.slice/ecstasks-c09f0188-7f87.slice/ecstasks-" + taskOld + ".slice/docker-" + idA + ".scope\n", taskOld, idA},
+	{"v2 ECS, task slice at the root", "0::/ecstasks-" + taskA + ".slice/docker-" + idA + ".scope\n", taskA, idA},
+	{"v2 ECS, cgroupfs driver", "0::/ecs/" + taskA + "/" + idA + "\n", taskA, idA},
+	{"v2 docker, systemd driver", "0::/system.slice/docker-" + idA + ".scope\n", "", idA},
+	{"v2 docker, cgroupfs driver", "0::/docker/" + idA + "\n", "", idA},
+	{"v2 other cgroup parent", "0::/batch.slice/batch-night.slice/docker-" + idA + ".scope\n", "", idA},
+	{"v2 no final newline", "0::/docker/" + idA, "", idA},
+	{"v2 systemd inside a container", "0::/docker/" + idA + "/init.scope\n", "", idA},
+	{"agent in a cgroup namespace", "0::/../../ecstasks.slice/ecstasks-" + taskA + ".slice/docker-" + idA + ".scope\n", taskA, idA},
+	{"agent in a namespace below the same slice", "0::/../docker-" + idA + ".scope\n", "", idA},
+	{"agent in a namespace, cgroupfs driver", "0::/../../docker/" + idA + "\n", "", idA},
+
+	{"not a container: service", "0::/system.slice/sshd.service\n", "", ""},
+	{"not a container: session", "0::/user.slice/user-1000.slice/session-3.scope\n", "", ""},
+	{"not a container: root", "0::/\n", "", ""},
+	{"not a container: v1", v1("/system.slice/sshd.service"), "", ""},
+	{"dockerd itself", "0::/system.slice/docker.service\n", "", ""},
+	{"empty", "", "", ""},
+	{"Fargate, where there is no node", v1("/ecs/" + taskA + "/" + taskA + "-1234567890"), "", ""},
+
+	{"hostile: container names a cgroup of its own", "0::/docker/" + idA + "/docker/" + idB + "\n", "", idA},
+	{"hostile: scope in a scope", "0::/system.slice/docker-" + idA + ".scope/docker-" + idB + ".scope\n", "", idA},
+	{"hostile: delegated to a user", "0::/user.slice/user-1000.slice/user@1000.service/docker-" + idB + ".scope\n", "", ""},
+	{"hostile: delegated, in slices of the user's", "0::/user.slice/user-1000.slice/user@1000.service/ecstasks.slice/ecstasks-" + taskA + ".slice/docker-" + idB + ".scope\n", "", ""},
+	{"hostile: hierarchies that disagree", v1("/docker/"+idA) + "1:cpuset:/docker/" + idB + "\n", "", ""},
+	{"hostile: tasks that disagree", "2:cpu:/ecs/a/" + idA + "\n1:memory:/ecs/b/" + idA + "\n", "", ""},
+	{"hostile: upper case", "0::/docker/" + strings.ToUpper(idA) + "\n", "", ""},
+	{"hostile: too long", "0::/docker/" + idA + "0\n", "", ""},
+	{"hostile: too short", "0::/docker/" + idA[1:] + "\n", "", ""},
+	{"hostile: newline in the name", "0::/docker/" + idA[:32] + "\n" + idA[32:] + "\n", "", ""},
+	{"hostile: NUL", "0::/docker/" + idA + "\x00\n", "", ""},
+	{"hostile: dots inside", "0::/x/../docker/" + idA + "\n", "", ""},
+	{"scope that is deleted", "0::/system.slice/docker-" + idA + ".scope (deleted)\n", "", ""},
+	{"no scope", "0::/system.slice/docker-" + idA + "\n", "", ""},
+	{"relative", "0::docker/" + idA + "\n", "", ""},
+	{"two fields", "0:/docker/" + idA + "\n", "", ""},
+}
+
+func TestParseCgroup(t *testing.T) {
+	for _, c := range cgroupTexts {
+		t.Run(c.name, func(t *testing.T) {
+			if task, container := parseCgroup([]byte(c.text)); task != c.task || container != c.container {
+				t.Errorf("parseCgroup = %q, %q, want %q, %q of\n%s", task, container, c.task, c.container, c.text)
+			}
+		})
+	}
+}
+
+func FuzzParseCgroup(f *testing.F) {
+	for _, c := range cgroupTexts {
+		f.Add([]byte(c.text))
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		task, container := parseCgroup(text)
+		if container == "" {
+			if task != "" {
+				t.Errorf("task %q without a container", task)
+			}
+			return
+		}
+		if len(container) != 64 || strings.Trim(container, "0123456789abcdef") != "" {
+			t.Errorf("container is %q, want 64 lower-case hex digits", container)
+		}
+		if !bytes.Contains(text, []byte(container)) || !bytes.Contains(text, []byte(task)) {
+			t.Errorf("%q and %q are not in the input", task, container)
+		}
+	})
+}
+
+// stat is a /proc/<pid>/stat. The rest is of a real one, of Linux 6.18.
+func stat(comm, state string, start uint64) string {
+	return fmt.Sprintf("4242 (%s) %s 1 4242 4242 0 -1 4194304 104 0 1 0 0 0 0 0 20 0 1 0 %d 2998272 431 18446744073709551615 0 0\n", comm, state, start)
+}
+
+func TestParseStartTime(t *testing.T) {
+	for _, c := range []struct {
+		name, text string
+		start      uint64
+		ok         bool
+	}{
+		{"plain", stat("sh", "S", 700475), 700475, true},
+		{"hostile name", stat("x) R 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 9 (", "S", 700475), 700475, true},
+		{"zombie", stat("sh", "Z", 700475), 0, false},
+		{"short", "4242 (sh) S 1 2 3\n", 0, false},
+		{"empty", "", 0, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if start, ok := parseStartTime([]byte(c.text)); start != c.start || ok != c.ok {
+				t.Errorf("parseStartTime = %d, %v, want %d, %v", start, ok, c.start, c.ok)
+			}
+		})
+	}
+}
+
+// proc is a directory that can be taken for procfs.
+type proc struct {
+	t   *testing.T
+	dir string
+}
+
+func (p proc) set(pid int, cgroup, stat string) {
+	p.t.Helper()
+	dir := filepath.Join(p.dir, fmt.Sprint(pid))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		p.t.Fatal(err)
+	}
+	for name, text := range map[string]string{"cgroup": cgroup, "stat": stat} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
+// ecsAgent answers as the introspection API does, and counts.
+func ecsAgent(t *testing.T, handler http.HandlerFunc) (url string, asked *atomic.Int32) {
+	asked = new(atomic.Int32)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		handler(w, r)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL, asked
+}
+
+func knows(container, arn string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/v1/tasks" || r.URL.Query().Get("dockerid") != container {
+			w.WriteHeader(http.StatusNotFound)
+			arn = ""
+		}
+		fmt.Fprintf(w, `{"Arn":%q,"KnownStatus":"RUNNING","Family":"web","Version":"3","Containers":[{"DockerId":%q,"Name":"web"}]}`, arn, container)
+	}
+}
+
+func newCallers(t *testing.T, url string) (*Callers, proc) {
+	p := proc{t, t.TempDir()}
+	return NewCallers(CallersConfig{Proc: p.dir, Introspection: url, Log: slog.New(slog.DiscardHandler)}), p
+}
+
+func TestIdentify(t *testing.T) {
+	url, _ := ecsAgent(t, knows(idA, arnA))
+	callers, proc := newCallers(t, url)
+	v2 := "0::/ecstasks.slice/ecstasks-" + taskA + ".slice/docker-" + idA + ".scope\n"
+	proc.set(10, v2, stat("app", "S", 1))
+	proc.set(11, "0::/docker/"+idA+"\n", stat("app", "S", 1))
+	proc.set(12, "0::/docker/"+idB+"\n", stat("app", "S", 1))
+	proc.set(13, "0::/system.slice/sshd.service\n", stat("sshd", "S", 1))
+	proc.set(14, v2, stat("app", "Z", 1))
+	proc.set(15, v2+strings.Repeat("\n", maxProcFile), stat("app", "S", 1))
+	proc.set(16, strings.ReplaceAll(v2, taskA, "00000000000000000000000000000000"), stat("app", "S", 1))
+	for _, c := range []struct {
+		name string
+		pid  int32
+		want evidence.Caller
+	}{
+		{"task", 10, evidence.Caller{UID: 7, ContainerID: idA, TaskARN: arnA}},
+		{"cgroup without the task", 11, evidence.Caller{UID: 7, ContainerID: idA, TaskARN: arnA}},
+		{"container that is no task's", 12, evidence.Caller{UID: 7, ContainerID: idB}},
+		{"not a container", 13, evidence.Caller{UID: 7}},
+		{"zombie", 14, evidence.Caller{UID: 7}},
+		{"cgroup file without end", 15, evidence.Caller{UID: 7}},
+		{"ECS agent contradicts the cgroup", 16, evidence.Caller{UID: 7, ContainerID: idA}},
+		{"gone", 17, evidence.Caller{UID: 7}},
+		{"in another PID namespace", 0, evidence.Caller{UID: 7}},
+		{"no pid", -1, evidence.Caller{UID: 7}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := callers.Identify(t.Context(), c.pid, 7); got != c.want {
+				t.Errorf("Identify = %+v, want %+v", got, c.want)
+			}
+		})
+	}
+}
+
+// A pid that is handed to another process between the two looks at its start time belongs to neither.
+func TestPidThatChangesHands(t *testing.T) {
+	callers, proc := newCallers(t, "")
+	proc.set(10, "", stat("app", "S", 1))
+	cgroup := filepath.Join(proc.dir, "10", "cgroup")
+	if err := errors.Join(os.Remove(cgroup), unix.Mkfifo(cgroup, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan evidence.Caller)
+	go func() { got <- callers.Identify(context.WithoutCancel(t.Context()), 10, 7) }()
+	w, err := os.OpenFile(cgroup, os.O_WRONLY, 0) // returns once Identify reads the cgroup
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(proc.dir, "10", "stat"), []byte(stat("other", "S", 2)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(w, "0::/docker/%s\n", idA)
+	w.Close()
+	if got := <-got; got != (evidence.Caller{UID: 7}) {
+		t.Errorf("Identify = %+v, want only the uid", got)
+	}
+}
+
+func TestTaskARN(t *testing.T) {
+	target, followed := ecsAgent(t, knows(idA, arnA))
+	body := func(format string, args ...any) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, format, args...) }
+	}
+	for _, c := range []struct {
+		name    string
+		handler http.HandlerFunc
+		want    string
+	}{
+		{"answer", knows(idA, arnA), arnA},
+		{"short form", knows(idA, "arn:aws:ecs:us-east-1:123456789012:task/"+taskOld), "arn:aws:ecs:us-east-1:123456789012:task/" + taskOld},
+		{"other partition", knows(idA, "arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/"+taskA), "arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/" + taskA},
+		{"unknown container", knows(idB, arnA), ""},
+		{"another kind of ARN", knows(idA, "arn:aws:ecs:us-east-1:123456789012:cluster/c"), ""},
+		{"ARN with a newline", knows(idA, arnA+"\n"), ""},
+		{"text around the ARN", knows(idA, "x "+arnA), ""},
+		{"no ARN", body(`{"Arn":""}`), ""},
+		{"list of tasks", body(`{"Tasks":[{"Arn":%q}]}`, arnA), ""},
+		{"ARN that is no string", body(`{"Arn":1}`), ""},
+		{"garbage", body("<html>"), ""},
+		{"two values", body(`{"Arn":%q}{}`, arnA), ""},
+		{"too large", body(`{"Arn":%q,"x":"%s"}`, arnA, strings.Repeat("x", maxIntrospection)), ""},
+		{"server error", func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprintf(w, `{"Arn":%q}`, arnA)
+		}, ""},
+		{"redirect", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, target+r.URL.RequestURI(), http.StatusFound)
+		}, ""},
+		{"slow", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, ""},
+		{"slow body", func(w http.ResponseWriter, r *http.Request) {
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			url, _ := ecsAgent(t, c.handler)
+			callers, _ := newCallers(t, url)
+			begin := time.Now()
+			if got := callers.taskARN(t.Context(), idA); got != c.want {
+				t.Errorf("taskARN = %q, want %q", got, c.want)
+			}
+			if took := time.Since(begin); took > 20*introspectionTimeout {
+				t.Errorf("taskARN took %v", took)
+			}
+		})
+	}
+	if n := followed.Load(); n != 0 {
+		t.Errorf("a redirect was followed %d times", n)
+	}
+}
+
+func TestTaskIsAskedForOnLoopbackOnly(t *testing.T) {
+	for _, address := range []string{"169.254.169.254:80", "10.0.0.1:51678", "[2001:db8::1]:51678", "0.0.0.0:51678"} {
+		if loopbackOnly("tcp", address, nil) == nil {
+			t.Errorf("%s may be dialled", address)
+		}
+	}
+	for _, url := range []string{"", "http://192.0.2.1:51678", "://", "ftp://127.0.0.1"} {
+		callers, _ := newCallers(t, url)
+		if got := callers.taskARN(t.Context(), idA); got != "" {
+			t.Errorf("taskARN at %q = %q", url, got)
+		}
+	}
+}
+
+func TestTasksAreRemembered(t *testing.T) {
+	var down atomic.Bool
+	url, asked := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
+		if down.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		knows(r.URL.Query().Get("dockerid"), arnA)(w, r)
+	})
+	callers, _ := newCallers(t, url)
+
+	down.Store(true)
+	for range 3 {
+		if got := callers.taskARN(t.Context(), idA); got != "" {
+			t.Fatalf("taskARN = %q from an ECS agent that is down", got)
+		}
+	}
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times within %v, want once", n, unknownTaskTTL)
+	}
+	down.Store(false)
+	callers.tasks[idA].at = time.Now().Add(-unknownTaskTTL)
+
+	var group sync.WaitGroup
+	for range 20 {
+		group.Go(func() {
+			if got := callers.taskARN(t.Context(), idA); got != arnA {
+				t.Errorf("taskARN = %q, want %q", got, arnA)
+			}
+		})
+	}
+	group.Wait()
+	if n := asked.Load(); n != 2 {
+		t.Errorf("asked %d times, want once more for all", n)
+	}
+	callers.tasks[idA].at = time.Now().Add(-24 * time.Hour)
+	if got := callers.taskARN(t.Context(), idA); got != arnA || asked.Load() != 2 {
+		t.Errorf("a task that is known was asked for again")
+	}
+
+	for i := range maxTasks + 50 {
+		callers.task(fmt.Sprintf("%064x", i), time.Now())
+	}
+	if n := len(callers.tasks); n != maxTasks {
+		t.Errorf("%d containers are remembered, want %d", n, maxTasks)
+	}
+}
+
+func TestFirstToAskMayLeave(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	url, _ := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-release
+		knows(idA, arnA)(w, r)
+	})
+	callers, _ := newCallers(t, url)
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan struct{})
+	go func() {
+		callers.taskARN(ctx, idA)
+		close(left)
+	}()
+	<-entered
+	cancel()
+	close(release)
+	if got := callers.taskARN(t.Context(), idA); got != arnA {
+		t.Errorf("taskARN = %q, want %q", got, arnA)
+	}
+	<-left
+}
+
+// serve runs a server that identifies with callers, and returns its socket and the callers of its evidence.
+func serve(t *testing.T, callers *Callers) (string, <-chan evidence.Caller) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "la") // sockets have short paths
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan evidence.Caller, 10)
+	server := New(Config{
+		Evidence: func(_ context.Context, c evidence.Claims) (*evidence.Document, *appraise.Verdict, error) {
+			seen <- c.Caller
+			doc, err := evidence.Build(c, 0, nil, nil, nil, nil, time.Unix(0, 0))
+			return doc, nil, err
+		},
+		Callers: callers,
+		Metrics: prometheus.NewRegistry(),
+		Log:     slog.New(slog.DiscardHandler),
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx, socket, nil) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run = %v", err)
+		}
+		os.RemoveAll(dir)
+	})
+	return socket.Addr().String(), seen
+}
+
+func askEvidence(t *testing.T, client *http.Client) {
+	t.Helper()
+	resp, err := client.Post("http://node/v1/evidence", "application/json", strings.NewReader(`{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("status %d", resp.StatusCode)
+	}
+	var drain bytes.Buffer
+	drain.ReadFrom(resp.Body) // so that the connection is used again
+}
+
+func dialer(conn func(context.Context) (net.Conn, error)) *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return conn(ctx) }}}
+}
+
+func TestEvidenceNamesTheCaller(t *testing.T) {
+	var down atomic.Bool
+	url, asked := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
+		if down.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		knows(idA, arnA)(w, r)
+	})
+	callers, proc := newCallers(t, url)
+	proc.set(os.Getpid(), "0::/docker/"+idA+"\n", stat("app", "S", 5))
+	socket, seen := serve(t, callers)
+	dials := 0
+	client := dialer(func(ctx context.Context) (net.Conn, error) {
+		dials++
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	})
+	defer client.CloseIdleConnections()
+	if asked.Load() != 0 {
+		t.Errorf("the ECS agent was asked before anyone wanted evidence")
+	}
+
+	// A task that was not told is asked for again on the same connection; what is known is kept.
+	uid := uint32(os.Getuid())
+	down.Store(true)
+	askEvidence(t, client)
+	if got, want := <-seen, (evidence.Caller{UID: uid, ContainerID: idA}); got != want {
+		t.Errorf("caller = %+v, want %+v", got, want)
+	}
+	down.Store(false)
+	callers.tasks[idA].at = time.Now().Add(-unknownTaskTTL)
+	askEvidence(t, client)
+	want := evidence.Caller{UID: uid, ContainerID: idA, TaskARN: arnA}
+	if got := <-seen; got != want {
+		t.Errorf("caller = %+v, want %+v", got, want)
+	}
+	proc.set(os.Getpid(), "0::/docker/"+idB+"\n", stat("app", "S", 5))
+	askEvidence(t, client)
+	if got := <-seen; got != want {
+		t.Errorf("caller = %+v on a connection that was known, want %+v", got, want)
+	}
+	if dials != 1 {
+		t.Errorf("%d connections, want one", dials)
+	}
+}
+
+// A caller that has gone, its connection left to another, has only its uid, although its pid is in use.
+func TestCallerThatHasGone(t *testing.T) {
+	if socket := os.Getenv("SEVAGENT_TEST_CONNECT"); socket != "" {
+		connectForParent(t, socket)
+		return
+	}
+	callers, proc := newCallers(t, "")
+	socket, seen := serve(t, callers)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "theirs")
+	child := exec.Command(os.Args[0], "-test.run=^TestCallerThatHasGone$")
+	child.Env = append(os.Environ(), "SEVAGENT_TEST_CONNECT="+socket)
+	child.ExtraFiles = []*os.File{theirs}
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	theirs.Close()
+	proc.set(child.Process.Pid, "0::/docker/"+idB+"\n", stat("victim", "S", 9))
+
+	oob := make([]byte, 64)
+	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(pair[0])
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		t.Fatalf("%d messages, %v", len(messages), err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "conn")
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := dialer(func(context.Context) (net.Conn, error) { return conn, nil })
+	defer client.CloseIdleConnections()
+	askEvidence(t, client)
+	if got, want := <-seen, (evidence.Caller{UID: uint32(os.Getuid())}); got != want {
+		t.Errorf("caller = %+v, want %+v", got, want)
+	}
+}
+
+func connectForParent(t *testing.T, socket string) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { err = unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(fd)), nil, 0) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Before Linux 6.5 there is only the start time to go by.
+func TestStartTimeTellsPeersApart(t *testing.T) {
+	callers, proc := newCallers(t, "")
+	proc.set(10, "", stat("app", "S", 5))
+	proc.set(11, "", stat("app", "Z", 5))
+	for _, c := range []struct {
+		name string
+		peer *peer
+		want bool
+	}{
+		{"the same", &peer{pid: 10, start: 5}, true},
+		{"a successor", &peer{pid: 10, start: 4}, false},
+		{"gone before it was accepted", &peer{pid: 10}, false},
+		{"zombie", &peer{pid: 11, start: 5}, false},
+		{"gone", &peer{pid: 12, start: 5}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := c.peer.startedAsBefore(callers); got != c.want {
+				t.Errorf("startedAsBefore = %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+func TestExited(t *testing.T) {
+	child := exec.Command("cat")
+	stdin, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := unix.PidfdOpen(child.Process.Pid, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.Close(pidfd)
+	if exited(pidfd) {
+		t.Error("a process that runs has exited")
+	}
+	stdin.Close()
+	child.Wait()
+	if !exited(pidfd) {
+		t.Error("a process that was reaped has not exited")
+	}
+}

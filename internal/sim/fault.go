@@ -1,0 +1,114 @@
+package sim
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Faults that a PSP can be told to show, by SetFault or by the content of the fault file. An argument follows after a
+// blank. A fault that is none of these makes every request fail and say so.
+const (
+	FaultBusy     = "busy"     // the host throttles
+	FaultWiped    = "wiped"    // the kernel has destroyed its key
+	FaultEcho     = "echo"     // REPORT_DATA is not what was asked for
+	FaultFlip     = "flip"     // a bit of the report is flipped
+	FaultTable    = "table"    // the host's certificate table is hostile; it may be given in hex, "table 00ff"
+	FaultVersion  = "version6" // the report is newer than anyone knows
+	FaultFirmware = "firmware" // followed by a status, "firmware 0x27"
+	FaultSlow     = "slow"     // followed by a duration, "slow 3s"
+	FaultHang     = "hang"     // there is no answer until the fault is over or the program has ended
+)
+
+// SetFault makes the PSP show a fault until it is set to "". It goes before the fault file.
+func (p *PSP) SetFault(fault string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fault = fault
+}
+
+func (p *PSP) currentFault() string {
+	p.mu.Lock()
+	fault := p.fault
+	p.mu.Unlock()
+	if fault == "" && p.FaultFile != "" {
+		text, _ := os.ReadFile(p.FaultFile) // absent: no fault
+		fault = string(text)
+	}
+	return strings.TrimSpace(fault)
+}
+
+// fault is a fault with its argument.
+type fault struct {
+	name   string
+	status uint32        // of FaultFirmware
+	delay  time.Duration // of FaultSlow
+	table  []byte        // of FaultTable, nil if not given
+}
+
+func parseFault(text string) (f fault, err error) {
+	name, arg, _ := strings.Cut(text, " ")
+	f.name = name
+	switch name {
+	case "", FaultBusy, FaultWiped, FaultEcho, FaultFlip, FaultVersion, FaultHang:
+	case FaultTable:
+		if arg != "" {
+			f.table, err = hex.DecodeString(arg)
+		}
+	case FaultFirmware:
+		var status uint64
+		status, err = strconv.ParseUint(arg, 0, 32)
+		f.status = uint32(status)
+	case FaultSlow:
+		f.delay, err = time.ParseDuration(arg)
+	default:
+		return f, fmt.Errorf("simulate a fault: %q is none", text)
+	}
+	if err != nil {
+		return f, fmt.Errorf("simulate a fault: %q: %w", text, err)
+	}
+	return f, nil
+}
+
+// hangStep is how often a request that hangs looks whether the fault is over.
+const hangStep = 5 * time.Millisecond
+
+// delay lets the time pass that a fault takes.
+func (p *PSP) delay(ctx context.Context, f fault) error {
+	if f.name != FaultHang {
+		return pause(ctx, f.delay)
+	}
+	for p.currentFault() == FaultHang {
+		if err := pause(ctx, hangStep); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refusal is the error of a request that gets no report.
+func (f fault) refusal() error {
+	switch f.name {
+	case FaultBusy:
+		return &HostError{ExitInfo2: vmmBusy}
+	case FaultWiped:
+		return &HostError{Wiped: true}
+	case FaultFirmware:
+		return &HostError{ExitInfo2: uint64(f.status)}
+	}
+	return nil
+}
+
+// spoil makes a table hostile: the one that the fault gives, or an offset that overflows with its length.
+func (f fault) spoil(table []byte) []byte {
+	if f.table != nil {
+		return f.table
+	}
+	binary.LittleEndian.PutUint32(table[16:], 0xFFFFFF00)
+	return table
+}

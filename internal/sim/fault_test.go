@@ -1,0 +1,204 @@
+package sim_test
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sevagent/internal/sim"
+	"sevagent/internal/snp"
+)
+
+func newPSP(t testing.TB) *sim.PSP {
+	t.Helper()
+	psp, err := sim.New(sim.DefaultOptions(time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return psp
+}
+
+var zero [snp.ReportDataSize]byte
+
+// TestDelays: latency, slow and hang take the time they say, one request after another, and end with the caller.
+func TestDelays(t *testing.T) {
+	psp := newPSP(t)
+	o := sim.DefaultOptions(time.Now())
+	o.Latency = 8 * time.Millisecond
+	if err := psp.SetOptions(o); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		psp, err := sim.Load(saved(t, psp), o) // channels belong to their bubble
+		if err != nil {
+			t.Fatal(err)
+		}
+		took := func(want time.Duration, ctx context.Context, wantErr error) {
+			t.Helper()
+			began := time.Now()
+			if _, _, err := psp.ReportContext(ctx, zero, 0); !errors.Is(err, wantErr) {
+				t.Errorf("err = %v, want %v", err, wantErr)
+			}
+			if got := time.Since(began); got != want {
+				t.Errorf("took %v, want %v", got, want)
+			}
+		}
+		took(8*time.Millisecond, t.Context(), nil)
+
+		began := time.Now()
+		var callers sync.WaitGroup
+		for range 5 {
+			callers.Go(func() { psp.Report(zero, 0) })
+		}
+		callers.Wait()
+		if got := time.Since(began); got != 40*time.Millisecond {
+			t.Errorf("five requests took %v, want 40 ms", got)
+		}
+
+		psp.SetFault(sim.FaultSlow + " 3s")
+		took(3*time.Second+o.Latency, t.Context(), nil)
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		took(time.Second, short, context.DeadlineExceeded)
+
+		psp.SetFault(sim.FaultHang)
+		short, cancel = context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var waiting sync.WaitGroup
+		waiting.Go(func() { took(time.Minute, short, context.DeadlineExceeded) })
+		waiting.Go(func() { took(time.Minute, short, context.DeadlineExceeded) }) // its turn does not come
+		waiting.Wait()
+		waiting.Go(func() {
+			if _, _, err := psp.Report(zero, 0); err != nil {
+				t.Errorf("after the hang: %v", err)
+			}
+		})
+		time.Sleep(time.Minute)
+		psp.SetFault("")
+		waiting.Wait()
+	})
+}
+
+// TestFaultFile: another process's fault, which the one that is set goes before.
+func TestFaultFile(t *testing.T) {
+	psp := newPSP(t)
+	psp.FaultFile = filepath.Join(t.TempDir(), "fault")
+	status := func() uint64 {
+		_, _, err := psp.Report(zero, 0)
+		if host, ok := errors.AsType[*sim.HostError](err); ok {
+			return host.ExitInfo2
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return 0
+	}
+	if got := status(); got != 0 {
+		t.Errorf("without the file: status %#x", got)
+	}
+	if err := os.WriteFile(psp.FaultFile, []byte("firmware 0x16\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(); got != 0x16 {
+		t.Errorf("status %#x, want 0x16", got)
+	}
+	psp.SetFault("firmware 0x27")
+	if got := status(); got != 0x27 {
+		t.Errorf("status %#x, want 0x27", got)
+	}
+	psp.SetFault("")
+	if err := os.Remove(psp.FaultFile); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(); got != 0 {
+		t.Errorf("after the file: status %#x", got)
+	}
+}
+
+// TestBadReports: the faults that give a report, and a wrong one.
+func TestBadReports(t *testing.T) {
+	psp := newPSP(t)
+	for _, c := range []struct {
+		fault string
+		wrong func(r *snp.Report, table []byte) bool
+	}{
+		{sim.FaultEcho, func(r *snp.Report, _ []byte) bool { return r.ReportData != zero }},
+		{sim.FaultFlip, func(r *snp.Report, _ []byte) bool { return r.Measurement[0] != r.Measurement[1] }},
+		{sim.FaultVersion, func(r *snp.Report, _ []byte) bool { return r.Version == 6 }},
+		{sim.FaultTable, func(_ *snp.Report, table []byte) bool { _, err := snp.ParseCertTable(table); return err != nil }},
+		{sim.FaultTable + " 00ff", func(_ *snp.Report, table []byte) bool { return hex.EncodeToString(table) == "00ff" }},
+	} {
+		psp.SetFault(c.fault)
+		report, table, err := psp.Report(zero, 0)
+		if err != nil {
+			t.Fatalf("%s: %v", c.fault, err)
+		}
+		r, err := snp.ParseReport(report)
+		if err != nil || !c.wrong(r, table) {
+			t.Errorf("%s: nothing wrong with it, or too much: %v", c.fault, err)
+		}
+	}
+	for _, fault := range []string{"bussy", "slow", "slow 3", "firmware", "firmware x", "table 0"} {
+		psp.SetFault(fault)
+		if _, _, err := psp.Report(zero, 0); err == nil {
+			t.Errorf("%q is taken for a fault, or for none", fault)
+		}
+	}
+}
+
+// TestRotation: a firmware update while requests are made.
+func TestRotation(t *testing.T) {
+	now := time.Now()
+	psp := newPSP(t)
+	roots := libraryRoots(t, psp)
+	var callers sync.WaitGroup
+	for range 2 {
+		callers.Go(func() {
+			for range 10 {
+				report, table, err := psp.Report(zero, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := judge(t, report, table, roots, now); err != nil {
+					t.Errorf("report and certificate do not fit: %v", err)
+				}
+			}
+		})
+	}
+	before := psp.CertTable()
+	o := sim.DefaultOptions(now)
+	o.TCB.Microcode++
+	if err := psp.SetOptions(o); err != nil {
+		t.Error(err)
+	}
+	callers.Wait()
+	report, table, err := psp.Report(zero, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := snp.ParseReport(report); err != nil || r.ReportedTCB != o.TCB.Version() || string(table) == string(before) {
+		t.Errorf("after the update: TCB %v, %v", r.ReportedTCB, err)
+	}
+}
+
+func BenchmarkReport(b *testing.B) {
+	psp := newPSP(b)
+	for b.Loop() {
+		if _, _, err := psp.Report(zero, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkNew(b *testing.B) {
+	for b.Loop() {
+		newPSP(b)
+	}
+}

@@ -1,0 +1,253 @@
+package sim_test
+
+import (
+	"crypto/x509"
+	"encoding/asn1"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/go-sev-guest/abi"
+	spb "github.com/google/go-sev-guest/proto/sevsnp"
+	"github.com/google/go-sev-guest/verify"
+	"github.com/google/go-sev-guest/verify/trust"
+
+	"sevagent/internal/sim"
+	"sevagent/internal/snp"
+)
+
+// libraryRoots are a PSP's trust anchors in go-sev-guest's form.
+func libraryRoots(t *testing.T, psp *sim.PSP) map[string][]*trust.AMDRootCerts {
+	t.Helper()
+	certs := new(trust.ProductCerts)
+	rest := psp.Roots()
+	for _, c := range []**x509.Certificate{&certs.Ark, &certs.Ask, &certs.Asvk} {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			t.Fatal("there are fewer than three roots")
+		}
+		var err error
+		if *c, err = x509.ParseCertificate(block.Bytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	roots := trust.AMDRootCertsProduct("Milan")
+	roots.ProductCerts = certs
+	return map[string][]*trust.AMDRootCerts{"Milan": {roots}}
+}
+
+// judge has go-sev-guest verify a report.
+func judge(t *testing.T, report, table []byte, roots map[string][]*trust.AMDRootCerts, now time.Time) error {
+	t.Helper()
+	proto, err := abi.ReportToProto(report)
+	if err != nil {
+		return err
+	}
+	entries, err := snp.ParseCertTable(table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return verify.SnpAttestation(
+		&spb.Attestation{Report: proto, CertificateChain: &spb.CertificateChain{VcekCert: entries.Find(snp.GUIDVCEK), VlekCert: entries.Find(snp.GUIDVLEK)}},
+		&verify.Options{TrustedRoots: roots, DisableCertFetching: true, Now: now},
+	)
+}
+
+// TestIndependentJudge: go-sev-guest accepts reports of each kind by the PSP's roots, and by no others.
+func TestIndependentJudge(t *testing.T) {
+	now := time.Now()
+	in2023 := sim.DefaultOptions(time.Date(2023, 6, 1, 0, 0, 0, 0, time.UTC))
+	foreign, err := sim.New(sim.DefaultOptions(now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*sim.Options)
+		at     time.Time
+	}{
+		{"VLEK", func(*sim.Options) {}, now},
+		{"version 3", func(o *sim.Options) { o.Version = 3 }, now},
+		{"version 2", func(o *sim.Options) { o.Version = 2 }, now},
+		{"VCEK", func(o *sim.Options) { o.Signer, o.ChipID = snp.SignedByVCEK, [64]byte{1, 2, 3} }, now},
+		{"another TCB", func(o *sim.Options) { o.TCB = snp.TCB{Bootloader: 3, SNP: 8, Microcode: 115} }, now},
+		{"in 2023", func(o *sim.Options) { *o = in2023 }, in2023.NotBefore.Add(time.Hour)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			psp, err := sim.Load(saved(t, foreign), sim.DefaultOptions(now)) // making a root takes longer
+			if err != nil {
+				t.Fatal(err)
+			}
+			o := sim.DefaultOptions(now)
+			c.change(&o)
+			if err := psp.SetOptions(o); err != nil {
+				t.Fatal(err)
+			}
+			report, table, err := psp.Report([snp.ReportDataSize]byte{9}, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := judge(t, report, table, libraryRoots(t, psp), c.at); err != nil {
+				t.Error(err)
+			}
+			if err := judge(t, report, table, nil, c.at); err == nil {
+				t.Error("AMD's roots accept it")
+			}
+		})
+	}
+}
+
+func saved(t *testing.T, psp *sim.PSP) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := psp.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestEveryFlippedBitIsRefused: in the signed part, and in R and S.
+func TestEveryFlippedBitIsRefused(t *testing.T) {
+	now := time.Now()
+	psp, err := sim.New(sim.DefaultOptions(now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, table, err := psp.Report([snp.ReportDataSize]byte{9}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := libraryRoots(t, psp)
+	for bit := 0; bit < 8*(snp.SignedSize+144); bit += 53 { // a prime: every place within a byte
+		flipped := append([]byte(nil), report...)
+		flipped[bit/8] ^= 1 << (bit % 8)
+		if judge(t, flipped, table, roots, now) == nil {
+			t.Errorf("bit %d of byte %#x flipped: accepted", bit%8, bit/8)
+		}
+	}
+}
+
+// TestRootIsShared: processes that load one root are judged by it, and its keys are for their owner only.
+func TestRootIsShared(t *testing.T) {
+	now := time.Now()
+	first, err := sim.New(sim.DefaultOptions(now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := saved(t, first)
+	second, err := sim.Load(dir, sim.DefaultOptions(now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, table, err := second.Report([snp.ReportDataSize]byte{}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := judge(t, report, table, libraryRoots(t, first), now); err != nil {
+		t.Error(err)
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "roots.pem")); err != nil || string(text) != string(first.Roots()) || strings.Contains(string(text), "PRIVATE") {
+		t.Errorf("roots.pem is not the roots: %v", err)
+	}
+	for _, name := range []string{"ark.pem", "ask.pem", "asvk.pem"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v, want mode 0600", name, info.Mode(), err)
+		}
+	}
+	// A key of one root with the certificate of another is not a root.
+	other, err := sim.New(sim.DefaultOptions(now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine, err := os.ReadFile(filepath.Join(dir, "ark.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := os.ReadFile(filepath.Join(saved(t, other), "ark.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _ := pem.Decode(mine)
+	_, cert := pem.Decode(theirs)
+	if err := os.WriteFile(filepath.Join(dir, "ark.pem"), append(pem.EncodeToMemory(key), cert...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sim.Load(dir, sim.DefaultOptions(now)); err == nil {
+		t.Error("Load has accepted a key with another's certificate")
+	}
+}
+
+// TestLooksLikeEC2 compares with a report of a real instance and its VLEK, field by field.
+func TestLooksLikeEC2(t *testing.T) {
+	const real = "../../../shared/testdata/aws-snp"
+	raw, err := os.ReadFile(filepath.Join(real, "us-east-2-v5-report.bin"))
+	if err != nil {
+		t.Skipf("the real reports are not there: %v", err)
+	}
+	text, err := os.ReadFile(filepath.Join(real, "us-east-2-v5-vlek.pem"))
+	if err != nil {
+		t.Skipf("the real reports are not there: %v", err)
+	}
+	want, err := snp.ParseReport(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	psp, err := sim.New(sim.DefaultOptions(time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, table, err := psp.Report(want.ReportData, want.VMPL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := snp.ParseReport(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ignored := cmpopts.IgnoreFields(snp.Report{}, "Measurement", "ReportID")
+	if diff := cmp.Diff(want, got, ignored, cmpopts.IgnoreUnexported(snp.Report{})); diff != "" {
+		t.Errorf("the report (-real +simulated):\n%s", diff)
+	}
+
+	block, _ := pem.Decode(text)
+	realVLEK, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries, err := snp.ParseCertTable(table)
+	if err != nil || len(entries) != 1 || entries[0].GUID != snp.GUIDVLEK {
+		t.Fatalf("certificate table: %v, %v", entries, err)
+	}
+	vlek, err := x509.ParseCertificate(entries[0].Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := func(c *x509.Certificate) map[string][]byte {
+		m := make(map[string][]byte)
+		for _, e := range c.Extensions {
+			if !e.Id.Equal(authorityKeyID) { // crypto/x509 adds it
+				m[e.Id.String()] = e.Value
+			}
+		}
+		return m
+	}
+	if diff := cmp.Diff(values(realVLEK), values(vlek)); diff != "" {
+		t.Errorf("the VLEK's extensions (-real +simulated):\n%s", diff)
+	}
+	for _, c := range []struct{ name, got, want string }{
+		{"subject", vlek.Subject.String(), realVLEK.Subject.String()},
+		{"issuer", vlek.Issuer.String(), realVLEK.Issuer.String()},
+		{"signature", vlek.SignatureAlgorithm.String(), realVLEK.SignatureAlgorithm.String()},
+	} {
+		if c.got != c.want {
+			t.Errorf("the VLEK's %s = %s, want %s", c.name, c.got, c.want)
+		}
+	}
+}
+
+var authorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}

@@ -1,0 +1,226 @@
+package sim_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"sevagent/internal/attest"
+	"sevagent/internal/sim"
+	"sevagent/internal/snp"
+)
+
+// Stages of the test binary as a helper process: under the filter, and as the program that asks the device.
+const (
+	stageVariable = "SIM_TEST_STAGE"
+	stageFilter   = "filter"
+	stageAsk      = "ask"
+)
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(stageVariable) {
+	case stageFilter:
+		os.Setenv(stageVariable, stageAsk)
+		fmt.Println(sim.ExecUnderFilter(os.Args[1], []string{os.Args[0], os.Args[2]}, os.Environ()))
+		os.Exit(1)
+	case stageAsk:
+		if err := ask(os.Args[1]); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// ask is the product's own client of the device.
+func ask(path string) error {
+	t, err := attest.Device{Transport: "ioctl", Path: path}.Open()
+	if err != nil {
+		return err
+	}
+	q, err := t.Report([snp.ReportDataSize]byte{42})
+	if err != nil {
+		return fmt.Errorf("%s: %w", attest.Code(err), err)
+	}
+	r, err := snp.ParseReport(q.Report)
+	if err != nil {
+		return err
+	}
+	table, err := snp.ParseCertTable(q.CertTable)
+	if err != nil {
+		return err
+	}
+	if r.ReportData[0] != 42 || table.Find(snp.GUIDVLEK) == nil {
+		return errors.New("not the report that was asked for, or no VLEK with it")
+	}
+	return nil
+}
+
+// program is a program under the filter that asks the device once.
+func program(socket, device string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], socket, device)
+	cmd.Env = append(os.Environ(), stageVariable+"="+stageFilter, "GORACE=atexit_sleep_ms=0")
+	return cmd
+}
+
+// serveDevice serves a PSP, and returns what a program needs and what stops the server.
+func serveDevice(t *testing.T) (psp *sim.PSP, socket, device string, stop func()) {
+	t.Helper()
+	psp = newPSP(t)
+	dir, err := os.MkdirTemp("", "si") // sockets have short paths
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket, device = filepath.Join(dir, "s"), filepath.Join(dir, "sev-guest")
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- psp.ServeIoctl(ctx, l) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("ServeIoctl = %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return psp, socket, device, stop
+}
+
+// TestIoctlThroughTheKernel: a program of another process gets its report by real ioctls.
+func TestIoctlThroughTheKernel(t *testing.T) {
+	psp, socket, device, _ := serveDevice(t)
+	run := func() string {
+		out, err := program(socket, device).CombinedOutput()
+		if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	if out := run(); out != "" {
+		t.Fatalf("the program says: %s", out)
+	}
+	for _, c := range []struct{ fault, want string }{
+		{sim.FaultBusy, "throttled"},
+		{sim.FaultWiped, "vmpck_disabled"},
+		{sim.FaultFirmware + " 0x27", "firmware_error: get report from " + device + ": the SEV firmware refused the request with status 0x27 (INVALID_KEY)"},
+		{sim.FaultTable, "lie outside the table"},
+		{sim.FaultEcho, "not the report that was asked for"},
+	} {
+		psp.SetFault(c.fault)
+		if out := run(); !strings.Contains(out, c.want) {
+			t.Errorf("%s: the program says %q, want %q", c.fault, out, c.want)
+		}
+	}
+}
+
+// TestIoctlWithoutRoot is the same for a user who owns nothing, server and program alike.
+func TestIoctlWithoutRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("the other tests run without root already")
+	}
+	const nobody = 65534
+	dir, err := os.MkdirTemp("", "si") // t.TempDir is closed to other users
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chown(dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	binary, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := filepath.Join(dir, "sim.test")
+	if err := os.WriteFile(self, binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run", "^TestIoctlThroughTheKernel$", "-test.v")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestIoctlThroughTheKernel") {
+		t.Errorf("as nobody: %v\n%s", err, out)
+	}
+}
+
+// TestProgramsMayDie: whenever a program is killed, the device serves others, and nothing stays behind.
+func TestProgramsMayDie(t *testing.T) {
+	goroutines, descriptors := runtime.NumGoroutine(), openFiles(t)
+	psp, socket, device, stop := serveDevice(t)
+	began := time.Now()
+	if out, err := program(socket, device).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	life := time.Since(began)
+	psp.SetFault(sim.FaultHang)
+	const programs = 30
+	for i := range programs {
+		cmd := program(socket, device)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(life * time.Duration(i) * 3 / 2 / programs) // from before the filter to within the ioctl
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+	if conn, err := net.Dial("unix", socket); err == nil { // and one that connects and says nothing
+		conn.Close()
+	}
+	psp.SetFault("")
+	if out, err := program(socket, device).CombinedOutput(); err != nil {
+		t.Errorf("a program after those: %v\n%s", err, out)
+	}
+	// The server may end while a program waits, which then gets an error.
+	psp.SetFault(sim.FaultHang)
+	cmd := program(socket, device)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * life)
+	began = time.Now()
+	stop()
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("the server took %v to end", took)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the program has got a report from nowhere")
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		g, d := runtime.NumGoroutine(), openFiles(t)
+		if g <= goroutines && d <= descriptors {
+			return
+		}
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("goroutines %d before and %d after, descriptors %d and %d:\n%s", goroutines, g, descriptors, d, stacks[:runtime.Stack(stacks, true)])
+		}
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
