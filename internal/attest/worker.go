@@ -62,8 +62,10 @@ type Worker struct {
 	limiter *rate.Limiter
 	queue   *queue
 	wake    chan struct{} // size one: something waits
-	metrics *metrics
-	state   atomic.Pointer[State]
+	// maxBatch is the constant of that name, but for benchmarks.
+	maxBatch int
+	metrics  *metrics
+	state    atomic.Pointer[State]
 	// verifier is swapped by SetVerifier while requests run.
 	verifier atomic.Pointer[appraise.Verifier]
 	// busySince is when the running device request began, zero if none runs. Unix nanoseconds.
@@ -107,10 +109,11 @@ type answer struct {
 // New returns a Worker that nothing runs yet.
 func New(cfg Config) *Worker {
 	w := &Worker{
-		cfg:     cfg,
-		limiter: rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst),
-		queue:   newQueue(maxQueue),
-		wake:    make(chan struct{}, 1),
+		cfg:      cfg,
+		limiter:  rate.NewLimiter(rate.Limit(cfg.Rate), cfg.Burst),
+		queue:    newQueue(maxQueue),
+		wake:     make(chan struct{}, 1),
+		maxBatch: maxBatch,
 	}
 	w.state.Store(&State{})
 	w.verifier.Store(cfg.Verifier)
@@ -187,7 +190,7 @@ func (w *Worker) Run(ctx context.Context) error {
 			if !w.mayAsk(ctx) {
 				return nil
 			}
-			if batch := w.queue.take(maxBatch); len(batch) > 0 {
+			if batch := w.queue.take(w.maxBatch); len(batch) > 0 {
 				w.serve(batch)
 			}
 		}

@@ -36,7 +36,7 @@ type Options struct {
 	// ChipID is zero with a VLEK on EC2; it stands in the VCEK's HWID.
 	ChipID    [64]byte
 	MitVector uint64
-	// NotBefore and NotAfter are those of the endorsement key's certificate. The roots are valid from 2020 to 2045.
+	// NotBefore and NotAfter are those of the endorsement key's certificate. The roots are valid from 1999 to 2045.
 	NotBefore, NotAfter time.Time
 	// Latency is how long a report takes; hardware needs 8 ms.
 	Latency time.Duration
