@@ -258,13 +258,16 @@ func (a *agent) boundKey(kind string) ([]byte, bool) {
 }
 
 // reload re-reads the configuration. What a running agent cannot change is logged and stays.
-func (a *agent) reload() error {
+func (a *agent) reload(ctx context.Context) error {
 	cfg, err := config.Load(a.configPath)
 	if err != nil {
 		return err
 	}
 	old := *a.cfg.Load()
 	if a.attest != nil {
+		if err := a.attest.locate(ctx, cfg.Attestation, a.cloud); err != nil {
+			return err
+		}
 		verifier, _, err := a.attest.verifier(cfg.Attestation)
 		if err != nil {
 			return err
@@ -332,6 +335,9 @@ func (a *agent) evidence(ctx context.Context, claims evidence.Claims) (*evidence
 	if a.attest == nil {
 		return nil, nil, attest.ErrOff
 	}
+	if !a.gate.Load().passed {
+		return nil, nil, attest.ErrNotReady
+	}
 	return a.attest.worker.Evidence(ctx, claims)
 }
 
@@ -345,7 +351,7 @@ func (a *agent) reloads(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
-			if err := a.reload(); err != nil {
+			if err := a.reload(ctx); err != nil {
 				a.log.Error("configuration not reloaded; the old one stays", "component", "agent", "err", err)
 				text := err.Error()
 				a.reloadErr.Store(&text)

@@ -21,6 +21,7 @@ var (
 	ErrDeadline           = errors.New("the caller's deadline cannot be met")
 	ErrStopped            = errors.New("the agent is stopping")
 	ErrOff                = errors.New("attestation is switched off")
+	ErrNotReady           = errors.New("the node has not proved itself yet")
 )
 
 // FirmwareError is a status that the SEV firmware answered a request with.
@@ -61,6 +62,7 @@ var kinds = []kind{
 	{ErrDeadline, "deadline", "allow more time"},
 	{context.DeadlineExceeded, "deadline", "allow more time"},
 	{ErrStopped, "stopping", "try again once the agent has restarted"},
+	{ErrNotReady, "not_ready", "wait until /readyz says that the boot gate is passed, or see there why it is not"},
 	{ErrOff, "attestation_off", "set attestation.mode to enforce or warn"},
 }
 
@@ -99,7 +101,7 @@ func Advice(err error) string {
 // Permanent reports whether asking again cannot help until someone acts.
 func Permanent(err error) bool {
 	switch Code(err) {
-	case "throttled", "queue_full", "deadline", "stopping", "firmware_error", "attestation_failed", "report_data_mismatch":
+	case "not_ready", "throttled", "queue_full", "deadline", "stopping", "firmware_error", "attestation_failed", "report_data_mismatch":
 		return false
 	}
 	return true
@@ -110,7 +112,7 @@ func RetryAfter(err error) time.Duration {
 	switch Code(err) {
 	case "throttled":
 		return 10 * time.Second
-	case "queue_full", "deadline", "stopping", "report_data_mismatch":
+	case "not_ready", "queue_full", "deadline", "stopping", "report_data_mismatch":
 		return time.Second
 	}
 	return 0
