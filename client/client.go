@@ -144,14 +144,15 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 	return nil, &UnreachableError{Socket: c.socket, Err: err}
 }
 
-// answerBody ends the connection when it is closed.
+// answerBody ends the connection when it is closed. The body's own Close comes second: it reads to the end, which an
+// answer over the limit may not have.
 type answerBody struct {
 	io.ReadCloser
 	finish func()
 }
 
 func (b *answerBody) Close() error {
-	defer b.finish()
+	b.finish()
 	return b.ReadCloser.Close()
 }
 
@@ -163,6 +164,9 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]by
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
 		return nil, &UnreachableError{Socket: c.socket, Err: err}
 	}
 	if len(answer) > maxAnswer {

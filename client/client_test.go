@@ -239,6 +239,7 @@ func TestCancel(t *testing.T) {
 		"within the answer": func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, "{")
 			http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond) // until the client reads the body, most likely
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -301,10 +302,17 @@ func TestAnswerOverTheLimit(t *testing.T) {
 			}
 		},
 	} {
-		got, err := fake(t, handler).Status(t.Context())
-		if got != nil || err == nil || !strings.Contains(err.Error(), "more than 1048576 bytes") {
-			t.Errorf("%s: %d bytes, err %v", name, len(got), err)
-		}
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			got, err := fake(t, handler).Status(ctx)
+			if got != nil || err == nil || !strings.Contains(err.Error(), "more than 1048576 bytes") {
+				t.Errorf("%d bytes, err %v", len(got), err)
+			}
+			if ctx.Err() != nil {
+				t.Error("the client reads on until the caller's deadline")
+			}
+		})
 	}
 }
 

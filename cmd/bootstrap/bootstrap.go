@@ -16,6 +16,7 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/atomicfile"
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/ecsconfig"
 )
@@ -146,7 +147,7 @@ func (o options) agentConfig() ([]byte, error) {
 		fmt.Fprintf(&b, "mtls:\n  %s\n", strings.Join(mtls, "\n  "))
 	}
 	if err := config.Check(o.configDir, "conf.d/50-bootstrap.yaml", b.Bytes()); err != nil {
-		return nil, usageError{err}
+		return nil, cli.Usage(err)
 	}
 	return b.Bytes(), nil
 }
@@ -188,7 +189,7 @@ func waitForProof(ctx context.Context, o options) (map[string]string, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, unreachableError{fmt.Errorf("wait for the agent at %s: %w: %w; see 'journalctl -u sevagent'", o.socket, context.Cause(ctx), last)}
+			return nil, cli.Unreachable(fmt.Errorf("wait for the agent at %s: %w: %w; see 'journalctl -u sevagent'", o.socket, context.Cause(ctx), last))
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

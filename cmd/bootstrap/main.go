@@ -11,55 +11,18 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"sevagent/internal/cli"
 )
 
-// Exit statuses.
-const (
-	exitFailed      = 1
-	exitUsage       = 2
-	exitUnreachable = 3
-)
+func main() { cli.Main("bootstrap", run) }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bootstrap:", err)
-		os.Exit(exitStatus(err))
-	}
-}
-
-// usageError is a mistake in the command line or the environment.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
-
-// unreachableError means that the metadata service or the agent did not answer.
-type unreachableError struct{ error }
-
-func (e unreachableError) Unwrap() error { return e.error }
-
-func exitStatus(err error) int {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return exitUsage
-	}
-	if _, ok := errors.AsType[unreachableError](err); ok {
-		return exitUnreachable
-	}
-	return exitFailed
-}
-
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	var o options
 	root := &cobra.Command{
 		Use:   "bootstrap",
@@ -67,15 +30,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Long: `Turn a fresh EC2 instance into an attested ECS node: configure and start sevagent, wait for its proof, write
 /etc/ecs/ecs.config, start the ECS agent. Each flag can also be set by the environment: --cluster by
 SEVAGENT_BOOTSTRAP_CLUSTER, and so on; lists are separated by commas there.`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := fromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
-				return usageError{err}
+				return cli.Usage(err)
 			}
 			if err := o.check(); err != nil {
-				return usageError{err}
+				return cli.Usage(err)
 			}
 			return bootstrap(cmd.Context(), o, stdout)
 		},
@@ -91,24 +51,7 @@ SEVAGENT_BOOTSTRAP_CLUSTER, and so on; lists are separated by commas there.`,
 	f.StringVar(&o.socket, "socket", "/run/sevagent/sevagent.sock", "the agent's socket")
 	f.StringVar(&o.services, "services", servicesSystemd, "systemd: start sevagent.service and ecs.service; none: whoever called does that")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "how long to wait for the agent's proof and the first certificates")
-	root.AddCommand(&cobra.Command{
-		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			_, err := fmt.Fprintf(stdout, "bootstrap %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
-		},
-	})
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{err} })
-	if err := root.ExecuteContext(ctx); err != nil {
-		if strings.HasPrefix(err.Error(), "unknown command") {
-			return usageError{err}
-		}
-		return err
-	}
-	return nil
+	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }
 
 // fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*.
@@ -130,11 +73,4 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 		}
 	})
 	return err
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }

@@ -8,6 +8,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+
+	"sevagent/internal/cli"
 )
 
 // metadataTimeout bounds all that is asked of the metadata service, with the SDK's retries.
@@ -26,7 +28,7 @@ func readMetadata(ctx context.Context) (imds.InstanceIdentityDocument, error) {
 	client := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
 	answer, err := client.GetInstanceIdentityDocument(ctx, nil)
 	if err != nil {
-		return none, unreachableError{fmt.Errorf("get the instance identity document by IMDSv2: %w; is this an EC2 instance, and its metadata service on?", err)}
+		return none, cli.Unreachable(fmt.Errorf("get the instance identity document by IMDSv2: %w; is this an EC2 instance, and its metadata service on?", err))
 	}
 	return answer.InstanceIdentityDocument, nil
 }

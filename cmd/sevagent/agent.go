@@ -22,6 +22,7 @@ import (
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
@@ -53,6 +54,7 @@ type gate struct {
 type attestation struct {
 	transport attest.Transport
 	worker    *attest.Worker
+	vceks     *attest.VCEKs          // nil if attestation.kds is ""
 	region    atomic.Pointer[string] // the node's; nil: not known
 }
 
@@ -82,12 +84,21 @@ func newAttestation(cfg config.Config, log *slog.Logger, registry prometheus.Reg
 		log.Warn("going on without the SNP device", "err", err, "advice", attest.Advice(err))
 		a.transport = attest.Unavailable(err)
 	}
+	if cfg.Attestation.KDS != "" {
+		a.vceks = attest.NewVCEKs(attest.VCEKsConfig{
+			URL:     cfg.Attestation.KDS,
+			Dir:     cfg.Attestation.Cache,
+			Log:     log.With("component", "attest"),
+			Metrics: registry,
+		})
+	}
 	a.worker = attest.New(attest.Config{
 		Transport: a.transport,
 		Verifier:  verifier,
 		Enforce:   cfg.Attestation.Mode == config.ModeEnforce,
 		Rate:      cfg.Attestation.Rate,
 		Burst:     cfg.Attestation.Burst,
+		VCEKs:     a.vceks,
 		Log:       log.With("component", "attest"),
 		Metrics:   registry,
 	})
@@ -97,14 +108,14 @@ func newAttestation(cfg config.Config, log *slog.Logger, registry prometheus.Reg
 // verifier builds the judge that the configuration names, for the region as far as it is known.
 func (a *attestation) verifier(cfg config.Attestation) (v *appraise.Verifier, policy appraise.Policy, err error) {
 	if policy, err = config.LoadPolicy(cfg.Policy); err != nil {
-		return nil, policy, usageError{err}
+		return nil, policy, cli.Usage(err)
 	}
 	region := ""
 	if r := a.region.Load(); r != nil {
 		region = *r
 	}
 	if v, err = appraise.New(appraise.Config{Policy: policy, Region: region}); err != nil {
-		return nil, policy, usageError{fmt.Errorf("attestation.policy %s: %w", cfg.Policy, err)}
+		return nil, policy, cli.Usagef("attestation.policy %s: %w", cfg.Policy, err)
 	}
 	return v, policy, nil
 }
@@ -138,7 +149,7 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 	a.cfg.Store(&cfg)
 	a.gate.Store(&gate{})
 	a.log = newLogger(stderr, cfg.Log, a.level)
-	a.log.Info("starting", "component", "agent", "version", version(), "config", configPath)
+	a.log.Info("starting", "component", "agent", "version", cli.Version(), "config", configPath)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
@@ -155,7 +166,7 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 	}
 	a.rotator = a.newRotator(cfg, registry)
 	api := localapi.New(localapi.Config{
-		Version:      version(),
+		Version:      cli.Version(),
 		Alive:        a.alive,
 		Health:       a.health,
 		Status:       func(now time.Time) any { return a.status(now) },
@@ -175,6 +186,9 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 	group.Go(func() error { return api.Run(ctx, socket, tcp) })
 	if a.attest != nil {
 		group.Go(func() error { return a.attest.worker.Run(ctx) })
+		if a.attest.vceks != nil {
+			group.Go(func() error { return a.attest.vceks.Run(ctx) })
+		}
 	}
 	group.Go(func() error {
 		if err := a.passGate(ctx); err != nil || ctx.Err() != nil {

@@ -11,9 +11,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"runtime"
-	"runtime/debug"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
@@ -21,16 +21,25 @@ import (
 	"sevagent/client"
 	"sevagent/internal/atomicfile"
 	"sevagent/internal/attest"
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
 )
 
+// reached marks the agent's silence as such, for the exit status.
+func reached(err error) error {
+	if _, silent := errors.AsType[*client.UnreachableError](err); silent {
+		return cli.Unreachable(err)
+	}
+	return err
+}
+
 // load reads the configuration; every mistake in it is a usage error.
 func (o *options) load() (config.Config, error) {
 	cfg, err := config.Load(o.config)
 	if err != nil {
-		return cfg, usageError{err}
+		return cfg, cli.Usage(err)
 	}
 	return cfg, nil
 }
@@ -50,7 +59,6 @@ func runCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent (what sevagent.service does)",
-		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, err := o.load()
 			if err != nil {
@@ -71,7 +79,6 @@ func checkCommand(o *options) *cobra.Command {
 		Long: `Check the configuration, then get and appraise one attestation report: through the running agent, which holds the
 device, or directly where none runs. Exit status 0 if all is well, 1 if the node is not as it should be, 2 if the
 configuration is wrong.`,
-		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error { return check(cmd.Context(), o, cmd.OutOrStdout()) },
 	}
 }
@@ -112,11 +119,21 @@ func checkDevice(ctx context.Context, cfg config.Config, out io.Writer) error {
 	}
 	defer a.transport.Close()
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- a.worker.Run(ctx) }()
+	var running sync.WaitGroup
+	running.Go(func() { a.worker.Run(ctx) })
+	if a.vceks != nil {
+		running.Go(func() { a.vceks.Run(ctx) })
+	}
 	verdict, err := a.prove(ctx, cfg.Attestation, new(cloud))
+	for patience := 30; errors.Is(err, attest.ErrVCEKPending) && patience > 0 && ctx.Err() == nil; patience-- {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+			verdict, err = a.prove(ctx, cfg.Attestation, new(cloud))
+		}
+	}
 	cancel()
-	<-done
+	running.Wait()
 	if verdict != nil {
 		fmt.Fprintf(out, "device          ok (%s)\n", a.worker.Transport())
 		fmt.Fprintf(out, "report          %s\n", verdictLine(verdict))
@@ -146,11 +163,10 @@ func statusCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the running agent's state",
-		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			answer, err := o.client().Status(cmd.Context())
 			if err != nil {
-				return err
+				return reached(err)
 			}
 			var s status
 			if err := json.Unmarshal(answer, &s); err != nil {
@@ -201,27 +217,26 @@ func evidenceCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "evidence",
 		Short: "Get attestation evidence for a relying party",
-		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			nonce := make([]byte, 32)
 			rand.Read(nonce)
 			if nonceHex != "" {
 				var err error
 				if nonce, err = hex.DecodeString(nonceHex); err != nil {
-					return usageError{fmt.Errorf("--nonce is not hexadecimal: %w", err)}
+					return cli.Usagef("--nonce is not hexadecimal: %w", err)
 				}
 				if len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
-					return usageError{fmt.Errorf("--nonce has %d bytes, want %d to %d", len(nonce), evidence.MinNonce, evidence.MaxNonce)}
+					return cli.Usagef("--nonce has %d bytes, want %d to %d", len(nonce), evidence.MinNonce, evidence.MaxNonce)
 				}
 			}
 			switch bind {
 			case evidence.BindNone, evidence.BindClient, evidence.BindServer:
 			default:
-				return usageError{fmt.Errorf("--bind is %q, want none, client or server", bind)}
+				return cli.Usagef("--bind is %q, want none, client or server", bind)
 			}
 			doc, err := o.client().Evidence(cmd.Context(), nonce, bind)
 			if err != nil {
-				return err
+				return reached(err)
 			}
 			if file == "" {
 				_, err = cmd.OutOrStdout().Write(doc)
@@ -240,34 +255,13 @@ func refreshCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "refresh",
 		Short: "Make the agent pull its secrets now",
-		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			answer, err := o.client().Refresh(cmd.Context())
 			if err != nil {
-				return err
+				return reached(err)
 			}
 			_, err = cmd.OutOrStdout().Write(answer)
 			return err
 		},
 	}
-}
-
-func versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "Print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sevagent %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
-		},
-	}
-}
-
-// version is what the build noted of the source: a tag, or a pseudo-version with the commit.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
 }

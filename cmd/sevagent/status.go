@@ -10,6 +10,7 @@ import (
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
+	"sevagent/internal/cli"
 	"sevagent/internal/localapi"
 	"sevagent/internal/mtls"
 )
@@ -53,7 +54,7 @@ type attestationStatus struct {
 }
 
 func (a *agent) status(now time.Time) *status {
-	s := &status{Version: version(), StartedAt: a.started, Health: a.health(now), MTLS: a.rotator.Status()}
+	s := &status{Version: cli.Version(), StartedAt: a.started, Health: a.health(now), MTLS: a.rotator.Status()}
 	if text := a.reloadErr.Load(); text != nil {
 		s.ReloadError = *text
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
 	"sevagent/internal/snp"
@@ -38,7 +38,7 @@ input), or with --report a raw attestation report that another tool made, with i
 Exit status 0 if the evidence may be relied on, 1 if not, 2 for wrong usage.`,
 		Example: `  sevctl evidence verify evidence.json --nonce 00112233445566778899aabbccddeeff --region us-east-2
   sevctl evidence verify --report report.bin --cert vlek.pem`,
-		Args: usageArgs(cobra.MaximumNArgs(1)),
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return o.verify(cmd, args) },
 	}
 	f := cmd.Flags()
@@ -75,10 +75,10 @@ type reportSummary struct {
 
 func (o *verifyOptions) verify(cmd *cobra.Command, args []string) error {
 	if (len(args) == 1) == (o.report != "") {
-		return usageError{errors.New("give an evidence document or --report, and not both")}
+		return cli.Usagef("give an evidence document or --report, and not both")
 	}
 	if o.output != "text" && o.output != "json" {
-		return usageError{fmt.Errorf("--output is %q, want text or json", o.output)}
+		return cli.Usagef("--output is %q, want text or json", o.output)
 	}
 	now, err := o.now()
 	if err != nil {
@@ -116,14 +116,14 @@ func (o *verifyOptions) verify(cmd *cobra.Command, args []string) error {
 func (o *verifyOptions) verifier() (*appraise.Verifier, error) {
 	policy, err := config.LoadPolicy(o.policy)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, cli.Usage(err)
 	}
 	if policy.RootsPEM != nil && !o.allowCustomRoots {
-		return nil, usageError{fmt.Errorf("policy %s brings roots of its own; give --allow-custom-roots if that is what you want, for a simulator say", o.policy)}
+		return nil, cli.Usagef("policy %s brings roots of its own; give --allow-custom-roots if that is what you want, for a simulator say", o.policy)
 	}
 	v, err := appraise.New(appraise.Config{Policy: policy, Region: o.region})
 	if err != nil {
-		return nil, usageError{fmt.Errorf("policy %s: %w", o.policy, err)}
+		return nil, cli.Usagef("policy %s: %w", o.policy, err)
 	}
 	return v, nil
 }
@@ -162,7 +162,7 @@ func (o *verifyOptions) checkNonce(r *result, got []byte) error {
 	}
 	want, err := hex.DecodeString(o.nonce)
 	if err != nil {
-		return usageError{fmt.Errorf("--nonce is not hexadecimal: %w", err)}
+		return cli.Usagef("--nonce is not hexadecimal: %w", err)
 	}
 	if !bytes.Equal(got, want) {
 		r.reject("nonce_mismatch", fmt.Sprintf("the evidence is for nonce %x, not for the one that was asked for", got))
@@ -198,7 +198,7 @@ func (o *verifyOptions) verifyReport(verifier *appraise.Verifier, now time.Time)
 	}
 	want, err := hex.DecodeString(o.nonce)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("--nonce is not hexadecimal: %w", err)}
+		return nil, cli.Usagef("--nonce is not hexadecimal: %w", err)
 	}
 	padded := make([]byte, snp.ReportDataSize)
 	copy(padded, want)
@@ -216,14 +216,14 @@ func readInput(stdin io.Reader, file string, max int64) ([]byte, error) {
 	if file != "-" || stdin == nil {
 		f, err := os.Open(file)
 		if err != nil {
-			return nil, usageError{fmt.Errorf("read evidence: %w", err)}
+			return nil, cli.Usagef("read evidence: %w", err)
 		}
 		defer f.Close()
 		in = f
 	}
 	data, err := io.ReadAll(io.LimitReader(in, max+1))
 	if err != nil {
-		return nil, usageError{fmt.Errorf("read %s: %w", file, err)}
+		return nil, cli.Usagef("read %s: %w", file, err)
 	}
 	if int64(len(data)) > max {
 		return nil, fmt.Errorf("read %s: more than %d bytes", file, max)

@@ -2,12 +2,12 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 )
 
@@ -22,7 +22,7 @@ built-in profile (aws-shared, aws-dedicated) or a policy file, which is checked 
 
 Exit status 0 if the report is acceptable or none is given, 1 if it is not, 2 if the policy is wrong.`,
 		Example: "  sevctl policy explain policy.yaml --report report.bin --cert vlek.pem --region us-east-2",
-		Args:    usageArgs(cobra.ExactArgs(1)),
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.policy = args[0]
 			return o.explain(cmd)
@@ -39,7 +39,7 @@ Exit status 0 if the report is acceptable or none is given, 1 if it is not, 2 if
 func (o *verifyOptions) explain(cmd *cobra.Command) error {
 	policy, err := config.LoadPolicy(o.policy)
 	if err != nil {
-		return usageError{err}
+		return cli.Usage(err)
 	}
 	now, err := o.now()
 	if err != nil {
@@ -47,7 +47,7 @@ func (o *verifyOptions) explain(cmd *cobra.Command) error {
 	}
 	if o.report == "" {
 		if o.certs != nil {
-			return usageError{errors.New("--cert goes with --report")}
+			return cli.Usagef("--cert goes with --report")
 		}
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is a good policy, from the profile %s\n", o.policy, policy.Profile)
 		return err
@@ -90,7 +90,7 @@ func (o *verifyOptions) now() (time.Time, error) {
 	}
 	at, err := time.Parse(time.RFC3339, o.at)
 	if err != nil {
-		return at, usageError{fmt.Errorf("--at is not a time such as 2026-01-31T12:00:00Z: %w", err)}
+		return at, cli.Usagef("--at is not a time such as 2026-01-31T12:00:00Z: %w", err)
 	}
 	return at, nil
 }

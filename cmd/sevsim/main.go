@@ -4,40 +4,29 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"sevagent/internal/cli"
 	"sevagent/internal/sim"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "sevsim:", err)
-		os.Exit(1)
-	}
-}
+func main() { cli.Main("sevsim", run) }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	root := &cobra.Command{Use: "sevsim", Short: "Simulate a confidential ECS node", SilenceErrors: true, SilenceUsage: true}
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root := &cobra.Command{Use: "sevsim", Short: "Simulate a confidential ECS node"}
 	var keep bool
 	demo := &cobra.Command{
-		Use: "demo", Short: "Bring a simulated node up, rotate its certificates and verify its evidence", Args: cobra.NoArgs,
+		Use: "demo", Short: "Bring a simulated node up, rotate its certificates and verify its evidence",
 		RunE: func(cmd *cobra.Command, args []string) error { return runDemo(cmd.Context(), stdout, keep) },
 	}
 	demo.Flags().BoolVar(&keep, "keep", false, "leave the node's directory behind")
 	var poll time.Duration
 	node := &cobra.Command{
-		Use: "node", Short: "Bring a simulated node up and leave it running until stopped", Args: cobra.NoArgs,
+		Use: "node", Short: "Bring a simulated node up and leave it running until stopped",
 		RunE: func(cmd *cobra.Command, args []string) error { return runNode(cmd.Context(), stdout, poll) },
 	}
 	node.Flags().DurationVar(&poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent")
@@ -49,9 +38,5 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	under.Flags().StringVar(&socket, "device", "", "the socket of the simulated device")
 	device := deviceCommand()
 	root.AddCommand(demo, node, under, device)
-	root.RunE = func(*cobra.Command, []string) error { return errors.New("a command is missing; see 'sevsim --help'") }
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }

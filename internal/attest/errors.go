@@ -16,6 +16,7 @@ var (
 	ErrInUse              = errors.New("another process holds the SNP guest device")
 	ErrVMPCKDisabled      = errors.New("the kernel has destroyed its key to the secure processor (VMPCK)")
 	ErrThrottled          = errors.New("the host throttles attestation requests")
+	ErrVCEKPending        = errors.New("the certificate of the VCEK that signed the report is not here yet")
 	ErrReportDataMismatch = errors.New("the report does not carry the REPORT_DATA that was asked for")
 	ErrQueueFull          = errors.New("too many requests are waiting")
 	ErrDeadline           = errors.New("the caller's deadline cannot be met")
@@ -57,6 +58,7 @@ var kinds = []kind{
 	{ErrInUse, "device_in_use", "stop the other program; only sevagent may use the device"},
 	{ErrVMPCKDisabled, "vmpck_disabled", "reload the driver with 'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1', or stop and start the instance"},
 	{ErrThrottled, "throttled", "wait and try again; lower attestation.rate if it lasts"},
+	{ErrVCEKPending, "vcek_pending", "the VCEK is being fetched from AMD's KDS; allow outbound HTTPS to it or put the certificate into the cache directory"},
 	{ErrReportDataMismatch, "report_data_mismatch", "update the kernel: 6.13 and 6.14 let concurrent requests overwrite each other; make sure that nothing else uses the device"},
 	{ErrQueueFull, "queue_full", "try again later"},
 	{ErrDeadline, "deadline", "allow more time"},
@@ -101,7 +103,7 @@ func Advice(err error) string {
 // Permanent reports whether asking again cannot help until someone acts.
 func Permanent(err error) bool {
 	switch Code(err) {
-	case "not_ready", "throttled", "queue_full", "deadline", "stopping", "firmware_error", "attestation_failed", "report_data_mismatch":
+	case "not_ready", "throttled", "vcek_pending", "queue_full", "deadline", "stopping", "firmware_error", "attestation_failed", "report_data_mismatch":
 		return false
 	}
 	return true
@@ -110,7 +112,7 @@ func Permanent(err error) bool {
 // RetryAfter is how long a caller should wait before it asks again; zero where waiting does not help.
 func RetryAfter(err error) time.Duration {
 	switch Code(err) {
-	case "throttled":
+	case "throttled", "vcek_pending":
 		return 10 * time.Second
 	case "not_ready", "queue_full", "deadline", "stopping", "report_data_mismatch":
 		return time.Second

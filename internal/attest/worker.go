@@ -51,6 +51,8 @@ type Config struct {
 	// Rate is the number of device requests a second that are sustained, Burst how many may come at once.
 	Rate  float64
 	Burst int
+	// VCEKs has the certificates that the host does not add to reports signed by a VCEK; nil: nobody has.
+	VCEKs *VCEKs
 	Log   *slog.Logger
 	// Metrics is where the Worker registers its metrics.
 	Metrics prometheus.Registerer
@@ -258,6 +260,13 @@ func (w *Worker) ask(root [evidence.Size]byte) (report []byte, certs [][]byte, v
 	for _, id := range []snp.GUID{snp.GUIDVLEK, snp.GUIDVCEK} {
 		if der := table.Find(id); der != nil {
 			certs = append(certs, der)
+		}
+	}
+	if v := w.cfg.VCEKs; v != nil && r.SigningKey == snp.SignedByVCEK && table.Find(snp.GUIDVCEK) == nil {
+		if der, ok := v.Find(r); ok {
+			certs = append(certs, der)
+		} else if v.Want(r) {
+			return nil, nil, nil, fmt.Errorf("find the report's endorsement: %w", ErrVCEKPending)
 		}
 	}
 	began = time.Now()

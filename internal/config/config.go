@@ -59,6 +59,11 @@ type Attestation struct {
 	Rate float64 `yaml:"rate"`
 	// Burst is how many requests may come at once, 1 to 64. Default 4.
 	Burst int `yaml:"burst"`
+	// KDS is AMD's key distribution service, asked for the VCEK where a report is signed by one and the host adds no
+	// certificate: on Dedicated Hosts. https, or http on loopback; empty disables it. Default https://kdsintf.amd.com.
+	KDS string `yaml:"kds"`
+	// Cache is the directory where VCEK certificates are kept. Default /var/lib/sevagent.
+	Cache string `yaml:"cache"`
 }
 
 // MTLS is what is published, and where.
@@ -100,7 +105,7 @@ func Default() Config {
 		Log: Log{Level: "info", Format: "auto"},
 		Attestation: Attestation{
 			Mode: ModeEnforce, Transport: "auto", Device: "/dev/sev-guest", Configfs: "/sys/kernel/config/tsm/report",
-			Policy: "aws-shared", Rate: 1, Burst: 4,
+			Policy: "aws-shared", Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
 		},
 		MTLS: MTLS{
 			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o440, CertMode: 0o444, ProbeInterval: time.Minute,
@@ -121,6 +126,8 @@ func (c Config) NeedsRestart(old Config) (keys []string) {
 		{"attestation.configfs", c.Attestation.Configfs != old.Attestation.Configfs},
 		{"attestation.rate", c.Attestation.Rate != old.Attestation.Rate},
 		{"attestation.burst", c.Attestation.Burst != old.Attestation.Burst},
+		{"attestation.kds", c.Attestation.KDS != old.Attestation.KDS},
+		{"attestation.cache", c.Attestation.Cache != old.Attestation.Cache},
 		{"mtls.path", c.MTLS.Path != old.MTLS.Path},
 		{"mtls.allow_disk", c.MTLS.AllowDisk != old.MTLS.AllowDisk},
 		{"log.format", c.Log.Format != old.Log.Format},

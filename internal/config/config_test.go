@@ -87,6 +87,10 @@ func TestLoadAccepts(t *testing.T) {
 		{"whole number as a rate", "attestation: {rate: 50, burst: 0x10}\n", func(c *Config) {
 			c.Attestation.Rate, c.Attestation.Burst = 50, 16
 		}},
+		{"no KDS", "attestation: {kds: ''}\n", func(c *Config) { c.Attestation.KDS = "" }},
+		{"KDS on loopback", "attestation: {kds: 'http://[::1]:8080/kds', cache: /c}\n", func(c *Config) {
+			c.Attestation.KDS, c.Attestation.Cache = "http://[::1]:8080/kds", "/c"
+		}},
 		{"policy file", "attestation: {policy: ./policy}\n", func(c *Config) { c.Attestation.Policy = "./policy" }},
 		{"bounds of intervals", "mtls: {poll_interval: 5s, probe_interval: 24h}\n", func(c *Config) {
 			c.MTLS.PollInterval, c.MTLS.ProbeInterval = 5*time.Second, 24*time.Hour
@@ -189,6 +193,12 @@ func TestLoadRefuses(t *testing.T) {
 		{"rate 50.5", "attestation:\n  rate: 50.5\n", "2: attestation.rate: 50.5 is not above 0 and at most 50"},
 		{"burst 0", "attestation:\n  burst: 0\n", "2: attestation.burst: 0 is not between 1 and 64"},
 		{"burst 65", "attestation:\n  burst: 65\n", "2: attestation.burst: 65 is not between 1 and 64"},
+		{"KDS in the clear", "attestation:\n  kds: http://kdsintf.amd.com\n", "2: attestation.kds: \"http://kdsintf.amd.com\" is not https; http is for loopback only"},
+		{"KDS by another scheme", "attestation:\n  kds: ftp://127.0.0.1\n", "2: attestation.kds: \"ftp://127.0.0.1\" is not https; http is for loopback only"},
+		{"KDS without a scheme", "attestation:\n  kds: kdsintf.amd.com\n", "2: attestation.kds: \"kdsintf.amd.com\" is not a URL such as https://kdsintf.amd.com"},
+		{"KDS with a query", "attestation:\n  kds: https://a/?b=c\n", "2: attestation.kds: \"https://a/?b=c\" is not a URL such as https://kdsintf.amd.com"},
+		{"KDS with a password", "attestation:\n  kds: https://a:b@c\n", "2: attestation.kds: \"https://a:b@c\" is not a URL such as https://kdsintf.amd.com"},
+		{"relative cache", "attestation:\n  cache: sevagent\n", "2: attestation.cache: \"sevagent\"" + notClean},
 		{"relative path", "mtls:\n  path: mtls\n", "2: mtls.path: \"mtls\"" + notClean},
 		{"path upwards", "mtls:\n  path: /etc/../mtls\n", "2: mtls.path: \"/etc/../mtls\"" + notClean},
 		{"path /", "mtls:\n  path: /\n", "2: mtls.path: \"/\"" + notClean},
@@ -256,7 +266,7 @@ DIR/config.yaml:5: mtls.poll_interval: "5 minutes" is not a duration such as "5m
 DIR/config.yaml:6: mtls.key_mode: "0444" lets everyone at the private keys; the last digit must be 0
 DIR/config.yaml:7: mtls.secrets[1]: want one value, not a list or a mapping
 DIR/config.yaml:7: mtls.secrets[2]: the same secret as mtls.secrets[0]
-DIR/config.yaml:8: attestation: want a mapping with the keys mode, transport, device, configfs, policy, rate, burst
+DIR/config.yaml:8: attestation: want a mapping with the keys mode, transport, device, configfs, policy, rate, burst, kds, cache
 DIR/conf.d/10-a.yaml:1: not YAML: did not find expected node content
 DIR/conf.d/20-b.yaml:2: listen.socket: "x" is not an absolute path without "..", "//" and a final "/"
 DIR/conf.d/20-b.yaml:2: listen.tcp: "0.0.0.0:80" is not a loopback address; only this machine may ask

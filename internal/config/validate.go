@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -66,6 +67,12 @@ func (a *Attestation) validate(m *mistakes) {
 	if a.Burst < 1 || a.Burst > maxBurst {
 		m.bad("attestation.burst", "%d is not between 1 and %d", a.Burst, maxBurst)
 	}
+	if a.KDS != "" { // else disabled
+		if err := checkBaseURL(a.KDS); err != nil {
+			m.bad("attestation.kds", "%s", err)
+		}
+	}
+	m.absolute("attestation.cache", a.Cache)
 }
 
 func (c *MTLS) validate(m *mistakes) {
@@ -111,10 +118,8 @@ func (l *Listen) validate(m *mistakes) {
 	}
 	if err := checkHostPort(l.TCP); err != nil {
 		m.bad("listen.tcp", "%s", err)
-	} else if host, _, _ := net.SplitHostPort(l.TCP); host != "localhost" {
-		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-			m.bad("listen.tcp", "%s is not a loopback address; only this machine may ask", quote(l.TCP))
-		}
+	} else if host, _, _ := net.SplitHostPort(l.TCP); !isLoopback(host) {
+		m.bad("listen.tcp", "%s is not a loopback address; only this machine may ask", quote(l.TCP))
 	}
 }
 
@@ -166,6 +171,23 @@ func checkSecret(s string) error {
 		return fmt.Errorf("%s is not the name of a secret: 1 to 512 letters, digits and /_+=.@-", quote(s))
 	}
 	return nil
+}
+
+// checkBaseURL checks a URL that paths are added to.
+func checkBaseURL(s string) error {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return fmt.Errorf("%s is not a URL such as https://kdsintf.amd.com", quote(s))
+	case u.Scheme == "https", u.Scheme == "http" && isLoopback(u.Hostname()):
+		return nil
+	}
+	return fmt.Errorf("%s is not https; http is for loopback only", quote(s))
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // checkHostPort checks a name or address, the latter in brackets if it is IPv6, with a port.

@@ -258,20 +258,21 @@ func TestOpenSSLTrustsTheGivenRootsAlone(t *testing.T) {
 func TestOpenSSLJudgesTheCertificate(t *testing.T) {
 	needs(t, "python3", "openssl")
 	now := time.Now()
-	for name, change := range map[string]func(o *sim.Options){
-		"expired":       func(o *sim.Options) { o.NotBefore, o.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Hour) },
-		"not yet valid": func(o *sim.Options) { o.NotBefore, o.NotAfter = now.Add(time.Hour), now.Add(2*time.Hour) },
-	} {
+	n := newNode(t, sim.DefaultOptions(now))
+	for name, from := range map[string]time.Time{"expired": now.Add(-2 * time.Hour), "not yet valid": now.Add(time.Hour)} {
 		o := sim.DefaultOptions(now)
-		change(&o)
-		n := newNode(t, o)
+		o.NotBefore, o.NotAfter = from, from.Add(time.Hour)
+		if err := n.psp.SetOptions(o); err != nil {
+			t.Fatal(err)
+		}
 		d := n.evidence(requests()[0])[0]
 		if out, ok := n.judge(d, d.Nonce, n.roots); ok || !strings.Contains(out, "chain: ") {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
-
-	n := newNode(t, sim.DefaultOptions(now))
+	if err := n.psp.SetOptions(sim.DefaultOptions(now)); err != nil {
+		t.Fatal(err)
+	}
 	same := func(e []pkix.Extension) []pkix.Extension { return e }
 	if out, ok := n.judgeEndorsed(same); !ok {
 		t.Errorf("endorsed by the test itself: %s", out)
@@ -282,13 +283,12 @@ func TestOpenSSLJudgesTheCertificate(t *testing.T) {
 				return strings.HasSuffix(e.Id.String(), fmt.Sprintf(".3704.1.3.%d", arc))
 			})
 		}
-		for what, change := range map[string]func(e []pkix.Extension) []pkix.Extension{
-			"one more": func(e []pkix.Extension) []pkix.Extension { v := e[at(e)].Value; v[len(v)-1]++; return e },
-			"missing":  func(e []pkix.Extension) []pkix.Extension { return slices.Delete(e, at(e), at(e)+1) },
-		} {
-			if out, ok := n.judgeEndorsed(change); ok || !strings.Contains(out, "REPORTED_TCB") {
-				t.Errorf("extension 3.%d %s: %s", arc, what, out)
-			}
+		change := func(e []pkix.Extension) []pkix.Extension { v := e[at(e)].Value; v[len(v)-1]++; return e }
+		if arc == 2 {
+			change = func(e []pkix.Extension) []pkix.Extension { return slices.Delete(e, at(e), at(e)+1) }
+		}
+		if out, ok := n.judgeEndorsed(change); ok || !strings.Contains(out, "REPORTED_TCB") {
+			t.Errorf("extension 3.%d changed: %s", arc, out)
 		}
 	}
 }

@@ -62,10 +62,6 @@ func judge(t *testing.T, report, table []byte, roots map[string][]*trust.AMDRoot
 func TestIndependentJudge(t *testing.T) {
 	now := time.Now()
 	in2023 := sim.DefaultOptions(time.Date(2023, 6, 1, 0, 0, 0, 0, time.UTC))
-	foreign, err := sim.New(sim.DefaultOptions(now))
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, c := range []struct {
 		name   string
 		change func(*sim.Options)
@@ -79,10 +75,7 @@ func TestIndependentJudge(t *testing.T) {
 		{"in 2023", func(o *sim.Options) { *o = in2023 }, in2023.NotBefore.Add(time.Hour)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			psp, err := sim.Load(saved(t, foreign), sim.DefaultOptions(now)) // making a root takes longer
-			if err != nil {
-				t.Fatal(err)
-			}
+			psp := newPSP(t)
 			o := sim.DefaultOptions(now)
 			c.change(&o)
 			if err := psp.SetOptions(o); err != nil {
@@ -102,7 +95,7 @@ func TestIndependentJudge(t *testing.T) {
 	}
 }
 
-func saved(t *testing.T, psp *sim.PSP) string {
+func saved(t testing.TB, psp *sim.PSP) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := psp.Save(dir); err != nil {
@@ -114,10 +107,7 @@ func saved(t *testing.T, psp *sim.PSP) string {
 // TestEveryFlippedBitIsRefused: in the signed part, and in R and S.
 func TestEveryFlippedBitIsRefused(t *testing.T) {
 	now := time.Now()
-	psp, err := sim.New(sim.DefaultOptions(now))
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := newPSP(t)
 	report, table, err := psp.Report([snp.ReportDataSize]byte{9}, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -197,11 +187,7 @@ func TestLooksLikeEC2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	report, table, err := psp.Report(want.ReportData, want.VMPL)
+	report, table, err := newPSP(t).Report(want.ReportData, want.VMPL)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,8 +25,8 @@ func TestReportsAreAcceptedByTheProductsVerifier(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := sim.DefaultOptions(now)
 			c.change(&o)
-			psp, err := sim.New(o)
-			if err != nil {
+			psp := newPSP(t)
+			if err := psp.SetOptions(o); err != nil {
 				t.Fatal(err)
 			}
 			report, raw, err := psp.Report([64]byte{9}, 0)

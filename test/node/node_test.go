@@ -15,19 +15,6 @@ import (
 	"time"
 )
 
-// TestMetadataServiceHasNoVersion1 keeps the peer honest: without a token it refuses.
-func TestMetadataServiceHasNoVersion1(t *testing.T) {
-	newMachine(t, false, false)
-	resp, err := http.Get("http://169.254.169.254/latest/meta-data/instance-id")
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusUnauthorized {
-		t.Errorf("without a token: %s, want 401", resp.Status)
-	}
-}
-
 // TestNode takes a node through its life, once with each transport.
 func TestNode(t *testing.T) {
 	for _, c := range []struct {

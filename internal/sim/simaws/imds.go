@@ -4,9 +4,9 @@ package simaws
 
 import (
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -16,28 +16,35 @@ import (
 
 // Instance is what the metadata service tells.
 type Instance struct {
-	ID, Type, Region, AvailabilityZone, AccountID, ImageID, PrivateIP, Role string
+	ID, Type, Region, AvailabilityZone, AccountID, ImageID, PrivateIP, MAC, Role string
 }
 
 // DefaultInstance is an m6a.large in us-east-2.
 func DefaultInstance() Instance {
 	return Instance{
 		ID: "i-0123456789abcdef0", Type: "m6a.large", Region: "us-east-2", AvailabilityZone: "us-east-2a",
-		AccountID: "111122223333", ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.0.10", Role: "node",
+		AccountID: "111122223333", ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.0.10", MAC: "02:00:00:00:00:10", Role: "node",
 	}
 }
 
-// AccessKeyID is the access key of the role's credentials, the only one that Secrets accepts.
-const AccessKeyID = "ASIASIMULATEDNODE000"
+// Access keys of the role's credentials. AccessKeyID is the first one; Secrets accepts each of them.
+const (
+	AccessKeyID     = accessKeyPrefix + "000"
+	accessKeyPrefix = "ASIASIMULATEDNODE"
+)
 
-// IMDS is an instance metadata service that speaks version 2 only.
+// IMDS is an instance metadata service that speaks version 2 only. The zero value with Instance set is ready to serve.
 type IMDS struct {
 	Instance Instance
 
-	mu     sync.Mutex
-	tokens map[string]time.Time // until when they are valid
-	fault  int
-	v1     int
+	mu       sync.Mutex
+	tokens   map[string]time.Time // until when they are valid
+	fault    int
+	latency  time.Duration
+	refuse   bool
+	v1       int
+	rolls    int
+	lifetime time.Duration // of credentials
 }
 
 // SetFault makes every request be answered with an HTTP status; 0: none.
@@ -45,6 +52,29 @@ func (s *IMDS) SetFault(status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fault = status
+}
+
+// SetLatency delays every answer.
+func (s *IMDS) SetLatency(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.latency = d
+}
+
+// RefuseTokens makes requests for a token fail, as they do where the service is disabled for the instance.
+func (s *IMDS) RefuseTokens(refuse bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = refuse
+}
+
+// RollCredentials gives the role a new access key, and credentials of that lifetime from now on. Before the first call
+// it is six hours. Older keys stay valid.
+func (s *IMDS) RollCredentials(lifetime time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rolls++
+	s.lifetime = lifetime
 }
 
 // V1Requests is how many requests came without a token.
@@ -62,8 +92,11 @@ const (
 // ServeHTTP implements http.Handler.
 func (s *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
-	fault := s.fault
+	fault, latency := s.fault, s.latency
 	s.mu.Unlock()
+	if wait(r.Context(), latency) != nil {
+		return // nobody is there any more
+	}
 	if fault != 0 {
 		http.Error(w, http.StatusText(fault), fault)
 		return
@@ -90,15 +123,18 @@ func (s *IMDS) token(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "400 - Bad Request", http.StatusBadRequest)
 		return
 	}
-	b := make([]byte, 32)
-	rand.Read(b)
-	token := hex.EncodeToString(b)
+	now, token := time.Now(), rand.Text()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.refuse {
+		http.Error(w, "403 - Forbidden", http.StatusForbidden)
+		return
+	}
 	if s.tokens == nil {
 		s.tokens = make(map[string]time.Time)
 	}
-	s.tokens[token] = time.Now().Add(time.Duration(ttl) * time.Second)
+	maps.DeleteFunc(s.tokens, func(_ string, until time.Time) bool { return until.Before(now) })
+	s.tokens[token] = now.Add(time.Duration(ttl) * time.Second)
 	w.Header().Set(ttlHeader, strconv.Itoa(ttl))
 	fmt.Fprint(w, token)
 }
@@ -120,21 +156,32 @@ func (s *IMDS) values() map[string]string {
 		"instanceId": i.ID, "instanceType": i.Type, "pendingTime": "2026-01-01T00:00:00Z", "privateIp": i.PrivateIP,
 		"region": i.Region, "version": "2017-09-30",
 	})
-	now := time.Now().UTC()
-	credentials, _ := json.Marshal(map[string]any{
-		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": AccessKeyID, "SecretAccessKey": "simulated", "Token": "simulated",
-		"LastUpdated": now.Format(time.RFC3339), "Expiration": now.Add(6 * time.Hour).Format(time.RFC3339),
-	})
 	const meta = "/latest/meta-data/"
 	return map[string]string{
 		meta + "instance-id":                         i.ID,
 		meta + "instance-type":                       i.Type,
 		meta + "ami-id":                              i.ImageID,
+		meta + "mac":                                 i.MAC,
 		meta + "local-ipv4":                          i.PrivateIP,
 		meta + "placement/region":                    i.Region,
 		meta + "placement/availability-zone":         i.AvailabilityZone,
 		meta + "iam/security-credentials":            i.Role,
-		meta + "iam/security-credentials/" + i.Role:  string(credentials),
+		meta + "iam/security-credentials/" + i.Role:  s.credentials(),
 		"/latest/dynamic/instance-identity/document": string(document),
 	}
+}
+
+func (s *IMDS) credentials() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	lifetime := 6 * time.Hour
+	if s.rolls > 0 {
+		lifetime = s.lifetime
+	}
+	now := time.Now().UTC()
+	text, _ := json.Marshal(map[string]any{ // of text: always marshals
+		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": fmt.Sprintf("%s%03d", accessKeyPrefix, s.rolls), "SecretAccessKey": "simulated", "Token": "simulated",
+		"LastUpdated": now.Format(time.RFC3339), "Expiration": now.Add(lifetime).Format(time.RFC3339),
+	})
+	return string(text)
 }

@@ -1,4 +1,4 @@
-// Package simca issues certificates for tests and the demonstration.
+// Package simca issues certificates for tests and the demonstration. Its keys are P-256: quickly made.
 package simca
 
 import (
@@ -9,64 +9,96 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"time"
 )
 
-// CA is a certificate authority with a P-256 key.
+// CA is a certificate authority: a root, or an intermediate.
 type CA struct {
 	Cert *x509.Certificate
 	Key  *ecdsa.PrivateKey
+
+	parent *CA // nil for a root
 }
 
-// New makes a CA that is valid from a day before now for ten years.
-func New(name string, now time.Time) (*CA, error) {
+// New makes a root that is valid from a day before now for ten years.
+func New(name string, now time.Time) (*CA, error) { return newCA(nil, name, now) }
+
+// Intermediate makes a CA under this one, with the dates that New gives.
+func (ca *CA) Intermediate(name string, now time.Time) (*CA, error) { return newCA(ca, name, now) }
+
+func newCA(parent *CA, name string, now time.Time) (*CA, error) {
+	cert, key, err := parent.sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(10, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	})
+	return &CA{Cert: cert, Key: key, parent: parent}, err
+}
+
+// sign makes a key and its certificate; without a CA, a self-signed one.
+func (ca *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(10, 0, 0),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	template.SerialNumber = serial.Add(serial, big.NewInt(1)) // never 0
+	issuer, signer := template, key
+	if ca != nil {
+		issuer, signer = ca.Cert, ca.Key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &key.PublicKey, signer)
+	if err != nil {
+		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", template.Subject.CommonName, err)
 	}
 	cert, err := x509.ParseCertificate(der)
-	return &CA{Cert: cert, Key: key}, err
+	return cert, key, err
 }
 
-func serial() *big.Int {
-	n, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
-	if err != nil {
-		panic(err) // crypto/rand does not fail
-	}
-	return n
-}
-
-// PEM returns the CA's certificate.
+// PEM returns the trust anchor: the certificate of the root above this CA.
 func (ca *CA) PEM() string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Cert.Raw}))
+	for ca.parent != nil {
+		ca = ca.parent
+	}
+	return certificatePEM(ca.Cert)
 }
 
-// Leaf is a certificate and its key, PEM.
+func certificatePEM(c *x509.Certificate) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
+}
+
+// Leaf is a certificate, with the intermediates above it, and its key, PEM.
 type Leaf struct{ Cert, Key string }
 
-// Issue makes a leaf that serves as client and as server, for localhost.
+// Template says what stands in a leaf.
+type Template struct {
+	Name                string // the subject's common name
+	NotBefore, NotAfter time.Time
+	DNSNames            []string
+	IPAddresses         []net.IP
+	Usages              []x509.ExtKeyUsage
+}
+
+// Issue makes a leaf that serves as client and as server, for name and localhost.
 func (ca *CA) Issue(name string, notBefore, notAfter time.Time) (Leaf, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return Leaf{}, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: name}, NotBefore: notBefore, NotAfter: notAfter,
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-		DNSNames:    []string{name, "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.Cert, &key.PublicKey, ca.Key)
+	return ca.IssueFrom(Template{
+		Name: name, NotBefore: notBefore, NotAfter: notAfter,
+		DNSNames: []string{name, "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	})
+}
+
+// IssueFrom makes a leaf.
+func (ca *CA) IssueFrom(t Template) (Leaf, error) {
+	cert, key, err := ca.sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: t.Name}, NotBefore: t.NotBefore, NotAfter: t.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: t.Usages, DNSNames: t.DNSNames, IPAddresses: t.IPAddresses,
+	})
 	if err != nil {
 		return Leaf{}, err
 	}
@@ -74,10 +106,11 @@ func (ca *CA) Issue(name string, notBefore, notAfter time.Time) (Leaf, error) {
 	if err != nil {
 		return Leaf{}, err
 	}
-	return Leaf{
-		Cert: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		Key:  string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
-	}, nil
+	leaf := Leaf{Cert: certificatePEM(cert), Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))}
+	for ; ca.parent != nil; ca = ca.parent {
+		leaf.Cert += certificatePEM(ca.Cert)
+	}
+	return leaf, nil
 }
 
 // ClientSecret is the JSON secret of a client that the CA has just issued, valid from an hour before now for 90 days.
@@ -86,6 +119,17 @@ func (ca *CA) ClientSecret(name string, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, err := json.Marshal(map[string]string{"client_cert": leaf.Cert, "client_key": leaf.Key, "ca_cert": ca.PEM()})
+	return ca.Secret(leaf, Leaf{})
+}
+
+// Secret is the JSON secret of a client and a server of this CA, of which either may be empty.
+func (ca *CA) Secret(client, server Leaf) (string, error) {
+	fields := map[string]string{"ca_cert": ca.PEM()}
+	for prefix, leaf := range map[string]Leaf{"client": client, "server": server} {
+		if leaf != (Leaf{}) {
+			fields[prefix+"_cert"], fields[prefix+"_key"] = leaf.Cert, leaf.Key
+		}
+	}
+	text, err := json.Marshal(fields)
 	return string(text), err
 }

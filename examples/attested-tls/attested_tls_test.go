@@ -1,0 +1,478 @@
+package attestedtls_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sevagent/client"
+	attestedtls "sevagent/examples/attested-tls"
+	"sevagent/internal/appraise"
+	"sevagent/internal/attest"
+	"sevagent/internal/evidence"
+	"sevagent/internal/localapi"
+	"sevagent/internal/sim"
+	"sevagent/internal/sim/simca"
+	"sevagent/internal/snp"
+)
+
+// bin is where TestMain has built the two programs.
+var bin string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		var err error
+		if bin, err = os.MkdirTemp("", "attested-tls"); err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(bin)
+		args := []string{"build", "-o", bin}
+		if info, ok := debug.ReadBuildInfo(); ok {
+			for _, s := range info.Settings {
+				if s.Key == "-race" && s.Value == "true" {
+					args = append(args, "-race")
+				}
+			}
+		}
+		if out, err := exec.Command("go", append(args, "./client", "./server")...).CombinedOutput(); err != nil {
+			panic("go build: " + string(out))
+		}
+		return m.Run()
+	}())
+}
+
+// pspDevice is the simulated secure processor as the worker's device.
+type pspDevice struct{ psp *sim.PSP }
+
+func (d pspDevice) Report(reportData [snp.ReportDataSize]byte) (attest.Quote, error) {
+	report, certs, err := d.psp.Report(reportData, 0)
+	return attest.Quote{Report: report, CertTable: certs}, err
+}
+func (pspDevice) Name() string { return "sim" }
+func (pspDevice) Close() error { return nil }
+
+// node is an agent on a simulated SNP guest, what it has published, and the relying party's files.
+type node struct {
+	t      *testing.T
+	dir    string
+	psp    *sim.PSP
+	agent  *client.Client
+	victim tls.Certificate // the published client
+	other  tls.Certificate // another client of the same CA
+	ca     *simca.CA
+}
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	now := time.Now()
+	dir, err := os.MkdirTemp("", "at") // sockets have short paths
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	n := &node{t: t, dir: dir, agent: client.New(filepath.Join(dir, "s"))}
+	o := sim.DefaultOptions(now)
+	if n.psp, err = sim.New(o); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.psp.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if n.ca, err = simca.New("Test CA", now); err != nil {
+		t.Fatal(err)
+	}
+	n.victim, n.other = n.issue("victim"), n.issue("other")
+	n.issue("server")
+	n.write("client.pem", n.read("victim.pem"))
+	n.write("ca.crt", n.ca.PEM())
+	n.write("policy.yaml", "profile: aws-shared\nroots: roots.pem\n")
+
+	policy, err := appraise.Builtin(appraise.AWSShared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy.RootsPEM = n.psp.Roots()
+	verifier, err := appraise.New(appraise.Config{Policy: policy, Region: o.Region})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// It does not enforce: what a bad report is worth is for the relying party to find out.
+	worker := attest.New(attest.Config{Transport: pspDevice{n.psp}, Verifier: verifier, Rate: 50, Burst: 64,
+		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+	spki := keyHash(n.victim)
+	api := localapi.New(localapi.Config{
+		Evidence: worker.Evidence,
+		BoundKey: func(kind string) ([]byte, bool) { return spki[:], kind == client.BindClient },
+		Metrics:  prometheus.NewRegistry(),
+		Log:      slog.New(slog.DiscardHandler),
+	})
+	socket, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() { done <- worker.Run(ctx) }()
+	go func() { done <- api.Run(ctx, socket, nil) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-done, <-done); err != nil {
+			t.Errorf("the agent: %v", err)
+		}
+	})
+	return n
+}
+
+// issue makes a certificate, and a PEM file of its name with key and leaf.
+func (n *node) issue(name string) tls.Certificate {
+	n.t.Helper()
+	leaf, err := n.ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.write(name+".pem", leaf.Key+leaf.Cert)
+	pair, err := tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return pair
+}
+
+func keyHash(c tls.Certificate) [sha256.Size]byte {
+	return sha256.Sum256(c.Leaf.RawSubjectPublicKeyInfo)
+}
+
+func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
+
+func (n *node) write(name, text string) {
+	n.t.Helper()
+	if err := os.WriteFile(n.path(name), []byte(text), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *node) read(name string) string {
+	n.t.Helper()
+	text, err := os.ReadFile(n.path(name))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// serverArgs are what every server here gets.
+func (n *node) serverArgs(more ...string) []string {
+	return append([]string{"--listen", "127.0.0.1:0", "--cert", n.path("server.pem"), "--key", n.path("server.pem"), "--ca", n.path("ca.crt")}, more...)
+}
+
+// simulator are the flags of a relying party that trusts this test's simulator.
+func (n *node) simulator() []string {
+	return []string{"--policy", n.path("policy.yaml"), "--allow-custom-roots", "--region", sim.DefaultOptions(time.Now()).Region}
+}
+
+// startServer starts the relying party, returns its address, and ends it with the test.
+func (n *node) startServer(flags ...string) (address string, cmd *exec.Cmd) {
+	n.t.Helper()
+	cmd = exec.Command(filepath.Join(bin, "server"), n.serverArgs(flags...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, stdout, err := os.Pipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	cmd.Stdout = stdout
+	err = cmd.Start()
+	stdout.Close()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	line, err := lines.ReadString('\n')
+	address, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
+	n.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			cmd.Process.Signal(syscall.SIGTERM)
+			if err := cmd.Wait(); err != nil {
+				n.t.Errorf("the server: %v\n%s", err, stderr.String())
+			}
+		}
+		rest, _ := io.ReadAll(lines)
+		n.t.Logf("the server: %s%s", rest, stderr.String())
+		out.Close()
+	})
+	if err != nil || !ok {
+		cmd.Process.Kill()
+		n.t.Fatalf("the server prints %q: %v", line, err)
+	}
+	return address, cmd
+}
+
+// dial connects to the server with a certificate, and returns what it has sent.
+func (n *node) dial(address string, pair tls.Certificate) (conn *tls.Conn, random []byte) {
+	n.t.Helper()
+	pool := x509.NewCertPool()
+	pool.AddCert(n.ca.Cert)
+	conn, err := tls.Dial("tcp", address, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if random, err = attestedtls.ReadMessage(conn); err != nil {
+		n.t.Fatal(err)
+	}
+	return conn, random
+}
+
+// nonce is the nonce of a connection.
+func (n *node) nonce(conn *tls.Conn, random []byte) []byte {
+	n.t.Helper()
+	nonce, err := attestedtls.Nonce(conn.ConnectionState(), random)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return nonce
+}
+
+// evidence asks the node's agent.
+func (n *node) evidence(nonce []byte, bind string) []byte {
+	n.t.Helper()
+	doc, err := n.agent.Evidence(n.t.Context(), nonce, bind)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return doc
+}
+
+// answer sends evidence and returns what the server makes of it.
+func (n *node) answer(conn *tls.Conn, doc []byte) string {
+	n.t.Helper()
+	if err := attestedtls.WriteMessage(conn, doc); err != nil {
+		n.t.Fatal(err)
+	}
+	answer, err := attestedtls.ReadMessage(conn)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return string(answer)
+}
+
+// runClient runs the client program, and returns what it prints.
+func (n *node) runClient(address string) (string, error) {
+	out, err := exec.Command(filepath.Join(bin, "client"), "--connect", address, "--mtls-dir", n.dir, "--socket", n.path("s")).CombinedOutput()
+	return string(out), err
+}
+
+// TestPrograms: both as they are, once and with the exit status that tells.
+func TestPrograms(t *testing.T) {
+	n := newNode(t)
+	for _, c := range []struct {
+		name, fault, want string
+		flags             []string
+		status            int
+	}{
+		{"accepted", "", "accepted", n.simulator(), 0},
+		{"flipped bit", sim.FaultFlip, "signature_invalid", n.simulator(), 1},
+		{"other region", "", "policy_rejected", append(n.simulator(), "--region", "eu-west-1"), 1},
+		{"AMD's roots", "", "chain_invalid", nil, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n.psp.SetFault(c.fault)
+			defer n.psp.SetFault("")
+			address, server := n.startServer(append(c.flags, "--once")...)
+			out, err := n.runClient(address)
+			if status := exitCode(err); status != c.status || !strings.Contains(out, c.want) {
+				t.Errorf("the client ends with %d and %q, want %d and %q", status, out, c.status, c.want)
+			}
+			if status := exitCode(server.Wait()); status != c.status {
+				t.Errorf("the server ends with %d, want %d", status, c.status)
+			}
+		})
+	}
+}
+
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+		return e.ExitCode()
+	}
+	return -1
+}
+
+// TestCustomRoots: who trusts roots that are not AMD's has to say so.
+func TestCustomRoots(t *testing.T) {
+	n := newNode(t)
+	out, err := exec.Command(filepath.Join(bin, "server"), n.serverArgs("--policy", n.path("policy.yaml"))...).CombinedOutput()
+	if exitCode(err) != 2 || !strings.Contains(string(out), "--allow-custom-roots") {
+		t.Errorf("the server ends with %v and %q, want exit status 2", err, out)
+	}
+}
+
+// TestRefused: what attackers, and clients with mistakes, may send.
+func TestRefused(t *testing.T) {
+	n := newNode(t)
+	address, _ := n.startServer(n.simulator()...)
+	for _, c := range []struct {
+		name string
+		pair tls.Certificate
+		doc  func(conn *tls.Conn, random []byte) []byte
+		want string
+	}{
+		{"honest", n.victim, func(conn *tls.Conn, random []byte) []byte {
+			return n.evidence(n.nonce(conn, random), client.BindClient)
+		}, attestedtls.Accepted},
+		{"another key with the victim's evidence", n.other, func(conn *tls.Conn, random []byte) []byte {
+			return n.evidence(n.nonce(conn, random), client.BindClient)
+		}, "it is bound to key"},
+		{"evidence of another connection", n.victim, func(*tls.Conn, []byte) []byte {
+			conn, random := n.dial(address, n.victim)
+			return n.evidence(n.nonce(conn, random), client.BindClient)
+		}, "another nonce"},
+		{"relayed: this random number, the exporter of another connection", n.victim, func(_ *tls.Conn, random []byte) []byte {
+			conn, _ := n.dial(address, n.victim)
+			return n.evidence(n.nonce(conn, random), client.BindClient)
+		}, "another nonce"},
+		{"the random number itself as nonce", n.victim, func(_ *tls.Conn, random []byte) []byte {
+			return n.evidence(random, client.BindClient)
+		}, "another nonce"},
+		{"bound to no key", n.victim, func(conn *tls.Conn, random []byte) []byte {
+			return n.evidence(n.nonce(conn, random), client.BindNone)
+		}, `binding "none"`},
+		{"bound to no key, edited", n.victim, func(conn *tls.Conn, random []byte) []byte {
+			key := keyHash(n.victim)
+			return bytes.Replace(n.evidence(n.nonce(conn, random), client.BindNone), []byte(`"binding":{"kind":"none"`),
+				[]byte(`"binding":{"kind":"client","spki_sha256":"`+evidence.Hex(key[:]).String()+`"`), 1)
+		}, "does not commit"},
+		{"edited caller", n.victim, func(conn *tls.Conn, random []byte) []byte {
+			return bytes.Replace(n.evidence(n.nonce(conn, random), client.BindClient), []byte(`"uid":`), []byte(`"uid":1`), 1)
+		}, "does not commit"},
+		{"flipped bit", n.victim, func(conn *tls.Conn, random []byte) []byte {
+			n.psp.SetFault(sim.FaultFlip)
+			defer n.psp.SetFault("")
+			return n.evidence(n.nonce(conn, random), client.BindClient)
+		}, "signature_invalid"},
+		{"newer than anyone can judge", n.victim, func(conn *tls.Conn, random []byte) []byte {
+			n.psp.SetFault(sim.FaultVersion)
+			defer n.psp.SetFault("")
+			return n.evidence(n.nonce(conn, random), client.BindClient)
+		}, "unsupported_report_version"},
+		{"nothing", n.victim, func(*tls.Conn, []byte) []byte { return nil }, "parse evidence"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			conn, random := n.dial(address, c.pair)
+			if got := n.answer(conn, c.doc(conn, random)); !strings.Contains(got, c.want) || got == attestedtls.Accepted && c.want != got {
+				t.Errorf("the server answers %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestNoClientCertificate: without a certificate of the CA there is no connection to prove anything in.
+func TestNoClientCertificate(t *testing.T) {
+	n := newNode(t)
+	address, _ := n.startServer(n.simulator()...)
+	stranger, err := simca.New("Stranger", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := n.ca
+	n.ca = stranger
+	foreign := n.issue("foreign")
+	pool := x509.NewCertPool()
+	pool.AddCert(ca.Cert)
+	for name, certs := range map[string][]tls.Certificate{"none": nil, "of another CA": {foreign}} {
+		conn, err := tls.Dial("tcp", address, &tls.Config{Certificates: certs, RootCAs: pool})
+		if err != nil {
+			continue
+		}
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		if random, err := attestedtls.ReadMessage(conn); err == nil {
+			t.Errorf("a client with a certificate %s is asked for evidence, over %x", name, random)
+		}
+		conn.Close()
+	}
+}
+
+// TestNonce: both ends of a connection have the same, and no two connections do.
+func TestNonce(t *testing.T) {
+	n := newNode(t)
+	pool := x509.NewCertPool()
+	pool.AddCert(n.ca.Cert)
+	random := make([]byte, attestedtls.NonceSize)
+	seen := make(map[string]bool)
+	for range 2 {
+		a, b := net.Pipe()
+		server := tls.Server(a, &tls.Config{Certificates: []tls.Certificate{n.other}, SessionTicketsDisabled: true})
+		client := tls.Client(b, &tls.Config{RootCAs: pool, ServerName: "localhost"})
+		done := make(chan error, 1)
+		go func() { done <- server.Handshake() }()
+		if err := errors.Join(client.Handshake(), <-done); err != nil {
+			t.Fatal(err)
+		}
+		got, want := n.nonce(client, random), n.nonce(server, random)
+		if !bytes.Equal(got, want) || seen[string(got)] {
+			t.Errorf("nonce %x at the client, %x at the server; seen before: %v", got, want, seen[string(got)])
+		}
+		seen[string(got)] = true
+		if _, err := attestedtls.Nonce(client.ConnectionState(), random[1:]); err == nil {
+			t.Error("a short random number is taken")
+		}
+		a.Close()
+		b.Close()
+	}
+}
+
+// TestMessages: bounded, and whole or not at all.
+func TestMessages(t *testing.T) {
+	var b bytes.Buffer
+	most := make([]byte, attestedtls.MaxMessage)
+	if err := attestedtls.WriteMessage(&b, most); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := attestedtls.ReadMessage(bytes.NewReader(b.Bytes())); err != nil || len(got) != len(most) {
+		t.Errorf("%d bytes come back as %d: %v", len(most), len(got), err)
+	}
+	if err := attestedtls.WriteMessage(io.Discard, append(most, 0)); err == nil {
+		t.Error("a message beyond the bound is written")
+	}
+	for name, text := range map[string]string{"nothing": "", "cut length": "\x00\x00", "cut": "\x00\x00\x00\x02a", "too long": "\x00\x04\x00\x01", "huge": "\xff\xff\xff\xff"} {
+		if got, err := attestedtls.ReadMessage(strings.NewReader(text)); err == nil {
+			t.Errorf("%s: read as %q", name, got)
+		}
+	}
+}
+
+// TestDocument: what docs/attested-tls.md quotes is what runs.
+func TestDocument(t *testing.T) {
+	source, err := os.ReadFile("server/verify.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := os.ReadFile("../../docs/attested-tls.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, function, ok := strings.Cut(string(source), "\n// verifyPeer ")
+	if !ok || !strings.Contains(string(document), "```go\n// verifyPeer "+function+"```\n") {
+		t.Error("docs/attested-tls.md does not quote verifyPeer of server/verify.go as it is")
+	}
+}

@@ -1,0 +1,93 @@
+// Package attestedtls is what the two example programs share: messages of bounded size, and the nonce that ties
+// evidence to one TLS connection. docs/attested-tls.md explains the whole, and what it proves.
+//
+// After the handshake, in which the client has proved that it holds a private key, three messages follow:
+//
+//	server to client   a random number of NonceSize bytes
+//	client to server   an evidence document, bound to the client's key and over Nonce(connection, random)
+//	server to client   Accepted, or why not
+//
+// # Why the nonce is derived
+//
+// If the random number itself were the nonce, evidence would be fresh but would not say for which connection it was
+// made. Someone with a copy of the client's key, whom the real client takes for a relying party and connects to, could
+// pass on the server's random number to it and its evidence to the server, and be taken for a guest. Here the nonce is
+// a hash that also covers keying material exported from the connection (RFC 8446, section 7.5), as RFC 9266 does for
+// channel bindings. Both ends of one TLS connection compute the same value, nobody else can, and two connections never
+// share it, even if one man sits at an end of each: evidence made in one is worthless in the other.
+//
+// The derivation does not hinder someone who has a copy of the key and may also ask an agent that publishes it: he
+// chooses the nonce. Who may use an agent's socket is the node's business.
+package attestedtls
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Timeout bounds the whole exchange at each end, handshake included. An agent answers or refuses within 30 seconds.
+const Timeout = 40 * time.Second
+
+// NonceSize is the length of the server's random number in bytes.
+const NonceSize = 32
+
+// Accepted is the server's answer to evidence that it relies on. Any other answer is the reason of a refusal.
+const Accepted = "accepted"
+
+// MaxMessage bounds a message in bytes; it is what an evidence document may have.
+const MaxMessage = 256 << 10
+
+const (
+	exporterLabel = "EXPORTER-sevagent-attested-tls"
+	nonceLabel    = "sevagent/attested-tls/v1\x00"
+)
+
+// Nonce returns the nonce to ask the agent for in this connection: SHA-256 over a label, and the server's random
+// number and 32 bytes of exported keying material, each after its length as a 32-bit big-endian number. It fails
+// where the exporter would not be unique to the connection: before TLS 1.3 without extended master secret.
+func Nonce(state tls.ConnectionState, random []byte) ([]byte, error) {
+	if len(random) != NonceSize {
+		return nil, fmt.Errorf("derive the nonce: the server's random number has %d bytes, want %d", len(random), NonceSize)
+	}
+	exported, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive the nonce: %w", err)
+	}
+	h := sha256.New()
+	h.Write([]byte(nonceLabel))
+	for _, part := range [][]byte{random, exported} {
+		binary.Write(h, binary.BigEndian, uint32(len(part)))
+		h.Write(part)
+	}
+	return h.Sum(nil), nil
+}
+
+// WriteMessage writes a message after its length, a 32-bit big-endian number.
+func WriteMessage(w io.Writer, message []byte) error {
+	if len(message) > MaxMessage {
+		return fmt.Errorf("write a message: %d bytes, at most %d are allowed", len(message), MaxMessage)
+	}
+	_, err := w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(message))), message...))
+	return err
+}
+
+// ReadMessage reads what WriteMessage has written.
+func ReadMessage(r io.Reader) ([]byte, error) {
+	var length [4]byte
+	if _, err := io.ReadFull(r, length[:]); err != nil {
+		return nil, fmt.Errorf("read a message: %w", err)
+	}
+	n := binary.BigEndian.Uint32(length[:])
+	if n > MaxMessage {
+		return nil, fmt.Errorf("read a message: %d bytes, at most %d are allowed", n, MaxMessage)
+	}
+	message := make([]byte, n)
+	if _, err := io.ReadFull(r, message); err != nil {
+		return nil, fmt.Errorf("read a message: %w", err)
+	}
+	return message, nil
+}

@@ -1,0 +1,216 @@
+// Command server is an example of a relying party, which may run in a Nitro Enclave: a TLS server that accepts a
+// client only with evidence that the key of the certificate presented in this very connection is published on a
+// genuine SEV-SNP guest. docs/attested-tls.md explains it.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+	"time"
+
+	attestedtls "sevagent/examples/attested-tls"
+	"sevagent/internal/appraise"
+	"sevagent/internal/config"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "server:", err)
+		os.Exit(exitStatus(err))
+	}
+}
+
+// usageError is wrong usage or configuration.
+type usageError struct{ error }
+
+func exitStatus(err error) int {
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
+}
+
+// options are the flags.
+type options struct {
+	listen, cert, key, ca, policy, region string
+	allowCustomRoots, once                bool
+}
+
+func run(ctx context.Context, args []string, stdout io.Writer) error {
+	var o options
+	f := flag.NewFlagSet("server", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // main tells what is wrong
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address to listen on")
+	f.StringVar(&o.cert, "cert", "", "PEM file with this server's leaf and intermediates")
+	f.StringVar(&o.key, "key", "", "PEM file with the leaf's private key")
+	f.StringVar(&o.ca, "ca", "", "PEM file with the trust anchors of clients")
+	f.StringVar(&o.policy, "policy", appraise.AWSShared, "a built-in policy (aws-shared, aws-dedicated) or a policy file")
+	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false, "accept a policy with roots of its own, as simulators have: such evidence proves nothing about hardware")
+	f.StringVar(&o.region, "region", "", "the EC2 region that evidence must come from")
+	f.BoolVar(&o.once, "once", false, "serve one connection, and exit with status 0 if the client was accepted")
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		f.SetOutput(stdout)
+		f.PrintDefaults()
+		return nil
+	} else if err != nil {
+		return usageError{err}
+	}
+	if f.NArg() > 0 {
+		return usageError{fmt.Errorf("%q is not a flag", f.Arg(0))}
+	}
+	verifier, err := o.verifier()
+	if err != nil {
+		return usageError{err}
+	}
+	tlsConfig, err := o.tlsConfig()
+	if err != nil {
+		return usageError{err}
+	}
+	l, err := net.Listen("tcp", o.listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	fmt.Fprintf(stdout, "listening on %s\n", l.Addr())
+	s := &server{tlsConfig: tlsConfig, verifier: verifier, out: stdout}
+	return s.serve(ctx, l, o.once)
+}
+
+func (o *options) verifier() (*appraise.Verifier, error) {
+	policy, err := config.LoadPolicy(o.policy)
+	if err != nil {
+		return nil, err
+	}
+	if policy.RootsPEM != nil && !o.allowCustomRoots {
+		return nil, fmt.Errorf("policy %s brings roots of its own; give --allow-custom-roots if that is what you want, for a simulator say", o.policy)
+	}
+	return appraise.New(appraise.Config{Policy: policy, Region: o.region})
+}
+
+// tlsConfig asks every client for a certificate. It takes TLS 1.3 only, whose exporter is unique to a connection, and
+// gives no session tickets, so that a key is shown to be held in every connection and not in an earlier one.
+func (o *options) tlsConfig() (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(o.cert, o.key)
+	if err != nil {
+		return nil, fmt.Errorf("load --cert and --key: %w", err)
+	}
+	text, err := os.ReadFile(o.ca)
+	if err != nil {
+		return nil, fmt.Errorf("load --ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("load --ca: %s has no certificate", o.ca)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, SessionTicketsDisabled: true,
+	}, nil
+}
+
+// maxConnections bounds how many clients are served at a time. Others wait in the kernel's backlog.
+const maxConnections = 64
+
+type server struct {
+	tlsConfig *tls.Config
+	verifier  *appraise.Verifier
+
+	mu  sync.Mutex // guards out
+	out io.Writer
+}
+
+// serve serves until ctx ends, or one connection. It closes l, and waits for the clients that it has accepted.
+func (s *server) serve(ctx context.Context, l net.Listener, once bool) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	free := make(chan struct{}, maxConnections)
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept a connection: %w", err)
+		}
+		if once {
+			return s.handle(ctx, conn)
+		}
+		free <- struct{}{}
+		clients.Go(func() {
+			s.handle(ctx, conn)
+			<-free
+		})
+	}
+}
+
+// handle serves one client and tells the outcome, to it and on the output.
+func (s *server) handle(ctx context.Context, raw net.Conn) error {
+	defer raw.Close()
+	raw.SetDeadline(time.Now().Add(attestedtls.Timeout))
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn := tls.Server(raw, s.tlsConfig)
+	leaf, err := s.attest(ctx, conn)
+	name := "?"
+	if leaf != nil {
+		name = leaf.Subject.String()
+	}
+	answer := attestedtls.Accepted
+	if err != nil {
+		answer = err.Error()
+	}
+	s.mu.Lock()
+	fmt.Fprintf(s.out, "%s %q: %s\n", raw.RemoteAddr(), name, answer)
+	s.mu.Unlock()
+	if leaf == nil { // there is no connection to answer on
+		return err
+	}
+	if writeErr := attestedtls.WriteMessage(conn, []byte(answer)); err == nil && writeErr != nil {
+		err = fmt.Errorf("answer: %w", writeErr)
+	}
+	// A server would serve the client now, in this connection. The next one has to be attested anew.
+	conn.Close()
+	return err
+}
+
+// attest does the handshake and the exchange. The leaf is nil if there was no handshake.
+func (s *server) attest(ctx context.Context, conn *tls.Conn) (*x509.Certificate, error) {
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
+	}
+	state := conn.ConnectionState()
+	leaf := state.PeerCertificates[0]
+	random := make([]byte, attestedtls.NonceSize)
+	rand.Read(random) // does not fail
+	nonce, err := attestedtls.Nonce(state, random)
+	if err != nil {
+		return leaf, err
+	}
+	if err := attestedtls.WriteMessage(conn, random); err != nil {
+		return leaf, fmt.Errorf("send the nonce: %w", err)
+	}
+	doc, err := attestedtls.ReadMessage(conn)
+	if err != nil {
+		return leaf, err
+	}
+	return leaf, verifyPeer(doc, nonce, leaf, s.verifier, time.Now())
+}

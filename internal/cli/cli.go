@@ -1,0 +1,109 @@
+// Package cli is what the product's commands have in common: signals become a context, errors become one line and an
+// exit status, and the version is the build's.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses, the same for all commands.
+const (
+	statusFailed      = 1 // the thing checked is not as it should be
+	statusUsage       = 2 // wrong usage or configuration
+	statusUnreachable = 3 // AWS, the agent or the network could not be reached
+)
+
+// Usage marks an error as a mistake in the command line, or in a file that it names.
+func Usage(err error) error { return marked{err, statusUsage} }
+
+// Usagef is Usage of a new error.
+func Usagef(format string, args ...any) error { return Usage(fmt.Errorf(format, args...)) }
+
+// Unreachable marks an error as a failure to reach someone.
+func Unreachable(err error) error { return marked{err, statusUnreachable} }
+
+type marked struct {
+	error
+	status int
+}
+
+func (m marked) Unwrap() error { return m.error }
+
+// Main runs a command until it ends, or until the process is told to stop.
+func Main(name string, run func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	if err == nil {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+	status := statusFailed
+	if m, ok := errors.AsType[marked](err); ok {
+		status = m.status
+	}
+	os.Exit(status)
+}
+
+// Execute runs the command tree under root. What cobra says of flags and arguments is an error in usage; a command
+// that only groups others asks for one of them.
+func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root.AddCommand(versionCommand(root.Name()))
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage(err) })
+	prepare(root)
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+func prepare(cmd *cobra.Command) {
+	check := cmd.Args
+	if check == nil {
+		check = cobra.NoArgs
+	}
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return Usage(err)
+		}
+		return nil
+	}
+	if cmd.RunE == nil {
+		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+			return Usagef("a command is missing; see '%s --help'", cmd.CommandPath())
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		prepare(sub)
+	}
+}
+
+func versionCommand(name string) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n", name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return err
+		},
+	}
+}
+
+// Version is what the build noted of the source: a tag, or a pseudo-version with the commit.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
