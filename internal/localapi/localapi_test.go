@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -260,6 +261,8 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		t.Skip("takes the header timeout, five seconds")
 	}
 	n := newNode(t)
+	n.do("unix", "GET", "/healthz", "") // the server is up
+	before := runtime.NumGoroutine()
 	var conns []net.Conn
 	for range 200 {
 		c, err := net.Dial("unix", n.socket)
@@ -277,6 +280,12 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		c.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if _, err := io.ReadAll(c); err != nil {
 			t.Fatalf("connection %d stays open: %v", i, err)
+		}
+	}
+	// Nothing of them is left behind.
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, %d before the slow clients came", runtime.NumGoroutine(), before)
 		}
 	}
 }
