@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -32,15 +33,19 @@ func (benchDevice) Close() error { return nil }
 // waits, beside the same without batching.
 func BenchmarkEvidence(b *testing.B) {
 	for _, batch := range []int{maxBatch, 1} {
-		for _, callers := range []int{1, 100, 5000} {
+		for _, callers := range []int{1, 100, 1000, 5000} {
 			name := fmt.Sprintf("batched/callers=%d", callers)
 			if batch == 1 {
 				name = fmt.Sprintf("unbatched/callers=%d", callers)
 			}
 			b.Run(name, func(b *testing.B) {
 				for b.Loop() {
+					var before, after runtime.MemStats
+					runtime.ReadMemStats(&before)
 					served, waits := load(b, batch, callers)
+					runtime.ReadMemStats(&after)
 					b.ReportMetric(served, "evidence/s")
+					b.ReportMetric(float64(after.Mallocs-before.Mallocs)/float64(len(waits)), "allocs/request")
 					b.ReportMetric(float64(waits[len(waits)/2].Milliseconds()), "p50-ms")
 					b.ReportMetric(float64(waits[len(waits)*99/100].Milliseconds()), "p99-ms")
 				}
