@@ -286,3 +286,36 @@ func FuzzAppraise(f *testing.F) {
 		}
 	})
 }
+
+// TestHostileReports: whatever the length and the content, the answer is a code.
+func TestHostileReports(t *testing.T) {
+	now := time.Now()
+	s := simulate(t, now, "", nil)
+	v := verifier(t, appraise.AWSShared, func(p *appraise.Policy) { p.RootsPEM = s.psp.Roots() })
+	long := append(bytes.Clone(s.report), make([]byte, 16)...)
+	for n := range 1201 {
+		got := v.Appraise(now, long[:n], [][]byte{s.cert})
+		if want := n == snp.ReportSize; (got.Err() == nil) != want || !want && got.Code != appraise.CodeReportMalformed {
+			t.Fatalf("%d bytes: %s %s", n, got.Status, got.Code)
+		}
+	}
+	unsigned := bytes.Clone(s.report)
+	unsigned[0x48] = byte(snp.Unsigned) << 2
+	reserved := bytes.Clone(s.report)
+	reserved[0x48] = 3 << 2
+	for _, c := range []struct {
+		name   string
+		report []byte
+		status appraise.Status
+		code   string
+	}{
+		{"unsigned", unsigned, appraise.Fail, appraise.CodeSignatureInvalid},
+		{"signed by a reserved key", reserved, appraise.Fail, appraise.CodeSignatureInvalid},
+		{"all ones", bytes.Repeat([]byte{0xff}, snp.ReportSize), appraise.Unsupported, appraise.CodeUnsupportedVersion},
+		{"all zeros", make([]byte, snp.ReportSize), appraise.Fail, appraise.CodeReportMalformed},
+	} {
+		if got := v.Appraise(now, c.report, [][]byte{s.cert}); got.Status != c.status || got.Code != c.code {
+			t.Errorf("%s: %s %s, want %s %s", c.name, got.Status, got.Code, c.status, c.code)
+		}
+	}
+}
