@@ -120,8 +120,9 @@ func (a *attestation) verifier(cfg config.Attestation) (v *appraise.Verifier, po
 	return v, policy, nil
 }
 
-// locate finds the node's region if the policy compares with it, and has the judge know it. A report is never judged
-// without: where it comes from would go unchecked.
+// locate finds the node's region if the policy compares with it, and has the judge know it. The gate does not pass in
+// mode enforce without it: where the report comes from would go unchecked. In mode warn the gate says so and goes on,
+// and the form of CSP_ID is all that is judged until the next self-check finds the region.
 func (a *attestation) locate(ctx context.Context, cfg config.Attestation, c *cloud) error {
 	_, policy, err := a.verifier(cfg)
 	if err != nil {

@@ -8,7 +8,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,6 +129,36 @@ listen: {socket: SOCKET, tcp: ""}
 			// secrets-fault CODE makes Secrets Manager fail; without a code it works again.
 			"secrets-fault": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Value("secrets").(*simaws.Secrets).SetFault(strings.Join(args, ""))
+			},
+			// hup tells every program in the background to reload; testscript's own kill knows no SIGHUP.
+			"hup": func(ts *testscript.TestScript, neg bool, args []string) {
+				for _, cmd := range ts.BackgroundCmds() {
+					ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+				}
+			},
+			// until-exits STATUS PROGRAM … runs a program until it succeeds (STATUS 0) or fails (any other).
+			"until-exits": func(ts *testscript.TestScript, neg bool, args []string) {
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					failed := ts.Exec(args[1], args[2:]...) != nil
+					if failed == (args[0] != "0") {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s did not come to end with exit status %s", args[1], args[0])
+					}
+				}
+			},
+			// until-stdout PATTERN PROGRAM … runs a program until it prints what matches.
+			"until-stdout": func(ts *testscript.TestScript, neg bool, args []string) {
+				want := regexp.MustCompile(args[0])
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					if ts.Exec(args[1], args[2:]...) == nil && want.MatchString(ts.ReadFile("stdout")) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s did not come to print %q", args[1], args[0])
+					}
+				}
 			},
 			// notify-socket listens where systemd would, and has the watchdog's variables set as systemd sets them.
 			"notify-socket": func(ts *testscript.TestScript, neg bool, args []string) {
