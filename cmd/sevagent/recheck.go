@@ -31,6 +31,10 @@ func (a *agent) recheck(ctx context.Context) error {
 			return nil
 		case <-time.After(recheckAfter(rand.Float64())):
 		}
+		// In mode warn the gate may have gone on without the node's region: find it now.
+		if err := a.attest.locate(ctx, a.cfg.Load().Attestation, a.cloud); err != nil && ctx.Err() == nil {
+			a.log.Warn("self-check without the node's region", "component", "agent", "err", err)
+		}
 		// The worker notes the outcome, good or bad. A full queue it does not: then others are asking.
 		_, _, _ = a.attest.worker.Evidence(ctx, bootClaims())
 	}

@@ -72,6 +72,7 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	a := &agent{log: log, started: time.Now(), cloud: new(cloud), attest: &attestation{transport: transport, worker: attest.New(attest.Config{
 		Transport: transport, Verifier: verifier, Enforce: true, Rate: 1, Burst: 4, Log: log, Metrics: registry,
 	})}}
+	a.attest.region.Store(&o.Region) // found at the gate
 	a.cfg.Store(&cfg)
 	a.gate.Store(&gate{passed: true, at: time.Now()})
 	a.rotator = a.newRotator(cfg, registry)
