@@ -2,7 +2,10 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
-BINARIES := sevagent bootstrap sevctl sevsim
+# What is built from what: sevagent is the part that asks, sevagentd the whole (see cmd/sevagent/front).
+BINARIES := sevagent sevagentd bootstrap sevctl sevsim
+SOURCE_sevagent := cmd/sevagent/front
+SOURCE_sevagentd := cmd/sevagent
 # The version is what the build notes of the source: hence -buildvcs, which the environment may have switched off.
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w'
 FUZZTIME ?= 60s
@@ -21,7 +24,7 @@ build: $(addprefix build-,$(BINARIES)) ## build all binaries into bin/
 
 .PHONY: $(addprefix build-,$(BINARIES))
 $(addprefix build-,$(BINARIES)): build-%:
-	$(BUILD) -o bin/$* ./cmd/$*
+	$(BUILD) -o bin/$* ./$(or $(SOURCE_$*),cmd/$*)
 
 .PHONY: demo
 demo: build ## bring a simulated node up, rotate, break and verify; without root

@@ -25,18 +25,21 @@ var table = map[string][]string{
 	"internal/appraise":      {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest":        {"internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", prometheus, "golang.org/x/sys", "golang.org/x/time"},
 	"internal/mtls":          {"internal/atomicfile", prometheus, "github.com/fsnotify/fsnotify", "golang.org/x/sys", "golang.org/x/sync"},
-	"internal/config":        {"internal/appraise", "internal/snp", "go.yaml.in/yaml"},
+	"internal/configfile":    {"go.yaml.in/yaml"},
+	"internal/config":        {"internal/appraise", "internal/configfile", "internal/snp", "go.yaml.in/yaml"},
+	"internal/ask":           {"client", "internal/atomicfile", "internal/cli", "internal/configfile", "internal/evidence", cobra},
 	"internal/localapi":      {"internal/appraise", "internal/attest", "internal/evidence", prometheus, "golang.org/x/sys", "golang.org/x/sync"},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":     {"internal/sim", "internal/snp", "github.com/hanwen/go-fuse"},
 	"internal/sim/simaws":    {},
 	"internal/sim/simca":     {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
-	"cmd/sevagent": {"client", "internal/cli", "internal/appraise", "internal/atomicfile", "internal/attest", "internal/config", "internal/evidence", "internal/localapi", "internal/mtls",
+	"cmd/sevagent": {"client", "internal/ask", "internal/cli", "internal/appraise", "internal/attest", "internal/config", "internal/evidence", "internal/localapi", "internal/mtls",
 		aws, "github.com/aws/smithy-go", systemd, cobra, prometheus, "golang.org/x/sync", "golang.org/x/sys"},
-	"cmd/bootstrap": {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, systemd, cobra, "github.com/spf13/pflag"},
-	"cmd/sevctl":    {"internal/cli", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
-	"cmd/sevsim":    {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
+	"cmd/sevagent/front": {"internal/ask", "internal/cli"},
+	"cmd/bootstrap":      {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, systemd, cobra, "github.com/spf13/pflag"},
+	"cmd/sevctl":         {"internal/cli", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
+	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 
 	"examples/attested-tls":        {},
 	"examples/attested-tls/client": {"client", "examples/attested-tls"},
@@ -58,7 +61,9 @@ var pure = []string{"internal/snp", "internal/ecsconfig"}
 var never = map[string][]string{
 	"cmd/sevagent":  append([]string{aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation"}, simulation...),
 	"cmd/bootstrap": append([]string{aws + "/service/secretsmanager"}, simulation...),
-	"cmd/sevctl":    append([]string{aws + "/service/secretsmanager", aws + "/service/cloudformation"}, simulation...),
+	// What it is apart for.
+	"cmd/sevagent/front": {aws, prometheus, systemd, goSEVGuest, module + "internal/appraise", module + "internal/config"},
+	"cmd/sevctl":         append([]string{aws + "/service/secretsmanager", aws + "/service/cloudformation"}, simulation...),
 }
 
 var simulation = []string{module + "internal/sim", goSEVGuest + "/client", goSEVGuest + "/testing"}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sevagent/client"
-	"sevagent/internal/atomicfile"
+	"sevagent/internal/ask"
 	"sevagent/internal/attest"
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
@@ -27,52 +26,33 @@ import (
 	"sevagent/internal/localapi"
 )
 
-// reached marks the agent's silence as such, for the exit status.
-func reached(err error) error {
-	if _, silent := errors.AsType[*client.UnreachableError](err); silent {
-		return cli.Unreachable(err)
-	}
-	return err
-}
-
 // load reads the configuration; every mistake in it is a usage error.
-func (o *options) load() (config.Config, error) {
-	cfg, err := config.Load(o.config)
+func load(o *ask.Options) (config.Config, error) {
+	cfg, err := config.Load(o.Config)
 	if err != nil {
 		return cfg, cli.Usage(err)
 	}
 	return cfg, nil
 }
 
-// client returns a client of the running agent. The configuration need not be readable for that.
-func (o *options) client() *client.Client {
-	socket := o.socket
-	if socket == "" {
-		if cfg, err := config.Load(o.config); err == nil {
-			socket = cfg.Listen.Socket
-		}
-	}
-	return client.New(socket)
-}
-
-func runCommand(o *options) *cobra.Command {
+func runCommand(o *ask.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent (what sevagent.service does)",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, err := o.load()
+			cfg, err := load(o)
 			if err != nil {
 				return err
 			}
-			if o.socket != "" {
-				cfg.Listen.Socket = o.socket
+			if o.Socket != "" {
+				cfg.Listen.Socket = o.Socket
 			}
-			return runAgent(cmd.Context(), cfg, o.config, cmd.ErrOrStderr())
+			return runAgent(cmd.Context(), cfg, o.Config, cmd.ErrOrStderr())
 		},
 	}
 }
 
-func checkCommand(o *options) *cobra.Command {
+func checkCommand(o *ask.Options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, the SNP device and one attestation report",
@@ -83,17 +63,17 @@ configuration is wrong.`,
 	}
 }
 
-func check(ctx context.Context, o *options, out io.Writer) error {
-	cfg, err := o.load()
+func check(ctx context.Context, o *ask.Options, out io.Writer) error {
+	cfg, err := load(o)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "configuration   ok (%s)\n", o.config)
+	fmt.Fprintf(out, "configuration   ok (%s)\n", o.Config)
 	if cfg.Attestation.Mode == config.ModeOff {
 		fmt.Fprintln(out, "attestation     off")
 		return nil
 	}
-	health, ready, err := o.client().Ready(ctx)
+	health, ready, err := o.Client().Ready(ctx)
 	if _, down := errors.AsType[*client.UnreachableError](err); down {
 		return checkDevice(ctx, cfg, out)
 	}
@@ -158,15 +138,15 @@ func bootClaims() evidence.Claims {
 	return evidence.Claims{Purpose: evidence.PurposeBoot, Nonce: nonce, Caller: evidence.Caller{UID: uint32(os.Getuid())}}
 }
 
-func statusCommand(o *options) *cobra.Command {
+func statusCommand(o *ask.Options) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the running agent's state",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			answer, err := o.client().Status(cmd.Context())
+			answer, err := o.Client().Status(cmd.Context())
 			if err != nil {
-				return reached(err)
+				return ask.Reached(err)
 			}
 			var s status
 			if err := json.Unmarshal(answer, &s); err != nil {
@@ -209,59 +189,5 @@ func printHealth(out io.Writer, h *localapi.Health) {
 			}
 			fmt.Fprintln(out)
 		}
-	}
-}
-
-func evidenceCommand(o *options) *cobra.Command {
-	var nonceHex, bind, file string
-	cmd := &cobra.Command{
-		Use:   "evidence",
-		Short: "Get attestation evidence for a relying party",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			nonce := make([]byte, 32)
-			rand.Read(nonce)
-			if nonceHex != "" {
-				var err error
-				if nonce, err = hex.DecodeString(nonceHex); err != nil {
-					return cli.Usagef("--nonce is not hexadecimal: %w", err)
-				}
-				if len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
-					return cli.Usagef("--nonce has %d bytes, want %d to %d", len(nonce), evidence.MinNonce, evidence.MaxNonce)
-				}
-			}
-			switch bind {
-			case evidence.BindNone, evidence.BindClient, evidence.BindServer:
-			default:
-				return cli.Usagef("--bind is %q, want none, client or server", bind)
-			}
-			doc, err := o.client().Evidence(cmd.Context(), nonce, bind)
-			if err != nil {
-				return reached(err)
-			}
-			if file == "" {
-				_, err = cmd.OutOrStdout().Write(doc)
-				return err
-			}
-			return atomicfile.Write(file, doc, 0o644)
-		},
-	}
-	cmd.Flags().StringVar(&nonceHex, "nonce", "", "the relying party's nonce, 16 to 64 bytes in hex (default: a random one)")
-	cmd.Flags().StringVar(&bind, "bind", evidence.BindNone, "bind the evidence to the published client or server certificate")
-	cmd.Flags().StringVarP(&file, "output", "o", "", "write to a file instead of standard output")
-	return cmd
-}
-
-func refreshCommand(o *options) *cobra.Command {
-	return &cobra.Command{
-		Use:   "refresh",
-		Short: "Make the agent pull its secrets now",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			answer, err := o.client().Refresh(cmd.Context())
-			if err != nil {
-				return reached(err)
-			}
-			_, err = cmd.OutOrStdout().Write(answer)
-			return err
-		},
 	}
 }

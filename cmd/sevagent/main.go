@@ -8,21 +8,15 @@ import (
 	"context"
 	"io"
 
-	"github.com/spf13/cobra"
-
+	"sevagent/internal/ask"
 	"sevagent/internal/cli"
 )
 
 func main() { cli.Main("sevagent", run) }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	var o options
-	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
-	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent", "configuration: a directory with config.yaml and conf.d, or a file")
-	root.PersistentFlags().StringVar(&o.socket, "socket", "", "the agent's socket (default: listen.socket of the configuration)")
-	root.AddCommand(runCommand(&o), checkCommand(&o), statusCommand(&o), evidenceCommand(&o), refreshCommand(&o))
+	var o ask.Options
+	root := ask.Root(&o)
+	root.AddCommand(runCommand(&o), checkCommand(&o), statusCommand(&o))
 	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }
-
-// options are the flags that all commands share.
-type options struct{ config, socket string }

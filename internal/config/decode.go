@@ -13,14 +13,12 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"sevagent/internal/configfile"
 )
 
-// maxFile bounds a configuration, policy or roots file in bytes; maxNodes bounds the keys and values that are looked
-// at in one. Aliases, which could multiply them, are refused.
-const (
-	maxFile  = 1 << 20
-	maxNodes = 10_000
-)
+// maxNodes bounds the keys and values that are looked at in one file. Aliases, which could multiply them, are refused.
+const maxNodes = 10_000
 
 // decoder fills structs from YAML, driven by their yaml tags, and collects every mistake on the way.
 type decoder struct {
@@ -48,8 +46,8 @@ func (d *decoder) read(file string, data []byte, into any) {
 	d.file, d.nodes = file, 0
 	d.order++
 	d.root = reflect.TypeOf(into).Elem()
-	if len(data) > maxFile {
-		d.at(d.line(1), "", "the file is larger than %d bytes", maxFile)
+	if len(data) > configfile.Max {
+		d.at(d.line(1), "", "the file is larger than %d bytes", configfile.Max)
 		return
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))

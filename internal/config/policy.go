@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/configfile"
 	"sevagent/internal/snp"
 )
 
@@ -23,11 +24,11 @@ func LoadPolicy(nameOrPath string) (appraise.Policy, error) {
 	if isProfile(nameOrPath) {
 		return appraise.Builtin(nameOrPath)
 	}
-	data, err := readFile(nameOrPath)
+	data, err := configfile.Read(nameOrPath)
 	if err != nil {
 		return appraise.Policy{}, fmt.Errorf("read the policy: %w", err)
 	}
-	return parsePolicy(nameOrPath, data, readFile)
+	return parsePolicy(nameOrPath, data, configfile.Read)
 }
 
 // isProfile tells the name of a built-in profile from a file's path.
@@ -78,8 +79,8 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 // checkPEM reports whether a file holds certificates and nothing else. Whether they are of use as roots is for
 // package appraise to say.
 func checkPEM(file string, data []byte) error {
-	if len(data) > maxFile {
-		return fmt.Errorf("%s is larger than %d bytes", file, maxFile)
+	if len(data) > configfile.Max {
+		return fmt.Errorf("%s is larger than %d bytes", file, configfile.Max)
 	}
 	for n := 0; ; n++ {
 		var block *pem.Block
