@@ -2,15 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,7 +23,6 @@ import (
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
-	"sevagent/internal/mtls"
 )
 
 // agent is the running daemon: its parts, and what they have to do with each other.
@@ -37,10 +33,10 @@ type agent struct {
 	started    time.Time
 	attest     *attestation // nil if attestation.mode is off
 	cloud      *cloud
-	rotator    *mtls.Rotator
-	cfg        atomic.Pointer[config.Config]
-	gate       atomic.Pointer[gate]
-	reloadErr  atomic.Pointer[string] // why the last reload was refused, nil if it was not
+	certificates
+	cfg       atomic.Pointer[config.Config]
+	gate      atomic.Pointer[gate]
+	reloadErr atomic.Pointer[string] // why the last reload was refused, nil if it was not
 }
 
 // gate is the outcome of the check at boot.
@@ -165,13 +161,13 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 		}
 		defer a.attest.transport.Close()
 	}
-	a.rotator = a.newRotator(cfg, registry)
+	a.certificates = a.newCertificates(cfg, registry)
 	api := localapi.New(localapi.Config{
 		Version:      cli.Version(),
 		Alive:        a.alive,
 		Health:       a.health,
 		Status:       func(now time.Time) any { return a.status(now) },
-		Certificates: func() any { return a.certificates() },
+		Certificates: func() any { return a.publishedCertificates() },
 		Evidence:     a.evidence,
 		Callers: localapi.NewCallers(localapi.CallersConfig{
 			Introspection: "http://127.0.0.1:51678", // the ECS agent's fixed port
@@ -196,68 +192,13 @@ func runAgent(ctx context.Context, cfg config.Config, configPath string, stderr 
 			return err
 		}
 		group.Go(func() error { return a.recheck(ctx) })
-		return a.rotator.Run(ctx)
+		return a.certificates.run(ctx)
 	})
 	group.Go(func() error { return a.reloads(ctx) })
 	group.Go(func() error { return a.notify(ctx) })
 	err = group.Wait()
 	a.log.Info("stopped", "component", "agent")
 	return err
-}
-
-// newRotator builds the rotator over the configured secrets, with evidence for each generation.
-func (a *agent) newRotator(cfg config.Config, registry prometheus.Registerer) *mtls.Rotator {
-	return mtls.New(mtls.Config{
-		Path:       cfg.MTLS.Path,
-		AllowDisk:  cfg.MTLS.AllowDisk,
-		Settings:   a.settings(cfg),
-		Evidence:   a.publishedEvidence,
-		Registerer: registry,
-		Log:        a.log,
-	})
-}
-
-// settings turns the configuration into what the rotator takes.
-func (a *agent) settings(cfg config.Config) mtls.Settings {
-	s := mtls.Settings{
-		PollInterval: cfg.MTLS.PollInterval,
-		Owner:        mtls.Owner{UID: cfg.MTLS.Owner.UID, GID: cfg.MTLS.Owner.GID},
-		KeyMode:      cfg.MTLS.KeyMode,
-		CertMode:     cfg.MTLS.CertMode,
-	}
-	for _, name := range cfg.MTLS.Secrets {
-		source := mtls.NamedSource{Name: name}
-		if path, ok := strings.CutPrefix(name, "file://"); ok {
-			source.Source = mtls.FileSource(path)
-		} else {
-			source.Source = secretSource{cloud: a.cloud, id: name}
-		}
-		s.Secrets = append(s.Secrets, source)
-	}
-	return s
-}
-
-// publishedEvidence makes the content of evidence.json for a generation's key. Without attestation there is none;
-// in mode warn a node that cannot attest still publishes.
-func (a *agent) publishedEvidence(ctx context.Context, b mtls.Binding) ([]byte, error) {
-	if a.attest == nil {
-		return nil, nil
-	}
-	nonce := make([]byte, 32)
-	rand.Read(nonce)
-	doc, _, err := a.attest.worker.Evidence(ctx, evidence.Claims{
-		Purpose: evidence.PurposeMTLS,
-		Nonce:   nonce,
-		Binding: evidence.Binding{Kind: b.Kind, SPKISHA256: b.SPKISHA256[:]},
-		Caller:  evidence.Caller{UID: uint32(os.Getuid())},
-	})
-	if err != nil {
-		if a.cfg.Load().Attestation.Mode == config.ModeWarn {
-			return nil, nil
-		}
-		return nil, err
-	}
-	return json.Marshal(doc)
 }
 
 func (a *agent) refresh(ctx context.Context) (any, error) {
@@ -295,7 +236,7 @@ func (a *agent) reload(ctx context.Context) error {
 	cfg.Attestation.Mode = old.Attestation.Mode // a restart decides about the gate
 	a.level.Set(cfg.Log.SlogLevel())
 	a.cfg.Store(&cfg)
-	a.rotator.Apply(a.settings(cfg))
+	a.certificates.apply(a.settings(cfg), cfg.MTLS)
 	a.log.Info("configuration reloaded", "component", "agent")
 	return nil
 }

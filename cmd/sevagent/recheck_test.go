@@ -75,7 +75,7 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	a.attest.region.Store(&o.Region) // found at the gate
 	a.cfg.Store(&cfg)
 	a.gate.Store(&gate{passed: true, at: time.Now()})
-	a.rotator = a.newRotator(cfg, registry)
+	a.certificates = a.newCertificates(cfg, registry)
 	return a, transport
 }
 

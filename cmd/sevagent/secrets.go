@@ -4,23 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"sevagent/internal/mtls"
-)
-
-// Staging labels of Secrets Manager.
-const (
-	labelCurrent = "AWSCURRENT"
-	labelPending = "AWSPENDING"
 )
 
 // callTimeout bounds one call to AWS with all its retries; the Rotator has a backoff of its own above that.
@@ -80,15 +77,16 @@ func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
 	if err != nil {
 		return mtls.Version{}, s.classify("describe", err)
 	}
+	date, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
 	if out.DeletedDate != nil {
-		return mtls.Version{}, &mtls.SourceError{Kind: mtls.Persistent, Err: fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)}
+		return mtls.Version{}, &mtls.SourceError{Kind: mtls.Persistent, Date: date, Err: fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)}
 	}
-	var v mtls.Version
+	v := mtls.Version{Date: date}
 	for id, labels := range out.VersionIdsToStages {
-		if slices.Contains(labels, labelCurrent) {
+		if slices.Contains(labels, string(mtls.LabelCurrent)) {
 			v.Current = id
 		}
-		if slices.Contains(labels, labelPending) {
+		if slices.Contains(labels, string(mtls.LabelPending)) {
 			v.Pending = id
 		}
 	}
@@ -101,7 +99,7 @@ func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
 
 // Fetch implements mtls.Source. Version ID and label are both given, so that the service refuses a version that
 // has lost its label since it was described.
-func (s secretSource) Fetch(ctx context.Context, versionID string) (mtls.Secret, error) {
+func (s secretSource) Fetch(ctx context.Context, versionID string, label mtls.Label) (mtls.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, api, err := s.cloud.find(ctx)
@@ -109,12 +107,12 @@ func (s secretSource) Fetch(ctx context.Context, versionID string) (mtls.Secret,
 		return nil, fmt.Errorf("get secret %s: %w", s.id, err)
 	}
 	out, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
-		SecretId: &s.id, VersionId: &versionID, VersionStage: aws.String(labelCurrent),
+		SecretId: &s.id, VersionId: &versionID, VersionStage: aws.String(string(label)),
 	})
 	if err != nil {
 		// The secret was there a moment ago, so it is the version that is not found under the label.
 		if code := errorCode(err); code == "ResourceNotFoundException" {
-			return nil, &mtls.SourceError{Kind: mtls.LabelMoved, Err: fmt.Errorf("get secret %s: version %s is not %s any more", s.id, versionID, labelCurrent)}
+			return nil, &mtls.SourceError{Kind: mtls.LabelMoved, Err: fmt.Errorf("get secret %s: version %s is not %s any more", s.id, versionID, label)}
 		}
 		return nil, s.classify("get", err)
 	}
@@ -143,11 +141,15 @@ func (s secretSource) classify(verb string, err error) error {
 		"DecryptionFailure":           "; allow kms:Decrypt on the secret's key to the node's role",
 		"UnrecognizedClientException": "; check the node's credentials",
 	}[code]
+	var date time.Time
+	if answer, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && answer.Response != nil {
+		date, _ = http.ParseTime(answer.Response.Header.Get("Date"))
+	}
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		// The chain's own text repeats request IDs and retry counts; code and message are what is of use.
-		return &mtls.SourceError{Kind: kind, Err: fmt.Errorf("%s secret %s: %s: %s%s", verb, s.id, code, api.ErrorMessage(), advice)}
+		return &mtls.SourceError{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %s: %s%s", verb, s.id, code, api.ErrorMessage(), advice)}
 	}
-	return &mtls.SourceError{Kind: kind, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
+	return &mtls.SourceError{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
 }
 
 func errorCode(err error) string {

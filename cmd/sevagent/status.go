@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"time"
 
@@ -13,6 +12,9 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/localapi"
 	"sevagent/internal/mtls"
+	"sevagent/internal/probe"
+	"sevagent/internal/readers"
+	"sevagent/internal/reload"
 )
 
 // status is the answer of /v1/status.
@@ -22,6 +24,9 @@ type status struct {
 	Health      *localapi.Health  `json:"health"`
 	Attestation attestationStatus `json:"attestation"`
 	MTLS        *mtls.Status      `json:"mtls"`
+	Endpoints   []probe.Result    `json:"endpoints"`
+	Readers     *readers.Status   `json:"readers"`
+	Reload      *reload.Status    `json:"reload"`
 	ReloadError string            `json:"reload_error,omitempty"`
 }
 
@@ -54,7 +59,10 @@ type attestationStatus struct {
 }
 
 func (a *agent) status(now time.Time) *status {
-	s := &status{Version: cli.Version(), StartedAt: a.started, Health: a.health(now), MTLS: a.rotator.Status()}
+	s := &status{
+		Version: cli.Version(), StartedAt: a.started, Health: a.health(now),
+		MTLS: a.rotator.Status(), Endpoints: a.prober.Status(), Readers: a.readers.Status(), Reload: a.certificates.reload.Status(),
+	}
 	if text := a.reloadErr.Load(); text != nil {
 		s.ReloadError = *text
 	}
@@ -86,8 +94,8 @@ func (a *agent) status(now time.Time) *status {
 	return s
 }
 
-// certificates is the answer of /v1/certificates.
-func (a *agent) certificates() any {
+// publishedCertificates is the answer of /v1/certificates.
+func (a *agent) publishedCertificates() any {
 	s := a.rotator.Status()
 	return struct {
 		Path         string             `json:"path"`
@@ -124,6 +132,7 @@ func (a *agent) health(now time.Time) *localapi.Health {
 	h := new(localapi.Health)
 	a.attestationHealth(h, now)
 	a.publicationHealth(h, now)
+	a.readersHealth(h)
 	if text := a.reloadErr.Load(); text != nil {
 		h.Add("configuration", localapi.Check{Status: localapi.StatusWarn, Output: "the last reload was refused: " + *text})
 	}
@@ -193,33 +202,6 @@ func withAdvice(err error) string {
 	return err.Error()
 }
 
-func (a *agent) publicationHealth(h *localapi.Health, now time.Time) {
-	s := a.rotator.Status()
-	publication := localapi.Check{ComponentID: s.Path, Status: localapi.StatusPass, Time: s.PublishedAt}
-	switch {
-	case len(s.Secrets) > 0 && !s.Ready:
-		publication.Status, publication.Output = localapi.StatusFail, "nothing is published yet"
-		if s.Error != "" {
-			publication.Output += ": " + s.Error
-		}
-	case !s.NotAfter.IsZero() && now.After(s.NotAfter):
-		publication.Status, publication.Output = localapi.StatusFail, "the published certificate expired at "+s.NotAfter.UTC().Format(time.RFC3339)
-	case s.Error != "":
-		publication.Status, publication.Output = localapi.StatusWarn, s.Error
-	}
-	h.Add("mtls:publication", publication)
-	for _, secret := range s.Secrets {
-		c := localapi.Check{ComponentID: secret.Name, Status: localapi.StatusPass, Time: secret.LastChecked, Output: secret.Error}
-		if secret.State != mtls.StateCurrent {
-			c.Status = localapi.StatusWarn // the last good set is published, or the entry above fails
-			if c.Output == "" {
-				c.Output = string(secret.State)
-			}
-		}
-		h.Add("mtls:secret", c)
-	}
-}
-
 // oneLine is what `systemctl status` shows.
 func (a *agent) oneLine() string {
 	s := a.rotator.Status()
@@ -239,37 +221,6 @@ func verdictLine(v *appraise.Verdict) string {
 		line += fmt.Sprintf(", TCB %v", v.Report.ReportedTCB)
 	}
 	return line + ")"
-}
-
-// printStatus writes what sevagent status shows.
-func printStatus(w io.Writer, s *status) {
-	fmt.Fprintf(w, "sevagent %s, started %s\n", s.Version, s.StartedAt.UTC().Format(time.RFC3339))
-	fmt.Fprintf(w, "ready           %s\n", s.Health.Status)
-	t := s.Attestation
-	fmt.Fprintf(w, "attestation     %s, gate passed: %v", t.Mode, t.GatePassed)
-	if t.Verdict != "" {
-		fmt.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
-	}
-	fmt.Fprintln(w)
-	if t.ReportVersion != 0 {
-		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n", t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
-		fmt.Fprintf(w, "measurement     %s\n", t.Measurement)
-	}
-	if m := s.MTLS; m.Generation != "" {
-		fmt.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, m.PublishedAt.UTC().Format(time.RFC3339), m.NotAfter.UTC().Format(time.RFC3339))
-		for _, c := range m.Certificates {
-			fmt.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
-		}
-	}
-	for _, secret := range s.MTLS.Secrets {
-		fmt.Fprintf(w, "secret          %s: %s", secret.Name, secret.State)
-		if secret.Error != "" {
-			fmt.Fprintf(w, ": %s", secret.Error)
-		}
-		fmt.Fprintln(w)
-	}
-	fmt.Fprintln(w)
-	printHealth(w, s.Health)
 }
 
 func isTerminal(f *os.File) bool {

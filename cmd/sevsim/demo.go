@@ -442,5 +442,5 @@ func (d *demo) cleanUp(keep bool) error {
 		fmt.Fprintf(d.out, "The node's directory stays: %s\n", d.dir)
 		return nil
 	}
-	return os.RemoveAll(d.dir)
+	return sim.RemoveAll(d.dir)
 }

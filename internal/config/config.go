@@ -80,12 +80,35 @@ type MTLS struct {
 	KeyMode fs.FileMode `yaml:"key_mode"`
 	// CertMode is the mode of all other files, octal. Default 0444.
 	CertMode fs.FileMode `yaml:"cert_mode"`
+	// Consumers get directories of their own below Path, with their own owner and some of the files; at most 8.
+	Consumers []Consumer `yaml:"consumers"`
+	// CAOverlap is how long ca.crt still holds the anchors that a new version has not, at most 720h. Default 0s: not
+	// at all. A secret with "ca_overlap": false drops them at once.
+	CAOverlap time.Duration `yaml:"ca_overlap"`
+	// Reload sends the signal that a container's label io.sevagent.reload names, such as SIGHUP, after a publication.
+	// Default false.
+	Reload bool `yaml:"reload"`
+	// ReloadSplay is the time over which those signals are spread, 1s to 10m. Default 10s.
+	ReloadSplay time.Duration `yaml:"reload_splay"`
+	// Docker is the socket of Docker's API, for Reload alone. Default /var/run/docker.sock.
+	Docker string `yaml:"docker"`
 	// AllowDisk lets Path be on something else than a tmpfs, where private keys reach a disk. Default false.
 	AllowDisk bool `yaml:"allow_disk"`
 	// Endpoints are the enclave servers, host:port. Default none.
 	Endpoints []string `yaml:"endpoints"`
 	// ProbeInterval is how often each endpoint is probed, 5s to 24h. Default 60s.
 	ProbeInterval time.Duration `yaml:"probe_interval"`
+}
+
+// Consumer is a directory for containers that need not see everything.
+type Consumer struct {
+	// Name of the directory below Path: lower-case letters, digits and dashes, at most 32.
+	Name string `yaml:"name"`
+	// Owner is the numeric "uid:gid" of its files. Default 0:0.
+	Owner Owner `yaml:"owner"`
+	// Files to publish there, such as client.pem and ca.crt. manifest.json comes with them, and evidence.json with a
+	// certificate.
+	Files []string `yaml:"files"`
 }
 
 // Owner is a numeric user and group.
@@ -108,7 +131,8 @@ func Default() Config {
 			Policy: "aws-shared", Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
 		},
 		MTLS: MTLS{
-			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o440, CertMode: 0o444, ProbeInterval: time.Minute,
+			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o440, CertMode: 0o444,
+			ReloadSplay: 10 * time.Second, Docker: "/var/run/docker.sock", ProbeInterval: time.Minute,
 		},
 		Listen: Listen{Socket: "/run/sevagent/sevagent.sock", TCP: "127.0.0.1:9180"},
 	}
@@ -129,6 +153,7 @@ func (c Config) NeedsRestart(old Config) (keys []string) {
 		{"attestation.kds", c.Attestation.KDS != old.Attestation.KDS},
 		{"attestation.cache", c.Attestation.Cache != old.Attestation.Cache},
 		{"mtls.path", c.MTLS.Path != old.MTLS.Path},
+		{"mtls.docker", c.MTLS.Docker != old.MTLS.Docker},
 		{"mtls.allow_disk", c.MTLS.AllowDisk != old.MTLS.AllowDisk},
 		{"log.format", c.Log.Format != old.Log.Format},
 		{"listen.socket", c.Listen.Socket != old.Listen.Socket},

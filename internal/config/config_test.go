@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -41,7 +42,7 @@ func TestDefaultFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Default()
-	want.MTLS.Secrets, want.MTLS.Endpoints = []string{}, []string{} // empty in the file, absent without it
+	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []string{}, []string{}, []Consumer{} // empty in the file, absent without it
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("%s differs from Default() (-want +got):\n%s", file, diff)
 	}
@@ -94,6 +95,10 @@ func TestLoadAccepts(t *testing.T) {
 			c.Attestation.KDS, c.Attestation.Cache = "http://[::1]:8080/kds", "/c"
 		}},
 		{"policy file", "attestation: {policy: ./policy}\n", func(c *Config) { c.Attestation.Policy = "./policy" }},
+		{"consumers", "mtls:\n  ca_overlap: 720h\n  reload: true\n  reload_splay: 1s\n  docker: /run/d.sock\n  consumers:\n  - {name: web-1, owner: 101:102, files: [client.pem, ca.crt, cert-19.pem]}\n  - name: api\n    files: [server.key]\n", func(c *Config) {
+			c.MTLS.CAOverlap, c.MTLS.Reload, c.MTLS.ReloadSplay, c.MTLS.Docker = 720*time.Hour, true, time.Second, "/run/d.sock"
+			c.MTLS.Consumers = []Consumer{{"web-1", Owner{101, 102}, []string{"client.pem", "ca.crt", "cert-19.pem"}}, {"api", Owner{}, []string{"server.key"}}}
+		}},
 		{"bounds of intervals", "mtls: {poll_interval: 5s, probe_interval: 24h}\n", func(c *Config) {
 			c.MTLS.PollInterval, c.MTLS.ProbeInterval = 5*time.Second, 24*time.Hour
 		}},
@@ -131,6 +136,15 @@ func TestLoadAccepts(t *testing.T) {
 	}
 }
 
+// numbered repeats a text with %d in it.
+func numbered(format string, n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, format, i)
+	}
+	return b.String()
+}
+
 func TestLoadRefuses(t *testing.T) {
 	const notClean = ` is not an absolute path without "..", "//" and a final "/"`
 	socket := "/" + strings.Repeat("s", 107)
@@ -153,6 +167,17 @@ func TestLoadRefuses(t *testing.T) {
 		{"key that is a list", "? [a]\n: b\n", "1: a key that is not a word"},
 		{"doubled key", "mtls:\n  path: /a\n  path: /a\n", "3: mtls.path: set twice, first in line 2"},
 		{"doubled section", "log: {level: warn}\nlog: {format: json}\n", "2: log: set twice, first in line 1"},
+
+		// Consumers.
+		{"consumer without a name", "mtls:\n  consumers:\n  - files: [ca.crt]\n", `3: mtls.consumers[0].name: "" is not the name of a directory: 1 to 32 lower-case letters, digits and dashes`},
+		{"consumer with a file's name", "mtls: {consumers: [{name: ca.crt, files: [ca.crt]}]}\n", `1: mtls.consumers[0].name: "ca.crt" is not the name of a directory: 1 to 32 lower-case letters, digits and dashes`},
+		{"consumer twice", "mtls:\n  consumers:\n  - {name: a, files: [ca.crt]}\n  - {name: a, files: [ca.crt]}\n", "4: mtls.consumers[1].name: the same name as mtls.consumers[0]"},
+		{"consumer without files", "mtls: {consumers: [{name: a}]}\n", "1: mtls.consumers[0].files: empty; name some, such as client.pem and ca.crt"},
+		{"consumer of another file", "mtls: {consumers: [{name: a, files: [../x]}]}\n", `1: mtls.consumers[0].files[0]: "../x" is not one of client.crt, client.key, client.pem, server.crt, server.key, server.pem, ca.crt, cert-N.pem`},
+		{"consumer's file twice", "mtls: {consumers: [{name: a, files: [ca.crt, ca.crt]}]}\n", "1: mtls.consumers[0].files[1]: named twice"},
+		{"too many consumers", "mtls: {consumers: [" + numbered("{name: a%d, files: [ca.crt]},", 9) + "]}\n", "1: mtls.consumers: 9 consumers, at most 8 are allowed"},
+		{"overlap", "mtls: {ca_overlap: 721h}\n", "1: mtls.ca_overlap: 721h0m0s is not between 0s and 720h"},
+		{"splay", "mtls: {reload_splay: 11m}\n", "1: mtls.reload_splay: 11m0s is not between 1s and 10m"},
 
 		// Types.
 		{"alias", "log: &a {level: warn}\nmtls: {path: /x}\nlisten: *a\n", "3: listen: an alias; write the value out"},
@@ -375,7 +400,7 @@ func TestCheck(t *testing.T) {
 func TestNeedsRestart(t *testing.T) {
 	// What SIGHUP takes over; every other key is named.
 	reloadable := []string{"log.level", "attestation.policy", "mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
-		"mtls.cert_mode", "mtls.endpoints", "mtls.probe_interval"}
+		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap", "mtls.reload", "mtls.reload_splay", "mtls.endpoints", "mtls.probe_interval"}
 	var got, want []string
 	old := Default()
 	if keys := old.NeedsRestart(old); keys != nil {
@@ -401,6 +426,8 @@ func TestNeedsRestart(t *testing.T) {
 			v.Set(reflect.ValueOf([]string{"changed"}))
 		case Owner:
 			v.Set(reflect.ValueOf(Owner{1, 1}))
+		case []Consumer:
+			v.Set(reflect.ValueOf([]Consumer{{Name: "changed"}}))
 		}
 		got = append(got, changed.NeedsRestart(old)...)
 		if !strings.Contains(" "+strings.Join(reloadable, " ")+" ", " "+key+" ") {

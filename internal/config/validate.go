@@ -23,6 +23,9 @@ const (
 	maxSecrets    = 20
 	minInterval   = 5 * time.Second
 	maxInterval   = 24 * time.Hour
+	maxConsumers  = 8 // each takes two inotify instances of root's 128
+	maxOverlap    = 720 * time.Hour
+	maxSplay      = 10 * time.Minute
 	maxSocketPath = 107 // what fits into sockaddr_un.sun_path with its final NUL
 )
 
@@ -91,6 +94,14 @@ func (c *MTLS) validate(m *mistakes) {
 			first[s] = i
 		}
 	}
+	c.validateConsumers(m)
+	if c.CAOverlap < 0 || c.CAOverlap > maxOverlap {
+		m.bad("mtls.ca_overlap", "%v is not between 0s and 720h", c.CAOverlap)
+	}
+	if c.ReloadSplay < time.Second || c.ReloadSplay > maxSplay {
+		m.bad("mtls.reload_splay", "%v is not between 1s and 10m", c.ReloadSplay)
+	}
+	m.absolute("mtls.docker", c.Docker)
 	m.interval("mtls.poll_interval", c.PollInterval)
 	m.interval("mtls.probe_interval", c.ProbeInterval)
 	if c.KeyMode&0o007 != 0 {
@@ -104,6 +115,40 @@ func (c *MTLS) validate(m *mistakes) {
 	for i, e := range c.Endpoints {
 		if err := checkHostPort(e); err != nil {
 			m.bad(fmt.Sprintf("mtls.endpoints[%d]", i), "%s", err)
+		}
+	}
+}
+
+// Names of a consumer's directory, which must be no file's, and of what may be published there.
+var (
+	consumerName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+	publishedName = regexp.MustCompile(`^(client|server)\.(crt|key|pem)$|^ca\.crt$|^cert-1?[0-9]\.pem$`)
+)
+
+const maxConsumerName = 32
+
+func (c *MTLS) validateConsumers(m *mistakes) {
+	if len(c.Consumers) > maxConsumers {
+		m.bad("mtls.consumers", "%d consumers, at most %d are allowed", len(c.Consumers), maxConsumers)
+	}
+	first := make(map[string]int)
+	for i, consumer := range c.Consumers {
+		key := fmt.Sprintf("mtls.consumers[%d]", i)
+		if j, ok := first[consumer.Name]; ok {
+			m.bad(key+".name", "the same name as mtls.consumers[%d]", j)
+		} else if first[consumer.Name] = i; len(consumer.Name) > maxConsumerName || !consumerName.MatchString(consumer.Name) {
+			m.bad(key+".name", "%s is not the name of a directory: 1 to 32 lower-case letters, digits and dashes", quote(consumer.Name))
+		}
+		if len(consumer.Files) == 0 {
+			m.bad(key+".files", "empty; name some, such as client.pem and ca.crt")
+		}
+		for j, name := range consumer.Files {
+			fileKey := fmt.Sprintf("%s.files[%d]", key, j)
+			if !publishedName.MatchString(name) {
+				m.bad(fileKey, "%s is not one of client.crt, client.key, client.pem, server.crt, server.key, server.pem, ca.crt, cert-N.pem", quote(name))
+			} else if slices.Contains(consumer.Files[:j], name) {
+				m.bad(fileKey, "named twice")
+			}
 		}
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"sevagent/internal/cgroup"
 	"sevagent/internal/evidence"
 )
 
@@ -37,11 +38,6 @@ const (
 var taskARN = regexp.MustCompile(`^arn:aws(?:-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/(?:[A-Za-z0-9_-]+/)?[0-9a-f-]+$`)
 
 const maxTaskARN = 400 // a cluster's name has at most 255 characters
-
-// isContainerID reports whether s is what Docker names containers with: 64 lower-case hexadecimal digits.
-func isContainerID(s string) bool {
-	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
-}
 
 // CallersConfig says where Callers looks.
 type CallersConfig struct {
@@ -118,7 +114,7 @@ func (c *Callers) Identify(ctx context.Context, pid int32, uid uint32) evidence.
 	if after, ok := c.startTime(pid); !ok || after != before {
 		return caller
 	}
-	taskID, container := parseCgroup(text)
+	taskID, container := cgroup.Parse(text)
 	if container == "" {
 		return caller
 	}
@@ -176,72 +172,6 @@ func parseStartTime(stat []byte) (uint64, bool) {
 	}
 	start, err := strconv.ParseUint(string(fields[19]), 10, 64)
 	return start, err == nil
-}
-
-// parseCgroup returns the container, and if it is told the ECS task, of a process from its /proc/<pid>/cgroup: one
-// line "hierarchy:controllers:path" for each hierarchy of cgroup v1, and "0::path" for cgroup v2. Lines that name
-// different containers name none.
-func parseCgroup(text []byte) (taskID, container string) {
-	for line := range bytes.Lines(text) {
-		parts := strings.SplitN(strings.TrimSuffix(string(line), "\n"), ":", 3)
-		if len(parts) != 3 {
-			continue
-		}
-		t, id := parseCgroupPath(parts[2])
-		if id == "" {
-			continue
-		}
-		if container != "" && (id != container || t != taskID) {
-			return "", ""
-		}
-		taskID, container = t, id
-	}
-	return taskID, container
-}
-
-// parseCgroupPath knows the cgroups that dockerd makes, at the root or in slices:
-//
-//	/docker/<id>                                                     cgroupfs driver
-//	/ecs/<task>/<id>                                                 the same, in a task's cgroup
-//	/system.slice/docker-<id>.scope                                  systemd driver
-//	/ecstasks.slice/ecstasks-<task>.slice/docker-<id>.scope          the same, in a task's cgroup
-//
-// The ECS agent makes /ecs/<task> with cgroup v1 and ecstasks-<task>.slice with v2 (aws/amazon-ecs-agent:
-// agent/api/task/task_linux.go, BuildCgroupRoot). Each may begin with "/..", once or more: the kernel shows paths
-// relative to the root of our own cgroup namespace (cgroup_namespaces(7)).
-//
-// The outermost name counts and nothing but slices may stand before it, because what is further in is not dockerd's:
-// a container with a writable cgroup file system makes cgroups of any name below its own, and so does any user below
-// user@<uid>.service.
-func parseCgroupPath(path string) (taskID, container string) {
-	rest, ok := strings.CutPrefix(path, "/")
-	if !ok {
-		return "", ""
-	}
-	for strings.HasPrefix(rest, "../") {
-		rest = rest[len("../"):]
-	}
-	names := strings.Split(rest, "/")
-	for len(names) > 1 && strings.HasSuffix(names[0], ".slice") {
-		// systemd nests slices at dashes, so that a task ID with dashes takes several; the last has all of it.
-		taskID = ""
-		if id, ok := strings.CutPrefix(names[0], "ecstasks-"); ok {
-			taskID = strings.TrimSuffix(id, ".slice")
-		}
-		names = names[1:]
-	}
-	switch {
-	case strings.HasPrefix(names[0], "docker-") && strings.HasSuffix(names[0], ".scope"):
-		container = strings.TrimSuffix(strings.TrimPrefix(names[0], "docker-"), ".scope")
-	case names[0] == "docker" && len(names) > 1:
-		container = names[1]
-	case names[0] == "ecs" && len(names) > 2:
-		taskID, container = names[1], names[2]
-	}
-	if !isContainerID(container) {
-		return "", ""
-	}
-	return taskID, container
 }
 
 // taskARN returns the ARN of a container's task, or nothing.

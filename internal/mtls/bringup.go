@@ -6,20 +6,26 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 )
 
 // due: is there reason to publish?
 func (r *Rotator) due(now time.Time) bool {
-	if r.dirty || r.publish.err != nil && !now.Before(r.publish.next) {
-		return true
+	for _, d := range r.dirs {
+		if d.publish.err != nil && !now.Before(d.publish.next) {
+			return true
+		}
+		if d.current != nil && d.current.set != nil && slices.ContainsFunc(d.current.set.carried, func(c carried) bool { return !now.Before(c.Until) }) {
+			return true
+		}
 	}
-	return slices.ContainsFunc(r.secrets, func(s *secret) bool {
+	return r.dirty || slices.ContainsFunc(r.secrets, func(s *secret) bool {
 		return s.candidate != nil && !s.heldUntil.IsZero() && !now.Before(s.heldUntil)
 	})
 }
 
-// bringUp publishes the best that the secrets give, if that differs from what is published.
+// bringUp publishes the best that the secrets give, wherever that differs from what is published.
 func (r *Rotator) bringUp(ctx context.Context, now time.Time) {
 	r.dirty = false
 	for _, k := range r.secrets {
@@ -30,35 +36,80 @@ func (r *Rotator) bringUp(ctx context.Context, now time.Time) {
 	bundles, s, err := r.compose(now)
 	r.blocked = err
 	if err != nil {
-		r.publish = attempt{}
+		for _, d := range r.dirs {
+			d.publish = attempt{}
+		}
 		return
 	}
-	if g := r.current; g != nil && !g.damaged && g.set.equal(s) && g.sameAccess(r.access) {
-		// The same bytes under another version ID are no reason to disturb readers.
-		r.current = &generation{manifest: g.manifest, set: s, bundles: bundles, access: g.access}
-		r.adopt(bundles)
-		r.publish = attempt{}
-		return
+	evidence := make(map[Binding][]byte) // a device request for each key, not for each directory
+	for _, d := range r.dirs {
+		if !d.opened {
+			continue // it says why
+		}
+		if err := r.bringUpIn(ctx, d, s, bundles, evidence); ctx.Err() != nil && err != nil {
+			return
+		} else if err != nil {
+			r.publishFailed(d, err, time.Now())
+			continue
+		}
+		if d.publish.err != nil {
+			r.log.Info("publishing works again", "path", d.pub.path, "failures", d.publish.failures)
+		}
+		d.publish = attempt{}
+		if d.consumer.Name == "" {
+			r.adopt(bundles)
+		}
 	}
-	r.turned(now)
-	g, err := r.pub.publish(ctx, s, bundles, r.access, now)
-	if ctx.Err() != nil && err != nil {
-		return
+	r.preflightAll(now)
+}
+
+func (r *Rotator) bringUpIn(ctx context.Context, d *directory, whole *set, bundles []*bundle, evidence map[Binding][]byte) error {
+	s, missing := d.consumer.subset(whole)
+	d.missing = missing
+	if len(s.files) == 0 {
+		return fmt.Errorf("publish to %s: no secret gives any of %s", d.pub.path, strings.Join(d.consumer.Files, ", "))
 	}
-	r.metrics.publishSeconds.Observe(time.Since(now).Seconds())
+	binding, bound := s.binding()
+	bound = bound && r.evidence != nil
+	if d.serves(s, bundles, bound && !r.noEvidence) {
+		if d.state.State == GuardOff {
+			d.expect()
+		}
+		return nil
+	}
+	began := time.Now()
+	r.turned(began)
+	var ev []byte
+	if bound {
+		var known bool
+		if ev, known = evidence[binding]; !known {
+			var err error
+			if ev, err = r.evidence(ctx, binding); err != nil {
+				return fmt.Errorf("publish to %s: get evidence for the %s certificate: %w", d.pub.path, binding.Kind, err)
+			}
+			evidence[binding] = ev
+		}
+		if r.noEvidence = ev == nil; r.noEvidence && d.serves(s, bundles, false) {
+			return nil
+		}
+	}
+	previous := d.generation()
+	err := d.switchTo(s, bundles, ev, time.Now())
+	r.metrics.publishSeconds.Observe(time.Since(began).Seconds())
 	if err != nil {
-		r.publishFailed(fmt.Errorf("publish to %s: %w", r.pub.path, err), time.Now())
-		return
+		return err
 	}
-	if r.publish.err != nil {
-		r.log.Info("publishing works again", "failures", r.publish.failures)
-	}
-	r.publish = attempt{}
 	r.metrics.publications.WithLabelValues("published").Inc()
-	previous := r.generation()
-	r.current = g
-	r.adopt(bundles)
-	r.logPublished(previous)
+	r.logPublished(d, previous)
+	r.published(d)
+	return nil
+}
+
+// published tells whoever wants to hear of a new generation in the node's own directory.
+func (r *Rotator) published(d *directory) {
+	if r.onPublish != nil && d.consumer.Name == "" {
+		r.onPublish(d.generation())
+	}
 }
 
 // compose picks a bundle of each secret, the newest that fits with the others, and puts them together. A new version
@@ -84,7 +135,7 @@ func (r *Rotator) compose(now time.Time) ([]*bundle, *set, error) {
 		}
 	}
 	for {
-		set, err := assemble(bundles, standing, now)
+		set, err := assemble(bundles, standing, r.skew.clock(now), r.carry(bundles, now))
 		switch {
 		case err == nil && len(set.files) == 0:
 			return nil, nil, errors.New("no secret has given anything to publish")
@@ -145,24 +196,24 @@ func (r *Rotator) adopt(bundles []*bundle) {
 }
 
 // publishFailed notes why a publication that should work did not, and when to try again.
-func (r *Rotator) publishFailed(err error, now time.Time) {
+func (r *Rotator) publishFailed(d *directory, err error, now time.Time) {
 	result := "failed"
 	if errors.Is(err, errRolledBack) {
 		result = "rolled_back"
 	}
 	r.metrics.publications.WithLabelValues(result).Inc()
-	r.publish.err = err
-	r.publish.failures++
-	wait := backoff(r.publish.failures, rand.Float64())
-	r.publish.next = now.Add(wait)
-	if r.publish.failures == 1 {
+	d.publish.err = err
+	d.publish.failures++
+	wait := backoff(d.publish.failures, rand.Float64())
+	d.publish.next = now.Add(wait)
+	if d.publish.failures == 1 {
 		r.log.Error("cannot publish, the last good set stays", "err", err, "retry_in", wait)
 	}
 }
 
-func (r *Rotator) logPublished(previous string) {
-	g := r.current
-	attrs := []any{"generation", g.name(), "previous", previous, "not_after", g.set.notAfter()}
+func (r *Rotator) logPublished(d *directory, previous string) {
+	g := d.current
+	attrs := []any{"path", d.pub.path, "generation", g.name(), "previous", previous, "not_after", g.set.notAfter()}
 	for _, s := range g.set.sources {
 		attrs = append(attrs, "version", s)
 	}
@@ -173,12 +224,4 @@ func (r *Rotator) logPublished(previous string) {
 	for _, w := range g.set.warnings {
 		r.log.Warn("published with a warning", "warning", w)
 	}
-}
-
-// sameAccess: would the files of g have the same owner and modes under a?
-func (g *generation) sameAccess(a access) bool {
-	if g.access.owner != a.owner {
-		return false
-	}
-	return !slices.ContainsFunc(g.set.files, func(f file) bool { return g.access.mode(f) != a.mode(f) })
 }

@@ -27,6 +27,9 @@ const (
 	plain      = ""
 )
 
+// caOverlap is the key of a JSON secret that drops the anchors of earlier versions at once, on all nodes, by false.
+const caOverlap = "ca_overlap"
+
 var jsonFields = []string{clientCert, clientKey, caCert, serverCert, serverKey}
 
 // RejectError says why a secret cannot be published. It never holds content of the secret: at most the subject, the
@@ -49,6 +52,7 @@ func (e *RejectError) Error() string {
 type bundle struct {
 	secret, version string
 	fields          map[string]*part // by the keys above
+	noOverlap       bool             // ca_overlap: false
 	warnings        []string
 }
 
@@ -113,6 +117,14 @@ func parseBundle(secret, version string, content []byte) (*bundle, error) {
 	}
 	if len(b.fields) == 0 {
 		return reject(plain, "has only null in it")
+	}
+	switch raw := object.overlap; {
+	case len(raw) > 1:
+		return reject(caOverlap, "appears twice")
+	case len(raw) == 1 && string(raw[0]) == "false":
+		b.noOverlap = true
+	case len(raw) == 1:
+		return reject(caOverlap, "is not false, which drops the anchors of earlier versions at once; leave it out otherwise")
 	}
 	b.warnings = object.warnings()
 	return b, nil

@@ -17,10 +17,13 @@ type Config struct {
 	AllowDisk bool
 	// Settings to begin with.
 	Settings Settings
-	// Evidence returns the content of evidence.json for a published key. It is called before every publication,
-	// with a deadline of 20 s, and publication waits for it: while it fails, nothing new is published. It may return
-	// nil to say that there is to be no evidence. A nil Evidence says so for good.
+	// Evidence returns the content of evidence.json for a published key. It is called before every publication of a
+	// new set, with a deadline of 20 s, and publication waits for it: the node promises evidence for every key that it
+	// hands out, and a reader could not tell a missing file from one that was taken away. It may return nil to say
+	// that there is to be no evidence. A nil Evidence says so for good.
 	Evidence func(context.Context, Binding) ([]byte, error)
+	// Published, if not nil, is told of each new generation of Path. It must not wait for anything.
+	Published func(generation string)
 	// Registerer takes the sevagent_mtls_ metrics.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
@@ -38,6 +41,12 @@ type Settings struct {
 	// that holds, or may hold, a private key.
 	Owner             Owner
 	KeyMode, CertMode fs.FileMode
+	// Consumers have directories of their own below the published one, with their own owner and fewer files:
+	// mtls.consumers. Names are unique. The files of one that is dropped are withdrawn.
+	Consumers []Consumer
+	// CAOverlap is how long ca.crt still holds the anchors that a new version has not: mtls.ca_overlap. 0: not at all,
+	// also not those that it holds now.
+	CAOverlap time.Duration
 }
 
 // NamedSource is a secret as the configuration names it. Names are unique.

@@ -28,13 +28,13 @@ func (path FileSource) Describe(context.Context) (Version, error) {
 }
 
 // Fetch returns the content of the file if it still is that version.
-func (path FileSource) Fetch(_ context.Context, versionID string) (Secret, error) {
+func (path FileSource) Fetch(_ context.Context, versionID string, _ Label) (Secret, error) {
 	content, err := path.read()
 	if err != nil {
 		return nil, err
 	}
 	if contentID(content) != versionID {
-		return nil, &SourceError{LabelMoved, fmt.Errorf("read %s: changed meanwhile", string(path))}
+		return nil, &SourceError{Kind: LabelMoved, Err: fmt.Errorf("read %s: changed meanwhile", string(path))}
 	}
 	return NewSecret(content), nil
 }
@@ -46,7 +46,7 @@ func (path FileSource) read() ([]byte, error) {
 	f, err := os.OpenFile(string(path), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-			return nil, &SourceError{Persistent, err}
+			return nil, &SourceError{Kind: Persistent, Err: err}
 		}
 		return nil, err
 	}
@@ -54,14 +54,14 @@ func (path FileSource) read() ([]byte, error) {
 	if fi, err := f.Stat(); err != nil {
 		return nil, err
 	} else if !fi.Mode().IsRegular() {
-		return nil, &SourceError{Persistent, fmt.Errorf("read %s: not a regular file", string(path))}
+		return nil, &SourceError{Kind: Persistent, Err: fmt.Errorf("read %s: not a regular file", string(path))}
 	}
 	content, err := io.ReadAll(io.LimitReader(f, maxSecretBytes+1))
 	if err != nil {
 		return nil, err
 	}
 	if len(content) > maxSecretBytes {
-		return nil, &SourceError{Persistent, fmt.Errorf("read %s: larger than %d bytes", string(path), maxSecretBytes)}
+		return nil, &SourceError{Kind: Persistent, Err: fmt.Errorf("read %s: larger than %d bytes", string(path), maxSecretBytes)}
 	}
 	return content, nil
 }

@@ -25,13 +25,13 @@ func TestFileSource(t *testing.T) {
 		return v.Current
 	}
 	one := write("one")
-	if got, err := s.Fetch(t.Context(), one); err != nil || string(got()) != "one" {
+	if got, err := s.Fetch(t.Context(), one, LabelCurrent); err != nil || string(got()) != "one" {
 		t.Errorf("fetch: %v", err)
 	}
 	if two := write("two"); two == one {
 		t.Error("the version does not follow the content")
 	}
-	if _, err := s.Fetch(t.Context(), one); kindOf(err) != LabelMoved {
+	if _, err := s.Fetch(t.Context(), one, LabelCurrent); kindOf(err) != LabelMoved {
 		t.Errorf("fetch of what has changed: %v, want that the label moved", err)
 	}
 	write(strings.Repeat("x", maxSecretBytes))

@@ -39,7 +39,7 @@ func FuzzBundle(f *testing.F) {
 		b, err := parseBundle("a", "1", content)
 		var s *set
 		if err == nil {
-			s, err = assemble([]*bundle{b}, nil, now)
+			s, err = assemble([]*bundle{b}, nil, at(now), nil)
 		}
 		if err != nil {
 			if leak := leaked(err, content); leak != "" {
@@ -49,15 +49,15 @@ func FuzzBundle(f *testing.F) {
 		}
 		again := &generation{bundles: []*bundle{{secret: "a", version: "1", fields: make(map[string]*part)}}}
 		for _, f := range s.files {
-			if err := again.takeFile(manifestEntry{File: f.name, Secret: "a", Version: "1"}, f.content); err != nil {
+			if err := again.takeFile(manifestEntry{File: f.name, Secret: "a", Version: "1"}, f.content, new(manifest), new([]carried)); err != nil {
 				t.Fatalf("%s is accepted, but not a second time: %v", f.name, err)
 			}
 		}
-		s2, err := assemble(again.bundles, nil, now)
+		s2, err := assemble(again.bundles, nil, at(now), nil)
 		if err != nil {
 			t.Fatalf("accepted, but not a second time: %v", err)
 		}
-		if !s.equal(s2) {
+		if dump(s) != dump(s2) {
 			t.Errorf("read back as\n%s\nwant\n%s", dump(s2), dump(s))
 		}
 	})

@@ -201,7 +201,8 @@ func readNames(root *os.Root) ([]string, error) {
 }
 
 // wake gives the files of a generation that is no longer current an attribute change. Its files are kept, so those
-// who watch a file and not the directory would otherwise never hear of the switch: fsnotify saw 50 of 100 rotations without this, and 100 with it.
+// who watch a file and not the directory would otherwise never hear of the switch: fsnotify saw 50 of 100 rotations
+// without this, and 100 with it. A file that is immutable stays so: for readers that are half-way through it.
 func wake(root *os.Root, generation string) error {
 	gen, err := root.OpenRoot(generation)
 	if err != nil {
@@ -214,18 +215,51 @@ func wake(root *os.Root, generation string) error {
 	}
 	var errs []error
 	for _, name := range names {
-		if fi, err := gen.Lstat(name); err != nil {
-			errs = append(errs, err)
-		} else if fi.Mode().IsRegular() {
-			errs = append(errs, gen.Chmod(name, fi.Mode().Perm()))
-		}
+		errs = append(errs, poke(gen, name))
 	}
 	return errors.Join(errs...)
 }
 
+// poke changes nothing of a file, in a way that those who watch it hear of.
+func poke(gen *os.Root, name string) error {
+	f, err := gen.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil || !fi.Mode().IsRegular() {
+		return err
+	}
+	err = f.Chmod(fi.Mode().Perm())
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	if ok, err := setImmutable(f, false); err != nil || !ok {
+		return err
+	}
+	err = f.Chmod(fi.Mode().Perm())
+	_, again := setImmutable(f, true)
+	return errors.Join(err, again)
+}
+
 // retire notes, as its modification time, when a generation stopped being current.
 func retire(root *os.Root, generation string, now time.Time) error {
-	return root.Chtimes(generation, now, now)
+	err := root.Chtimes(generation, now, now)
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	d, err := root.OpenFile(generation, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if _, err := setImmutable(d, false); err != nil {
+		return err
+	}
+	err = root.Chtimes(generation, now, now)
+	_, again := setImmutable(d, true)
+	return errors.Join(err, again)
 }
 
 // collect removes the generations that neither ..data nor ..prev leads to, grace after they were retired. If there are
@@ -251,7 +285,7 @@ func collect(root *os.Root, now time.Time) error {
 	var errs []error
 	for i, fi := range retired {
 		if i >= keep || now.Sub(fi.ModTime()) >= grace {
-			errs = append(errs, root.RemoveAll(fi.Name()))
+			errs = append(errs, removeGeneration(root, fi.Name()))
 		}
 	}
 	return errors.Join(errs...)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -25,6 +26,14 @@ type manifest struct {
 	NotAfter   time.Time       `json:"not_after,omitzero"`
 	Secrets    []sourceVersion `json:"secrets"` // in the order of the configuration
 	Files      []manifestEntry `json:"files"`
+	// CAOverlap are the certificates of ca.crt that are of no secret any more.
+	CAOverlap []manifestOverlap `json:"ca_overlap,omitempty"`
+}
+
+// manifestOverlap is an anchor that stays in ca.crt for a while.
+type manifestOverlap struct {
+	SHA256 string    `json:"sha256"` // of the certificate
+	Until  time.Time `json:"until"`
 }
 
 // manifestEntry is one file beside manifest.json.
@@ -64,23 +73,40 @@ func modeString(m fs.FileMode) string { return fmt.Sprintf("%04o", m.Perm()) }
 func newManifest(generation string, s *set, files []file, a access, now time.Time) *manifest {
 	m := &manifest{Generation: generation, Published: now.UTC(), NotAfter: s.notAfter(), Secrets: s.sources}
 	for _, f := range files {
-		e := manifestEntry{
-			File:    f.name,
-			SHA256:  contentID(f.content),
-			Size:    len(f.content),
-			Mode:    modeString(a.mode(f)),
-			Owner:   a.owner.String(),
-			Secret:  f.origin.Secret,
-			Version: f.origin.Version,
-		}
-		for _, c := range f.certs {
-			if e.NotAfter.IsZero() || c.NotAfter.Before(e.NotAfter) {
-				e.NotAfter = c.NotAfter
-			}
-		}
-		m.Files = append(m.Files, e)
+		m.Files = append(m.Files, a.entry(f))
+	}
+	for _, c := range s.carried {
+		m.CAOverlap = append(m.CAOverlap, manifestOverlap{contentID(c.cert.Raw), c.Until.UTC()})
 	}
 	return m
+}
+
+func (a access) entry(f file) manifestEntry {
+	e := manifestEntry{
+		File:    f.name,
+		SHA256:  contentID(f.content),
+		Size:    len(f.content),
+		Mode:    modeString(a.mode(f)),
+		Owner:   a.owner.String(),
+		Secret:  f.origin.Secret,
+		Version: f.origin.Version,
+	}
+	for _, c := range f.certs {
+		if e.NotAfter.IsZero() || c.NotAfter.Before(e.NotAfter) {
+			e.NotAfter = c.NotAfter
+		}
+	}
+	return e
+}
+
+// describes: are these the files of s, published under a? Which versions they come from does not matter: the same
+// bytes under another version ID are no reason to disturb readers.
+func (m *manifest) describes(s *set, a access) bool {
+	entries := slices.DeleteFunc(slices.Clone(m.Files), func(e manifestEntry) bool { return e.File == evidenceFile })
+	return slices.EqualFunc(entries, s.files, func(e manifestEntry, f file) bool {
+		want := a.entry(f)
+		return e.File == want.File && e.SHA256 == want.SHA256 && e.Mode == want.Mode && e.Owner == want.Owner
+	})
 }
 
 func (m *manifest) encode() []byte {
@@ -104,19 +130,19 @@ func (m *manifest) links() []string {
 const maxManifestBytes = 1 << 20
 
 // readManifest reads manifest.json of a generation. Fields it does not know are for a newer agent, and ignored.
-func readManifest(gen *os.Root, name string) (*manifest, error) {
-	content, _, err := readBounded(gen, manifestFile, maxManifestBytes)
+func readManifest(gen *os.Root, name string) (m *manifest, encoded []byte, err error) {
+	encoded, _, err = readBounded(gen, manifestFile, maxManifestBytes)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	m := new(manifest)
-	if err := json.Unmarshal(content, m); err != nil {
-		return nil, fmt.Errorf("read %s: %w", manifestFile, err)
+	m = new(manifest)
+	if err := json.Unmarshal(encoded, m); err != nil {
+		return nil, nil, fmt.Errorf("read %s: %w", manifestFile, err)
 	}
 	if m.Generation != name {
-		return nil, fmt.Errorf("%s is that of another generation", manifestFile)
+		return nil, nil, fmt.Errorf("%s is that of another generation", manifestFile)
 	}
-	return m, nil
+	return m, encoded, nil
 }
 
 func readManifestOf(root *os.Root, name string) (*manifest, error) {
@@ -125,7 +151,8 @@ func readManifestOf(root *os.Root, name string) (*manifest, error) {
 		return nil, err
 	}
 	defer gen.Close()
-	return readManifest(gen, name)
+	m, _, err := readManifest(gen, name)
+	return m, err
 }
 
 // checkContent compares a file with its entry.

@@ -18,6 +18,14 @@ type metrics struct {
 	published      prometheus.Gauge
 	checked        prometheus.Gauge
 	heldUntil      prometheus.Gauge
+
+	preflightRejections prometheus.Counter
+	opens               prometheus.Counter
+	tampering           *prometheus.CounterVec // what
+	repairs             *prometheus.CounterVec // result
+	guard               *prometheus.GaugeVec   // state
+	skew                prometheus.Gauge
+	callsPerMonth       prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -53,7 +61,29 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"certificate"}),
 		published: gauge("published_timestamp_seconds", "When the current generation was published."),
 		checked:   gauge("last_checked_timestamp_seconds", "When the source that has been silent longest last answered."),
-		heldUntil: gauge("held_until_timestamp_seconds", "When the next version held for its dates will be published. 0: none is held."),
+		preflightRejections: f.NewCounter(prometheus.CounterOpts{
+			Name: "sevagent_mtls_preflight_rejections_total",
+			Help: "Pending versions of secrets that would be rejected once they are current.",
+		}),
+		opens: f.NewCounter(prometheus.CounterOpts{
+			Name: "sevagent_mtls_opens_total",
+			Help: "Opens of published files by others, at least: the kernel folds equal ones together.",
+		}),
+		tampering: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sevagent_mtls_tampering_total",
+			Help: "What was found changed in a published directory by someone else.",
+		}, []string{"what"}),
+		repairs: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "sevagent_mtls_repairs_total",
+			Help: "Generations published to put back what was changed, by how that ended.",
+		}, []string{"result"}),
+		guard: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sevagent_mtls_guarded_directories",
+			Help: "Published directories, by what their guards say of them.",
+		}, []string{"state"}),
+		skew:          gauge("clock_skew_seconds", "How far the node's clock is ahead of the secrets' service's."),
+		callsPerMonth: gauge("estimated_calls_per_month", "Calls to Secrets Manager in a month at the configured interval."),
+		heldUntil:     gauge("held_until_timestamp_seconds", "When the next version held for its dates will be published. 0: none is held."),
 	}
 }
 
@@ -73,6 +103,15 @@ func (m *metrics) show(s *Status) {
 	for _, state := range states {
 		m.secrets.WithLabelValues(string(state)).Set(float64(count[state]))
 	}
+	guards := map[GuardState]int{s.Guard.State: 1}
+	for _, c := range s.Consumers {
+		guards[c.Guard.State]++
+	}
+	for _, state := range []GuardState{GuardOff, GuardOK, GuardWarning, GuardAlarm, GuardQuarantined} {
+		m.guard.WithLabelValues(string(state)).Set(float64(guards[state]))
+	}
+	m.skew.Set(s.Clock.SkewSeconds)
+	m.callsPerMonth.Set(float64(s.Cost.CallsPerMonth))
 	m.published.Set(timestamp(s.PublishedAt))
 	m.checked.Set(timestamp(checked))
 	m.heldUntil.Set(timestamp(held))

@@ -13,6 +13,7 @@ type object struct {
 	is      bool                         // it is one JSON object
 	err     error                        // it looks like one, but is malformed here
 	known   map[string][]json.RawMessage // by the keys that mean something
+	overlap []json.RawMessage            // of ca_overlap
 	unknown []string
 }
 
@@ -40,6 +41,8 @@ func parseObject(content []byte) (o object) {
 		}
 		if k := key.(string); slices.Contains(jsonFields, k) {
 			known[k] = append(known[k], raw)
+		} else if k == caOverlap {
+			o.overlap = append(o.overlap, raw)
 		} else {
 			o.unknown = append(o.unknown, k)
 		}

@@ -2,8 +2,6 @@ package mtls
 
 import (
 	"bytes"
-	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -20,8 +18,9 @@ import (
 type publisher struct {
 	path      string
 	allowDisk bool
-	evidence  func(context.Context, Binding) ([]byte, error)
 	log       *slog.Logger
+	// quiet is waited upon before a switch; nil: nothing is.
+	quiet func()
 
 	// testOnlyBefore is asked before each step. Its error ends the publication there and then, as a crash would.
 	testOnlyBefore func(step string) error
@@ -30,9 +29,13 @@ type publisher struct {
 // generation is a set as it lies in the directory.
 type generation struct {
 	manifest *manifest
+	encoded  []byte // manifest.json
 	set      *set
 	bundles  []*bundle
 	access   access
+	evidence []byte // nil: none
+	// immutable: nobody without CAP_LINUX_IMMUTABLE can change it.
+	immutable bool
 	// damaged: found at start with good content, but not as the manifest wants it.
 	damaged bool
 }
@@ -42,22 +45,12 @@ func (g *generation) name() string { return g.manifest.Generation }
 // errRolledBack marks a publication that had been switched to before it failed.
 var errRolledBack = errors.New("went back to the generation before")
 
-// publish makes s the current generation, or leaves the current one and says why. It takes a fraction of a
-// millisecond, apart from the evidence, and does not stop half-way when ctx ends.
-//
-// Evidence is made first, since it is part of the generation. Without it nothing is published: the node promises
-// evidence for every key it hands out, and a reader could not tell a missing file from one that was taken away. The
-// last good generation stays, and the error is reported like any other.
-func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a access, now time.Time) (*generation, error) {
+// publish makes s the current generation, with evidence.json unless that is nil, or leaves the current one and says
+// why. It takes a fraction of a millisecond beside the wait for a quiet moment.
+func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access, now time.Time) (*generation, error) {
 	files := slices.Clone(s.files)
-	if binding, ok := s.binding(); ok && p.evidence != nil {
-		ev, err := p.evidence(ctx, binding)
-		if err != nil {
-			return nil, fmt.Errorf("get evidence for the %s certificate: %w", binding.Kind, err)
-		}
-		if ev != nil {
-			files = append(files, file{name: evidenceFile, content: ev})
-		}
+	if evidence != nil {
+		files = append(files, file{name: evidenceFile, content: evidence})
 	}
 	root, err := openDir(p.path, p.allowDisk)
 	if err != nil {
@@ -73,7 +66,8 @@ func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a ac
 		now = now.Add(time.Microsecond)
 	}
 	m := newManifest(generationName(s.sources, now), s, files, a, now)
-	files = append(files, file{name: manifestFile, content: m.encode()})
+	encoded := m.encode()
+	files = append(files, file{name: manifestFile, content: encoded})
 	pub := &publication{
 		publisher: p,
 		root:      root,
@@ -83,6 +77,7 @@ func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a ac
 		files:     files,
 		access:    a,
 		now:       now,
+		immutable: true,
 	}
 	if err := pub.run(); err != nil {
 		return nil, err
@@ -92,7 +87,7 @@ func (p *publisher) publish(ctx context.Context, s *set, bundles []*bundle, a ac
 			p.log.Warn("old generations stay", "err", err)
 		}
 	}
-	return &generation{manifest: m, set: s, bundles: bundles, access: a}, nil
+	return &generation{manifest: m, encoded: encoded, set: s, bundles: bundles, access: a, evidence: evidence, immutable: pub.immutable}, nil
 }
 
 // publication is one run of publish.
@@ -106,6 +101,7 @@ type publication struct {
 	files     []file
 	access    access
 	now       time.Time
+	immutable bool // so far
 	committed bool // ..data has been switched
 	crowded   bool // there are more generations than there should be
 }
@@ -159,6 +155,9 @@ func (p *publication) plan() ([]step, error) {
 		steps = append(steps,
 			step{"retire " + p.previous, func() error { return retire(p.root, p.previous, p.now) }},
 			step{"link " + prevLink, func() error { return setLink(p.root, prevLink, p.previous) }})
+	}
+	if p.previous != "" && p.quiet != nil {
+		steps = append(steps, step{"wait for a quiet moment", func() error { p.quiet(); return nil }})
 	}
 	steps = append(steps,
 		step{"stage " + dataLink, p.stage},
@@ -228,7 +227,14 @@ func (p *publication) write(f file) (err error) {
 	if n, err := h.ReadAt(got, 0); err != io.EOF || !bytes.Equal(got[:n], f.content) {
 		return fmt.Errorf("reads back differently (%d bytes of %d, %v)", n, len(f.content), err)
 	}
-	return nil
+	return p.protect(h)
+}
+
+// protect makes a file or the directory of the new generation immutable, where that can be had.
+func (p *publication) protect(f *os.File) error {
+	ok, err := setImmutable(f, true)
+	p.immutable = p.immutable && ok
+	return err
 }
 
 // seal opens the complete generation to readers and makes it durable.
@@ -239,6 +245,9 @@ func (p *publication) seal() error {
 	}
 	defer d.Close()
 	if err := d.Chmod(0o755); err != nil {
+		return err
+	}
+	if err := p.protect(d); err != nil {
 		return err
 	}
 	return d.Sync()
@@ -260,7 +269,8 @@ func (p *publication) commit() error {
 	return nil
 }
 
-// selfTest reads the new set the way a consumer does: by path, through the links.
+// selfTest reads the new set the way a consumer does: by path, through the links. The content has been validated in
+// memory, so that it is the same content is all there is to see.
 func (p *publication) selfTest() error {
 	held, err := p.root.Stat(".")
 	if err != nil {
@@ -271,7 +281,6 @@ func (p *publication) selfTest() error {
 	} else if !os.SameFile(held, there) {
 		return fmt.Errorf("%s has been replaced or mounted over", p.path)
 	}
-	read := make(map[string][]byte)
 	for _, f := range p.files {
 		got, err := os.ReadFile(filepath.Join(p.path, f.name))
 		if err != nil {
@@ -279,12 +288,6 @@ func (p *publication) selfTest() error {
 		}
 		if !bytes.Equal(got, f.content) {
 			return fmt.Errorf("%s is not what was written", f.name)
-		}
-		read[f.name] = got
-	}
-	for kind := range p.set.leaves {
-		if _, err := tls.X509KeyPair(read[kind+".crt"], read[kind+".key"]); err != nil {
-			return err
 		}
 	}
 	return nil
@@ -311,7 +314,7 @@ func (p *publication) undo(cause error) error {
 		try(removeIfThere(p.root, tmpName(link)))
 	}
 	if !p.committed {
-		try(p.root.RemoveAll(p.name))
+		try(removeGeneration(p.root, p.name))
 		return errors.Join(errs...)
 	}
 	errs[0] = fmt.Errorf("%w; %w", cause, errRolledBack)

@@ -32,16 +32,7 @@ func (p *publisher) recover(root *os.Root, now time.Time) (*generation, error) {
 	if g == nil {
 		return nil, fmt.Errorf("generation %s: %w", current, err)
 	}
-	if _, bound := g.set.binding(); bound && p.evidence != nil && !slices.Contains(g.manifest.links(), evidenceFile) {
-		err = errors.Join(err, fmt.Errorf("%s is missing", evidenceFile))
-	}
-	// A crash right after the switch has left these undone. Done twice they do no harm.
-	err = errors.Join(err, mendLinks(root, g.manifest.links()), syncRoot(root))
-	if previous := linkedGeneration(root, prevLink); previous != "" && previous != current {
-		if err := wake(root, previous); err != nil {
-			p.log.Warn("readers that watch files were not woken", "generation", previous, "err", err)
-		}
-	}
+	err = errors.Join(err, p.finish(root, g))
 	g.damaged = err != nil
 	return g, err
 }
@@ -71,6 +62,7 @@ func sweepLeftovers(root *os.Root, current string) error {
 		default:
 			continue
 		}
+		soften(root, name) // it may be a generation
 		if err := root.RemoveAll(name); err != nil {
 			return err
 		}
@@ -86,34 +78,31 @@ func load(root *os.Root, name string, now time.Time) (*generation, error) {
 		return nil, err
 	}
 	defer gen.Close()
-	m, err := readManifest(gen, name)
+	m, encoded, err := readManifest(gen, name)
 	if err != nil {
 		return nil, err
 	}
-	g := &generation{manifest: m}
+	g := &generation{manifest: m, encoded: encoded}
 	for _, s := range m.Secrets {
 		g.bundles = append(g.bundles, &bundle{secret: s.Secret, version: s.Version, fields: make(map[string]*part)})
 	}
-	contents := make(map[string][]byte)
-	var drift []error
+	contents, drift, err := readFiles(gen, m)
+	if err != nil {
+		return nil, err
+	}
+	var overlap []carried
 	for _, e := range m.Files {
-		content, st, err := readBounded(gen, e.File, maxManifestBytes)
-		if err != nil {
-			return nil, err
-		}
-		if err := e.checkContent(content); err != nil {
-			return nil, err
-		}
-		drift = append(drift, e.checkAccess(st))
+		content := contents[e.File]
 		if e.File == evidenceFile {
+			g.evidence = content
+			delete(contents, e.File)
 			continue
 		}
-		contents[e.File] = content
-		if err := g.takeFile(e, content); err != nil {
+		if err := g.takeFile(e, content, m, &overlap); err != nil {
 			return nil, err
 		}
 	}
-	g.set, err = assemble(g.bundles, nil, now)
+	g.set, err = assemble(g.bundles, nil, at(now), overlap)
 	if err != nil {
 		return nil, err
 	}
@@ -128,11 +117,72 @@ func load(root *os.Root, name string, now time.Time) (*generation, error) {
 	if g.access, err = m.access(g.set); err != nil {
 		return nil, err
 	}
-	return g, errors.Join(drift...)
+	return g, drift
 }
 
-// takeFile puts the content of a file back into the field of the secret that it came from.
-func (g *generation) takeFile(e manifestEntry, content []byte) error {
+// readFiles reads the files of a manifest. An error means that the content of one is not what was published; drift is
+// what else is not.
+func readFiles(gen *os.Root, m *manifest) (contents map[string][]byte, drift, err error) {
+	contents = make(map[string][]byte)
+	for _, e := range m.Files {
+		content, st, err := readBounded(gen, e.File, maxManifestBytes)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := e.checkContent(content); err != nil {
+			return nil, nil, err
+		}
+		drift = errors.Join(drift, e.checkAccess(st))
+		contents[e.File] = content
+	}
+	return contents, drift, nil
+}
+
+// recoverFiles is recover for a consumer's directory. What is in it is the node's set or not, so that the files need
+// only be those of the manifest; the generation has no set.
+func (p *publisher) recoverFiles(root *os.Root) (*generation, error) {
+	current := linkedGeneration(root, dataLink)
+	if err := sweepLeftovers(root, current); err != nil {
+		return nil, err
+	}
+	if current == "" {
+		return nil, errNothing
+	}
+	gen, err := root.OpenRoot(current)
+	if err != nil {
+		return nil, err
+	}
+	defer gen.Close()
+	m, encoded, err := readManifest(gen, current)
+	if err != nil {
+		return nil, fmt.Errorf("generation %s: %w", current, err)
+	}
+	contents, drift, err := readFiles(gen, m)
+	if err != nil {
+		return nil, fmt.Errorf("generation %s: %w", current, err)
+	}
+	g := &generation{manifest: m, encoded: encoded, evidence: contents[evidenceFile]}
+	err = errors.Join(drift, p.finish(root, g))
+	g.damaged = err != nil
+	return g, err
+}
+
+// finish does what a crash right after the switch has left undone. Done twice it does no harm.
+func (p *publisher) finish(root *os.Root, g *generation) error {
+	err := errors.Join(mendLinks(root, g.manifest.links()), syncRoot(root))
+	g.immutable = harden(root, g.name())
+	if previous := linkedGeneration(root, prevLink); previous != "" && previous != g.name() {
+		harden(root, previous)
+		if err := wake(root, previous); err != nil {
+			p.log.Warn("readers that watch files were not woken", "generation", previous, "err", err)
+		}
+	}
+	return err
+}
+
+// takeFile puts the content of a file back into the field of the secret that it came from, and into overlap the anchors
+// that came from none.
+func (g *generation) takeFile(e manifestEntry, content []byte, m *manifest, overlap *[]carried) error {
 	for i, b := range g.bundles {
 		if (sourceVersion{b.secret, b.version}) != (sourceVersion{e.Secret, e.Version}) {
 			continue
@@ -144,6 +194,9 @@ func (g *generation) takeFile(e manifestEntry, content []byte) error {
 			return nil // made from the others
 		case field != "":
 			if p, err = parseField(field, string(content)); err == nil {
+				if field == caCert {
+					p, *overlap = m.splitOverlap(p)
+				}
 				b.fields[field] = p
 			}
 		case e.File == "cert-"+strconv.Itoa(i)+".pem":
@@ -159,6 +212,20 @@ func (g *generation) takeFile(e manifestEntry, content []byte) error {
 		return nil
 	}
 	return fmt.Errorf("%s is of none of its secrets", e.File)
+}
+
+// splitOverlap parts ca.crt into what its secret has given and what was carried over.
+func (m *manifest) splitOverlap(p *part) (own *part, over []carried) {
+	own = new(part)
+	for _, c := range p.certs {
+		i := slices.IndexFunc(m.CAOverlap, func(o manifestOverlap) bool { return o.SHA256 == contentID(c.Raw) })
+		if i < 0 {
+			own.add(c)
+		} else {
+			over = append(over, carried{c, m.CAOverlap[i].Until})
+		}
+	}
+	return own, over
 }
 
 func fieldOf(name string) string {
@@ -179,22 +246,31 @@ func (e manifestEntry) checkAccess(st *unix.Stat_t) error {
 	return nil
 }
 
+func (e manifestEntry) access() (mode fs.FileMode, uid, gid int, err error) {
+	m, err := strconv.ParseUint(e.Mode, 8, 9)
+	if err != nil {
+		return 0, 0, 0, fmt.Errorf("%s: mode %q in %s", e.File, e.Mode, manifestFile)
+	}
+	if _, err := fmt.Sscanf(e.Owner, "%d:%d", &uid, &gid); err != nil {
+		return 0, 0, 0, fmt.Errorf("%s: owner %q in %s", e.File, e.Owner, manifestFile)
+	}
+	return fs.FileMode(m), uid, gid, nil
+}
+
 // access recovers the settings that a generation was published with.
 func (m *manifest) access(s *set) (access, error) {
 	var a access
 	for _, e := range m.Files {
-		mode, err := strconv.ParseUint(e.Mode, 8, 9)
+		mode, uid, gid, err := e.access()
 		if err != nil {
-			return a, fmt.Errorf("%s: mode %q in %s", e.File, e.Mode, manifestFile)
+			return a, err
 		}
-		if _, err := fmt.Sscanf(e.Owner, "%d:%d", &a.owner.UID, &a.owner.GID); err != nil {
-			return a, fmt.Errorf("%s: owner %q in %s", e.File, e.Owner, manifestFile)
-		}
+		a.owner = Owner{uid, gid}
 		for _, f := range s.files {
 			if f.name == e.File && f.private {
-				a.keyMode = fs.FileMode(mode)
+				a.keyMode = mode
 			} else if f.name == e.File {
-				a.certMode = fs.FileMode(mode)
+				a.certMode = mode
 			}
 		}
 	}

@@ -1,16 +1,17 @@
 package mtls
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"sevagent/internal/mtls/guard"
 )
 
 const (
@@ -28,27 +29,33 @@ const MaxStall = 30 * time.Second
 
 // Rotator keeps the published directory equal to what its secrets say. New makes one, Run works.
 type Rotator struct {
-	log      *slog.Logger
-	metrics  *metrics
-	pub      *publisher
-	ready    chan struct{} // closed at the first complete publication
-	stopped  chan struct{} // closed when Run returns
-	wake     chan struct{} // size one: look at requests
-	progress atomic.Int64  // Unix time in ns
-	status   atomic.Pointer[Status]
+	log       *slog.Logger
+	metrics   *metrics
+	evidence  func(context.Context, Binding) ([]byte, error) // nil: there is to be none
+	onPublish func(generation string)
+	ready     chan struct{} // closed at the first complete publication
+	stopped   chan struct{} // closed when Run returns
+	path      string
+	allowDisk bool
+	wake      chan struct{} // size one: look at requests
+	alarm     chan struct{} // size one: a directory is suspect
+	running   sync.WaitGroup
+	progress  atomic.Int64 // Unix time in ns
+	status    atomic.Pointer[Status]
 
 	mu       sync.Mutex
 	requests requests
 
 	// All below is owned by Run.
-	interval    time.Duration
-	access      access
+	settings    Settings
 	secrets     []*secret
-	opened      bool        // recover has run
-	current     *generation // nil: nothing that may be served
-	dirty       bool        // there may be something new to publish
-	blocked     error       // why the secrets give nothing to publish
-	publish     attempt     // of what they give
+	dirs        []*directory // the node's own first
+	newGuard    func(path string) sentinel
+	hints       hints
+	skew        skew
+	dirty       bool  // there may be something new to publish
+	blocked     error // why the secrets give nothing to publish
+	noEvidence  bool  // the last time it was asked for, there was to be none
 	nextCollect time.Time
 }
 
@@ -90,30 +97,56 @@ func New(c Config) *Rotator {
 		ready:   make(chan struct{}),
 		stopped: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
+		alarm:   make(chan struct{}, 1),
 	}
-	r.pub = &publisher{path: c.Path, allowDisk: c.AllowDisk, log: r.log}
 	if c.Evidence != nil {
-		r.pub.evidence = func(ctx context.Context, b Binding) ([]byte, error) {
+		r.evidence = func(ctx context.Context, b Binding) ([]byte, error) {
 			ctx, cancel := context.WithTimeout(ctx, evidenceTimeout)
 			defer cancel()
-			return c.Evidence(ctx, b)
+			return await(ctx, r, func(ctx context.Context) ([]byte, error) { return c.Evidence(ctx, b) })
 		}
 	}
+	r.path, r.allowDisk, r.onPublish = c.Path, c.AllowDisk, c.Published
+	r.newGuard = func(path string) sentinel { return guard.New(guard.Config{Path: path, Log: r.log}) }
+	r.dirs = []*directory{r.newDirectory(Consumer{})}
 	r.apply(c.Settings)
 	r.turned(time.Now())
 	r.show()
 	return r
 }
 
+// newDirectory returns the directory of a consumer, or the node's own.
+func (r *Rotator) newDirectory(c Consumer) *directory {
+	path := filepath.Join(r.path, c.Name)
+	d := &directory{
+		consumer: c,
+		log:      r.log,
+		opens:    newOpens(),
+		guard:    r.newGuard(path),
+		state:    GuardStatus{State: GuardOff},
+	}
+	d.pub = &publisher{path: path, allowDisk: r.allowDisk, log: r.log, quiet: func() { d.adopted.Opens += d.opens.settle() }}
+	return d
+}
+
 // Run publishes, and keeps at it, until ctx ends. No failure ends it.
 func (r *Rotator) Run(ctx context.Context) error {
 	defer close(r.stopped)
+	defer func() {
+		for _, d := range r.dirs {
+			d.close()
+		}
+		r.running.Wait()
+	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.alarm:
+			r.answerAlarm()
+			continue
 		case <-r.wake:
 		case <-timer.C:
 		}
@@ -124,13 +157,14 @@ func (r *Rotator) Run(ctx context.Context) error {
 	}
 }
 
-// Hint says that a secret may have changed. It does not wait.
+// Hint says that a secret may have changed. It does not wait. Hints are looked into at once, ten of them; those above
+// one in ten seconds have to wait, and fold into one.
 func (r *Rotator) Hint() { r.request(func(q *requests) { q.look = true }) }
 
 // Apply replaces the settings, without waiting. Secrets of the same name keep what is known of them.
 func (r *Rotator) Apply(s Settings) { r.request(func(q *requests) { q.settings = &s }) }
 
-// Refresh looks at every secret now, publishes what has changed, and tells what came of it. The error joins the
+// Refresh is a Hint that waits: it looks at every secret, publishes what has changed, and tells what came of it. The error joins the
 // reasons of the secrets that could not be brought up to date; the Change is good in any case.
 func (r *Rotator) Refresh(ctx context.Context) (Change, error) {
 	done := make(chan outcome, 1)
@@ -175,42 +209,38 @@ func (r *Rotator) SPKI(kind string) (sum [sha256.Size]byte, ok bool) {
 	return sum, ok
 }
 
-// turn does all that is due.
-func (r *Rotator) turn(ctx context.Context) {
+// take returns the requests that may be seen to now, and keeps the rest.
+func (r *Rotator) take(now time.Time) requests {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	q := r.requests
 	r.requests = requests{}
-	r.mu.Unlock()
+	// Local files cost nothing to look at.
+	remote := slices.ContainsFunc(r.secrets, func(s *secret) bool { _, local := s.source.(FileSource); return !local })
+	if q.look && q.settings == nil && remote && !r.hints.allow(now) {
+		r.requests.look, r.requests.waiters = true, q.waiters
+		q.look, q.waiters = false, nil
+	}
+	return q
+}
 
-	before := r.generation()
+// turn does all that is due.
+func (r *Rotator) turn(ctx context.Context) {
+	q := r.take(time.Now())
+	before := r.main().generation()
 	if q.settings != nil {
 		r.apply(*q.settings)
 	}
 	busy := q.settings != nil || q.look
+	r.tend(ctx)
+	for _, d := range r.dirs {
+		r.count(d, time.Now())
+	}
 	if len(r.secrets) > 0 {
-		if !r.opened && (q.look || !time.Now().Before(r.publish.next)) {
-			r.open(time.Now())
-			busy = true
-			if r.complete() { // no need to wait for the sources, which may be out of reach
-				r.beReady()
-			}
-		}
-		for _, s := range r.secrets {
-			if now := time.Now(); q.look || !now.Before(s.next) {
-				r.check(ctx, s)
-				busy = true
-			}
-			if ctx.Err() != nil {
-				return
-			}
-		}
-		if now := time.Now(); r.opened && (r.due(now) || q.look && r.publish.err != nil) {
-			r.bringUp(ctx, now)
-			busy = true
-		}
-		if now := time.Now(); r.opened && !now.Before(r.nextCollect) {
-			r.collect(now)
-		}
+		busy = r.work(ctx, q.look) || busy
+	}
+	if ctx.Err() != nil {
+		return
 	}
 	if r.complete() {
 		r.beReady()
@@ -219,13 +249,50 @@ func (r *Rotator) turn(ctx context.Context) {
 		return
 	}
 	r.show()
-	o := outcome{Change{Generation: r.generation(), Secrets: r.Status().Secrets}, r.troubles()}
+	o := outcome{Change{Generation: r.main().generation(), Secrets: r.Status().Secrets}, r.troubles()}
 	if o.change.Generation != before {
 		o.change.Changed, o.change.Previous = true, before
 	}
 	for _, w := range q.waiters {
 		w <- o
 	}
+}
+
+// work opens, looks and publishes, as far as that is due, and reports whether it has done anything.
+func (r *Rotator) work(ctx context.Context, look bool) (busy bool) {
+	for _, d := range r.dirs {
+		if now := time.Now(); !d.opened && (look || !now.Before(d.publish.next)) {
+			busy = true
+			if err := d.open(now); err != nil {
+				r.publishFailed(d, err, now)
+				continue
+			}
+			r.dirty = true
+			if d.consumer.Name == "" {
+				r.recall()
+			}
+		}
+	}
+	if busy && r.complete() { // no need to wait for the sources, which may be out of reach
+		r.beReady()
+	}
+	for _, s := range r.secrets {
+		if now := time.Now(); look || !now.Before(s.next) {
+			r.check(ctx, s)
+			busy = true
+		}
+		if ctx.Err() != nil {
+			return busy
+		}
+	}
+	if now := time.Now(); r.main().opened && (r.due(now) || look && r.failing()) {
+		r.bringUp(ctx, now)
+		busy = true
+	}
+	if now := time.Now(); !now.Before(r.nextCollect) {
+		r.collect(now)
+	}
+	return busy
 }
 
 // idle is how long the loop may sleep.
@@ -242,9 +309,21 @@ func (r *Rotator) idle(now time.Time) time.Duration {
 			until(s.heldUntil)
 		}
 	}
-	if r.publish.err != nil || !r.opened && len(r.secrets) > 0 {
-		until(r.publish.next)
+	for _, d := range r.dirs {
+		if d.publish.err != nil || !d.opened && len(r.secrets) > 0 {
+			until(d.publish.next)
+		}
+		if d.current != nil && d.current.set != nil {
+			for _, c := range d.current.set.carried {
+				until(c.Until)
+			}
+		}
 	}
+	r.mu.Lock()
+	if r.requests.look {
+		until(r.hints.next())
+	}
+	r.mu.Unlock()
 	return max(0, wait)
 }
 
@@ -265,35 +344,48 @@ func (r *Rotator) apply(s Settings) {
 		k.next = time.Time{}
 		r.secrets = append(r.secrets, k)
 	}
-	r.interval = s.PollInterval
-	r.access = access{s.Owner, s.KeyMode, s.CertMode}
+	r.settings = s
 	r.dirty = true
+
+	dirs := map[string]*directory{"": r.main()}
+	for _, d := range r.dirs[1:] {
+		dirs[d.consumer.Name] = d
+	}
+	r.dirs = nil
+	for _, c := range append([]Consumer{{Owner: s.Owner}}, s.Consumers...) {
+		d := dirs[c.Name]
+		delete(dirs, c.Name)
+		if d == nil {
+			d = r.newDirectory(c)
+		}
+		d.consumer, d.access = c, access{c.Owner, s.KeyMode, s.CertMode}
+		r.dirs = append(r.dirs, d)
+	}
+	r.main().allowed = nil
+	for _, c := range s.Consumers {
+		r.main().allowed = append(r.main().allowed, c.Name)
+	}
+	if r.main().intact() {
+		r.main().expect()
+	}
+	for _, d := range dirs {
+		if err := d.withdraw(); err != nil {
+			r.log.Error("a consumer's directory is not tended any more, and its files are still there; remove them", "path", d.pub.path, "err", err)
+		} else {
+			r.log.Info("a consumer's files are withdrawn", "path", d.pub.path)
+		}
+	}
 }
 
-// open looks at the directory for the first time.
-func (r *Rotator) open(now time.Time) {
-	root, err := openDir(r.pub.path, r.pub.allowDisk)
-	if err != nil {
-		r.publishFailed(fmt.Errorf("publish to %s: %w", r.pub.path, err), now)
+// main is the node's own directory.
+func (r *Rotator) main() *directory { return r.dirs[0] }
+
+// recall takes over what an earlier run has published.
+func (r *Rotator) recall() {
+	g := r.main().current
+	if g == nil {
 		return
 	}
-	defer root.Close()
-	r.opened = true
-	r.publish = attempt{}
-	g, err := r.pub.recover(root, now)
-	switch {
-	case g == nil && errors.Is(err, errNothing):
-		r.log.Info("starting with an empty directory", "path", r.pub.path)
-		return
-	case g == nil:
-		r.log.Warn("what an earlier run has published is of no use", "path", r.pub.path, "err", err)
-		return
-	case g.damaged:
-		r.log.Warn("what an earlier run has published was changed, it will be published afresh", "generation", g.name(), "err", err)
-	default:
-		r.log.Info("serving what an earlier run has published", "generation", g.name(), "not_after", g.manifest.NotAfter)
-	}
-	r.current = g
 	for _, s := range r.secrets {
 		for _, b := range g.bundles {
 			if b.secret == s.name && b.version != "" && s.published == nil {
@@ -303,17 +395,20 @@ func (r *Rotator) open(now time.Time) {
 	}
 }
 
-// complete: is every secret in what is published, and that as it should be?
+// complete: is every secret in what is published, everywhere, and that as it should be?
 func (r *Rotator) complete() bool {
-	if len(r.secrets) > 0 && (r.current == nil || r.current.damaged) {
+	if len(r.secrets) == 0 {
+		return true
+	}
+	if !r.main().intact() || slices.ContainsFunc(r.dirs[1:], func(d *directory) bool { return d.current == nil || d.current.damaged }) {
 		return false
 	}
-	for _, s := range r.secrets {
-		if s.published == nil {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(r.secrets, func(s *secret) bool { return s.published == nil })
+}
+
+// failing: is there a directory that the last attempt to publish has failed for?
+func (r *Rotator) failing() bool {
+	return slices.ContainsFunc(r.dirs, func(d *directory) bool { return d.publish.err != nil })
 }
 
 func (r *Rotator) isReady() bool {
@@ -332,22 +427,20 @@ func (r *Rotator) beReady() {
 	}
 }
 
-func (r *Rotator) generation() string {
-	if r.current == nil {
-		return ""
-	}
-	return r.current.name()
-}
-
 func (r *Rotator) collect(now time.Time) {
 	r.nextCollect = now.Add(collectInterval)
-	root, err := openDir(r.pub.path, r.pub.allowDisk)
-	if err == nil {
-		defer root.Close()
-		err = collect(root, now)
-	}
-	if err != nil {
-		r.log.Warn("old generations stay", "err", err)
+	for _, d := range r.dirs {
+		if !d.opened {
+			continue
+		}
+		root, err := openDir(d.pub.path, d.pub.allowDisk)
+		if err == nil {
+			err = collect(root, now)
+			root.Close()
+		}
+		if err != nil {
+			r.log.Warn("old generations stay", "path", d.pub.path, "err", err)
+		}
 	}
 }
 
@@ -359,7 +452,9 @@ func (r *Rotator) troubles() error {
 			errs = append(errs, err)
 		}
 	}
-	add(r.publish.err)
+	for _, d := range r.dirs {
+		add(d.publish.err)
+	}
 	for _, s := range r.secrets {
 		add(s.look.err)
 		if _, held := errors.AsType[*HeldError](s.reason); !held {
@@ -367,30 +462,4 @@ func (r *Rotator) troubles() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// show publishes a new snapshot.
-func (r *Rotator) show() {
-	s := &Status{
-		Ready:        r.isReady(),
-		Path:         r.pub.path,
-		Certificates: []Certificate{},
-		Secrets:      []SecretStatus{},
-		keys:         make(map[string][sha256.Size]byte),
-	}
-	if g := r.current; g != nil {
-		s.Generation, s.PublishedAt, s.NotAfter = g.name(), g.manifest.Published, g.set.notAfter()
-		s.Certificates, s.Warnings = certificates(g.set), g.set.warnings
-		for kind, leaf := range g.set.leaves {
-			s.keys[kind] = spki(leaf)
-		}
-	}
-	if err := cmp.Or(r.publish.err, r.blocked); err != nil {
-		s.Error = err.Error()
-	}
-	for _, k := range r.secrets {
-		s.Secrets = append(s.Secrets, k.status())
-	}
-	r.status.Store(s)
-	r.metrics.show(s)
 }

@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"sevagent/internal/sim"
 )
 
 // fakeSecret is a secret whose versions a test controls.
@@ -26,8 +28,9 @@ type fakeSecret struct {
 	current   string
 	pending   string
 	rotation  time.Time
-	err       error  // of both operations
-	onFetch   func() // runs before a fetch is answered
+	err       error          // of both operations
+	onFetch   func()         // runs before a fetch is answered
+	ahead     *time.Duration // of the service's clock; nil: it has none
 	describes int
 	fetches   int
 }
@@ -63,10 +66,18 @@ func (f *fakeSecret) Describe(context.Context) (Version, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.describes++
-	return Version{f.current, f.pending, f.rotation}, f.err
+	return Version{Current: f.current, Pending: f.pending, NextRotation: f.rotation, Date: f.date()}, f.err
 }
 
-func (f *fakeSecret) Fetch(_ context.Context, version string) (Secret, error) {
+// date is what the service's clock says.
+func (f *fakeSecret) date() time.Time {
+	if f.ahead == nil {
+		return time.Time{}
+	}
+	return time.Now().Add(*f.ahead).Truncate(time.Second)
+}
+
+func (f *fakeSecret) Fetch(_ context.Context, version string, label Label) (Secret, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fetches++
@@ -76,8 +87,8 @@ func (f *fakeSecret) Fetch(_ context.Context, version string) (Secret, error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	if version != f.current {
-		return nil, &SourceError{LabelMoved, errors.New("ResourceNotFoundException")}
+	if version != map[Label]string{LabelCurrent: f.current, LabelPending: f.pending}[label] {
+		return nil, &SourceError{Kind: LabelMoved, Err: errors.New("ResourceNotFoundException")}
 	}
 	return NewSecret(f.versions[version]), nil
 }
@@ -85,13 +96,20 @@ func (f *fakeSecret) Fetch(_ context.Context, version string) (Secret, error) {
 // node is a running Rotator inside a synctest bubble.
 type node struct {
 	*Rotator
-	*directory
+	*published
 	config  Config
 	metrics *prometheus.Registry
 	stop    func()
 }
 
 func start(t *testing.T, path string, secrets map[string]Source, change ...func(*Config)) *node {
+	t.Helper()
+	return startGuarded(t, path, secrets, nil, change...)
+}
+
+// startGuarded takes a fake guard for the node's own directory; the real one makes system calls that synctest does not know
+// to wait for.
+func startGuarded(t *testing.T, path string, secrets map[string]Source, g sentinel, change ...func(*Config)) *node {
 	t.Helper()
 	n := &node{metrics: prometheus.NewPedanticRegistry()}
 	n.config = Config{
@@ -115,7 +133,12 @@ func start(t *testing.T, path string, secrets map[string]Source, change ...func(
 		c(&n.config)
 	}
 	n.Rotator = New(n.config)
-	n.directory = &directory{t, n.Rotator.pub}
+	n.newGuard = func(string) sentinel { return nil }
+	n.main().guard = g
+	for _, d := range n.dirs[1:] {
+		d.guard = nil
+	}
+	n.published = &published{t, n.main().pub, nil}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
@@ -309,7 +332,7 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		good, late := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
-		late.fail(&SourceError{Persistent, errors.New("AccessDeniedException")})
+		late.fail(&SourceError{Kind: Persistent, Err: errors.New("AccessDeniedException")})
 		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": good, "b": late})
 		n.after(time.Minute)
 		n.isReady(t, false)
@@ -507,7 +530,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
 		generation := n.Status().Generation
 
-		s.fail(&SourceError{Transient, errors.New("ThrottlingException")})
+		s.fail(&SourceError{Kind: Transient, Err: errors.New("ThrottlingException")})
 		n.after(time.Hour)
 		s.counts()
 		n.after(10 * time.Hour)
@@ -517,7 +540,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		if got := n.secret("a"); got.State != StateUnreachable || got.Error != "ThrottlingException" {
 			t.Errorf("secret %+v", got)
 		}
-		s.fail(&SourceError{Persistent, errors.New("AccessDeniedException")})
+		s.fail(&SourceError{Kind: Persistent, Err: errors.New("AccessDeniedException")})
 		n.after(10 * time.Hour)
 		s.counts()
 		n.after(10 * time.Hour)
@@ -648,7 +671,7 @@ func TestApply(t *testing.T) {
 
 		// A secret that cannot be had does not keep the others from being renewed.
 		b2 := newFake(nil)
-		b2.fail(&SourceError{Persistent, errors.New("ResourceNotFoundException")})
+		b2.fail(&SourceError{Kind: Persistent, Err: errors.New("ResourceNotFoundException")})
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"missing", b2}, {"a", a}} })
 		a.put("version-2", ca.clientSecret(t, "second"))
 		n.after(10 * time.Minute)
@@ -772,7 +795,7 @@ func TestSameBytes(t *testing.T) {
 func TestDirectoryComesLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
-		above := filepath.Join(t.TempDir(), "file")
+		above := filepath.Join(memoryDir(t), "file")
 		if err := os.WriteFile(above, nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -799,6 +822,7 @@ func TestDamageIsMendedAtStart(t *testing.T) {
 		n := start(t, path, map[string]Source{"a": s})
 		generation := n.Status().Generation
 		n.stop()
+		sim.Soften(path)
 		if err := os.Chmod(filepath.Join(path, "client.key"), 0o444); err != nil {
 			t.Fatal(err)
 		}
@@ -874,3 +898,5 @@ func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Errorf("there is no metric %s%v", name, labels)
 	return 0
 }
+
+var errTest = errors.New("connection refused")

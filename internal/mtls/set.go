@@ -16,6 +16,7 @@ type set struct {
 	sources []sourceVersion
 	// leaves are the client and the server certificate, by kind, where there is one.
 	leaves   map[string]*x509.Certificate
+	carried  []carried // in ca.crt, beside the anchors of the secret
 	warnings []string
 }
 
@@ -66,8 +67,8 @@ func (e *HeldError) Error() string {
 // fields keeps the place of a secret that has given nothing. Errors are *RejectError, *HeldError and *CollisionError.
 //
 // standing are the bundles that are published already. That one of them has expired since is no reason to keep the
-// others from being renewed.
-func assemble(bundles, standing []*bundle, now time.Time) (*set, error) {
+// others from being renewed. carry are anchors for ca.crt to hold beside its own; no leaf may need one of them.
+func assemble(bundles, standing []*bundle, now clock, carry []carried) (*set, error) {
 	s := &set{leaves: make(map[string]*x509.Certificate)}
 	fields := make(map[string]*bundle)
 	for i, b := range bundles {
@@ -94,6 +95,7 @@ func assemble(bundles, standing []*bundle, now time.Time) (*set, error) {
 		}
 	}
 	if b := fields[caCert]; b != nil {
+		s.carried = carry
 		if err := s.addAnchors(b, slices.Contains(standing, b), now); err != nil {
 			return nil, err
 		}
@@ -116,7 +118,7 @@ func (s *set) add(b *bundle, name string, p *part) {
 }
 
 // addPair adds the certificate and the key of one kind, and the two in one file: one open, one read, no mismatch.
-func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle, now time.Time) error {
+func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle, now clock) error {
 	certField, keyField := kind+"_cert", kind+"_key"
 	certs, keys := fields[certField], fields[keyField]
 	switch {
@@ -138,14 +140,14 @@ func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle
 	warn := func(format string, args ...any) {
 		s.warnings = append(s.warnings, fmt.Sprintf("secret %s: %s: ", certs.secret, certField)+fmt.Sprintf(format, args...))
 	}
-	if now.After(leaf.NotAfter) && slices.Contains(standing, certs) && slices.Contains(standing, keys) {
+	if now.real.After(leaf.NotAfter) && slices.Contains(standing, certs) && slices.Contains(standing, keys) {
 		warn("%s", expired(leaf))
 	} else {
-		from, err := judge(kind, leaf, rest, fields[caCert].fields[caCert].certs, now)
+		from, err := now.judge(kind, leaf, rest, fields[caCert].fields[caCert].certs)
 		if err != nil {
 			return &RejectError{certs.secret, certField, err.Error()}
 		}
-		if from.After(now.Add(maxSkew)) {
+		if !from.IsZero() {
 			return &HeldError{certs.secret, certField, from}
 		}
 	}
@@ -165,16 +167,16 @@ func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle
 }
 
 // addAnchors adds ca.crt. Those that a leaf needs have been judged with it; here it is enough that one is valid.
-func (s *set) addAnchors(b *bundle, standing bool, now time.Time) error {
+func (s *set) addAnchors(b *bundle, standing bool, now clock) error {
 	p := b.fields[caCert]
 	var valid, root bool
 	var next time.Time
 	for _, c := range p.certs {
 		switch {
-		case now.After(c.NotAfter):
+		case now.real.After(c.NotAfter):
 			s.warnings = append(s.warnings, fmt.Sprintf("secret %s: %s: %q %s", b.secret, caCert, c.Subject, expired(c)))
 			continue
-		case c.NotBefore.After(now.Add(maxSkew)):
+		case c.NotBefore.After(now.node.Add(maxSkew)):
 			if next.IsZero() || c.NotBefore.Before(next) {
 				next = c.NotBefore
 			}
@@ -191,15 +193,12 @@ func (s *set) addAnchors(b *bundle, standing bool, now time.Time) error {
 	case valid && !root:
 		s.warnings = append(s.warnings, fmt.Sprintf("secret %s: %s: holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN", b.secret, caCert))
 	}
-	s.add(b, fileOf(caCert), p)
+	all := &part{blocks: slices.Clone(p.blocks), certs: slices.Clone(p.certs)}
+	for _, c := range s.carried {
+		all.add(c.cert)
+	}
+	s.add(b, fileOf(caCert), all)
 	return nil
-}
-
-// equal: would the two give the same files?
-func (s *set) equal(o *set) bool {
-	return slices.EqualFunc(s.files, o.files, func(a, b file) bool {
-		return a.name == b.name && a.private == b.private && string(a.content) == string(b.content)
-	})
 }
 
 // notAfter is when the first client or server certificate expires; without one, the first certificate at all.

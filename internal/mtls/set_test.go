@@ -40,7 +40,7 @@ func TestChainIsPutInOrder(t *testing.T) {
 		})
 	}
 	t.Run("without the intermediates", func(t *testing.T) {
-		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{clientCert: certPEM(leaf), clientKey: keyPEM(t, key), caCert: certPEM(root.cert)})), nil, time.Now())
+		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{clientCert: certPEM(leaf), clientKey: keyPEM(t, key), caCert: certPEM(root.cert)})), nil, at(time.Now()), nil)
 		if _, ok := errors.AsType[*RejectError](err); !ok {
 			t.Errorf("error %v, want a RejectError", err)
 		}
@@ -74,13 +74,13 @@ func TestSecretsGoTogether(t *testing.T) {
 		}
 	}
 
-	_, err := assemble(mustBundles(t, pair, anchors, ca.clientSecret(t, "other")), nil, time.Now())
+	_, err := assemble(mustBundles(t, pair, anchors, ca.clientSecret(t, "other")), nil, at(time.Now()), nil)
 	if e, ok := errors.AsType[*CollisionError](err); !ok || e.Secrets != [2]string{"a", "c"} || e.File != "client.crt" {
 		t.Errorf("error %v, want that a and c both give client.crt", err)
 	}
 	otherKey := secretJSON(t, map[string]any{clientKey: keyPEM(t, ca.key)})
 	certOnly := secretJSON(t, map[string]any{clientCert: certPEM(cert)})
-	_, err = assemble(mustBundles(t, certOnly, otherKey, anchors), nil, time.Now())
+	_, err = assemble(mustBundles(t, certOnly, otherKey, anchors), nil, at(time.Now()), nil)
 	if e, ok := errors.AsType[*RejectError](err); !ok || e.Secret != "b" || e.Field != clientKey {
 		t.Errorf("error %v, want one that names client_key of b", err)
 	}
@@ -90,9 +90,9 @@ func TestSecretsGoTogether(t *testing.T) {
 // will be is refused.
 func TestHeld(t *testing.T) {
 	now := time.Now()
-	at := func(d time.Duration) time.Time { return now.Add(d).Truncate(time.Second).UTC() }
+	in := func(d time.Duration) time.Time { return now.Add(d).Truncate(time.Second).UTC() }
 	until := func(from, to time.Duration) func(*x509.Certificate) {
-		return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = at(from), at(to) }
+		return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = in(from), in(to) }
 	}
 	const year = 365 * 24 * time.Hour
 	for name, c := range map[string]struct {
@@ -100,16 +100,16 @@ func TestHeld(t *testing.T) {
 		until    time.Time
 		refused  string
 	}{
-		"leaf from tomorrow":       {until(-time.Hour, year), until(24*time.Hour, year), at(24 * time.Hour), ""},
-		"CA even later":            {until(48*time.Hour, year), until(24*time.Hour, year), at(48 * time.Hour), ""},
-		"CA later, leaf valid":     {until(2*time.Hour, year), until(-time.Hour, year), at(2 * time.Hour), ""},
+		"leaf from tomorrow":       {until(-time.Hour, year), until(24*time.Hour, year), in(24 * time.Hour), ""},
+		"CA even later":            {until(48*time.Hour, year), until(24*time.Hour, year), in(48 * time.Hour), ""},
+		"CA later, leaf valid":     {until(2*time.Hour, year), until(-time.Hour, year), in(2 * time.Hour), ""},
 		"ends before it can begin": {until(48*time.Hour, year), until(24*time.Hour, 36*time.Hour), time.Time{}, "client_cert: does not lead to ca_cert"},
 		"CA over before the leaf":  {until(-time.Hour, 12*time.Hour), until(24*time.Hour, year), time.Time{}, "client_cert: does not lead to ca_cert"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ca := newCA(t, "ca", nil, c.ca)
 			bundles := mustBundles(t, ca.clientSecret(t, "node", c.leaf))
-			_, err := assemble(bundles, nil, now)
+			_, err := assemble(bundles, nil, at(now), nil)
 			if c.refused != "" {
 				if e, ok := errors.AsType[*RejectError](err); !ok || !strings.Contains(e.Error(), c.refused) {
 					t.Fatalf("error %v, want %q", err, c.refused)
@@ -120,18 +120,18 @@ func TestHeld(t *testing.T) {
 			if !ok || !e.Until.Equal(c.until) {
 				t.Fatalf("error %v, want held until %v", err, c.until)
 			}
-			if _, err := assemble(bundles, nil, e.Until); err != nil {
+			if _, err := assemble(bundles, nil, at(e.Until), nil); err != nil {
 				t.Errorf("at that moment: %v", err)
 			}
-			if _, err := assemble(bundles, nil, e.Until.Add(-maxSkew-time.Second)); err == nil {
+			if _, err := assemble(bundles, nil, at(e.Until.Add(-maxSkew-time.Second)), nil); err == nil {
 				t.Error("was published more than five minutes earlier")
 			}
 		})
 	}
 	t.Run("CA alone", func(t *testing.T) {
 		ca := newCA(t, "ca", nil, until(24*time.Hour, year))
-		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{caCert: certPEM(ca.cert)})), nil, now)
-		if e, ok := errors.AsType[*HeldError](err); !ok || !e.Until.Equal(at(24*time.Hour)) {
+		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{caCert: certPEM(ca.cert)})), nil, at(now), nil)
+		if e, ok := errors.AsType[*HeldError](err); !ok || !e.Until.Equal(in(24*time.Hour)) {
 			t.Errorf("error %v, want held until tomorrow", err)
 		}
 	})
@@ -158,10 +158,10 @@ func TestStandingPairMayExpire(t *testing.T) {
 	cert, key := ca.leaf(t, "server", valid(-time.Hour, time.Hour))
 	bundles := mustBundles(t, ca.clientSecret(t, "node"), secretJSON(t, map[string]any{serverCert: certPEM(cert), serverKey: keyPEM(t, key)}))
 	later := time.Now().Add(2 * time.Hour)
-	if _, err := assemble(bundles, nil, later); err == nil {
+	if _, err := assemble(bundles, nil, at(later), nil); err == nil {
 		t.Error("an expired pair was accepted as new")
 	}
-	s, err := assemble(bundles, bundles[1:], later)
+	s, err := assemble(bundles, bundles[1:], at(later), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

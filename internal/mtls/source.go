@@ -13,10 +13,18 @@ type Source interface {
 	// should be cheap.
 	Describe(ctx context.Context) (Version, error)
 	// Fetch returns the content of a version that Describe has just named, and fails with LabelMoved when that
-	// version has lost its label since: passing both the version ID and the staging label lets the service
-	// check that they still agree.
-	Fetch(ctx context.Context, versionID string) (Secret, error)
+	// version has lost its staging label since: passing both lets the service check that they still agree.
+	Fetch(ctx context.Context, versionID string, label Label) (Secret, error)
 }
+
+// Label is a staging label of Secrets Manager.
+type Label string
+
+// The labels that matter here.
+const (
+	LabelCurrent Label = "AWSCURRENT"
+	LabelPending Label = "AWSPENDING"
+)
 
 // Version is what Describe tells about a secret. Version IDs are opaque: they are compared with "differs", never
 // with "newer", since a roll-back moves the label to an older version.
@@ -27,6 +35,8 @@ type Version struct {
 	Pending string
 	// NextRotation is when the secret is due to be rotated. Zero: unknown.
 	NextRotation time.Time
+	// Date is the service's clock when it answered, to a second. Zero: it has none.
+	Date time.Time
 }
 
 // Kind tells how a failure of a Source is to be met.
@@ -48,6 +58,8 @@ const (
 type SourceError struct {
 	Kind Kind
 	Err  error
+	// Date is as that of a Version.
+	Date time.Time
 }
 
 func (e *SourceError) Error() string { return e.Err.Error() }

@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -37,8 +38,35 @@ type Status struct {
 	Warnings     []string       `json:"warnings,omitempty"`
 	// Error is why the last attempt to publish did not succeed. Empty: it did, or there was none.
 	Error string `json:"error,omitempty"`
+	// CAOverlap are the anchors that ca.crt holds although the secret does not any more.
+	CAOverlap []Overlap        `json:"ca_overlap,omitempty"`
+	Guard     GuardStatus      `json:"guard"`
+	Adoption  Adoption         `json:"adoption"`
+	Consumers []ConsumerStatus `json:"consumers,omitempty"`
+	Clock     ClockStatus      `json:"clock"`
+	Cost      Cost             `json:"cost"`
 
 	keys map[string][sha256.Size]byte
+}
+
+// ConsumerStatus is what has become of a consumer's directory.
+type ConsumerStatus struct {
+	Name        string      `json:"name"`
+	Path        string      `json:"path"`
+	Generation  string      `json:"generation,omitempty"`
+	PublishedAt time.Time   `json:"published_at,omitzero"`
+	Files       []string    `json:"files"`             // published there
+	Missing     []string    `json:"missing,omitempty"` // configured for it, but given by no secret
+	Error       string      `json:"error,omitempty"`
+	Guard       GuardStatus `json:"guard"`
+	Adoption    Adoption    `json:"adoption"`
+}
+
+// Overlap is an anchor on its way out.
+type Overlap struct {
+	Subject string    `json:"subject"`
+	SHA256  string    `json:"sha256"` // of the certificate
+	Until   time.Time `json:"until"`
 }
 
 // Certificate is one certificate in one published file.
@@ -67,8 +95,67 @@ type SecretStatus struct {
 	LastChecked time.Time `json:"last_checked,omitzero"` // the last time the source answered
 	NextCheck   time.Time `json:"next_check,omitzero"`
 	HeldUntil   time.Time `json:"held_until,omitzero"`
+	// Preflight is what would become of the pending version.
+	Preflight *PreflightStatus `json:"preflight,omitempty"`
 	// Error is the reason of any state but current.
 	Error string `json:"error,omitempty"`
+}
+
+// show publishes a new snapshot.
+func (r *Rotator) show() {
+	main := r.main()
+	s := &Status{
+		Ready:        r.isReady(),
+		Path:         main.pub.path,
+		Certificates: []Certificate{},
+		Secrets:      []SecretStatus{},
+		Guard:        main.guardStatus(),
+		Adoption:     main.adopted,
+		Clock:        r.skew.status(),
+		Cost:         r.cost(),
+		keys:         make(map[string][sha256.Size]byte),
+	}
+	if g := main.current; g != nil {
+		s.Generation, s.PublishedAt, s.NotAfter = g.name(), g.manifest.Published, g.set.notAfter()
+		s.Certificates, s.Warnings = certificates(g.set), g.set.warnings
+		for kind, leaf := range g.set.leaves {
+			s.keys[kind] = spki(leaf)
+		}
+		for _, c := range g.set.carried {
+			s.CAOverlap = append(s.CAOverlap, Overlap{c.cert.Subject.String(), contentID(c.cert.Raw), c.Until.UTC()})
+		}
+	}
+	if err := cmp.Or(main.publish.err, r.blocked); err != nil {
+		s.Error = err.Error()
+	}
+	for _, d := range r.dirs[1:] {
+		s.Consumers = append(s.Consumers, d.status())
+	}
+	for _, k := range r.secrets {
+		s.Secrets = append(s.Secrets, k.status())
+	}
+	r.status.Store(s)
+	r.metrics.show(s)
+}
+
+func (d *directory) status() ConsumerStatus {
+	s := ConsumerStatus{Name: d.consumer.Name, Path: d.pub.path, Generation: d.generation(), Files: []string{}, Missing: d.missing, Guard: d.guardStatus(), Adoption: d.adopted}
+	if g := d.current; g != nil {
+		s.PublishedAt = g.manifest.Published
+		for _, e := range g.manifest.Files {
+			s.Files = append(s.Files, e.File)
+		}
+	}
+	if err := d.publish.err; err != nil {
+		s.Error = err.Error()
+	}
+	return s
+}
+
+func (d *directory) guardStatus() GuardStatus {
+	s := d.state
+	s.Immutable = d.current != nil && d.current.immutable
+	return s
 }
 
 func certificates(s *set) []Certificate {

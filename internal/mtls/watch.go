@@ -15,6 +15,7 @@ type secret struct {
 
 	latest  Version   // as last described
 	checked time.Time // when that was
+	asked   time.Time // when that question, or one that was not answered, was put
 	look    attempt   // at the source
 	next    time.Time // when to look again; zero: now
 
@@ -24,6 +25,7 @@ type secret struct {
 	// reason is why the latest version is not published: *RejectError, *HeldError, *CollisionError.
 	reason    error
 	heldUntil time.Time // of candidate
+	preflight preflight
 }
 
 // maxRaces bounds how often in a row a label may move between Describe and Fetch.
@@ -32,11 +34,17 @@ const maxRaces = 3
 // check looks at a secret, fetches a version that is not known yet, and decides when to look again.
 func (r *Rotator) check(ctx context.Context, s *secret) {
 	err := r.lookAt(ctx, s)
+	if err == nil {
+		r.lookAhead(ctx, s)
+	}
 	now := time.Now()
 	if ctx.Err() != nil {
 		return
 	}
 	r.turned(now)
+	if e, ok := errors.AsType[*SourceError](err); ok {
+		r.heardTime(e.Date, s.asked, now)
+	}
 	if err == nil {
 		if s.look.err != nil {
 			r.log.Info("secret is back", "secret", s.name, "failures", s.look.failures)
@@ -50,7 +58,7 @@ func (r *Rotator) check(ctx context.Context, s *secret) {
 	s.look.failures++
 	// Before the first publication nothing is gained by patience: a role or a policy may be on its way.
 	if kindOf(err) == Persistent && r.isReady() {
-		s.next = now.Add(deniedBackoff(r.interval, s.look.failures, rand.Float64()))
+		s.next = now.Add(deniedBackoff(r.settings.PollInterval, s.look.failures, rand.Float64()))
 	} else {
 		s.next = now.Add(backoff(s.look.failures, rand.Float64()))
 	}
@@ -63,12 +71,14 @@ func (r *Rotator) lookAt(ctx context.Context, s *secret) error {
 	var err error
 	for range maxRaces {
 		var v Version
+		s.asked = time.Now()
 		if v, err = request(ctx, r, "describe", s.source.Describe); err != nil {
 			return err
 		}
 		s.latest = v
+		r.heardTime(v.Date, s.asked, time.Now())
 		if v.Current == "" {
-			return &SourceError{Persistent, fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)}
+			return &SourceError{Kind: Persistent, Err: fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)}
 		}
 		switch {
 		case s.published != nil && v.Current == s.published.version:
@@ -78,9 +88,9 @@ func (r *Rotator) lookAt(ctx context.Context, s *secret) error {
 			return nil
 		}
 		var content Secret
-		content, err = request(ctx, r, "fetch", func(ctx context.Context) (Secret, error) { return s.source.Fetch(ctx, v.Current) })
+		content, err = request(ctx, r, "fetch", func(ctx context.Context) (Secret, error) { return s.source.Fetch(ctx, v.Current, LabelCurrent) })
 		if err == nil {
-			r.take(s, v.Current, content)
+			r.receive(s, v.Current, content)
 			return nil
 		}
 		if kindOf(err) != LabelMoved {
@@ -95,7 +105,7 @@ func request[T any](ctx context.Context, r *Rotator, operation string, call func
 	r.turned(time.Now())
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	v, err := call(ctx)
+	v, err := await(ctx, r, call)
 	result := "ok"
 	if err != nil {
 		result = string(kindOf(err))
@@ -104,8 +114,8 @@ func request[T any](ctx context.Context, r *Rotator, operation string, call func
 	return v, err
 }
 
-// take makes a new version the candidate, or notes that it cannot be one.
-func (r *Rotator) take(s *secret, version string, content Secret) {
+// receive makes a new version the candidate, or notes that it cannot be one.
+func (r *Rotator) receive(s *secret, version string, content Secret) {
 	r.forget(s)
 	b, err := parseBundle(s.name, version, content())
 	if err != nil {
@@ -145,12 +155,12 @@ func (r *Rotator) refuse(s *secret, version string, reason error) {
 
 func (r *Rotator) outlook(s *secret) outlook {
 	o := outlook{
-		interval:     r.interval,
+		interval:     r.settings.PollInterval,
 		nextRotation: s.latest.NextRotation,
 		pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
 	}
-	if r.current != nil {
-		for _, leaf := range r.current.set.leaves {
+	if g := r.main().current; g != nil {
+		for _, leaf := range g.set.leaves {
 			if o.notAfter.IsZero() || leaf.NotAfter.Before(o.notAfter) {
 				o.notBefore, o.notAfter = leaf.NotBefore, leaf.NotAfter
 			}
@@ -167,6 +177,7 @@ func (s *secret) status() SecretStatus {
 		LastChecked: s.checked.UTC(),
 		NextCheck:   s.next.UTC(),
 		HeldUntil:   s.heldUntil.UTC(),
+		Preflight:   s.preflight.status(),
 	}
 	if s.published != nil {
 		st.Published = s.published.version

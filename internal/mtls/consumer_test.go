@@ -1,0 +1,172 @@
+package mtls
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// serverSecret is a secret with all five fields.
+func (ca *authority) serverSecret(t testing.TB, name string) []byte {
+	t.Helper()
+	client, clientPrivate := ca.leaf(t, name)
+	server, serverPrivate := ca.leaf(t, name+"-server")
+	return secretJSON(t, map[string]any{
+		clientCert: certPEM(client), clientKey: keyPEM(t, clientPrivate), caCert: certPEM(ca.cert),
+		serverCert: certPEM(server), serverKey: keyPEM(t, serverPrivate),
+	})
+}
+
+func consumers(list ...Consumer) func(*Config) {
+	return func(c *Config) { c.Settings.Consumers = list }
+}
+
+// names lists what a user sees in a directory.
+func names(t testing.TB, dir string) (list []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "..") {
+			list = append(list, e.Name())
+		}
+	}
+	return list
+}
+
+func mustRead(t testing.TB, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(content)
+}
+
+func TestConsumers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.serverSecret(t, "first"))
+		path := filepath.Join(memoryDir(t), "mtls")
+		var bound []string
+		n := start(t, path, map[string]Source{"a": s},
+			consumers(Consumer{"web", ours.owner, []string{"server.pem", "ca.crt"}}, Consumer{"trust", ours.owner, []string{"ca.crt", "cert-3.pem"}}),
+			func(c *Config) {
+				c.Evidence = func(_ context.Context, b Binding) ([]byte, error) {
+					bound = append(bound, b.Kind)
+					return []byte("evidence for " + b.Kind), nil
+				}
+			})
+		n.isReady(t, true)
+
+		if diff := cmp.Diff([]string{"ca.crt", "evidence.json", "manifest.json", "server.pem"}, names(t, filepath.Join(path, "web"))); diff != "" {
+			t.Errorf("web (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]string{"ca.crt", "manifest.json"}, names(t, filepath.Join(path, "trust"))); diff != "" {
+			t.Errorf("trust (-want +got):\n%s", diff)
+		}
+		if got := mustRead(t, filepath.Join(path, "web/evidence.json")); got != "evidence for server" {
+			t.Errorf("web's evidence is %q", got)
+		}
+		if diff := cmp.Diff([]string{"client", "server"}, bound); diff != "" {
+			t.Errorf("evidence asked for (-want +got):\n%s", diff)
+		}
+		if mustRead(t, filepath.Join(path, "web/server.pem")) != mustRead(t, filepath.Join(path, "server.pem")) {
+			t.Error("web has another server.pem")
+		}
+		status := n.Status().Consumers
+		if len(status) != 2 || status[0].Name != "web" || status[0].Error != "" || !slices.Equal(status[1].Missing, []string{"cert-3.pem"}) {
+			t.Errorf("status: %+v", status)
+		}
+
+		// A rotation reaches them all, and a restart changes none.
+		s.put("version-2", ca.serverSecret(t, "second"))
+		n.after(6 * time.Minute)
+		if mustRead(t, filepath.Join(path, "web/server.pem")) != mustRead(t, filepath.Join(path, "server.pem")) {
+			t.Error("web has another server.pem after a rotation")
+		}
+		before := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
+		n.stop()
+		n = start(t, path, map[string]Source{"a": s}, consumers(n.config.Settings.Consumers...), func(c *Config) { c.Evidence = n.config.Evidence })
+		n.isReady(t, true)
+		after := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("generations (-before +after a restart):\n%s", diff)
+		}
+
+		// One that is dropped is emptied, since nobody tends it any more, and its directory stays.
+		settings := n.config.Settings
+		settings.Consumers = settings.Consumers[:1]
+		n.Apply(settings)
+		n.after(time.Second)
+		if entries, err := os.ReadDir(filepath.Join(path, "trust")); err != nil || len(entries) != 0 {
+			t.Errorf("a dropped consumer has %v, %v", entries, err)
+		}
+		if len(n.Status().Consumers) != 1 {
+			t.Errorf("status: %+v", n.Status().Consumers)
+		}
+	})
+}
+
+// One directory that cannot be published to does not keep the others from being renewed.
+func TestConsumerFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		path := filepath.Join(memoryDir(t), "mtls")
+		if err := errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		n := start(t, path, map[string]Source{"a": s}, consumers(Consumer{"web", ours.owner, []string{"client.pem"}}, Consumer{"api", ours.owner, []string{"client.pem"}}))
+		n.isReady(t, false)
+		if n.subject(t) != "first" || mustRead(t, filepath.Join(path, "api/client.pem")) == "" {
+			t.Error("the others are not published")
+		}
+		if got := n.Status().Consumers[0].Error; !strings.Contains(got, filepath.Join(path, "web")) {
+			t.Errorf("web's error is %q", got)
+		}
+		if err := os.Remove(filepath.Join(path, "web")); err != nil {
+			t.Fatal(err)
+		}
+		n.after(10 * time.Minute)
+		n.isReady(t, true)
+		if n.Status().Consumers[0].Error != "" || mustRead(t, filepath.Join(path, "web/client.pem")) != mustRead(t, filepath.Join(path, "client.pem")) {
+			t.Errorf("web is not published: %+v", n.Status().Consumers[0])
+		}
+	})
+}
+
+func TestConsumerChangesOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to give files away")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		path := filepath.Join(memoryDir(t), "mtls")
+		n := start(t, path, map[string]Source{"a": newFake(ca.clientSecret(t, "first"))}, consumers(Consumer{"web", Owner{101, 101}, []string{"client.pem"}}))
+		settings := n.config.Settings
+		settings.Consumers = []Consumer{{"web", Owner{202, 202}, []string{"client.pem"}}}
+		if st := stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 101 || st.Gid != 101 {
+			t.Errorf("owner %d:%d, want 101:101", st.Uid, st.Gid)
+		}
+		main := n.Status().Generation
+		n.Apply(settings)
+		n.after(time.Second)
+		if st := stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 202 || st.Gid != 202 {
+			t.Errorf("owner %d:%d, want 202:202", st.Uid, st.Gid)
+		}
+		if n.Status().Generation != main {
+			t.Error("the node's own directory was published again")
+		}
+	})
+}

@@ -1,0 +1,550 @@
+package guard
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
+)
+
+// giveUp is for failures only.
+const giveUp = 10 * time.Second
+
+var published = []string{"ca.crt", "client.crt", "client.key", "client.pem", "evidence.json", "manifest.json", "server.crt", "server.key"}
+
+// owner publishes as package mtls does.
+type owner struct {
+	path  string
+	count int
+}
+
+// newOwner has a directory on a tmpfs, as on a node. What should be outside can be put above it.
+func newOwner(t testing.TB) *owner {
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/dev/shm", &fs); err != nil || fs.Type != unix.TMPFS_MAGIC {
+		t.Skip("needs a tmpfs at /dev/shm")
+	}
+	above, err := os.MkdirTemp("/dev/shm", "guard")
+	check(t, err)
+	t.Cleanup(func() { os.RemoveAll(above) })
+	o := &owner{path: filepath.Join(above, "mtls")}
+	check(t, os.Mkdir(o.path, 0o755))
+	return o
+}
+
+func (o *owner) publish(t testing.TB) *Tree {
+	t.Helper()
+	previous := o.gen()
+	o.count++
+	l := Layout{Generation: o.gen(), Links: map[string]string{"..data": o.gen()}, Allowed: []string{"app"}}
+	dir := filepath.Join(o.path, l.Generation)
+	check(t, os.Mkdir(dir, 0o700))
+	for _, name := range published {
+		f := File{Name: name, Mode: 0o444, UID: os.Getuid(), GID: os.Getgid(), Size: 3000}
+		content := []byte(strings.Repeat(fmt.Sprintf("%-10.10s", name), f.Size/10))
+		f.SHA256 = sha256.Sum256(content)
+		check(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+		check(t, os.Chmod(filepath.Join(dir, name), f.Mode))
+		l.Files = append(l.Files, f)
+		l.Links[name] = "..data/" + name
+	}
+	check(t, os.Chmod(dir, 0o755))
+	if o.count > 1 {
+		l.Links["..prev"] = previous
+		relink(t, previous, filepath.Join(o.path, "..prev"))
+	}
+	relink(t, l.Generation, filepath.Join(o.path, "..data"))
+	for _, name := range published {
+		relink(t, "..data/"+name, filepath.Join(o.path, name))
+		os.Chmod(filepath.Join(o.path, previous, name), 0o444) // for readers that watch files, if it is still there
+	}
+	tree, err := Capture(o.path, l)
+	check(t, err)
+	return tree
+}
+
+func (o *owner) gen() string { return fmt.Sprintf("..gen-%d", o.count) }
+
+// at is a path below the directory; "GEN" stands for the generation.
+func (o *owner) at(name string) string {
+	return filepath.Join(o.path, strings.Replace(name, "GEN", o.gen(), 1))
+}
+
+func (o *owner) outside(name string) string { return filepath.Join(filepath.Dir(o.path), name) }
+
+func relink(t testing.TB, target, name string) {
+	t.Helper()
+	os.Remove(name + "_tmp")
+	check(t, os.Symlink(target, name+"_tmp"))
+	check(t, os.Rename(name+"_tmp", name))
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// start runs a guard that has all its watches, and no request to look pending.
+func start(t *testing.T, o *owner) *Guard {
+	t.Helper()
+	g := New(Config{Path: o.path, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- g.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-done:
+			check(t, err)
+		case <-time.After(giveUp):
+			t.Error("Run does not end with its context")
+		}
+	})
+	await(t, g, giveUp) // at the start
+	g.Expect(o.publish(t))
+	await(t, g, giveUp) // with the tree
+	if found := g.Verify(); found != nil {
+		t.Fatalf("an untouched directory has findings: %v", found)
+	}
+	return g
+}
+
+func await(t *testing.T, g *Guard, d time.Duration) {
+	t.Helper()
+	select {
+	case <-g.Changed():
+	case <-time.After(d):
+		t.Fatalf("nothing on Changed for %v", d)
+	}
+}
+
+// action is what somebody does to the directory.
+type action struct {
+	name     string
+	do       func(t *testing.T, o *owner)
+	path     string // of the finding; GEN stands for the generation
+	what     Kind
+	silent   bool // no sensor sees it
+	beyond   bool // no publication repairs it
+	warning  bool
+	withRoot bool
+}
+
+func (a action) test(t *testing.T) {
+	if a.withRoot && os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	o := newOwner(t)
+	g := start(t, o)
+	a.do(t, o)
+	if !a.silent {
+		await(t, g, time.Second)
+	}
+	want := strings.Replace(a.path, "GEN", o.gen(), 1)
+	found := g.Verify()
+	for _, f := range found {
+		if f.What != a.what || f.Path != want {
+			continue
+		}
+		if f.Repairable == a.beyond || f.Warning != a.warning {
+			t.Errorf("%v: repairable %v, warning %v; want %v, %v", f, f.Repairable, f.Warning, !a.beyond, a.warning)
+		}
+		if len(found) > 2 {
+			t.Errorf("one action has %d findings: %v", len(found), found)
+		}
+		if f.Repairable && !f.Warning {
+			g.Expect(o.publish(t))
+			if found := g.Verify(); found != nil {
+				t.Errorf("after a new publication: %v", found)
+			}
+		}
+		return
+	}
+	t.Errorf("found %v, want %s: %s", found, want, a.what)
+}
+
+func TestActions(t *testing.T) {
+	write := func(t *testing.T, path string) {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		check(t, err)
+		defer f.Close()
+		_, err = f.WriteAt([]byte("evil"), 7)
+		check(t, err)
+	}
+	for _, a := range []action{
+		{name: "write", path: "GEN/client.key", what: Content, do: func(t *testing.T, o *owner) { write(t, o.at("client.key")) }},
+		{name: "append", path: "GEN/ca.crt", what: Content, do: func(t *testing.T, o *owner) {
+			f, err := os.OpenFile(o.at("ca.crt"), os.O_WRONLY|os.O_APPEND, 0)
+			check(t, err)
+			defer f.Close()
+			_, err = f.WriteString("evil")
+			check(t, err)
+		}},
+		{name: "truncate", path: "GEN/ca.crt", what: Content, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 0)) }},
+		{name: "grow without bound", path: "GEN/ca.crt", what: Content, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 1<<40)) }},
+		{name: "hard link", path: "GEN/client.key", what: HardLinked, do: func(t *testing.T, o *owner) { check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) }},
+		{name: "write through a hard link", path: "GEN/client.key", what: Content, do: func(t *testing.T, o *owner) {
+			check(t, os.Link(o.at("GEN/client.key"), o.outside("link")))
+			write(t, o.outside("link"))
+		}},
+		{name: "write through a hard link that is gone", path: "GEN/client.key", what: Content, do: func(t *testing.T, o *owner) {
+			check(t, os.Link(o.at("GEN/client.key"), o.outside("link")))
+			write(t, o.outside("link"))
+			check(t, os.Remove(o.outside("link")))
+		}},
+		{name: "store through a mapping", path: "GEN/client.crt", what: Content, silent: true, do: func(t *testing.T, o *owner) {
+			f, err := os.OpenFile(o.at("client.crt"), os.O_RDWR, 0)
+			check(t, err)
+			defer f.Close()
+			m, err := unix.Mmap(int(f.Fd()), 0, 3000, unix.PROT_WRITE, unix.MAP_SHARED)
+			check(t, err)
+			m[5] = 0
+			check(t, unix.Munmap(m))
+		}},
+		{name: "write to a file opened before", path: "GEN/client.crt", what: Content, do: func(t *testing.T, o *owner) {
+			early, err := os.OpenFile(o.at("client.crt"), os.O_RDWR, 0)
+			check(t, err)
+			defer early.Close()
+			_, err = early.WriteAt([]byte("evil"), 0)
+			check(t, err)
+		}},
+		{name: "chmod", path: "GEN/client.key", what: Mode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("client.key"), 0o666)) }},
+		{name: "chmod of the generation", path: "GEN", what: Mode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("GEN"), 0o777)) }},
+		{name: "chmod of the directory", path: ".", what: Mode, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.path, 0o777)) }},
+		{name: "access control list", path: "GEN/client.key", what: Mode, do: func(t *testing.T, o *owner) {
+			// Version 2; user::r, user:1000:r, group::r, mask::r, other::r. See acl(5) and linux/posix_acl_xattr.h.
+			acl := []byte{2, 0, 0, 0, 1, 0, 4, 0, 255, 255, 255, 255, 2, 0, 4, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
+				0x10, 0, 4, 0, 255, 255, 255, 255, 0x20, 0, 4, 0, 255, 255, 255, 255}
+			if err := unix.Setxattr(o.at("client.key"), "system.posix_acl_access", acl, 0); errors.Is(err, unix.ENOTSUP) {
+				t.Skip("the file system has no access control lists")
+			} else {
+				check(t, err)
+			}
+		}},
+		{name: "chown", withRoot: true, path: "GEN/client.key", what: Ownership, do: func(t *testing.T, o *owner) { check(t, os.Chown(o.at("client.key"), 1000, 1000)) }},
+		{name: "rename over a file", path: "GEN/client.key", what: Replaced, do: func(t *testing.T, o *owner) {
+			content, err := os.ReadFile(o.at("client.key"))
+			check(t, err)
+			check(t, os.WriteFile(o.outside("evil"), content, 0o444))
+			check(t, os.Rename(o.outside("evil"), o.at("GEN/client.key")))
+		}},
+		{name: "FIFO", path: "GEN/client.key", what: Replaced, do: func(t *testing.T, o *owner) {
+			check(t, os.Remove(o.at("GEN/client.key")))
+			check(t, unix.Mkfifo(o.at("GEN/client.key"), 0o444))
+		}},
+		{name: "link for a file", path: "GEN/client.key", what: Replaced, do: func(t *testing.T, o *owner) { relink(t, "/dev/zero", o.at("GEN/client.key")) }},
+		{name: "rename over a link", path: "client.key", what: Replaced, do: func(t *testing.T, o *owner) {
+			check(t, os.WriteFile(o.outside("evil"), nil, 0o444))
+			check(t, os.Rename(o.outside("evil"), o.at("client.key")))
+		}},
+		{name: "FIFO for the generation", path: "GEN", what: Replaced, do: func(t *testing.T, o *owner) {
+			check(t, os.RemoveAll(o.at("GEN")))
+			check(t, unix.Mkfifo(o.at("GEN"), 0o444))
+		}},
+		{name: "generation made again", path: "GEN", what: Replaced, do: func(t *testing.T, o *owner) {
+			check(t, os.RemoveAll(o.at("GEN")))
+			check(t, os.Mkdir(o.at("GEN"), 0o755))
+		}},
+		{name: "link re-pointed", path: "client.key", what: Retargeted, do: func(t *testing.T, o *owner) { relink(t, "/tmp/evil", o.at("client.key")) }},
+		{name: "..data re-pointed", path: "..data", what: Retargeted, do: func(t *testing.T, o *owner) { relink(t, o.gen()+"x", o.at("..data")) }},
+		{name: "directory for ..data", path: "..data", what: Replaced, beyond: true, do: func(t *testing.T, o *owner) {
+			check(t, os.Remove(o.at("..data")))
+			check(t, os.Mkdir(o.at("..data"), 0o755))
+		}},
+		{name: "file removed", path: "GEN/client.key", what: Removed, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("GEN/client.key"))) }},
+		{name: "link removed", path: "client.key", what: Removed, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("client.key"))) }},
+		{name: "generation removed", path: "GEN", what: Removed, do: func(t *testing.T, o *owner) { check(t, os.RemoveAll(o.at("GEN"))) }},
+		{name: "file in the generation", path: "GEN/evil.crt", what: Extra, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("GEN/evil.crt"), nil, 0o444)) }},
+		{name: "file in the directory", path: "evil.crt", what: Extra, warning: true, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("evil.crt"), nil, 0o444)) }},
+		{name: "directory moved away", path: ".", what: Removed, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Rename(o.path, o.outside("away"))) }},
+		{name: "directory recreated", path: ".", what: DirectoryReplaced, beyond: true, do: func(t *testing.T, o *owner) {
+			check(t, os.Rename(o.path, o.outside("away")))
+			check(t, os.Mkdir(o.path, 0o755))
+		}},
+		{name: "FIFO for the directory", path: ".", what: DirectoryReplaced, beyond: true, do: func(t *testing.T, o *owner) {
+			check(t, os.Rename(o.path, o.outside("away")))
+			check(t, unix.Mkfifo(o.path, 0o755))
+		}},
+		{name: "directory above moved away", path: ".", what: Removed, beyond: true, do: func(t *testing.T, o *owner) {
+			check(t, os.Rename(filepath.Dir(o.path), filepath.Dir(o.path)+"-away"))
+			t.Cleanup(func() { os.RemoveAll(filepath.Dir(o.path) + "-away") })
+		}},
+	} {
+		t.Run(a.name, a.test)
+	}
+}
+
+// What the owner may do, and what it allows others.
+func TestNothingFound(t *testing.T) {
+	o := newOwner(t)
+	g := start(t, o)
+	check(t, os.Mkdir(o.at("app"), 0o755))
+	check(t, os.Mkdir(o.at("..gen-other"), 0o700))
+	check(t, os.Symlink("x", o.at("..data_tmp")))
+	await(t, g, time.Second)
+	if found := g.Verify(); found != nil {
+		t.Error(found)
+	}
+	for range 5 {
+		g.Expect(o.publish(t))
+		await(t, g, time.Second)
+		if found := g.Verify(); found != nil {
+			t.Error(found)
+		}
+	}
+	g.Expect(nil)
+	check(t, os.RemoveAll(o.path))
+	await(t, g, time.Second)
+	if found := g.Verify(); found != nil {
+		t.Error(found)
+	}
+}
+
+// The new generation is watched as the first one was, and so is a directory that was recreated and accepted.
+func TestWatchesFollow(t *testing.T) {
+	o := newOwner(t)
+	g := start(t, o)
+	for range 2 {
+		g.Expect(o.publish(t))
+		settle(t, g)
+		check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) // only a watch of the file sees it
+		await(t, g, time.Second)
+		if found := g.Verify(); len(found) != 1 {
+			t.Errorf("found %v, want the link", found)
+		}
+		check(t, os.Remove(o.outside("link")))
+		check(t, os.Rename(o.path, o.outside("away")))
+		check(t, os.Mkdir(o.path, 0o755))
+		check(t, os.RemoveAll(o.outside("away")))
+		settle(t, g)
+		o.count = 0
+	}
+}
+
+// settle waits until nothing is asked for any more.
+func settle(t *testing.T, g *Guard) {
+	for await(t, g, time.Second); ; {
+		select {
+		case <-g.Changed():
+		case <-time.After(2 * patience):
+			return
+		}
+	}
+}
+
+func TestPublicationKeepsModeOfDirectory(t *testing.T) {
+	o := newOwner(t)
+	g := New(Config{Path: o.path})
+	g.Expect(o.publish(t))
+	check(t, os.Chmod(o.path, 0o777))
+	g.Expect(o.publish(t))
+	if found := g.Verify(); len(found) != 1 || found[0].What != Mode || found[0].Repairable {
+		t.Errorf("found %v, want the mode of the directory", found)
+	}
+}
+
+func TestManyExtras(t *testing.T) {
+	o := newOwner(t)
+	g := New(Config{Path: o.path})
+	g.Expect(o.publish(t))
+	for i := range 2 * maxEntries {
+		check(t, os.WriteFile(o.at(fmt.Sprintf("GEN/%d", i)), nil, 0o444))
+	}
+	if found := g.Verify(); len(found) != maxExtra+1 || !found[maxExtra].Repairable {
+		t.Errorf("%d findings, want %d that can be repaired: %v", len(found), maxExtra+1, found)
+	}
+}
+
+func TestCaptureFails(t *testing.T) {
+	o := newOwner(t)
+	o.publish(t)
+	for _, l := range []Layout{
+		{Generation: "..gen-0"},
+		{Generation: "..data"}, // a link
+		{Generation: o.gen(), Files: []File{{Name: "none"}}},
+	} {
+		if _, err := Capture(o.path, l); err == nil {
+			t.Errorf("captured %v", l)
+		} else {
+			t.Log(err)
+		}
+	}
+}
+
+// Only the overflow tells: all events that fit are of the directory's neighbours.
+func TestOverflow(t *testing.T) {
+	o := newOwner(t)
+	tree := o.publish(t)
+	stir := make(chan struct{}, 1)
+	s := &sensors{path: o.path, stir: stir}
+	w, err := fsnotify.NewWatcher()
+	check(t, err)
+	s.watcher = w
+	check(t, s.renewFiles(tree))
+	defer s.close()
+	for i := range 10_000 {
+		name := o.outside(fmt.Sprint(i))
+		check(t, os.Symlink("x", name))
+		check(t, os.Remove(name))
+	}
+	s.work.Go(func() { s.pump(w) })
+	select {
+	case <-stir:
+	case <-time.After(giveUp):
+		t.Error("an overflow goes unnoticed")
+	}
+}
+
+// A file that is moved and then removed makes fsnotify report an error while it holds its lock.
+func TestMovedAndRemoved(t *testing.T) {
+	o := newOwner(t)
+	tree := o.publish(t)
+	s := &sensors{path: o.path, stir: make(chan struct{}, 1)}
+	defer s.close()
+	for range 500 {
+		check(t, s.renew(tree))
+		name := o.at("GEN/client.key")
+		check(t, os.Rename(name, o.outside("moved")))
+		check(t, os.Remove(o.outside("moved")))
+		check(t, s.renew(tree))
+		check(t, os.WriteFile(name, nil, 0o600))
+	}
+}
+
+func TestRunLeavesNothing(t *testing.T) {
+	count := func() (int, int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		check(t, err)
+		return runtime.NumGoroutine(), len(fds)
+	}
+	goroutines, fds := count()
+	t.Run("run", func(t *testing.T) { start(t, newOwner(t)) })
+	for deadline := time.Now().Add(giveUp); ; runtime.Gosched() {
+		g, f := count()
+		if g <= goroutines && f <= fds {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines and %d descriptors, before %d and %d", g, f, goroutines, fds)
+		}
+	}
+}
+
+// A storm does not put off the look, nor does it starve it.
+func TestStorm(t *testing.T) {
+	o := newOwner(t)
+	g := start(t, o)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				os.Chmod(o.at("GEN/ca.crt"), os.FileMode(0o444+i%2))
+			}
+		}
+	}()
+	for range 5 {
+		await(t, g, time.Second) // TestLoop has the exact figure
+	}
+	close(stop)
+	<-done
+}
+
+func TestLoop(t *testing.T) {
+	for _, tt := range []struct {
+		name     string
+		events   time.Duration // between two of them; 0: none
+		count    int
+		limit    error
+		min, max time.Duration // until Changed
+	}{
+		{name: "one event", events: time.Millisecond, count: 1, min: 51 * time.Millisecond, max: 51 * time.Millisecond},
+		{name: "a few", events: 10 * time.Millisecond, count: 5, min: 100 * time.Millisecond, max: 100 * time.Millisecond},
+		{name: "a storm", events: time.Millisecond, count: 1e6, min: 251 * time.Millisecond, max: 251 * time.Millisecond},
+		{name: "none", min: 24 * time.Second, max: 36 * time.Second},
+		{name: "none, and some cannot come", limit: errors.New("too many open files"), min: 4 * time.Second, max: 6 * time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := New(Config{Path: "/nowhere", Log: slog.New(slog.DiscardHandler)})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				go g.loop(ctx, func(*Tree) error { return tt.limit })
+				<-g.Changed()
+				if g.Limit() != tt.limit {
+					t.Errorf("limit %v, want %v", g.Limit(), tt.limit)
+				}
+				start := time.Now()
+				if tt.events > 0 {
+					go func() {
+						for tick := time.Tick(tt.events); tt.count > 0; tt.count-- {
+							select {
+							case <-tick:
+								signal(g.stir)
+							case <-ctx.Done():
+								return
+							}
+						}
+					}()
+				}
+				<-g.Changed()
+				if d := time.Since(start); d < tt.min || d > tt.max {
+					t.Errorf("asked after %v, want %v to %v", d, tt.min, tt.max)
+				}
+			})
+		})
+	}
+}
+
+func BenchmarkVerify(b *testing.B) {
+	o := newOwner(b)
+	g := New(Config{Path: o.path})
+	g.Expect(o.publish(b))
+	for b.Loop() {
+		if found := g.Verify(); found != nil {
+			b.Fatal(found)
+		}
+	}
+}
+
+func BenchmarkRenew(b *testing.B) {
+	o := newOwner(b)
+	tree := o.publish(b)
+	s := &sensors{path: o.path, stir: make(chan struct{}, 1)}
+	defer s.close()
+	for b.Loop() {
+		check(b, s.renew(tree))
+	}
+}
+
+func BenchmarkCapture(b *testing.B) {
+	o := newOwner(b)
+	t := o.publish(b)
+	l := Layout{Generation: t.gen.name, Links: map[string]string{}}
+	for _, f := range t.files {
+		l.Files = append(l.Files, f.File)
+	}
+	for _, k := range t.links {
+		l.Links[k.name] = k.target
+	}
+	for b.Loop() {
+		_, err := Capture(o.path, l)
+		check(b, err)
+	}
+}

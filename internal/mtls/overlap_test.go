@@ -1,0 +1,115 @@
+package mtls
+
+import (
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// anchorNames are the common names in the published ca.crt.
+func (n *node) anchorNames(t *testing.T) (list []string) {
+	t.Helper()
+	p, err := parsePlain(mustRead(t, filepath.Join(n.path, "ca.crt")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range p.certs {
+		list = append(list, c.Subject.CommonName)
+	}
+	return list
+}
+
+func TestOverlap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		want := func(n *node, when string, names ...string) {
+			t.Helper()
+			if diff := cmp.Diff(names, n.anchorNames(t)); diff != "" {
+				t.Errorf("ca.crt %s (-want +got):\n%s", when, diff)
+			}
+		}
+		first, second, third := newCA(t, "first", nil), newCA(t, "second", nil), newCA(t, "third", nil)
+		s := newFake(first.clientSecret(t, "a"))
+		path := filepath.Join(memoryDir(t), "mtls")
+		overlap := func(c *Config) { c.Settings.CAOverlap = 24 * time.Hour }
+		n := start(t, path, map[string]Source{"a": s}, overlap)
+		want(n, "at first", "first")
+
+		s.put("version-2", second.clientSecret(t, "b"))
+		n.after(6 * time.Minute)
+		want(n, "after a change of the CA", "second", "first")
+		if o := n.Status().CAOverlap; len(o) != 1 || o[0].Subject != "CN=first" || !o[0].Until.After(time.Now().Add(23*time.Hour)) {
+			t.Errorf("status: %+v", o)
+		}
+
+		// It survives a rotation within the CA and a restart, and adds up.
+		s.put("version-3", second.clientSecret(t, "c"))
+		n.after(6 * time.Hour)
+		want(n, "after a rotation", "second", "first")
+		generation := n.Status().Generation
+		n.stop()
+		n = start(t, path, map[string]Source{"a": s}, overlap)
+		want(n, "after a restart", "second", "first")
+		if n.Status().Generation != generation {
+			t.Error("the restart published")
+		}
+		s.put("version-4", third.clientSecret(t, "d"))
+		n.after(6 * time.Hour)
+		want(n, "after another change", "third", "second", "first")
+
+		n.after(13 * time.Hour)
+		want(n, "when the first is due to go", "third", "second")
+		n.after(24 * time.Hour)
+		want(n, "when all are", "third")
+		if o := n.Status().CAOverlap; len(o) != 0 {
+			t.Errorf("status: %+v", o)
+		}
+	})
+}
+
+// What is carried over goes at once where it is no longer wanted.
+func TestOverlapEnds(t *testing.T) {
+	first, second := newCA(t, "first", nil), newCA(t, "second", nil)
+	for name, end := range map[string]func(n *node, s *fakeSecret){
+		"setting": func(n *node, s *fakeSecret) {
+			settings := n.config.Settings
+			settings.CAOverlap = 0
+			n.Apply(settings)
+		},
+		"secret": func(n *node, s *fakeSecret) {
+			cert, key := second.leaf(t, "c", valid(-time.Hour, time.Hour*24*30))
+			s.put("version-3", secretJSON(t, map[string]any{clientCert: certPEM(cert), clientKey: keyPEM(t, key), caCert: certPEM(second.cert), caOverlap: false}))
+			n.Hint()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first, second = newCA(t, "first", nil), newCA(t, "second", nil)
+				s := newFake(first.clientSecret(t, "a"))
+				n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s}, func(c *Config) { c.Settings.CAOverlap = time.Hour })
+				s.put("version-2", second.clientSecret(t, "b"))
+				n.after(6 * time.Minute)
+				if got := n.anchorNames(t); !slices.Equal(got, []string{"second", "first"}) {
+					t.Fatalf("ca.crt holds %v", got)
+				}
+				end(n, s)
+				n.after(time.Second)
+				if got := n.anchorNames(t); !slices.Equal(got, []string{"second"}) {
+					t.Errorf("ca.crt holds %v, want only the second", got)
+				}
+			})
+		})
+	}
+}
+
+func TestOverlapOfASecretIsFalseOrAbsent(t *testing.T) {
+	ca := newCA(t, "ca", nil)
+	for _, value := range []any{true, "false", 0, nil} {
+		if _, err := parseBundle("a", "1", secretJSON(t, map[string]any{caCert: certPEM(ca.cert), caOverlap: value})); err == nil {
+			t.Errorf("ca_overlap: %v is accepted", value)
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package mtls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// preflight is what would become of a secret's pending version if it were current now.
+type preflight struct {
+	version string  // judged; empty: there is none, or it could not be read
+	bundle  *bundle // nil: it is none
+	err     error   // why it would not be published, or could not be read; a *HeldError is none
+	at      time.Time
+}
+
+// PreflightStatus tells beforehand what would become of the version labelled AWSPENDING.
+type PreflightStatus struct {
+	Version string    `json:"version"`
+	At      time.Time `json:"at"`
+	// Result is ok, rejected, or unknown if the version could not be read.
+	Result string `json:"result"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// errUnread marks an error as that of reading, which says nothing of the version.
+var errUnread = errors.New("cannot be read yet")
+
+// lookAhead fetches the pending version of a secret, once. That it cannot is no failure of the secret: the label may
+// come before the content, and the node's role may be for AWSCURRENT alone.
+func (r *Rotator) lookAhead(ctx context.Context, s *secret) {
+	pending := s.latest.Pending
+	if pending == "" || pending == s.latest.Current {
+		s.preflight = preflight{}
+		return
+	}
+	if pending == s.preflight.version {
+		return
+	}
+	content, err := request(ctx, r, "fetch_pending", func(ctx context.Context) (Secret, error) {
+		return s.source.Fetch(ctx, pending, LabelPending)
+	})
+	if err != nil {
+		r.log.Debug("the pending version is not judged beforehand", "secret", s.name, "version", pending, "err", err)
+		s.preflight = preflight{err: fmt.Errorf("%w: %w", errUnread, err), at: time.Now()}
+		return
+	}
+	p := preflight{version: pending, at: time.Now()}
+	if p.bundle, p.err = parseBundle(s.name, pending, content()); p.err != nil {
+		r.warnAhead(s, p)
+	}
+	s.preflight = p
+	r.judgeAhead(s, p.at)
+}
+
+// judgeAhead judges the pending version together with what else would be published.
+func (r *Rotator) judgeAhead(s *secret, now time.Time) {
+	p := &s.preflight
+	if p.bundle == nil {
+		return
+	}
+	var bundles, standing []*bundle
+	for _, k := range r.secrets {
+		switch {
+		case k == s:
+			bundles = append(bundles, p.bundle)
+		case k.candidate != nil:
+			bundles = append(bundles, k.candidate)
+		case k.published != nil:
+			bundles = append(bundles, k.published)
+		default:
+			bundles = append(bundles, &bundle{secret: k.name})
+		}
+		if k.published != nil {
+			standing = append(standing, k.published)
+		}
+	}
+	_, err := assemble(bundles, standing, r.skew.clock(now), nil)
+	if _, held := errors.AsType[*HeldError](err); held {
+		err = nil
+	}
+	if e, ok := errors.AsType[*RejectError](err); ok && e.Secret != s.name {
+		err = nil // it is another one that is at fault
+	}
+	before := p.err
+	p.err, p.at = err, now
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		r.warnAhead(s, *p)
+	}
+}
+
+// preflightAll judges all pending versions again, since what they have to fit with has changed.
+func (r *Rotator) preflightAll(now time.Time) {
+	for _, s := range r.secrets {
+		r.judgeAhead(s, now)
+	}
+}
+
+func (r *Rotator) warnAhead(s *secret, p preflight) {
+	r.metrics.preflightRejections.Inc()
+	r.log.Warn("the pending version would be refused", "secret", s.name, "version", p.version, "err", p.err)
+}
+
+func (p preflight) status() *PreflightStatus {
+	switch {
+	case p.at.IsZero():
+		return nil
+	case errors.Is(p.err, errUnread):
+		return &PreflightStatus{At: p.at.UTC(), Result: "unknown", Reason: p.err.Error()}
+	case p.err != nil:
+		return &PreflightStatus{Version: p.version, At: p.at.UTC(), Result: "rejected", Reason: fmt.Sprintf("this version would be rejected because %v", p.err)}
+	}
+	return &PreflightStatus{Version: p.version, At: p.at.UTC(), Result: "ok"}
+}

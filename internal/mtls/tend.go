@@ -1,0 +1,223 @@
+package mtls
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"sevagent/internal/mtls/guard"
+)
+
+// What is put back when someone changes it is bounded: whoever changes it five times in ten minutes is no accident, and
+// a race against them would only disturb readers.
+const (
+	maxRepairs   = 5
+	repairWindow = 10 * time.Minute
+)
+
+// GuardState is what the guard of a published directory has come to.
+type GuardState string
+
+// The states of a guard.
+const (
+	GuardOff         GuardState = "off"         // nothing is published, or it is not guarded yet
+	GuardOK          GuardState = "ok"          // all is as it was published
+	GuardWarning     GuardState = "warning"     // something lies there that is not ours, and misleads no reader
+	GuardAlarm       GuardState = "alarm"       // changed in a way that cannot be put back, such as a mount over it
+	GuardQuarantined GuardState = "quarantined" // changed again and again; not put back any more until a restart
+)
+
+// GuardStatus tells how a published directory has fared against those who have no business in it.
+type GuardStatus struct {
+	State GuardState `json:"state"`
+	// Immutable: the files have the attribute that keeps even a container's root from changing them.
+	Immutable bool `json:"immutable"`
+	// Findings are what was found changed the last time that anything was, at At.
+	Findings []guard.Finding `json:"findings,omitempty"`
+	At       time.Time       `json:"at,omitzero"`
+	// Repairs is how many generations have been published to put things back, since the start.
+	Repairs int    `json:"repairs"`
+	Error   string `json:"error,omitempty"` // of the last repair
+}
+
+// Adoption tells whether the current generation is being read.
+type Adoption struct {
+	// Opens of its files by others since it was published, at least: the kernel folds equal ones together.
+	Opens int `json:"opens"`
+	// First is when the first of them was noticed, to a few seconds.
+	First time.Time `json:"first,omitzero"`
+}
+
+// inspect compares what lies in a directory with what was published there, and puts back what was changed.
+func (r *Rotator) inspect(d *directory, now time.Time) {
+	if d.guard == nil || d.current == nil || d.current.set == nil {
+		return
+	}
+	r.count(d, now)
+	findings := d.guard.Verify()
+	d.opens.drain() // the guard's own
+	if len(findings) == 0 {
+		if d.state.State == GuardQuarantined || d.state.State == GuardAlarm && replaced(d.state.Findings) {
+			return // until a restart
+		}
+		if d.state.State == GuardAlarm || d.state.State == GuardWarning {
+			r.log.Info("published files are as they should be again", "path", d.pub.path)
+		}
+		d.state.State = GuardOK
+		return
+	}
+	known := slices.Equal(findings, d.state.Findings) && d.state.State != GuardOK
+	d.state.Findings, d.state.At = findings, now.UTC()
+	if !known {
+		for _, f := range findings {
+			r.metrics.tampering.WithLabelValues(string(f.What)).Inc()
+		}
+	}
+	worst, repairable := GuardWarning, true
+	for _, f := range findings {
+		if f.Warning {
+			continue
+		}
+		worst = GuardAlarm
+		// Into another directory one can publish: that serves those who come, and not the containers that hold the old.
+		repairable = repairable && (f.Repairable || f.What == guard.DirectoryReplaced)
+	}
+	report := func(message string, attrs ...any) {
+		if !known {
+			r.log.Error(message, append([]any{"path", d.pub.path, "findings", describe(findings)}, attrs...)...)
+		}
+	}
+	d.repairs = slices.DeleteFunc(d.repairs, func(t time.Time) bool { return now.Sub(t) >= repairWindow })
+	switch {
+	case d.state.State == GuardQuarantined:
+		report("published files were changed by someone else again, and are not put back any more")
+	case worst == GuardWarning:
+		d.state.State = worst
+		if !known {
+			r.log.Warn("files that are not ours lie beside the published ones", "path", d.pub.path, "findings", describe(findings))
+		}
+	case !repairable:
+		d.state.State = worst
+		report("published files were changed by someone else in a way that cannot be put back; find who did it, and restart the containers that mount them")
+	case len(d.repairs) >= maxRepairs:
+		d.state.State = GuardQuarantined
+		known = false
+		report("published files were changed by someone else again and again, and are not put back any more; find who does it, and restart sevagent", "repairs", maxRepairs, "within", repairWindow)
+	default:
+		r.repair(d, now, report)
+	}
+}
+
+// repair publishes what is in memory as a new generation: in place of a file, one would never know who holds it open.
+func (r *Rotator) repair(d *directory, now time.Time, report func(string, ...any)) {
+	d.repairs = append(d.repairs, now)
+	d.state.Repairs++
+	g := d.current
+	err := d.switchTo(g.set, g.bundles, g.evidence, now)
+	if err != nil {
+		d.state.State, d.state.Error = GuardAlarm, err.Error()
+		r.metrics.repairs.WithLabelValues("failed").Inc()
+		report("published files were changed by someone else, and cannot be put back", "err", err)
+		return
+	}
+	d.state.State, d.state.Error = GuardOK, ""
+	if replaced(d.state.Findings) {
+		d.state.State = GuardAlarm
+		r.log.Error("the published directory was replaced: containers that mount it hold the old one; restart them", "path", d.pub.path)
+	}
+	r.metrics.repairs.WithLabelValues("repaired").Inc()
+	report("published files were changed by someone else, and are put back", "generation", d.generation())
+	r.published(d)
+}
+
+// replaced: is it the directory itself that is another one? Running containers hold the one that was there when they
+// started, whatever is published in its place.
+func replaced(findings []guard.Finding) bool {
+	return slices.ContainsFunc(findings, func(f guard.Finding) bool { return f.What == guard.DirectoryReplaced })
+}
+
+func describe(findings []guard.Finding) string {
+	var list []string
+	for _, f := range findings {
+		list = append(list, f.String())
+	}
+	return strings.Join(list, "; ")
+}
+
+// count notes who reads the current generation.
+func (r *Rotator) count(d *directory, now time.Time) {
+	n := d.opens.drain()
+	if n > 0 && d.adopted.First.IsZero() {
+		d.adopted.First = now.UTC()
+	}
+	d.adopted.Opens += n
+	r.metrics.opens.Add(float64(n))
+}
+
+// tend starts the guards of directories that have none running. Their alarms come together in r.alarm.
+func (r *Rotator) tend(ctx context.Context) {
+	for _, d := range r.dirs {
+		if d.guard == nil || d.watched {
+			continue
+		}
+		ctx, stop := context.WithCancel(ctx)
+		d.watched, d.stop = true, stop
+		r.running.Go(func() {
+			if err := d.guard.Run(ctx); err != nil {
+				r.log.Error("published files are not watched", "path", d.pub.path, "err", err)
+			}
+		})
+		r.running.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-d.guard.Changed():
+					d.suspect.Store(true)
+					select {
+					case r.alarm <- struct{}{}:
+					default: // it will look anyway
+					}
+				}
+			}
+		})
+	}
+}
+
+// answerAlarm inspects the directories whose guards have called.
+func (r *Rotator) answerAlarm() {
+	changed := false
+	for _, d := range r.dirs {
+		if d.suspect.Swap(false) {
+			before, state := d.generation(), d.state.State
+			r.inspect(d, time.Now())
+			changed = changed || d.generation() != before || d.state.State != state
+		}
+	}
+	if changed {
+		r.show()
+	}
+}
+
+// await makes a call that may take long, and looks after the published directories meanwhile: that AWS takes ten
+// seconds to answer is no reason to leave a changed key file for as long.
+func await[T any](ctx context.Context, r *Rotator, call func(context.Context) (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	r.running.Go(func() {
+		v, err := call(ctx)
+		done <- result{v, err}
+	})
+	for {
+		select {
+		case answer := <-done:
+			return answer.value, answer.err
+		case <-r.alarm:
+			r.answerAlarm()
+		}
+	}
+}

@@ -1,0 +1,157 @@
+package probe
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// probe makes one handshake with an endpoint. It fills in what one probe can know.
+func (p *Prober) probe(ctx context.Context, endpoint string) Result {
+	start := time.Now()
+	r := Result{Endpoint: endpoint, LastProbe: start.UTC()}
+	cert, roots, err := p.material()
+	if err == nil && (cert == nil || roots == nil) { // no roots would mean the system's
+		err = errors.New("nothing is published yet")
+	}
+	if err != nil {
+		r.fail(NoMaterial, err)
+		return r
+	}
+
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	conn, err := p.dial(ctx, "tcp", endpoint)
+	if err != nil {
+		r.fail(dialCode(err), err)
+		return r
+	}
+	defer conn.Close()
+	r.ConnectSeconds = time.Since(start).Seconds()
+	r.Reachable, r.Address = true, conn.RemoteAddr().String()
+	p.handshake(ctx, conn, &r, cert, roots)
+	return r
+}
+
+func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *Result, cert *tls.Certificate, roots *x509.CertPool) {
+	host, _, err := net.SplitHostPort(r.Endpoint)
+	if err != nil {
+		r.fail(Unreachable, err)
+		return
+	}
+	var verdict Code // on the server's certificate, if it is bad
+	var asked bool   // for ours
+	c := tls.Client(conn, &tls.Config{
+		ServerName:         host,
+		InsecureSkipVerify: true, // VerifyConnection verifies, after it has noted what the server shows
+		VerifyConnection: func(s tls.ConnectionState) (err error) {
+			r.TLSVersion, r.Server = tls.VersionName(s.Version), describe(s.PeerCertificates[0])
+			verdict, err = verify(s.PeerCertificates, roots, host)
+			return err
+		},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			asked = true
+			return cert, nil // even if the server names other issuers: its own answer says more than our silence
+		},
+	})
+	defer c.Close()
+
+	start := time.Now()
+	err = c.HandshakeContext(ctx)
+	if took := time.Since(start); err == nil {
+		r.HandshakeSeconds = took.Seconds()
+		if !asked {
+			r.fail(NotRequested, errors.New("the server does not ask for a client certificate: anyone may connect"))
+			return
+		}
+		// The verdict takes a round trip, as did the handshake.
+		err = listen(ctx, c, p.linger+took)
+	}
+	switch op, _ := errors.AsType[*net.OpError](err); {
+	case err == nil:
+		r.Result = OK
+	case verdict != "":
+		r.fail(verdict, err)
+	case isTimeout(err):
+		r.fail(Timeout, fmt.Errorf("the handshake did not end within %v", p.timeout))
+	case op != nil && op.Op == "remote error": // so crypto/tls marks an alert that it has received
+		when := "before it had our certificate"
+		if asked {
+			when = "to our certificate"
+		}
+		r.fail(Alert, fmt.Errorf("the server answered %s with the alert %q", when, strings.TrimPrefix(op.Err.Error(), "tls: ")))
+	case asked && hungUp(err):
+		r.fail(Closed, fmt.Errorf("the server had our certificate and closed the connection with no alert: %w", err))
+	case hungUp(err):
+		r.fail(Protocol, fmt.Errorf("the server closed the connection: %w", err))
+	default:
+		r.fail(Protocol, err)
+	}
+}
+
+// listen waits for what the server has to say of our certificate. Silence, as well as data, is consent.
+func listen(ctx context.Context, c *tls.Conn, wait time.Duration) error {
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if n, err := c.Read(make([]byte, 1)); n == 0 && !errors.Is(err, os.ErrDeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// verify judges the chain that a server shows, and then the name: whose a certificate is matters less than who says so.
+func verify(chain []*x509.Certificate, roots *x509.CertPool, host string) (Code, error) {
+	intermediates := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates})
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
+		return Expired, err
+	}
+	if err != nil {
+		return Untrusted, err
+	}
+	if err := chain[0].VerifyHostname(host); err != nil {
+		return NameMismatch, err
+	}
+	return "", nil
+}
+
+func (r *Result) fail(code Code, err error) {
+	r.Result, r.Reason = code, printable(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "tls: "), "x509: "))
+}
+
+func dialCode(err error) Code {
+	_, dns := errors.AsType[*net.DNSError](err)
+	switch {
+	case dns:
+		return DNS
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return Refused
+	case isTimeout(err):
+		return Timeout
+	}
+	return Unreachable
+}
+
+func isTimeout(err error) bool {
+	t, ok := errors.AsType[net.Error](err) // context.DeadlineExceeded is one
+	return ok && t.Timeout()
+}
+
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}

@@ -1,0 +1,349 @@
+package probe
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"sevagent/internal/sim/simca"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func pair(l simca.Leaf) *tls.Certificate {
+	c := must(tls.X509KeyPair([]byte(l.Cert), []byte(l.Key)))
+	return &c
+}
+
+func pool(ca *simca.CA) *x509.CertPool {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM([]byte(ca.PEM()))
+	return roots
+}
+
+// pki is what the tests' certificates come from.
+type pki struct {
+	now         time.Time
+	ca, foreign *simca.CA
+}
+
+func newPKI() pki {
+	now := time.Now()
+	return pki{now, must(simca.New("ours", now)), must(simca.New("foreign", now))}
+}
+
+// leaf is for 127.0.0.1, valid for a day about now.
+func (k pki) leaf(ca *simca.CA) simca.Leaf {
+	return must(ca.Issue("leaf", k.now.Add(-12*time.Hour), k.now.Add(12*time.Hour)))
+}
+
+// server is the configuration of a good one: it insists on a client certificate of ours.
+func (k pki) server(change ...func(*tls.Config)) *tls.Config {
+	c := &tls.Config{Certificates: []tls.Certificate{*pair(k.leaf(k.ca))}, ClientCAs: pool(k.ca), ClientAuth: tls.RequireAndVerifyClientCert}
+	for _, f := range change {
+		f(c)
+	}
+	return c
+}
+
+func (k pki) material(ca *simca.CA) func() (*tls.Certificate, *x509.CertPool, error) {
+	cert, roots := pair(k.leaf(ca)), pool(k.ca)
+	return func() (*tls.Certificate, *x509.CertPool, error) { return cert, roots, nil }
+}
+
+func testLog(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
+
+func newProber(t testing.TB, material func() (*tls.Certificate, *x509.CertPool, error), s Settings) *Prober {
+	return New(Config{Material: material, Settings: s, Registerer: prometheus.NewPedanticRegistry(), Log: testLog(t)})
+}
+
+// serve hands every connection to handle, and returns where it listens.
+func serve(t *testing.T, handle func(net.Conn)) string {
+	t.Helper()
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer c.Close()
+				handle(c)
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		wg.Wait()
+	})
+	return l.Addr().String()
+}
+
+// serveTLS shakes hands, and then waits for the client to go.
+func serveTLS(t *testing.T, c *tls.Config) string {
+	return serve(t, func(conn net.Conn) {
+		if s := tls.Server(conn, c); s.Handshake() == nil {
+			io.Copy(io.Discard, s)
+		}
+	})
+}
+
+// long is a time that no test waits for.
+const long = time.Minute
+
+func TestResults(t *testing.T) {
+	k := newPKI()
+	template := simca.Template{Name: "leaf", NotBefore: k.now.Add(-2 * time.Hour), NotAfter: k.now.Add(time.Hour), IPAddresses: []net.IP{{127, 0, 0, 1}}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	shows := func(ca *simca.CA, change func(*simca.Template)) func(*tls.Config) {
+		tp := template
+		change(&tp)
+		leaf := pair(must(ca.IssueFrom(tp)))
+		return func(c *tls.Config) { c.Certificates = []tls.Certificate{*leaf} }
+	}
+	asIs := func(*simca.Template) {}
+	tls12 := func(c *tls.Config) { c.MaxVersion = tls.VersionTLS12 }
+	tls11 := func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS11 }
+	accepts := func(kind tls.ClientAuthType) func(*tls.Config) {
+		return func(c *tls.Config) { c.ClientAuth = kind }
+	}
+	onTLS := func(change ...func(*tls.Config)) func(*testing.T) string {
+		return func(t *testing.T) string { return serveTLS(t, k.server(change...)) }
+	}
+	raw := func(handle func(net.Conn)) func(*testing.T) string {
+		return func(t *testing.T) string { return serve(t, handle) }
+	}
+	hangsUp := func(after func(*tls.Conn) error, change ...func(*tls.Config)) func(*testing.T) string {
+		c := k.server(change...)
+		return raw(func(conn net.Conn) { after(tls.Server(conn, c)) })
+	}
+	intermediate := must(k.ca.Intermediate("intermediate", k.now))
+
+	for _, test := range []struct {
+		name   string
+		server func(*testing.T) string
+		client *simca.CA
+		linger time.Duration // default: long
+		short  bool          // the probe runs into its timeout
+		want   Code
+		reason string // is part of it
+		shown  bool   // the server's certificate is described
+	}{
+		{name: "good", server: onTLS(), linger: time.Millisecond, want: OK, shown: true},
+		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond, want: OK, shown: true},
+		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)), linger: time.Millisecond, want: OK, shown: true},
+		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error { _, err := io.WriteString(c, "hello"); return err }), want: OK, shown: true},
+		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: Alert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
+		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: Alert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
+		{name: "refuses our certificate for a reason of its own", server: onTLS(func(c *tls.Config) {
+			c.VerifyConnection = func(tls.ConnectionState) error { return errors.New("no") }
+		}), want: Alert, reason: `"bad certificate"`, shown: true},
+		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake), want: Closed, reason: "no alert", shown: true},
+		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12), want: Closed, reason: "no alert", shown: true},
+		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })), want: Expired, reason: "is after", shown: true},
+		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotBefore = k.now.Add(time.Hour) })), want: Expired, reason: "is before", shown: true},
+		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)), want: Untrusted, reason: "unknown authority", shown: true},
+		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12), want: Untrusted, reason: "unknown authority", shown: true},
+		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) { t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })), want: Untrusted, reason: "key usage", shown: true},
+		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) { t.IPAddresses = []net.IP{{127, 0, 0, 2}} })), want: NameMismatch, reason: "127.0.0.2, not 127.0.0.1", shown: true},
+		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign, func(t *simca.Template) { t.IPAddresses = nil })), want: Untrusted, shown: true},
+		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)), want: NotRequested, reason: "does not ask", shown: true},
+		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12), want: NotRequested, shown: true},
+		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)), linger: time.Millisecond, want: OK, shown: true},
+		{name: "TLS 1.1", server: onTLS(tls11), want: Alert, reason: `before it had our certificate with the alert "protocol version not supported"`},
+		{name: "not TLS", server: raw(func(c net.Conn) {
+			bufio.NewReader(c).ReadByte()
+			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
+			io.Copy(io.Discard, c)
+		}), want: Protocol, reason: "does not look like a TLS handshake"},
+		{name: "hangs up at once", server: raw(func(net.Conn) {}), want: Protocol, reason: "closed the connection"},
+		{name: "hangs up after the hello", server: raw(func(c net.Conn) { c.Read(make([]byte, 4096)) }), want: Protocol, reason: "closed the connection"},
+		{name: "never answers", server: raw(func(c net.Conn) { io.Copy(io.Discard, c) }), short: true, want: Timeout, reason: "did not end within"},
+		{name: "nobody listens", server: func(*testing.T) string {
+			l := must(net.Listen("tcp", "127.0.0.1:0"))
+			l.Close()
+			return l.Addr().String()
+		}, want: Refused, reason: "refused"},
+		// RFC 6761 has .invalid never resolve.
+		{name: "no such name", server: func(*testing.T) string { return "enclave.invalid:443" }, want: DNS, reason: "enclave.invalid"},
+		{name: "no port", server: func(*testing.T) string { return "127.0.0.1" }, want: Unreachable, reason: "missing port"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			client := test.client
+			if client == nil {
+				client = k.ca
+			}
+			p := newProber(t, k.material(client), Settings{})
+			p.timeout, p.linger = long, long
+			if test.linger > 0 {
+				p.linger = test.linger
+			}
+			if test.short {
+				p.timeout = 200 * time.Millisecond
+			}
+			endpoint := test.server(t)
+			r := p.probe(t.Context(), endpoint)
+			if r.Result != test.want || !strings.Contains(r.Reason, test.reason) {
+				t.Errorf("%s, %q, want %s, with %q", r.Result, r.Reason, test.want, test.reason)
+			}
+			if r.OK() != (test.want == OK) || r.OK() != (r.Reason == "") {
+				t.Errorf("OK is %v with result %s and reason %q", r.OK(), r.Result, r.Reason)
+			}
+			connected := test.want != DNS && test.want != Refused && test.want != Unreachable
+			if r.Reachable != connected || (r.ConnectSeconds > 0) != connected || r.Reachable != (r.Address == endpoint) {
+				t.Errorf("reachable: %v, after %v s, at %q", r.Reachable, r.ConnectSeconds, r.Address)
+			}
+			if (r.Server != nil) != test.shown || strings.HasPrefix(r.TLSVersion, "TLS 1.") != test.shown {
+				t.Errorf("server's certificate %+v, version %q, want to know: %v", r.Server, r.TLSVersion, test.shown)
+			}
+		})
+	}
+}
+
+// TestServerCertificate: a server that is not trusted is described all the same, with text fit for a terminal.
+func TestServerCertificate(t *testing.T) {
+	k := newPKI()
+	notAfter := k.now.Add(-time.Minute).UTC().Truncate(time.Second)
+	leaf := pair(must(k.foreign.IssueFrom(simca.Template{Name: "evil\x1b[2J" + strings.Repeat("é", maxText), NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter})))
+	p := newProber(t, k.material(k.ca), Settings{})
+	r := p.probe(t.Context(), serveTLS(t, k.server(func(c *tls.Config) { c.Certificates = []tls.Certificate{*leaf} })))
+	if r.Result != Expired || r.Server == nil {
+		t.Fatalf("%+v", r)
+	}
+	sum := sha256.Sum256(leaf.Certificate[0])
+	c := *r.Server
+	if !c.NotAfter.Equal(notAfter) || !c.NotBefore.Equal(notAfter.Add(-time.Hour)) || c.Issuer != "CN=foreign" || c.SHA256 != hex.EncodeToString(sum[:]) {
+		t.Errorf("%+v", c)
+	}
+	if !strings.HasPrefix(c.Subject, "CN=evil\ufffd[2Jéé") || len(c.Subject) > maxText+3 {
+		t.Errorf("subject %q", c.Subject)
+	}
+	if r.HandshakeSeconds != 0 {
+		t.Errorf("a handshake that failed took %v s", r.HandshakeSeconds)
+	}
+}
+
+// TestRotation: every probe takes what is published then.
+func TestRotation(t *testing.T) {
+	k := newPKI()
+	var material func() (*tls.Certificate, *x509.CertPool, error)
+	p := newProber(t, func() (*tls.Certificate, *x509.CertPool, error) { return material() }, Settings{})
+	p.linger = long
+	p.timeout = long
+	endpoint := serve(t, func(conn net.Conn) { // says hello to whom it trusts
+		if s := tls.Server(conn, k.server()); s.Handshake() == nil {
+			io.WriteString(s, "hello")
+		}
+	})
+	for _, step := range []struct {
+		name     string
+		material func() (*tls.Certificate, *x509.CertPool, error)
+		want     Code
+	}{
+		{"an error", func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("half a pair") }, NoMaterial},
+		{"no certificate", func() (*tls.Certificate, *x509.CertPool, error) { return nil, pool(k.ca), nil }, NoMaterial},
+		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(k.leaf(k.ca)), nil, nil }, NoMaterial},
+		{"a foreign certificate", k.material(k.foreign), Alert},
+		{"a good certificate", k.material(k.ca), OK},
+	} {
+		material = step.material
+		if r := p.probe(t.Context(), endpoint); r.Result != step.want || r.Reachable != (step.want != NoMaterial) {
+			t.Errorf("with %s: %+v, want %s", step.name, r, step.want)
+		}
+	}
+}
+
+// TestOpenSSL: another implementation of TLS refuses and accepts us in its own way.
+func TestOpenSSL(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Skip("no openssl in PATH to serve TLS")
+	}
+	k := newPKI()
+	dir := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	leaf := k.leaf(k.ca)
+	cert, key, ca := file("cert", leaf.Cert), file("key", leaf.Key), file("ca", k.ca.PEM())
+
+	for _, version := range []string{"-tls1_3", "-tls1_2"} {
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			l := must(net.Listen("tcp", "127.0.0.1:0"))
+			endpoint := l.Addr().String()
+			l.Close()
+			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", endpoint, "-cert", cert, "-key", key, "-CAfile", ca,
+				"-Verify", "1", "-verify_return_error", version)
+			cmd.Stderr = t.Output()
+			stdin := must(cmd.StdinPipe()) // at its end s_server would go
+			stdout := must(cmd.StdoutPipe())
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				stdin.Close()
+				cmd.Process.Kill()
+				cmd.Wait()
+			}()
+			out := bufio.NewScanner(stdout)
+			for out.Scan() && !strings.HasPrefix(out.Text(), "ACCEPT") {
+			}
+			if out.Text() == "" {
+				t.Fatal("openssl s_server did not start")
+			}
+			drained := make(chan struct{})
+			go func() {
+				defer close(drained)
+				io.Copy(io.Discard, stdout)
+			}()
+			defer func() {
+				cmd.Process.Kill()
+				<-drained
+			}()
+			for _, step := range []struct {
+				client *simca.CA
+				linger time.Duration
+				want   Code
+				reason string
+			}{
+				{k.ca, time.Millisecond, OK, ""},
+				{k.foreign, long, Alert, "to our certificate"},
+				{k.ca, time.Millisecond, OK, ""},
+			} {
+				p := newProber(t, k.material(step.client), Settings{})
+				p.timeout, p.linger = long, step.linger
+				r := p.probe(t.Context(), endpoint)
+				if r.Result != step.want || !strings.Contains(r.Reason, step.reason) || r.Server == nil || r.Server.Issuer != "CN=ours" {
+					t.Errorf("%s with a certificate of %s: %+v, want %s", version, step.client.Cert.Subject, r, step.want)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,300 @@
+package readers
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"sevagent/internal/cgroup"
+)
+
+// Bounds of a scan. What is beyond them is told in Status, or counted.
+const (
+	maxProcesses = 10_000
+	maxMountinfo = 1 << 20
+	maxSmallFile = 64 << 10 // cgroup, comm
+	maxFiles     = 32       // of one namespace
+	maxText      = 256      // bytes of a mount point
+)
+
+// File is a mount, in a container, of something in the published directory that stays as it is.
+type File struct {
+	MountPoint string `json:"mount_point"` // in the container
+	// File is the mounted file's name. Empty: a whole directory is mounted.
+	File string `json:"file,omitempty"`
+	// Generation that the file, or the directory, is of. Empty: the published directory itself was replaced.
+	Generation string `json:"generation,omitempty"`
+	Deleted    bool   `json:"deleted"` // from the host; the container has the only copy
+}
+
+// Reader is a container that holds an old generation, or a mount namespace that does and is no container's.
+type Reader struct {
+	ContainerID string `json:"container_id,omitempty"`
+	TaskID      string `json:"task_id,omitempty"` // of ECS: the last part of a task's ARN
+	PID         int    `json:"pid"`
+	Comm        string `json:"comm"` // the process's to choose
+	Files       []File `json:"files"`
+	// FilesOmitted is how many more there are.
+	FilesOmitted int `json:"files_omitted,omitempty"`
+
+	key string // of this Reader from one scan to the next
+}
+
+// placeOf returns where the published directory is.
+func placeOf(proc, path string) (place, error) {
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return place{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return place{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	text, whole, err := readSome(os.Open, filepath.Join(proc, "self/mountinfo"), maxMountinfo)
+	if err != nil {
+		return place{}, err
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	dir, ok := locate(text, path, device)
+	if !ok && !whole {
+		return place{}, fmt.Errorf("our own mountinfo has more than %d bytes", maxMountinfo)
+	}
+	if !ok {
+		return place{}, fmt.Errorf("no mount of device %s is above %s", device, path)
+	}
+	return dir, nil
+}
+
+// scan returns who holds on to something in the published directory, old or current, in order of their keys. The
+// error says what could not be looked at; the readers that were found are good all the same.
+//
+// A process is reached through its opened directory in proc, so that all that is read is of one process, even if its
+// pid is given to another meanwhile. One that ends meanwhile is no error.
+func scan(proc, own string, dir place) ([]Reader, error) {
+	pids, err := processes(proc)
+	if err != nil {
+		return nil, err
+	}
+	var problems []error
+	if pids, err = bound(pids); err != nil {
+		problems = append(problems, err)
+	}
+	members := make(map[string][]int) // by mount namespace
+	var order []string
+	for _, pid := range pids {
+		name, err := namespace(proc, pid)
+		if err != nil {
+			if !vanished(err) {
+				problems = append(problems, err)
+			}
+			continue
+		}
+		if name == own {
+			continue
+		}
+		if members[name] == nil {
+			order = append(order, name)
+		}
+		members[name] = append(members[name], pid)
+	}
+	found := make(map[string]*Reader)
+	for _, name := range order {
+		r, err := look(proc, name, members[name], dir)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		switch {
+		case r == nil:
+		case found[r.key] == nil:
+			found[r.key] = r
+		default: // another namespace of the same container
+			found[r.key].add(r)
+		}
+	}
+	var list []Reader
+	for _, key := range slices.Sorted(maps.Keys(found)) {
+		list = append(list, *found[key])
+	}
+	return list, errors.Join(firstFew(problems)...)
+}
+
+// add adds the files of a namespace of the same container.
+func (r *Reader) add(other *Reader) {
+	r.FilesOmitted += other.FilesOmitted
+	for _, f := range other.Files {
+		switch {
+		case slices.Contains(r.Files, f):
+		case len(r.Files) < maxFiles:
+			r.Files = append(r.Files, f)
+		default:
+			r.FilesOmitted++
+		}
+	}
+}
+
+// firstFew keeps an error text short.
+func firstFew(problems []error) []error {
+	const few = 3
+	if len(problems) > few {
+		return append(slices.Clip(problems[:few]), fmt.Errorf("and %d more", len(problems)-few))
+	}
+	return problems
+}
+
+// processes returns the pids in proc, in order: the first process of a container is most often the lowest.
+func processes(proc string) ([]int, error) {
+	d, err := os.Open(proc)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	slices.Sort(pids)
+	return pids, nil
+}
+
+// bound drops the pids that are too many.
+func bound(pids []int) ([]int, error) {
+	if len(pids) <= maxProcesses {
+		return pids, nil
+	}
+	return pids[:maxProcesses], fmt.Errorf("looked at %d of %d processes", maxProcesses, len(pids))
+}
+
+func openProcess(proc string, pid int) (*os.Root, error) {
+	return os.OpenRoot(filepath.Join(proc, strconv.Itoa(pid)))
+}
+
+// namespace names the mount namespace of a process. Without CAP_SYS_PTRACE the kernel does not tell which one it is,
+// but does show its mounts: a container then stands for its namespace, and a process of no container for its own.
+func namespace(proc string, pid int) (string, error) {
+	p, err := openProcess(proc, pid)
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	name, err := p.Readlink("ns/mnt")
+	if !errors.Is(err, fs.ErrPermission) {
+		return name, err
+	}
+	text, _, err := readSome(p.Open, "cgroup", maxSmallFile)
+	if err != nil {
+		return "", err
+	}
+	if _, id := cgroup.Parse(text); id != "" {
+		return id, nil
+	}
+	return "pid:" + strconv.Itoa(pid), nil
+}
+
+// look returns what is pinned in a mount namespace, nil if nothing is. Any process of the namespace shows its mounts;
+// not all of them need be in the container: nsenter(1) joins one and not the other.
+func look(proc, name string, pids []int, dir place) (r *Reader, err error) {
+	for _, pid := range pids {
+		p, e := openProcess(proc, pid)
+		if e != nil {
+			continue // vanished
+		}
+		if r == nil {
+			r, e = lookAt(p, name, pid, dir)
+			if e != nil && !vanished(e) {
+				err = fmt.Errorf("look at the mounts of process %d: %w", pid, e)
+			}
+			if r == nil && !vanished(e) {
+				p.Close()
+				return nil, err
+			}
+		} else {
+			r.identify(p, pid) // and if it vanishes, there may be another
+		}
+		p.Close()
+		if r != nil && r.ContainerID != "" {
+			break
+		}
+	}
+	return r, err
+}
+
+// lookAt returns what a process shows of its namespace.
+func lookAt(p *os.Root, name string, pid int, dir place) (*Reader, error) {
+	text, whole, err := readSome(p.Open, "mountinfo", maxMountinfo)
+	if err != nil {
+		return nil, err
+	}
+	if !whole {
+		// What is left of the last line could be taken for a shorter path.
+		text = text[:bytes.LastIndexByte(text, '\n')+1]
+		err = fmt.Errorf("mountinfo has more than %d bytes", maxMountinfo)
+	}
+	files, omitted := pinned(text, dir)
+	if len(files) == 0 {
+		return nil, err
+	}
+	r := &Reader{Files: files, FilesOmitted: omitted, key: name}
+	if e := r.identify(p, pid); e != nil {
+		return nil, e
+	}
+	return r, err
+}
+
+// identify makes p the process to name, if there is none yet or if it is in a container.
+func (r *Reader) identify(p *os.Root, pid int) error {
+	groups, _, err := readSome(p.Open, "cgroup", maxSmallFile)
+	if err != nil {
+		return err
+	}
+	taskID, containerID := cgroup.Parse(groups)
+	if r.PID != 0 && containerID == "" {
+		return nil
+	}
+	comm, _, err := readSome(p.Open, "comm", maxSmallFile)
+	if err != nil {
+		return err
+	}
+	r.TaskID, r.ContainerID = taskID, containerID
+	r.PID, r.Comm = pid, cut(strings.TrimSuffix(string(comm), "\n"))
+	if containerID != "" {
+		r.key = containerID
+	}
+	return nil
+}
+
+// readSome returns the first limit bytes of a file, and whether they are the whole of it.
+func readSome(open func(string) (*os.File, error), name string, limit int64) (text []byte, whole bool, err error) {
+	f, err := open(name)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	text, err = io.ReadAll(io.LimitReader(f, limit+1))
+	if int64(len(text)) > limit {
+		return text[:limit], false, err
+	}
+	return text, true, err
+}
+
+// vanished reports whether err is what a process that ended gives: its directory has gone, or it has no namespaces any
+// more (EINVAL, for a zombie's mountinfo).
+func vanished(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EINVAL)
+}

@@ -1,0 +1,239 @@
+// Package readers finds the containers that a rotation does not reach.
+//
+// A container that mounts the published directory sees every generation. One that mounts a single file of it, as
+// docker -v /etc/ecs/mtls/client.crt:/x.crt does, holds that file of that generation for as long as it runs: the path
+// is resolved once, when the container starts, and the mount keeps what was found there. So does a mount of ..data,
+// which is a link to a generation. Nothing in the container can tell; the certificate there simply expires.
+//
+// The host can tell, by /proc/<pid>/mountinfo, and this package does. It only looks: what to do about it is for the
+// owner of the task definition to say, and a restart of the container is what mends it.
+//
+// What it does not see: a program that read a file once and never again, a copy that someone made, a published
+// directory whose tmpfs was mounted after the container started or was mounted anew, and file systems, such as btrfs,
+// whose mounts show another device than their files.
+package readers
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+const (
+	defaultInterval = time.Minute
+	// settle is how long after a publication we look: by then whoever restarts containers may have begun to.
+	settle = 2 * time.Second
+	// maxReaders bounds Status.Stale.
+	maxReaders = 64
+)
+
+// Config is what a Watcher needs.
+type Config struct {
+	// Path is the published directory: mtls.path.
+	Path string
+	// Proc is where procfs is mounted; empty means /proc.
+	Proc string
+	// Current returns the name of the published generation; empty means that none is.
+	Current func() (generation string)
+	// Interval between two looks; zero means one minute.
+	Interval time.Duration
+	// Registerer takes sevagent_mtls_stale_readers.
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+}
+
+// Status is a snapshot. It never changes once made.
+type Status struct {
+	// Stale has the first 64 containers that hold an old generation, in order of their IDs.
+	Stale []Reader `json:"stale"`
+	// StaleCount is how many there are.
+	StaleCount int `json:"stale_count"`
+	// Checked is when the last look ended that saw what Stale says. Zero: there was none.
+	Checked time.Time `json:"checked,omitzero"`
+	// Error is what the last look could not see. Empty: it saw everything.
+	Error string `json:"error,omitempty"`
+}
+
+// Watcher looks for containers that hold an old generation.
+type Watcher struct {
+	cfg    Config
+	hint   chan struct{}
+	status atomic.Pointer[Status]
+	stale  prometheus.Gauge
+
+	// Owned by Run.
+	known  map[string]Reader // those that were logged, by key
+	failed bool              // the last look was not whole, which was logged
+}
+
+// New returns a Watcher that has not looked yet.
+func New(cfg Config) *Watcher {
+	if cfg.Proc == "" {
+		cfg.Proc = "/proc"
+	}
+	if cfg.Interval == 0 {
+		cfg.Interval = defaultInterval
+	}
+	w := &Watcher{
+		cfg:   cfg,
+		hint:  make(chan struct{}, 1),
+		known: make(map[string]Reader),
+		stale: promauto.With(cfg.Registerer).NewGauge(prometheus.GaugeOpts{
+			Name: "sevagent_mtls_stale_readers",
+			Help: "Containers that hold an old generation of the published directory, and will until they are restarted.",
+		}),
+	}
+	w.status.Store(&Status{Stale: []Reader{}})
+	return w
+}
+
+// Status returns what the last look saw.
+func (w *Watcher) Status() *Status { return w.status.Load() }
+
+// Hint says that a generation was published. It never blocks.
+func (w *Watcher) Hint() {
+	select {
+	case w.hint <- struct{}{}:
+	default:
+	}
+}
+
+// Run looks at once, in every interval, and soon after a Hint. It returns nil when ctx ends.
+func (w *Watcher) Run(ctx context.Context) error {
+	for {
+		w.look()
+		if !w.wait(ctx) {
+			return nil
+		}
+	}
+}
+
+// wait waits for the next look, and returns false if there is to be none.
+func (w *Watcher) wait(ctx context.Context) bool {
+	next := time.Now().Add(w.cfg.Interval)
+	timer := time.NewTimer(w.cfg.Interval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return true
+		case <-w.hint:
+			if soon := time.Now().Add(settle); soon.Before(next) {
+				next = soon
+				timer.Reset(settle)
+			}
+		}
+	}
+}
+
+// look scans once and tells what has changed.
+func (w *Watcher) look() {
+	pinned, seen, err := w.scan()
+	s := *w.status.Load()
+	if seen {
+		stale := staleOf(pinned, w.cfg.Current())
+		w.tell(stale, err == nil)
+		w.stale.Set(float64(len(stale)))
+		s = Status{
+			Stale:      slices.Clone(stale[:min(len(stale), maxReaders)]),
+			StaleCount: len(stale),
+			Checked:    time.Now(),
+		}
+	}
+	s.Error = ""
+	if err != nil {
+		s.Error = err.Error()
+	}
+	switch failed := err != nil; {
+	case failed && !w.failed:
+		w.cfg.Log.Warn("some readers of the published directory cannot be seen", "err", err)
+	case !failed && w.failed:
+		w.cfg.Log.Info("all readers of the published directory can be seen again")
+	}
+	w.failed = err != nil
+	w.status.Store(&s)
+}
+
+// scan returns who pins something. seen: it says something, even with an error.
+func (w *Watcher) scan() (pinned []Reader, seen bool, err error) {
+	dir, err := placeOf(w.cfg.Proc, w.cfg.Path)
+	if errors.Is(err, fs.ErrNotExist) && w.cfg.Current() == "" {
+		return nil, true, nil // not made yet
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	own, err := ownNamespace(w.cfg.Proc)
+	if err != nil {
+		return nil, false, err
+	}
+	pinned, err = scan(w.cfg.Proc, own, dir)
+	return pinned, pinned != nil || err == nil, err
+}
+
+// staleOf returns the readers of anything but the current generation, and what they read. A mount of a generation that
+// was current when it was seen, and is not current now, is stale: current must be asked for after the scan.
+func staleOf(pinned []Reader, current string) []Reader {
+	stale := []Reader{}
+	for _, r := range pinned {
+		r.Files = slices.DeleteFunc(slices.Clone(r.Files), func(f File) bool {
+			return !f.Deleted && (current == "" || f.Generation == current)
+		})
+		if len(r.Files) > 0 {
+			stale = append(stale, r)
+		}
+	}
+	return stale
+}
+
+// tell logs what came and, if everything was seen, what went.
+func (w *Watcher) tell(stale []Reader, whole bool) {
+	here := make(map[string]bool, len(stale))
+	for _, r := range stale {
+		here[r.key] = true
+		if _, ok := w.known[r.key]; ok {
+			continue
+		}
+		w.known[r.key] = r
+		w.cfg.Log.Warn("container holds an old generation of the published directory, and will until it is restarted",
+			append(r.attrs(), "files", fileNames(r.Files), "advice", "mount "+w.cfg.Path+" instead of what is in it, and restart the container")...)
+	}
+	if !whole {
+		return
+	}
+	for key, r := range w.known {
+		if !here[key] {
+			delete(w.known, key)
+			w.cfg.Log.Info("container that held an old generation has gone", r.attrs()...)
+		}
+	}
+}
+
+func (r *Reader) attrs() []any {
+	return []any{"container_id", r.ContainerID, "task_id", r.TaskID, "pid", r.PID, "comm", r.Comm}
+}
+
+// fileNames are for a log line: where in the container, what, of which generation.
+func fileNames(files []File) []string {
+	var names []string
+	for _, f := range files {
+		names = append(names, f.MountPoint+" = "+filepath.Join(f.Generation, f.File))
+	}
+	return names
+}
+
+// ownNamespace returns the mount namespace that we are in.
+func ownNamespace(proc string) (string, error) {
+	return os.Readlink(filepath.Join(proc, "self/ns/mnt"))
+}

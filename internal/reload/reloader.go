@@ -1,0 +1,381 @@
+// Package reload tells containers that a generation was published, by the signal that they ask for.
+//
+// A server that reads its certificates once, when it starts or when it is told to, does not see a rotation. Most of
+// them reload at a signal: nginx, HAProxy and Envoy's wrapper at SIGHUP, others at SIGUSR1 or SIGUSR2. A container with
+// the label io.sevagent.reload=SIGHUP gets that signal after every publication, from Docker, to its first process, if
+// it mounts the published directory or something in it. An image's own label counts as the container's.
+//
+// The promises:
+//
+//   - Off unless asked for. Publication never waits for it, and never fails by it.
+//   - Every such container gets a signal after the last publication, and not two for one. Publications that come while
+//     signals are pending fold into them.
+//   - The containers of a node do not reload at once: each gets its signal at a random moment within Splay.
+//   - Only signals that by custom mean "reload" are sent. A process that has no handler for one may be ended by it,
+//     unless it is the container's first: that is for who sets the label to know.
+//
+// What fails is tried again a few times, then left until the next publication. Signals that are pending when the agent
+// stops are lost. A container made after a publication began with it and gets no signal for it. That a mount is one of
+// the published directory is judged by the path that Docker was given: a named volume, or a directory above, is not.
+package reload
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+const (
+	defaultDocker = "/var/run/docker.sock"
+	defaultSplay  = 10 * time.Second
+	// maxAttempts bounds the attempts at one signal, and at one list.
+	maxAttempts = 5
+	retryMin    = time.Second // doubled at each attempt
+	// maxOutcomes bounds Status.Last.
+	maxOutcomes = 64
+)
+
+// Config is what a Reloader needs for its life.
+type Config struct {
+	// Path is the published directory: mtls.path.
+	Path string
+	// Docker is the Engine API's socket; empty means /var/run/docker.sock. Who may use it is root on the node.
+	Docker string
+	// Settings to begin with.
+	Settings Settings
+	// Registerer takes sevagent_mtls_reload_signals_total.
+	Registerer prometheus.Registerer
+	Log        *slog.Logger
+}
+
+// Settings can be changed while a Reloader runs, by Apply.
+type Settings struct {
+	// Enabled: signals are sent. Otherwise those that are pending are dropped.
+	Enabled bool
+	// Splay is the time over which the signals of a publication are spread; zero means 10 s.
+	Splay time.Duration
+}
+
+// Status is a snapshot. It never changes once made.
+type Status struct {
+	Enabled bool `json:"enabled"`
+	// Pending is the number of containers that are to get a signal.
+	Pending int `json:"pending"`
+	// Last has the last outcome for each of the last 64 containers, the latest last.
+	Last []Outcome `json:"last"`
+	// Error is why the containers could not be listed. Empty: they could.
+	Error string `json:"error,omitempty"`
+}
+
+// Outcome is what became of a signal.
+type Outcome struct {
+	ContainerID string    `json:"container_id"`
+	Name        string    `json:"name"`
+	Signal      string    `json:"signal,omitempty"`
+	Generation  string    `json:"generation"`
+	At          time.Time `json:"at"`
+	// Error is why it was not sent. Empty: it was.
+	Error string `json:"error,omitempty"`
+}
+
+// Results, the values of the metric's label.
+const (
+	resultSent     = "sent"
+	resultRetried  = "retried"  // failed, and is tried again
+	resultFailed   = "failed"   // given up
+	resultGone     = "gone"     // the container was stopped meanwhile
+	resultUnlisted = "unlisted" // given up, for all containers: they could not be listed
+)
+
+// Reloader sends the signals.
+type Reloader struct {
+	cfg     Config
+	engine  *engine
+	signals *prometheus.CounterVec // result
+	wake    chan struct{}
+	status  atomic.Pointer[Status]
+
+	mu   sync.Mutex
+	want want
+
+	// Owned by Run.
+	listed  listing
+	pending map[string]*delivery // by container ID
+	done    map[string]uint64    // by container ID: the publication after which it had its signal
+	refused map[string]string    // by container ID: why it gets none, which was logged
+	last    []Outcome
+}
+
+// want is what Run is to do.
+type want struct {
+	settings Settings
+	publication
+}
+
+// publication has a number, from 1; 0 is none.
+type publication struct {
+	number     uint64
+	generation string
+	at         time.Time
+}
+
+// listing is how far Run is with the containers of a publication.
+type listing struct {
+	number   uint64 // of the publication
+	finished bool   // listed, or given up
+	attempts int
+	due      time.Time
+	err      error // of the last attempt
+}
+
+// delivery is a signal that a container is to get.
+type delivery struct {
+	id, name, signal string
+	due              time.Time
+	attempts         int
+}
+
+// New returns a Reloader that sends nothing before Run.
+func New(cfg Config) *Reloader {
+	r := &Reloader{
+		cfg:    cfg,
+		engine: newEngine(cmp.Or(cfg.Docker, defaultDocker)),
+		signals: promauto.With(cfg.Registerer).NewCounterVec(prometheus.CounterOpts{
+			Name: "sevagent_mtls_reload_signals_total",
+			Help: "Signals to containers after a publication, by result: sent, retried, failed, gone (the container was stopped), or unlisted (Docker did not list the containers).",
+		}, []string{"result"}),
+		wake:    make(chan struct{}, 1),
+		want:    want{settings: cfg.Settings},
+		listed:  listing{finished: true},
+		pending: make(map[string]*delivery),
+		done:    make(map[string]uint64),
+		refused: make(map[string]string),
+	}
+	for _, result := range []string{resultSent, resultRetried, resultFailed, resultGone, resultUnlisted} {
+		r.signals.WithLabelValues(result)
+	}
+	r.show(cfg.Settings)
+	return r
+}
+
+// Published says that a generation was published. It never blocks.
+func (r *Reloader) Published(generation string) {
+	r.mu.Lock()
+	r.want.publication = publication{r.want.number + 1, generation, time.Now()}
+	r.mu.Unlock()
+	r.again()
+}
+
+// Apply changes the settings. It never blocks. What was published while signals were off is not told later.
+func (r *Reloader) Apply(s Settings) {
+	r.mu.Lock()
+	r.want.settings = s
+	r.mu.Unlock()
+	r.again()
+}
+
+func (r *Reloader) again() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// wanted returns what Run is to do now.
+func (r *Reloader) wanted() want {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.want
+}
+
+// Status returns what was done last.
+func (r *Reloader) Status() *Status { return r.status.Load() }
+
+// Run sends signals until ctx ends, and then returns nil.
+func (r *Reloader) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		w := r.wanted()
+		due := r.step(ctx, w)
+		r.show(w.settings)
+		var timer <-chan time.Time
+		if !due.IsZero() {
+			timer = time.After(time.Until(due))
+		}
+		select {
+		case <-ctx.Done():
+		case <-r.wake:
+		case <-timer:
+		}
+	}
+	return nil
+}
+
+// step does the one thing that is due first, if it is due by now, and returns when the next one is; zero: never.
+func (r *Reloader) step(ctx context.Context, w want) (due time.Time) {
+	if !w.settings.Enabled {
+		clear(r.pending)
+		r.listed = listing{number: w.number, finished: true}
+		return time.Time{}
+	}
+	now := time.Now()
+	if w.number != r.listed.number {
+		r.listed = listing{number: w.number, due: now}
+	}
+	// Before what is due: a container that is signalled after this publication needs no other signal for it.
+	if !r.listed.finished && !r.listed.due.After(now) {
+		r.list(ctx, w)
+	} else if d := r.first(); d != nil && !d.due.After(now) {
+		r.send(ctx, d)
+	}
+	if !r.listed.finished {
+		due = r.listed.due
+	}
+	if d := r.first(); d != nil && (due.IsZero() || d.due.Before(due)) {
+		due = d.due
+	}
+	return due
+}
+
+// first returns the delivery that is due first, nil if there is none.
+func (r *Reloader) first() *delivery {
+	var first *delivery
+	for _, d := range r.pending {
+		if first == nil || d.due.Before(first.due) {
+			first = d
+		}
+	}
+	return first
+}
+
+// list finds the containers that the publication is to be told to.
+func (r *Reloader) list(ctx context.Context, w want) {
+	containers, err := r.engine.list(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	l := &r.listed
+	l.attempts++
+	if err != nil {
+		l.due = time.Now().Add(backoff(l.attempts, rand.Float64()))
+		l.finished = l.attempts == maxAttempts
+		switch {
+		case l.finished:
+			r.cfg.Log.Error("containers that want a signal were not told of a publication", "generation", w.generation, "err", err)
+			r.signals.WithLabelValues(resultUnlisted).Inc()
+		case l.err == nil:
+			r.cfg.Log.Warn("containers that want a signal are not known", "generation", w.generation, "err", err)
+		}
+		l.err = err
+		return
+	}
+	l.finished, l.err = true, nil
+
+	dirs := []string{filepath.Clean(r.cfg.Path)}
+	if real, err := filepath.EvalSymlinks(r.cfg.Path); err == nil && real != dirs[0] {
+		dirs = append(dirs, real)
+	}
+	here := make(map[string]bool, len(containers))
+	for _, c := range containers {
+		here[c.ID] = true
+		r.schedule(&c, dirs, w)
+	}
+	notHere := func(id string) bool { return !here[id] }
+	maps.DeleteFunc(r.pending, func(id string, _ *delivery) bool { return notHere(id) })
+	maps.DeleteFunc(r.done, func(id string, _ uint64) bool { return notHere(id) })
+	maps.DeleteFunc(r.refused, func(id, _ string) bool { return notHere(id) })
+}
+
+// schedule makes a container's signal pending, unless it is to have none.
+func (r *Reloader) schedule(c *container, dirs []string, w want) {
+	signal, err := parseSignal(c.Labels[label])
+	if err == nil && !c.mounts(dirs) {
+		err = errors.New("the container does not mount " + dirs[0])
+	}
+	if err != nil {
+		if r.refused[c.ID] != err.Error() {
+			r.refused[c.ID] = err.Error()
+			r.cfg.Log.Warn("container gets no signal", "container_id", c.ID, "name", c.name(), "err", err)
+		}
+		return
+	}
+	switch {
+	case r.done[c.ID] >= w.number: // signalled while the list was not to be had
+		return
+	case time.Unix(c.Created, 0).After(w.at):
+		return
+	}
+	due := time.Now().Add(time.Duration(rand.Float64() * float64(cmp.Or(w.settings.Splay, defaultSplay))))
+	// One that is pending keeps its moment, unless that is after a failure and late.
+	if d := r.pending[c.ID]; d != nil && (d.attempts == 0 || d.due.Before(due)) {
+		due = d.due
+	}
+	r.pending[c.ID] = &delivery{id: c.ID, name: c.name(), signal: signal, due: due}
+}
+
+// send sends a signal. It stands for the publications up to now, whichever of them it was scheduled for.
+func (r *Reloader) send(ctx context.Context, d *delivery) {
+	now := r.wanted().publication
+	err := r.engine.kill(ctx, d.id, d.signal)
+	if ctx.Err() != nil {
+		return
+	}
+	d.attempts++
+	log := r.cfg.Log.With("container_id", d.id, "name", d.name, "signal", d.signal, "generation", now.generation)
+	switch {
+	case err == nil:
+		r.done[d.id] = now.number
+		r.finish(d, now, resultSent, nil)
+		log.Info("container was told of a publication", "attempts", d.attempts)
+	case errors.Is(err, errGone):
+		r.finish(d, now, resultGone, err)
+		log.Info("container that was to be told of a publication has gone", "err", err)
+	case d.attempts >= maxAttempts:
+		r.finish(d, now, resultFailed, err)
+		log.Error("container was not told of a publication", "attempts", d.attempts, "err", err)
+	default:
+		wait := backoff(d.attempts, rand.Float64())
+		d.due = time.Now().Add(wait)
+		r.signals.WithLabelValues(resultRetried).Inc()
+		if d.attempts == 1 {
+			log.Warn("signal to a container failed", "err", err, "retry_in", wait)
+		}
+	}
+}
+
+// finish notes what became of a delivery.
+func (r *Reloader) finish(d *delivery, p publication, result string, err error) {
+	delete(r.pending, d.id)
+	r.signals.WithLabelValues(result).Inc()
+	o := Outcome{ContainerID: d.id, Name: d.name, Signal: d.signal, Generation: p.generation, At: time.Now()}
+	if err != nil {
+		o.Error = err.Error()
+	}
+	last := slices.DeleteFunc(slices.Clone(r.last), func(old Outcome) bool { return old.ContainerID == d.id })
+	r.last = append(last, o)
+	r.last = r.last[max(0, len(r.last)-maxOutcomes):]
+}
+
+// show makes the Status.
+func (r *Reloader) show(s Settings) {
+	status := &Status{Enabled: s.Enabled, Pending: len(r.pending), Last: append([]Outcome{}, r.last...)}
+	if err := r.listed.err; err != nil {
+		status.Error = err.Error()
+	}
+	r.status.Store(status)
+}
+
+// backoff returns how long to wait after the nth failure, n from 1: from half to the whole of 1 s, 2 s, 4 s and so on.
+func backoff(n int, random float64) time.Duration {
+	return time.Duration(float64(retryMin<<(n-1)) * (0.5 + 0.5*random))
+}
