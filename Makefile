@@ -31,7 +31,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-node ## all tests, with everything they need set up
+test: race lint fuzz-short test-node test-rotation ## all tests, with everything they need set up
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -41,6 +41,14 @@ race: ## the hermetic tests, under the race detector; lint has go vet
 .PHONY: test-node
 test-node: build $(TOOLS) $(VENV) ## the unmodified binaries among real peers, in a network namespace (root)
 	test/node/run
+
+.PHONY: test-rotation
+test-rotation: ## 500 rotations under the eyes of real readers (root)
+	SEVAGENT_ROTATIONS=$${SEVAGENT_ROTATIONS:-500} test/rotation/run
+
+.PHONY: stress
+stress: ## 10,000 of them, which takes five minutes (root)
+	test/rotation/run
 
 .PHONY: lint
 lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, the import table
@@ -58,7 +66,7 @@ fmt: ## format the Go code
 	gofmt -w $(GOFILES)
 
 .PHONY: bench
-bench: ## the benchmarks
+bench: $(VENV) ## the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: fuzz

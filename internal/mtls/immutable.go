@@ -19,72 +19,58 @@ const fsImmutable = 0x10
 var noImmutable = []error{unix.ENOTTY, unix.EOPNOTSUPP, unix.EPERM, unix.EINVAL, unix.ENOSYS}
 
 // setImmutable sets or clears the attribute of an open file or directory. Where it cannot be had it says false.
-func setImmutable(f *os.File, on bool) (bool, error) {
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return false, err
+func setImmutable(fd int, on bool) (bool, error) {
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err == nil && (flags&fsImmutable != 0) != on {
+		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags^fsImmutable)
 	}
-	var ioErr error
-	if err := conn.Control(func(fd uintptr) { ioErr = changeImmutable(int(fd), on) }); err != nil {
-		return false, err
-	}
-	if slices.ContainsFunc(noImmutable, func(e error) bool { return errors.Is(ioErr, e) }) {
+	if slices.ContainsFunc(noImmutable, func(e error) bool { return errors.Is(err, e) }) {
 		return false, nil
 	}
-	if ioErr != nil {
-		return false, &fs.PathError{Op: "set the immutable attribute", Path: f.Name(), Err: ioErr}
-	}
-	return true, nil
+	return err == nil, err
 }
 
-func changeImmutable(fd int, on bool) error {
-	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		return err
-	}
-	want := flags &^ fsImmutable
+// setOnly is setImmutable for a file on a tmpfs that has no attribute but this one, or none.
+func setOnly(fd int, on bool) (bool, error) {
+	flags := 0
 	if on {
-		want |= fsImmutable
+		flags = fsImmutable
 	}
-	if want == flags {
-		return nil
+	err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags)
+	if slices.ContainsFunc(noImmutable, func(e error) bool { return errors.Is(err, e) }) {
+		return false, nil
 	}
-	return unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, want)
+	return err == nil, err
 }
 
 // soften clears the attribute of a generation and of all that is in it, as far as that can be done: what it would
 // keep from being changed says so itself.
 func soften(root *os.Root, generation string) {
-	changeAll(root, generation, false)
+	changeAll(root, generation, func(fd int) error {
+		setImmutable(fd, false)
+		return nil
+	})
 }
 
 // harden sets it, and reports whether all has it.
 func harden(root *os.Root, generation string) bool {
-	return changeAll(root, generation, true)
+	all := true
+	err := changeAll(root, generation, func(fd int) error {
+		ok, err := setImmutable(fd, true)
+		all = all && ok
+		return err
+	})
+	return all && err == nil
 }
 
-func changeAll(root *os.Root, generation string, on bool) (all bool) {
-	gen, err := root.OpenRoot(generation)
+// changeAll calls do with everything in a generation, and with its directory.
+func changeAll(root *os.Root, generation string, do func(fd int) error) error {
+	g, err := openGeneration(root, generation)
 	if err != nil {
-		return false
+		return err
 	}
-	defer gen.Close()
-	names, err := readNames(gen)
-	if err != nil {
-		return false
-	}
-	all = true
-	for _, name := range append(names, ".") {
-		f, err := gen.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-		if err != nil {
-			all = false
-			continue
-		}
-		ok, err := setImmutable(f, on)
-		f.Close()
-		all = all && ok && err == nil
-	}
-	return all
+	defer g.close()
+	return g.each(do)
 }
 
 // softenAll clears it everywhere in the published directory. The attribute is for as long as the agent runs: without

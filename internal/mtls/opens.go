@@ -13,7 +13,7 @@ const (
 	// that do not match if the switch falls between the two; most such readers take less than this, and for one that
 	// takes 5 ms it makes the window 17 times smaller. Every switch is later by quietFor at least.
 	quietFor = 8 * time.Millisecond
-	quietMax = 500 * time.Millisecond
+	quietMax = 100 * time.Millisecond
 )
 
 // opens tells when files of one generation are opened, by whoever it is: also through a bind mount in another

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -57,12 +57,17 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 		return nil, err
 	}
 	defer root.Close()
-
+	dir, err := root.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	entries, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
 	// The clock may have been set back, or not have moved: a name that is taken is no reason to fail.
-	for {
-		if _, err := root.Lstat(generationName(s.sources, now)); err != nil {
-			break
-		}
+	for slices.Contains(entries, generationName(s.sources, now)) {
 		now = now.Add(time.Microsecond)
 	}
 	m := newManifest(generationName(s.sources, now), s, files, a, now)
@@ -71,19 +76,28 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 	pub := &publication{
 		publisher: p,
 		root:      root,
+		dir:       dir,
+		entries:   entries,
 		name:      m.Generation,
 		previous:  linkedGeneration(root, dataLink),
 		set:       s,
 		files:     files,
 		access:    a,
 		now:       now,
+		self:      Owner{os.Geteuid(), os.Getegid()},
+		memory:    checkFileSystem(p.path, false) == nil,
 		immutable: true,
 	}
-	if err := pub.run(); err != nil {
+	err = pub.run()
+	if errors.Is(err, unix.ENOSPC) && !pub.committed && collect(root, 0, now) == nil {
+		// A reader that is half-way through an old generation is worth less than a new one.
+		err = pub.run()
+	}
+	if err != nil {
 		return nil, err
 	}
 	if pub.crowded {
-		if err := collect(root, now); err != nil {
+		if err := collect(root, maxRetired, now); err != nil {
 			p.log.Warn("old generations stay", "err", err)
 		}
 	}
@@ -94,16 +108,21 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 type publication struct {
 	*publisher
 	root      *os.Root
-	gen       *os.Root // the new generation, once it is there
+	dir       *os.File // the same
+	entries   []string // in it, to begin with
+	gen       *genDir  // the new generation, once it is there
+	old       *genDir  // the current one so far, once it is retired
 	name      string
 	previous  string // the current generation so far; empty: none
 	set       *set
 	files     []file
 	access    access
 	now       time.Time
-	immutable bool // so far
-	committed bool // ..data has been switched
-	crowded   bool // there are more generations than there should be
+	self      Owner // of what we make
+	memory    bool  // nothing needs flushing
+	immutable bool  // so far
+	committed bool  // ..data has been switched
+	crowded   bool  // there are more generations than there should be
 }
 
 // step is the unit in which a publication may be cut off: each leaves the old set or the new one.
@@ -118,9 +137,12 @@ func (p *publication) run() error {
 		return err
 	}
 	defer func() {
-		if p.gen != nil {
-			p.gen.Close()
+		for _, g := range []*genDir{p.gen, p.old} {
+			if g != nil {
+				g.close()
+			}
 		}
+		p.gen, p.old = nil, nil
 	}()
 	for _, s := range steps {
 		if p.testOnlyBefore != nil {
@@ -136,15 +158,11 @@ func (p *publication) run() error {
 }
 
 func (p *publication) plan() ([]step, error) {
-	entries, err := readNames(p.root)
+	missing, unwanted, err := userLinks(p.root, p.entries, p.names())
 	if err != nil {
 		return nil, err
 	}
-	missing, unwanted, err := userLinks(p.root, entries, p.names())
-	if err != nil {
-		return nil, err
-	}
-	p.crowded = len(entries) > maxRetired+len(p.files)
+	p.crowded = len(p.entries) > maxRetired+len(p.files)
 	steps := []step{{"make " + p.name, p.makeGeneration}}
 	for _, f := range p.files {
 		steps = append(steps, step{"write " + f.name, func() error { return p.write(f) }})
@@ -153,7 +171,7 @@ func (p *publication) plan() ([]step, error) {
 	if p.previous != "" {
 		// Before the switch, so that a crash between the two cannot leave the old set without its grace.
 		steps = append(steps,
-			step{"retire " + p.previous, func() error { return retire(p.root, p.previous, p.now) }},
+			step{"retire " + p.previous, p.retire},
 			step{"link " + prevLink, func() error { return setLink(p.root, prevLink, p.previous) }})
 	}
 	if p.previous != "" && p.quiet != nil {
@@ -162,7 +180,7 @@ func (p *publication) plan() ([]step, error) {
 	steps = append(steps,
 		step{"stage " + dataLink, p.stage},
 		step{"switch " + dataLink, p.commit},
-		step{"flush the switch", func() error { return syncRoot(p.root) }})
+		step{"flush the switch", p.flush})
 	// A user's link must not be there before what it leads to (kubernetes/kubernetes#93686), nor after.
 	for _, name := range missing {
 		steps = append(steps, step{"link " + name, func() error { return setLink(p.root, name, dataLink+"/"+name) }})
@@ -171,7 +189,7 @@ func (p *publication) plan() ([]step, error) {
 		steps = append(steps, step{"unlink " + name, func() error { return removeIfThere(p.root, name) }})
 	}
 	if len(missing)+len(unwanted) > 0 {
-		steps = append(steps, step{"flush the links", func() error { return syncRoot(p.root) }})
+		steps = append(steps, step{"flush the links", p.flush})
 	}
 	steps = append(steps, step{"load what was published", p.selfTest})
 	if p.previous != "" {
@@ -193,72 +211,80 @@ func (p *publication) makeGeneration() error {
 	if err := p.root.Mkdir(p.name, 0o700); err != nil {
 		return err
 	}
-	gen, err := p.root.OpenRoot(p.name)
-	p.gen = gen
+	var err error
+	p.gen, err = openGenerationAt(p.dir, p.name)
 	return err
 }
 
 // write makes one file of the new generation: owner and mode before content, flushed, and read back. It does not
 // need atomicfile's rename, since nobody looks into the generation before the switch.
-func (p *publication) write(f file) (err error) {
-	h, err := p.gen.OpenFile(f.name, os.O_RDWR|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := h.Close(); err == nil {
-			err = e
+func (p *publication) write(f file) error {
+	return p.gen.with(f.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, func(fd int) error {
+		if err := unix.Fchmod(fd, uint32(p.access.mode(f))); err != nil {
+			return err
 		}
-	}()
-	if err := h.Chmod(p.access.mode(f)); err != nil {
-		return err
-	}
-	if err := h.Chown(p.access.owner.UID, p.access.owner.GID); err != nil {
-		return err
-	}
-	if _, err := h.Write(f.content); err != nil {
-		return err
-	}
-	if err := h.Sync(); err != nil {
-		return err
-	}
-	// Through the same descriptor: the new owner may be someone whose files we cannot open.
-	got := make([]byte, len(f.content)+1)
-	if n, err := h.ReadAt(got, 0); err != io.EOF || !bytes.Equal(got[:n], f.content) {
-		return fmt.Errorf("reads back differently (%d bytes of %d, %v)", n, len(f.content), err)
-	}
-	return p.protect(h)
+		if p.access.owner != p.self {
+			if err := unix.Fchown(fd, p.access.owner.UID, p.access.owner.GID); err != nil {
+				return err
+			}
+		}
+		if err := writeFD(fd, f.content); err != nil {
+			return err
+		}
+		if !p.memory {
+			if err := unix.Fsync(fd); err != nil {
+				return err
+			}
+		}
+		// Through the same descriptor: the new owner may be someone whose files we cannot open.
+		got := make([]byte, len(f.content)+1)
+		if n, err := unix.Pread(fd, got, 0); err != nil || !bytes.Equal(got[:n], f.content) {
+			return fmt.Errorf("reads back differently (%d bytes of %d, %v)", n, len(f.content), err)
+		}
+		return p.protect(fd)
+	})
 }
 
 // protect makes a file or the directory of the new generation immutable, where that can be had.
-func (p *publication) protect(f *os.File) error {
-	ok, err := setImmutable(f, true)
+func (p *publication) protect(fd int) error {
+	set := setImmutable
+	if p.memory {
+		set = setOnly
+	}
+	ok, err := set(fd, true)
 	p.immutable = p.immutable && ok
 	return err
 }
 
 // seal opens the complete generation to readers and makes it durable.
 func (p *publication) seal() error {
-	d, err := p.gen.Open(".")
-	if err != nil {
+	if err := unix.Fchmod(p.gen.fd, 0o755); err != nil {
 		return err
 	}
-	defer d.Close()
-	if err := d.Chmod(0o755); err != nil {
+	if err := p.protect(p.gen.fd); err != nil {
 		return err
 	}
-	if err := p.protect(d); err != nil {
-		return err
+	if p.memory {
+		return nil
 	}
-	return d.Sync()
+	return unix.Fsync(p.gen.fd)
 }
 
-func (p *publication) stage() error {
-	if err := removeIfThere(p.root, tmpName(dataLink)); err != nil {
+func (p *publication) retire() (err error) {
+	if p.old, err = openGenerationAt(p.dir, p.previous); err != nil {
 		return err
 	}
-	return p.root.Symlink(p.name, tmpName(dataLink))
+	return p.old.retire(p.now)
 }
+
+func (p *publication) flush() error {
+	if p.memory {
+		return nil
+	}
+	return p.dir.Sync()
+}
+
+func (p *publication) stage() error { return stageLink(p.root, tmpName(dataLink), p.name) }
 
 // commit is the moment from which on readers get the new set.
 func (p *publication) commit() error {
@@ -282,20 +308,30 @@ func (p *publication) selfTest() error {
 		return fmt.Errorf("%s has been replaced or mounted over", p.path)
 	}
 	for _, f := range p.files {
-		got, err := os.ReadFile(filepath.Join(p.path, f.name))
-		if err != nil {
+		if err := checkFile(filepath.Join(p.path, f.name), f.content); err != nil {
 			return err
 		}
-		if !bytes.Equal(got, f.content) {
-			return fmt.Errorf("%s is not what was written", f.name)
-		}
+	}
+	return nil
+}
+
+// checkFile reports whether a consumer finds content at path.
+func checkFile(path string, content []byte) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	got := make([]byte, len(content)+1)
+	if n, err := unix.Read(fd, got); err != nil || !bytes.Equal(got[:n], content) {
+		return fmt.Errorf("%s is not what was written (%v)", path, err)
 	}
 	return nil
 }
 
 // wakePrevious comes last, so that whoever is woken finds what will stay. The switch stands even if this fails.
 func (p *publication) wakePrevious() error {
-	if err := wake(p.root, p.previous); err != nil {
+	if err := p.old.each(poke); err != nil {
 		p.log.Warn("readers that watch files were not woken", "generation", p.previous, "err", err)
 	}
 	return nil

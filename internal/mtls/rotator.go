@@ -435,7 +435,7 @@ func (r *Rotator) collect(now time.Time) {
 		}
 		root, err := openDir(d.pub.path, d.pub.allowDisk)
 		if err == nil {
-			err = collect(root, now)
+			err = collect(root, maxRetired, now)
 			root.Close()
 		}
 		if err != nil {
