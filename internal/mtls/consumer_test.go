@@ -170,3 +170,67 @@ func TestConsumerChangesOwner(t *testing.T) {
 		}
 	})
 }
+
+// Evidence belongs to a generation: without it there is none, unless there is to be none.
+func TestEvidence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		s := newFake(ca.clientSecret(t, "first"))
+		path := filepath.Join(memoryDir(t), "mtls")
+		var answer []byte
+		var failure error
+		evidence := func(c *Config) {
+			c.Evidence = func(context.Context, Binding) ([]byte, error) { return answer, failure }
+		}
+		failure = errors.New("device is busy")
+		n := start(t, path, map[string]Source{"a": s}, evidence)
+		n.isReady(t, false)
+		if got := n.Status().Error; !strings.Contains(got, "get evidence for the client certificate: device is busy") {
+			t.Errorf("error %q", got)
+		}
+		answer, failure = []byte("first"), nil
+		n.after(time.Minute)
+		n.isReady(t, true)
+
+		// None is to be had for the next certificate: the last good set stays.
+		failure = errors.New("device is busy")
+		s.put("version-2", ca.clientSecret(t, "second"))
+		n.after(6 * time.Minute)
+		if got := n.subject(t); got != "first" || mustRead(t, filepath.Join(path, evidenceFile)) != "first" {
+			t.Errorf("published %q without evidence", got)
+		}
+		answer, failure = []byte("second"), nil
+		n.after(6 * time.Minute)
+		if got := n.subject(t); got != "second" || mustRead(t, filepath.Join(path, evidenceFile)) != "second" {
+			t.Errorf("published %q", got)
+		}
+
+		// There is to be none any more: that is no reason to publish, now or at the next start.
+		answer = nil
+		generation := n.Status().Generation
+		n.stop()
+		n = start(t, path, map[string]Source{"a": s}, evidence)
+		if n.Status().Generation != generation {
+			t.Error("a restart published")
+		}
+		s.put("version-3", ca.clientSecret(t, "third"))
+		n.after(6 * time.Minute)
+		if _, err := os.Stat(filepath.Join(path, evidenceFile)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("evidence of another key is still there: %v", err)
+		}
+		generation = n.Status().Generation
+		n.stop()
+		n = start(t, path, map[string]Source{"a": s}, evidence)
+		if n.Status().Generation != generation {
+			t.Error("a restart published what had no evidence and needs none")
+		}
+		n.stop()
+
+		// And when there is to be some again, there is.
+		answer = []byte("third")
+		n = start(t, path, map[string]Source{"a": s}, evidence)
+		if got := mustRead(t, filepath.Join(path, evidenceFile)); got != "third" {
+			t.Errorf("evidence is %q", got)
+		}
+	})
+}

@@ -158,6 +158,19 @@ func (d *directory) guardStatus() GuardStatus {
 	return s
 }
 
+// Current is the generation of a consumer's directory or, with an empty name, of the node's own. Empty: there is none.
+func (s *Status) Current(consumer string) string {
+	if consumer == "" {
+		return s.Generation
+	}
+	for _, c := range s.Consumers {
+		if c.Name == consumer {
+			return c.Generation
+		}
+	}
+	return ""
+}
+
 func certificates(s *set) []Certificate {
 	list := []Certificate{}
 	for _, f := range s.files {

@@ -104,6 +104,10 @@ func pinned(mountinfo []byte, dir place) (files []File, omitted int) {
 		}
 		rest := strings.Trim(strings.TrimPrefix(m.root, dir.root), "/")
 		generation, file, _ := strings.Cut(rest, "/")
+		consumer := ""
+		if next, after, _ := strings.Cut(file, "/"); !strings.HasPrefix(generation, genPrefix) && strings.HasPrefix(next, genPrefix) {
+			consumer, generation, file = generation, next, after
+		}
 		if !strings.HasPrefix(generation, genPrefix) && (rest != "" || !m.deleted) {
 			continue
 		}
@@ -111,7 +115,7 @@ func pinned(mountinfo []byte, dir place) (files []File, omitted int) {
 			omitted++
 			continue
 		}
-		files = append(files, File{MountPoint: cut(m.point), File: file, Generation: generation, Deleted: m.deleted})
+		files = append(files, File{MountPoint: cut(m.point), Consumer: consumer, File: file, Generation: generation, Deleted: m.deleted})
 	}
 	return files, omitted
 }

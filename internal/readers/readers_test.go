@@ -47,6 +47,9 @@ func TestPinned(t *testing.T) {
 		{"generation", "/", line("0:50", "/"+gen1, "/mtls"), []File{{MountPoint: "/mtls", Generation: gen1}}},
 		{"generation that is deleted", "/", line("0:50", "/"+gen1+"//deleted", "/mtls"), []File{{MountPoint: "/mtls", Generation: gen1, Deleted: true}}},
 		{"directory below the tmpfs", "/mtls", line("0:50", "/mtls/"+gen1+"/client.crt", "/x"), []File{{MountPoint: "/x", File: "client.crt", Generation: gen1}}},
+		{"file of a consumer", "/mtls", line("0:50", "/mtls/web/"+gen1+"/client.pem", "/x"), []File{{MountPoint: "/x", Consumer: "web", File: "client.pem", Generation: gen1}}},
+		{"generation of a consumer", "/", line("0:50", "/web/"+gen1, "/x"), []File{{MountPoint: "/x", Consumer: "web", Generation: gen1}}},
+		{"consumer's directory", "/", line("0:50", "/web", "/x"), nil},
 		{"escapes", "/m tls", line("0:50", `/m\040tls/`+gen1+`/a\134b`, `/my\040keys\011\012\043`), []File{{MountPoint: "/my keys\t\n#", File: `a\b`, Generation: gen1}}},
 		{"directory that was replaced", "/mtls", line("0:50", "/mtls//deleted", "/mtls"), []File{{MountPoint: "/mtls", Deleted: true}}},
 		{"two", "/", line("0:50", "/"+gen1+"/a", "/a") + line("0:50", "/"+gen2+"/b", "/b"), []File{{MountPoint: "/a", File: "a", Generation: gen1}, {MountPoint: "/b", File: "b", Generation: gen2}}},
@@ -276,7 +279,7 @@ func TestStaleOf(t *testing.T) {
 		{"", []int{3, 4}},
 	} {
 		var got []int
-		for _, r := range staleOf(pinned, c.current) {
+		for _, r := range staleOf(pinned, func(string) string { return c.current }) {
 			got = append(got, r.PID)
 		}
 		if diff := cmp.Diff(c.want, got); diff != "" {
@@ -319,7 +322,7 @@ func TestRun(t *testing.T) {
 		current := gen1
 		registry := prometheus.NewRegistry()
 		w := New(Config{Path: p.published, Proc: p.dir, Registerer: registry, Log: slog.New(slog.NewJSONHandler(&log, nil)),
-			Current: func() string { mu.Lock(); defer mu.Unlock(); return current }})
+			Current: func(string) string { mu.Lock(); defer mu.Unlock(); return current }})
 		expect := func(when string, stale, came, went int) {
 			t.Helper()
 			synctest.Wait()
@@ -413,7 +416,7 @@ func TestNothingPublished(t *testing.T) {
 	p := newFakeProc(t)
 	current := ""
 	w := New(Config{Path: filepath.Join(p.published, "none"), Proc: p.dir, Registerer: prometheus.NewRegistry(),
-		Log: slog.New(slog.DiscardHandler), Current: func() string { return current }})
+		Log: slog.New(slog.DiscardHandler), Current: func(string) string { return current }})
 	w.look()
 	if s := w.Status(); s.Error != "" || s.Checked.IsZero() {
 		t.Errorf("before the directory is made: %+v", s)

@@ -87,7 +87,7 @@ func testRotation(t *testing.T, dir string) {
 	target := t.TempDir()
 	current := gen1
 	var log logLines
-	w := New(Config{Path: dir, Current: func() string { return current }, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	w := New(Config{Path: dir, Current: func(string) string { return current }, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	expect := func(when string, want ...File) {
 		t.Helper()
 		w.look()

@@ -31,6 +31,8 @@ const (
 // File is a mount, in a container, of something in the published directory that stays as it is.
 type File struct {
 	MountPoint string `json:"mount_point"` // in the container
+	// Consumer whose directory it is in; empty: the published directory itself.
+	Consumer string `json:"consumer,omitempty"`
 	// File is the mounted file's name. Empty: a whole directory is mounted.
 	File string `json:"file,omitempty"`
 	// Generation that the file, or the directory, is of. Empty: the published directory itself was replaced.

@@ -42,8 +42,9 @@ type Config struct {
 	Path string
 	// Proc is where procfs is mounted; empty means /proc.
 	Proc string
-	// Current returns the name of the published generation; empty means that none is.
-	Current func() (generation string)
+	// Current returns the name of the published generation, of a consumer's directory or, with an empty name, of the
+	// node's own; empty means that none is.
+	Current func(consumer string) (generation string)
 	// Interval between two looks; zero means one minute.
 	Interval time.Duration
 	// Registerer takes sevagent_mtls_stale_readers.
@@ -142,7 +143,7 @@ func (w *Watcher) look() {
 	pinned, seen, err := w.scan()
 	s := *w.status.Load()
 	if seen {
-		stale := staleOf(pinned, w.cfg.Current())
+		stale := staleOf(pinned, w.cfg.Current)
 		w.tell(stale, err == nil)
 		w.stale.Set(float64(len(stale)))
 		s = Status{
@@ -168,7 +169,7 @@ func (w *Watcher) look() {
 // scan returns who pins something. seen: it says something, even with an error.
 func (w *Watcher) scan() (pinned []Reader, seen bool, err error) {
 	dir, err := placeOf(w.cfg.Proc, w.cfg.Path)
-	if errors.Is(err, fs.ErrNotExist) && w.cfg.Current() == "" {
+	if errors.Is(err, fs.ErrNotExist) && w.cfg.Current("") == "" {
 		return nil, true, nil // not made yet
 	}
 	if err != nil {
@@ -184,11 +185,12 @@ func (w *Watcher) scan() (pinned []Reader, seen bool, err error) {
 
 // staleOf returns the readers of anything but the current generation, and what they read. A mount of a generation that
 // was current when it was seen, and is not current now, is stale: current must be asked for after the scan.
-func staleOf(pinned []Reader, current string) []Reader {
+func staleOf(pinned []Reader, current func(consumer string) string) []Reader {
 	stale := []Reader{}
 	for _, r := range pinned {
 		r.Files = slices.DeleteFunc(slices.Clone(r.Files), func(f File) bool {
-			return !f.Deleted && (current == "" || f.Generation == current)
+			now := current(f.Consumer)
+			return !f.Deleted && (now == "" || f.Generation == now)
 		})
 		if len(r.Files) > 0 {
 			stale = append(stale, r)
@@ -228,7 +230,7 @@ func (r *Reader) attrs() []any {
 func fileNames(files []File) []string {
 	var names []string
 	for _, f := range files {
-		names = append(names, f.MountPoint+" = "+filepath.Join(f.Generation, f.File))
+		names = append(names, f.MountPoint+" = "+filepath.Join(f.Consumer, f.Generation, f.File))
 	}
 	return names
 }
