@@ -31,7 +31,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-node test-rotation ## all tests, with everything they need set up
+test: race lint fuzz-short test-node test-rotation test-readers test-docker ## all tests, with everything they need set up
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -45,6 +45,14 @@ test-node: build $(TOOLS) $(VENV) ## the unmodified binaries among real peers, i
 .PHONY: test-rotation
 test-rotation: ## 500 rotations under the eyes of real readers (root)
 	SEVAGENT_ROTATIONS=$${SEVAGENT_ROTATIONS:-500} test/rotation/run
+
+.PHONY: test-readers
+test-readers: $(VENV) ## the recipes of docs/reading-certificates.md, as written, while certificates rotate (root)
+	test/readers/run
+
+.PHONY: test-docker
+test-docker: ## containers of a real Docker that read, reload and try to tamper (root, docker.io)
+	test/docker/run
 
 .PHONY: stress
 stress: ## 10,000 of them, which takes five minutes (root)

@@ -431,7 +431,7 @@ func (d *demo) stop(context.Context) error {
 
 // cleanUp ends the agent if a step has failed, with its log shown, and removes the directory.
 func (d *demo) cleanUp(keep bool) error {
-	if d.agent != nil {
+	if d.agent != nil && d.agent.Process != nil {
 		d.agent.Process.Signal(syscall.SIGTERM)
 		d.agent.Wait()
 		log, _ := os.ReadFile(filepath.Join(d.dir, "sevagent.log"))

@@ -13,8 +13,11 @@ import (
 // due: is there reason to publish?
 func (r *Rotator) due(now time.Time) bool {
 	for _, d := range r.dirs {
-		if d.publish.err != nil && !now.Before(d.publish.next) {
-			return true
+		if d.publish.err != nil {
+			if !now.Before(d.publish.next) {
+				return true
+			}
+			continue
 		}
 		if d.current != nil && d.current.set != nil && slices.ContainsFunc(d.current.set.carried, func(c carried) bool { return !now.Before(c.Until) }) {
 			return true
@@ -42,11 +45,20 @@ func (r *Rotator) bringUp(ctx context.Context, now time.Time) {
 		return
 	}
 	evidence := make(map[Binding][]byte) // a device request for each key, not for each directory
+	changed := false
+	defer func() {
+		if changed { // when all that can be is published: whoever is told may have any of the directories
+			r.published()
+		}
+	}()
 	for _, d := range r.dirs {
 		if !d.opened {
 			continue // it says why
 		}
-		if err := r.bringUpIn(ctx, d, s, bundles, evidence); ctx.Err() != nil && err != nil {
+		before := d.generation()
+		err := r.bringUpIn(ctx, d, s, bundles, evidence)
+		changed = changed || d.generation() != before
+		if ctx.Err() != nil && err != nil {
 			return
 		} else if err != nil {
 			r.publishFailed(d, err, time.Now())
@@ -56,7 +68,7 @@ func (r *Rotator) bringUp(ctx context.Context, now time.Time) {
 			r.log.Info("publishing works again", "path", d.pub.path, "failures", d.publish.failures)
 		}
 		d.publish = attempt{}
-		if d.consumer.Name == "" {
+		if d == r.main() {
 			r.adopt(bundles)
 		}
 	}
@@ -101,14 +113,13 @@ func (r *Rotator) bringUpIn(ctx context.Context, d *directory, whole *set, bundl
 	}
 	r.metrics.publications.WithLabelValues("published").Inc()
 	r.logPublished(d, previous)
-	r.published(d)
 	return nil
 }
 
-// published tells whoever wants to hear of a new generation in the node's own directory.
-func (r *Rotator) published(d *directory) {
-	if r.onPublish != nil && d.consumer.Name == "" {
-		r.onPublish(d.generation())
+// published tells whoever wants to hear of it that there are new generations.
+func (r *Rotator) published() {
+	if r.onPublish != nil {
+		r.onPublish(r.main().generation())
 	}
 }
 

@@ -22,7 +22,8 @@ type Config struct {
 	// hands out, and a reader could not tell a missing file from one that was taken away. It may return nil to say
 	// that there is to be no evidence. A nil Evidence says so for good.
 	Evidence func(context.Context, Binding) ([]byte, error)
-	// Published, if not nil, is told of each new generation of Path. It must not wait for anything.
+	// Published, if not nil, is told after there are new generations, of Path or of a consumer's directory; it gets that of
+	// Path. It must not wait for anything.
 	Published func(generation string)
 	// Registerer takes the sevagent_mtls_ metrics.
 	Registerer prometheus.Registerer

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,18 +105,62 @@ func TestConsumers(t *testing.T) {
 			t.Errorf("generations (-before +after a restart):\n%s", diff)
 		}
 
-		// One that is dropped is emptied, since nobody tends it any more, and its directory stays.
+		// One that is dropped goes, since nobody tends it any more; also one that was dropped while the agent did not run.
 		settings := n.config.Settings
 		settings.Consumers = settings.Consumers[:1]
 		n.Apply(settings)
 		n.after(time.Second)
-		if entries, err := os.ReadDir(filepath.Join(path, "trust")); err != nil || len(entries) != 0 {
-			t.Errorf("a dropped consumer has %v, %v", entries, err)
+		gone := func(name string) {
+			t.Helper()
+			if _, err := os.Lstat(filepath.Join(path, name)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the dropped consumer %s is still there: %v", name, err)
+			}
 		}
+		gone("trust")
 		if len(n.Status().Consumers) != 1 {
 			t.Errorf("status: %+v", n.Status().Consumers)
 		}
+		n.stop()
+		if err := os.Mkdir(filepath.Join(path, "mine"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		start(t, path, map[string]Source{"a": s})
+		gone("web")
+		if _, err := os.Lstat(filepath.Join(path, "mine")); err != nil {
+			t.Errorf("a directory that is nobody's consumer's: %v", err)
+		}
 	})
+}
+
+// A link in the place of a consumer's directory is never gone through: neither out of the published directory nor, worse,
+// into it.
+func TestConsumerBehindALink(t *testing.T) {
+	for name, target := range map[string]string{"out": "../elsewhere", "in": "."} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca := newCA(t, "ca", nil)
+				s := newFake(ca.clientSecret(t, "first"))
+				path := filepath.Join(memoryDir(t), "mtls")
+				elsewhere := filepath.Join(filepath.Dir(path), "elsewhere")
+				n := start(t, path, map[string]Source{"a": s}, consumers(Consumer{"web", ours.owner, []string{"client.pem"}}))
+				web := filepath.Join(path, "web")
+				if err := errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"), os.Symlink(target, web)); err != nil {
+					t.Fatal(err)
+				}
+				s.put("version-2", ca.clientSecret(t, "second"))
+				n.after(6 * time.Minute)
+				if entries, err := os.ReadDir(elsewhere); err != nil || len(entries) != 0 {
+					t.Errorf("published elsewhere: %v, %v", entries, err)
+				}
+				if fi, err := os.Lstat(web); err != nil || !fi.IsDir() {
+					t.Errorf("web is %v, %v; want a directory", fi, err)
+				}
+				if n.subject(t) != "second" || !slices.Contains(names(t, path), "ca.crt") || mustRead(t, filepath.Join(web, "client.pem")) != mustRead(t, filepath.Join(path, "client.pem")) {
+					t.Errorf("the node's own directory holds %v", names(t, path))
+				}
+			})
+		})
+	}
 }
 
 // One directory that cannot be published to does not keep the others from being renewed.
@@ -171,42 +216,66 @@ func TestConsumerChangesOwner(t *testing.T) {
 	})
 }
 
+// fakeDevice makes evidence.
+type fakeDevice struct {
+	mu     sync.Mutex
+	answer []byte
+	err    error
+	asked  int
+}
+
+// says sets the answer, and returns how often it was asked for until now.
+func (d *fakeDevice) says(answer string, err error) (asked int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.answer, d.err = nil, err
+	if answer != "" {
+		d.answer = []byte(answer)
+	}
+	asked, d.asked = d.asked, 0
+	return asked
+}
+
+func (d *fakeDevice) evidence(context.Context, Binding) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked++
+	return d.answer, d.err
+}
+
 // Evidence belongs to a generation: without it there is none, unless there is to be none.
 func TestEvidence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		s := newFake(ca.clientSecret(t, "first"))
 		path := filepath.Join(memoryDir(t), "mtls")
-		var answer []byte
-		var failure error
-		evidence := func(c *Config) {
-			c.Evidence = func(context.Context, Binding) ([]byte, error) { return answer, failure }
-		}
-		failure = errors.New("device is busy")
+		d := new(fakeDevice)
+		evidence := func(c *Config) { c.Evidence = d.evidence }
+		d.says("", errors.New("device is busy"))
 		n := start(t, path, map[string]Source{"a": s}, evidence)
 		n.isReady(t, false)
 		if got := n.Status().Error; !strings.Contains(got, "get evidence for the client certificate: device is busy") {
 			t.Errorf("error %q", got)
 		}
-		answer, failure = []byte("first"), nil
+		d.says("first", nil)
 		n.after(time.Minute)
 		n.isReady(t, true)
 
 		// None is to be had for the next certificate: the last good set stays.
-		failure = errors.New("device is busy")
+		d.says("", errors.New("device is busy"))
 		s.put("version-2", ca.clientSecret(t, "second"))
 		n.after(6 * time.Minute)
 		if got := n.subject(t); got != "first" || mustRead(t, filepath.Join(path, evidenceFile)) != "first" {
 			t.Errorf("published %q without evidence", got)
 		}
-		answer, failure = []byte("second"), nil
+		d.says("second", nil)
 		n.after(6 * time.Minute)
 		if got := n.subject(t); got != "second" || mustRead(t, filepath.Join(path, evidenceFile)) != "second" {
 			t.Errorf("published %q", got)
 		}
 
 		// There is to be none any more: that is no reason to publish, now or at the next start.
-		answer = nil
+		d.says("", nil)
 		generation := n.Status().Generation
 		n.stop()
 		n = start(t, path, map[string]Source{"a": s}, evidence)
@@ -227,8 +296,8 @@ func TestEvidence(t *testing.T) {
 		n.stop()
 
 		// And when there is to be some again, there is.
-		answer = []byte("third")
-		n = start(t, path, map[string]Source{"a": s}, evidence)
+		d.says("third", nil)
+		start(t, path, map[string]Source{"a": s}, evidence)
 		if got := mustRead(t, filepath.Join(path, evidenceFile)); got != "third" {
 			t.Errorf("evidence is %q", got)
 		}

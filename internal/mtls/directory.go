@@ -8,10 +8,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +29,7 @@ type directory struct {
 	access   access
 	opens    *opens
 	guard    sentinel
+	tree     *guard.Tree // what it expects
 	suspect  atomic.Bool // guard wants it looked at
 	watched  bool        // guard runs
 	stop     context.CancelFunc
@@ -33,7 +37,9 @@ type directory struct {
 	opened  bool        // recover has run
 	current *generation // nil: nothing that may be served
 	publish attempt
-	repairs []time.Time // of the last repairWindow
+	repair  attempt     // since the last one that succeeded
+	repairs []time.Time // that succeeded, in the last repairWindow
+	lost    bool        // the directory itself was replaced: containers hold another one
 	state   GuardStatus
 	adopted Adoption
 	missing []string // of the consumer's files
@@ -84,7 +90,7 @@ func (d *directory) intact() bool {
 
 // open looks at the directory for the first time.
 func (d *directory) open(now time.Time) error {
-	root, err := openDir(d.pub.path, d.pub.allowDisk)
+	root, err := d.pub.open()
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", d.pub.path, err)
 	}
@@ -110,9 +116,8 @@ func (d *directory) open(now time.Time) error {
 		d.log.Info("serving what an earlier run has published", "path", d.pub.path, "generation", g.name(), "not_after", g.manifest.NotAfter)
 	}
 	d.current = g
-	if !g.damaged {
-		d.expect()
-	}
+	d.opens.follow(filepath.Join(d.pub.path, g.name()))
+	d.expect() // if it is damaged, what is wrong is found and put back by that
 	return nil
 }
 
@@ -131,10 +136,9 @@ func (d *directory) serves(s *set, bundles []*bundle, withEvidence bool) bool {
 // switchTo makes s the current generation.
 func (d *directory) switchTo(s *set, bundles []*bundle, evidence []byte, now time.Time) error {
 	d.adopted.Opens += d.opens.drain()
-	g, err := d.pub.publish(s, bundles, evidence, d.access, now)
+	g, err := d.pub.publish(s, bundles, evidence, d.access, d.generation(), now)
 	if err != nil {
-		d.expect() // it may be another generation after all
-		return fmt.Errorf("publish to %s: %w", d.pub.path, err)
+		return fmt.Errorf("publish to %s: %w", d.pub.path, err) // what lies there is what lay there
 	}
 	d.current = g
 	d.adopted = Adoption{}
@@ -150,10 +154,19 @@ func (d *directory) expect() {
 	}
 	tree, err := d.capture()
 	if err != nil {
-		d.log.Warn("the published files are not guarded until the next look", "path", d.pub.path, "err", err)
-		return
+		d.log.Warn("the published files are not guarded", "path", d.pub.path, "err", err)
 	}
+	d.tree = tree
 	d.guard.Expect(tree)
+}
+
+// allow tells the guard which names are consumers', and nothing else: to look at the files anew could make a change
+// by someone else what is expected.
+func (d *directory) allow() {
+	if d.guard != nil && d.tree != nil {
+		d.tree = d.tree.Allow(d.allowed)
+		d.guard.Expect(d.tree)
+	}
 }
 
 // capture records what the current generation and the links to it should be.
@@ -167,14 +180,14 @@ func (d *directory) capture() (*guard.Tree, error) {
 		l.Links[name] = dataLink + "/" + name
 	}
 	l.Files = append(l.Files, guard.File{
-		Name: manifestFile, Size: len(g.encoded), SHA256: sha256.Sum256(g.encoded), Mode: d.access.certMode, UID: d.access.owner.UID, GID: d.access.owner.GID,
+		Name: manifestFile, Size: len(g.encoded), SHA256: sha256.Sum256(g.encoded), Mode: g.access.certMode, UID: g.access.owner.UID, GID: g.access.owner.GID,
 	})
 	for _, e := range g.manifest.Files {
-		f := guard.File{Name: e.File, Size: e.Size}
-		var err error
-		if f.Mode, f.UID, f.GID, err = e.access(); err != nil {
-			return nil, err
+		mode, err := strconv.ParseUint(e.Mode, 8, 9)
+		if err != nil {
+			return nil, fmt.Errorf("%s: mode in %s: %w", e.File, manifestFile, err)
 		}
+		f := guard.File{Name: e.File, Size: e.Size, Mode: fs.FileMode(mode), UID: g.access.owner.UID, GID: g.access.owner.GID}
 		if _, err := hex.Decode(f.SHA256[:], []byte(e.SHA256)); err != nil {
 			return nil, fmt.Errorf("%s: SHA-256 in %s: %w", e.File, manifestFile, err)
 		}
@@ -183,14 +196,13 @@ func (d *directory) capture() (*guard.Tree, error) {
 	return guard.Capture(d.pub.path, l)
 }
 
-// withdraw ends a consumer's directory: nothing tends it any more, so nothing must be left in it. The directory itself
-// stays, since containers may hold it.
-func (d *directory) withdraw() error {
-	d.close()
-	root, err := os.OpenRoot(d.pub.path)
-	if errors.Is(err, os.ErrNotExist) {
+// withdraw removes a consumer's directory, which nothing tends any more.
+func (p *publisher) withdraw() error {
+	if _, err := os.Lstat(p.path); errors.Is(err, fs.ErrNotExist) {
 		return nil
-	} else if err != nil {
+	}
+	root, err := p.open()
+	if err != nil {
 		return err
 	}
 	defer root.Close()
@@ -204,7 +216,45 @@ func (d *directory) withdraw() error {
 	for _, name := range names {
 		errs = append(errs, removeGeneration(root, name))
 	}
-	return errors.Join(append(errs, syncRoot(root))...)
+	return errors.Join(append(errs, os.Remove(p.path))...)
+}
+
+// withdrawForgotten removes directories of consumers that the configuration has lost while the agent did not run.
+func (r *Rotator) withdrawForgotten() {
+	root, err := r.main().pub.open()
+	if err != nil {
+		return // it was open a moment ago; the guard will say
+	}
+	defer root.Close()
+	names, err := readNames(root)
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, "..") || slices.Contains(r.main().allowed, name) {
+			continue
+		}
+		if fi, err := root.Lstat(name); err != nil || !fi.IsDir() {
+			continue
+		}
+		sub, err := root.OpenRoot(name)
+		if err != nil {
+			continue
+		}
+		ours := linkedGeneration(sub, dataLink) != ""
+		sub.Close()
+		if ours {
+			r.withdraw(r.newPublisher(name))
+		}
+	}
+}
+
+func (r *Rotator) withdraw(p *publisher) {
+	if err := p.withdraw(); err != nil {
+		r.log.Error("a consumer's directory is not tended any more, and something of it is still there; remove it", "path", p.path, "err", err)
+		return
+	}
+	r.log.Info("a consumer's directory is withdrawn", "path", p.path)
 }
 
 // subset is what a consumer gets of s, and the files that it would like and that are not there.

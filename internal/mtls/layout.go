@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +23,8 @@ const (
 	prevLink  = "..prev" // the one before
 	genPrefix = "..gen-"
 	tmpSuffix = "_tmp"
+	// asidePrefix is for what someone has put where a link should be; it is kept.
+	asidePrefix = "..foreign-"
 )
 
 // grace is how long a generation stays after its successor has taken over: a reader may have resolved ..data just
@@ -33,9 +36,42 @@ const grace = 10 * time.Minute
 // pages. Hints allow 70 rotations in ten minutes, so that only local files get there.
 const maxRetired = 128
 
-// openDir opens the published directory, which is made if it can be and refused unless its files stay in memory:
+// open opens the published directory, which is made if it can be and refused unless its files stay in memory:
 // a disk is outside what SEV-SNP encrypts. Everything below goes through the os.Root, so that a link planted by a
 // container that can write here leads nowhere.
+//
+// The path of a consumer's directory ends in a published directory, where others may be able to make links: there, a
+// link is removed, and never gone through.
+func (p *publisher) open() (*os.Root, error) {
+	if !p.nested {
+		return openDir(p.path, p.allowDisk)
+	}
+	fi, err := os.Lstat(p.path)
+	if err == nil && fi.Mode()&fs.ModeSymlink != 0 {
+		if err = os.Remove(p.path); err == nil {
+			err = fs.ErrNotExist
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	root, openErr := openDir(p.path, p.allowDisk)
+	if openErr != nil {
+		return nil, openErr
+	}
+	if err == nil {
+		var there fs.FileInfo
+		if there, err = root.Stat("."); err == nil && os.SameFile(fi, there) {
+			return root, nil
+		}
+	} else if fi, err = os.Lstat(p.path); err == nil && fi.IsDir() { // it was made a moment ago
+		return root, nil
+	}
+	root.Close()
+	return nil, fmt.Errorf("%s has been replaced meanwhile (%v)", p.path, err)
+}
+
+// openDir opens a published directory by its path.
 func openDir(path string, allowDisk bool) (*os.Root, error) {
 	root, err := os.OpenRoot(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -120,7 +156,7 @@ func setLink(root *os.Root, name, target string) error {
 func stageLink(root *os.Root, name, target string) error {
 	err := root.Symlink(target, name)
 	if errors.Is(err, fs.ErrExist) {
-		if err = removeIfThere(root, name); err == nil {
+		if err = clearTmp(root, name); err == nil {
 			err = root.Symlink(target, name)
 		}
 	}
@@ -132,6 +168,12 @@ func tmpName(name string) string { return ".." + strings.TrimPrefix(name, "..") 
 
 func isTmpName(name string) bool {
 	return strings.HasPrefix(name, "..") && strings.HasSuffix(name, tmpSuffix)
+}
+
+// clearTmp removes what lies at a temporary name, whatever it is and whoever has put it there.
+func clearTmp(root *os.Root, name string) error {
+	soften(root, name)
+	return root.RemoveAll(name)
 }
 
 func removeIfThere(root *os.Root, name string) error {
@@ -153,7 +195,9 @@ func syncRoot(root *os.Root) error {
 // userLinks compares the entries of the directory with the links for users that there should be. Only links of our own making are
 // unwanted. A directory where a link should be is an error if it has something in it; an empty one is what Docker
 // leaves when it finds nothing to bind, and is removed.
-func userLinks(root *os.Root, entries, names []string) (missing, unwanted []string, err error) {
+//
+// aside says that such a directory was put where a link of ours was: it goes out of the way then.
+func userLinks(root *os.Root, entries, names []string, aside bool) (missing, unwanted []string, err error) {
 	there := make(map[string]bool)
 	for _, name := range entries {
 		if strings.HasPrefix(name, "..") {
@@ -168,7 +212,11 @@ func userLinks(root *os.Root, entries, names []string) (missing, unwanted []stri
 			continue
 		}
 		if fi, err := root.Lstat(name); err == nil && fi.IsDir() && wanted {
-			if err := root.Remove(name); err != nil {
+			err := root.Remove(name)
+			if err != nil && aside {
+				err = root.Rename(name, asidePrefix+name+"-"+strconv.FormatInt(time.Now().UnixNano(), 36))
+			}
+			if err != nil {
 				return nil, nil, fmt.Errorf("make room for a link: %w", err)
 			}
 		}
@@ -187,7 +235,7 @@ func mendLinks(root *os.Root, names []string) error {
 	if err != nil {
 		return err
 	}
-	missing, unwanted, err := userLinks(root, entries, names)
+	missing, unwanted, err := userLinks(root, entries, names, true)
 	if err != nil {
 		return err
 	}

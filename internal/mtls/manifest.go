@@ -5,10 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -24,7 +26,10 @@ type manifest struct {
 	Generation string          `json:"generation"`
 	Published  time.Time       `json:"published"`
 	NotAfter   time.Time       `json:"not_after,omitzero"`
-	Secrets    []sourceVersion `json:"secrets"` // in the order of the configuration
+	Owner      string          `json:"owner"`     // uid:gid, also of manifest.json
+	KeyMode    string          `json:"key_mode"`  // octal
+	CertMode   string          `json:"cert_mode"` // octal, also of manifest.json
+	Secrets    []sourceVersion `json:"secrets"`   // in the order of the configuration
 	Files      []manifestEntry `json:"files"`
 	// CAOverlap are the certificates of ca.crt that are of no secret any more.
 	CAOverlap []manifestOverlap `json:"ca_overlap,omitempty"`
@@ -41,8 +46,7 @@ type manifestEntry struct {
 	File     string    `json:"file"`
 	SHA256   string    `json:"sha256"`
 	Size     int       `json:"size"`
-	Mode     string    `json:"mode"`  // octal
-	Owner    string    `json:"owner"` // uid:gid
+	Mode     string    `json:"mode"` // octal
 	Secret   string    `json:"secret,omitempty"`
 	Version  string    `json:"version,omitempty"`
 	NotAfter time.Time `json:"not_after,omitzero"`
@@ -71,14 +75,33 @@ func (a access) mode(f file) fs.FileMode {
 func modeString(m fs.FileMode) string { return fmt.Sprintf("%04o", m.Perm()) }
 
 func newManifest(generation string, s *set, files []file, a access, now time.Time) *manifest {
-	m := &manifest{Generation: generation, Published: now.UTC(), NotAfter: s.notAfter(), Secrets: s.sources}
+	m := &manifest{
+		Generation: generation, Published: now.UTC(), NotAfter: s.notAfter(), Secrets: s.sources, CAOverlap: s.overlap(),
+		Owner: a.owner.String(), KeyMode: modeString(a.keyMode), CertMode: modeString(a.certMode),
+	}
 	for _, f := range files {
 		m.Files = append(m.Files, a.entry(f))
 	}
-	for _, c := range s.carried {
-		m.CAOverlap = append(m.CAOverlap, manifestOverlap{contentID(c.cert.Raw), c.Until.UTC()})
-	}
 	return m
+}
+
+func (s *set) overlap() (list []manifestOverlap) {
+	for _, c := range s.carried {
+		list = append(list, manifestOverlap{contentID(c.cert.Raw), c.Until.UTC()})
+	}
+	return list
+}
+
+// access recovers the settings that a generation was published with.
+func (m *manifest) access() (a access, err error) {
+	key, errKey := strconv.ParseUint(m.KeyMode, 8, 9)
+	cert, errCert := strconv.ParseUint(m.CertMode, 8, 9)
+	_, errOwner := fmt.Sscanf(m.Owner, "%d:%d", &a.owner.UID, &a.owner.GID)
+	a.keyMode, a.certMode = fs.FileMode(key), fs.FileMode(cert)
+	if err := errors.Join(errKey, errCert, errOwner); err != nil {
+		return a, fmt.Errorf("owner and modes in %s: %w", manifestFile, err)
+	}
+	return a, nil
 }
 
 func (a access) entry(f file) manifestEntry {
@@ -87,7 +110,6 @@ func (a access) entry(f file) manifestEntry {
 		SHA256:  contentID(f.content),
 		Size:    len(f.content),
 		Mode:    modeString(a.mode(f)),
-		Owner:   a.owner.String(),
 		Secret:  f.origin.Secret,
 		Version: f.origin.Version,
 	}
@@ -102,10 +124,16 @@ func (a access) entry(f file) manifestEntry {
 // describes: are these the files of s, published under a? Which versions they come from does not matter: the same
 // bytes under another version ID are no reason to disturb readers.
 func (m *manifest) describes(s *set, a access) bool {
+	if !slices.EqualFunc(m.CAOverlap, s.overlap(), func(a, b manifestOverlap) bool { return a.SHA256 == b.SHA256 && a.Until.Equal(b.Until) }) {
+		return false // the next start would not know of another time
+	}
+	if was, err := m.access(); err != nil || was != a {
+		return false
+	}
 	entries := slices.DeleteFunc(slices.Clone(m.Files), func(e manifestEntry) bool { return e.File == evidenceFile })
 	return slices.EqualFunc(entries, s.files, func(e manifestEntry, f file) bool {
 		want := a.entry(f)
-		return e.File == want.File && e.SHA256 == want.SHA256 && e.Mode == want.Mode && e.Owner == want.Owner
+		return e.File == want.File && e.SHA256 == want.SHA256 && e.Mode == want.Mode
 	})
 }
 

@@ -105,6 +105,52 @@ func TestOverlapEnds(t *testing.T) {
 	}
 }
 
+// A bound that is made shorter holds across restarts.
+func TestOverlapShortened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newCA(t, "first", nil), newCA(t, "second", nil)
+		s := newFake(first.clientSecret(t, "a"))
+		path := filepath.Join(memoryDir(t), "mtls")
+		overlap := func(d time.Duration) func(*Config) { return func(c *Config) { c.Settings.CAOverlap = d } }
+		n := start(t, path, map[string]Source{"a": s}, overlap(24*time.Hour))
+		s.put("version-2", second.clientSecret(t, "b"))
+		n.after(6 * time.Minute)
+		for range 4 {
+			n.stop()
+			n = start(t, path, map[string]Source{"a": s}, overlap(time.Hour))
+			n.after(20 * time.Minute)
+		}
+		if got := n.anchorNames(t); !slices.Equal(got, []string{"second"}) {
+			t.Errorf("ca.crt holds %v 80 minutes after the overlap was made an hour", got)
+		}
+	})
+}
+
+// An anchor that is to go while nothing can be published is no reason for a busy loop.
+func TestOverlapEndsWhileNothingCanBePublished(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newCA(t, "first", nil), newCA(t, "second", nil)
+		s := newFake(first.clientSecret(t, "a"))
+		d := new(fakeDevice)
+		d.says("x", nil)
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s}, func(c *Config) {
+			c.Settings.CAOverlap = time.Hour
+			c.Evidence = d.evidence
+		})
+		s.put("version-2", second.clientSecret(t, "b"))
+		n.after(6 * time.Minute)
+		d.says("", errTest)
+		n.after(2 * time.Hour)
+		if asked := d.says("", errTest); asked == 0 || asked > 60 {
+			t.Errorf("evidence was asked for %d times in an hour", asked)
+		}
+		settings := n.config.Settings
+		settings.Secrets = nil
+		n.Apply(settings)
+		n.after(time.Hour)
+	})
+}
+
 func TestOverlapOfASecretIsFalseOrAbsent(t *testing.T) {
 	ca := newCA(t, "ca", nil)
 	for _, value := range []any{true, "false", 0, nil} {

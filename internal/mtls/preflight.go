@@ -51,20 +51,40 @@ func (r *Rotator) lookAhead(ctx context.Context, s *secret) {
 		r.warnAhead(s, p)
 	}
 	s.preflight = p
-	r.judgeAhead(s, p.at)
+	r.preflightAll(p.at) // it may be what another one was waiting for
 }
 
-// judgeAhead judges the pending version together with what else would be published.
+// judgeAhead judges the pending version together with what else would be published: with what the other secrets give
+// now, and failing that with their pending versions, since those that belong together are rotated together. What is
+// wrong without it, too, is not its fault.
 func (r *Rotator) judgeAhead(s *secret, now time.Time) {
 	p := &s.preflight
 	if p.bundle == nil {
 		return
 	}
+	err := r.tryAhead(now, func(k *secret) bool { return k == s })
+	if err != nil && r.tryAhead(now, func(k *secret) bool { return k.preflight.bundle != nil }) == nil {
+		err = nil
+	}
+	if err != nil {
+		if without := r.tryAhead(now, func(*secret) bool { return false }); without != nil && without.Error() == err.Error() {
+			err = nil
+		}
+	}
+	before := p.err
+	p.err, p.at = err, now
+	if err != nil && (before == nil || before.Error() != err.Error()) {
+		r.warnAhead(s, *p)
+	}
+}
+
+// tryAhead assembles what would be published if the pending versions of some secrets were current.
+func (r *Rotator) tryAhead(now time.Time, pending func(*secret) bool) error {
 	var bundles, standing []*bundle
 	for _, k := range r.secrets {
 		switch {
-		case k == s:
-			bundles = append(bundles, p.bundle)
+		case pending(k):
+			bundles = append(bundles, k.preflight.bundle)
 		case k.candidate != nil:
 			bundles = append(bundles, k.candidate)
 		case k.published != nil:
@@ -78,16 +98,9 @@ func (r *Rotator) judgeAhead(s *secret, now time.Time) {
 	}
 	_, err := assemble(bundles, standing, r.skew.clock(now), nil)
 	if _, held := errors.AsType[*HeldError](err); held {
-		err = nil
+		return nil
 	}
-	if e, ok := errors.AsType[*RejectError](err); ok && e.Secret != s.name {
-		err = nil // it is another one that is at fault
-	}
-	before := p.err
-	p.err, p.at = err, now
-	if err != nil && (before == nil || before.Error() != err.Error()) {
-		r.warnAhead(s, *p)
-	}
+	return err
 }
 
 // preflightAll judges all pending versions again, since what they have to fit with has changed.

@@ -77,6 +77,33 @@ func TestPreflight(t *testing.T) {
 	})
 }
 
+// A pending version has to fit with the other secrets as they are, or with their pending versions.
+func TestPreflightOfSeveral(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		old, next := newCA(t, "old", nil), newCA(t, "next", nil)
+		pair := func(ca *authority, name string) []byte {
+			cert, key := ca.leaf(t, name)
+			return secretJSON(t, map[string]any{clientCert: certPEM(cert), clientKey: keyPEM(t, key)})
+		}
+		anchors := func(ca *authority) []byte { return secretJSON(t, map[string]any{caCert: certPEM(ca.cert)}) }
+		a, b := newFake(pair(old, "first")), newFake(anchors(old))
+		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
+		result := func(when, secret, want string) {
+			t.Helper()
+			if p := n.secret(secret).Preflight; p == nil || p.Result != want {
+				t.Errorf("%s: %s: %+v, want %s", when, secret, p, want)
+			}
+		}
+		b.pend("p1", anchors(next))
+		n.after(6 * time.Minute)
+		result("anchors that the certificate does not lead to", "b", "rejected")
+		a.pend("p1", pair(next, "second"))
+		n.after(6 * time.Minute)
+		result("with a certificate that does", "a", "ok")
+		result("with a certificate that does", "b", "ok")
+	})
+}
+
 // What cannot be read says nothing: the label may come before the content.
 func TestPreflightUnread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -18,12 +18,15 @@ import (
 type publisher struct {
 	path      string
 	allowDisk bool
+	nested    bool // a consumer's, below the node's own
 	log       *slog.Logger
 	// quiet is waited upon before a switch; nil: nothing is.
 	quiet func()
 
 	// testOnlyBefore is asked before each step. Its error ends the publication there and then, as a crash would.
 	testOnlyBefore func(step string) error
+	// testOnlyFail is asked after each step, which fails by its error.
+	testOnlyFail func(step string) error
 }
 
 // generation is a set as it lies in the directory.
@@ -47,12 +50,14 @@ var errRolledBack = errors.New("went back to the generation before")
 
 // publish makes s the current generation, with evidence.json unless that is nil, or leaves the current one and says
 // why. It takes a fraction of a millisecond beside the wait for a quiet moment.
-func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access, now time.Time) (*generation, error) {
+//
+// previous is the generation that readers have been using, whatever ..data says now; empty: what it says.
+func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access, previous string, now time.Time) (*generation, error) {
 	files := slices.Clone(s.files)
 	if evidence != nil {
 		files = append(files, file{name: evidenceFile, content: evidence})
 	}
-	root, err := openDir(p.path, p.allowDisk)
+	root, err := p.open()
 	if err != nil {
 		return nil, err
 	}
@@ -70,6 +75,9 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 	for slices.Contains(entries, generationName(s.sources, now)) {
 		now = now.Add(time.Microsecond)
 	}
+	if !slices.Contains(entries, previous) {
+		previous = linkedGeneration(root, dataLink)
+	}
 	m := newManifest(generationName(s.sources, now), s, files, a, now)
 	encoded := m.encode()
 	files = append(files, file{name: manifestFile, content: encoded})
@@ -79,7 +87,8 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 		dir:       dir,
 		entries:   entries,
 		name:      m.Generation,
-		previous:  linkedGeneration(root, dataLink),
+		previous:  previous,
+		formerly:  linkedGeneration(root, prevLink),
 		set:       s,
 		files:     files,
 		access:    a,
@@ -114,6 +123,7 @@ type publication struct {
 	old       *genDir  // the current one so far, once it is retired
 	name      string
 	previous  string // the current generation so far; empty: none
+	formerly  string // where ..prev has led; empty: nowhere
 	set       *set
 	files     []file
 	access    access
@@ -150,7 +160,11 @@ func (p *publication) run() error {
 				return err
 			}
 		}
-		if err := s.do(); err != nil {
+		err := s.do()
+		if err == nil && p.testOnlyFail != nil {
+			err = p.testOnlyFail(s.name)
+		}
+		if err != nil {
 			return p.undo(fmt.Errorf("%s: %w", s.name, err))
 		}
 	}
@@ -158,7 +172,8 @@ func (p *publication) run() error {
 }
 
 func (p *publication) plan() ([]step, error) {
-	missing, unwanted, err := userLinks(p.root, p.entries, p.names())
+	// Where there is a generation there were links: what is in the place of one has been put there.
+	missing, unwanted, err := userLinks(p.root, p.entries, p.names(), p.previous != "")
 	if err != nil {
 		return nil, err
 	}
@@ -347,7 +362,17 @@ func (p *publication) undo(cause error) error {
 		}
 	}
 	for _, link := range []string{dataLink, prevLink} {
-		try(removeIfThere(p.root, tmpName(link)))
+		try(clearTmp(p.root, tmpName(link)))
+	}
+	switch {
+	case p.previous == "":
+	case p.formerly == "":
+		try(removeIfThere(p.root, prevLink))
+	default:
+		try(setLink(p.root, prevLink, p.formerly))
+	}
+	if p.previous != "" {
+		harden(p.root, p.previous)
 	}
 	if !p.committed {
 		try(removeGeneration(p.root, p.name))

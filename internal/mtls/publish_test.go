@@ -54,7 +54,7 @@ func testLog(t testing.TB) *slog.Logger {
 var ours = access{Owner{os.Getuid(), os.Getgid()}, 0o440, 0o444}
 
 func (d *published) publish(s *set, bundles []*bundle) (*generation, error) {
-	return d.publisher.publish(s, bundles, d.evidence, ours, time.Now())
+	return d.publisher.publish(s, bundles, d.evidence, ours, "", time.Now())
 }
 
 func (d *published) mustPublish(s *set, bundles []*bundle) *generation {
@@ -603,7 +603,7 @@ func TestOwner(t *testing.T) {
 	ca := newCA(t, "ca", nil)
 	s, bundles := mustSet(t, ca.clientSecret(t, "node"))
 	d := newDirectory(t)
-	if _, err := d.publisher.publish(s, bundles, nil, access{Owner{1234, 5678}, 0o400, 0o404}, time.Now()); err != nil {
+	if _, err := d.publisher.publish(s, bundles, nil, access{Owner{1234, 5678}, 0o400, 0o404}, "", time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	for name, mode := range map[string]uint32{"client.key": 0o400, "client.pem": 0o400, "client.crt": 0o404, manifestFile: 0o404} {
@@ -675,13 +675,82 @@ func TestLinksMakeRoom(t *testing.T) {
 	make("remove it", os.Remove(at("README")))
 	d.holds(s)
 
+	// Where a link of ours has been, a directory with something in it was put by someone else: it goes out of the way.
 	make("a directory with something in it", errors.Join(os.Remove(at("client.pem")), os.MkdirAll(at("client.pem/x"), 0o755)))
+	make("one at a temporary name", os.MkdirAll(at(tmpName(dataLink)+"/x"), 0o755))
+	d.mustPublish(s, bundles)
+	d.holds(s)
+	if aside, err := filepath.Glob(at(asidePrefix + "client.pem-*/x")); err != nil || len(aside) != 1 {
+		t.Errorf("what was in the way: %v, %v; want that it is kept", aside, err)
+	}
+}
+
+// A directory that was not ours may be somebody's: one with something in it is in the way, and nothing is done.
+func TestLinksFindNoRoom(t *testing.T) {
+	ca := newCA(t, "ca", nil)
+	s, bundles := mustSet(t, ca.clientSecret(t, "node"))
+	d := newDirectory(t)
+	if err := os.MkdirAll(filepath.Join(d.path, "client.pem/x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	before := d.list()
 	if _, err := d.publish(s, bundles); err == nil || !strings.Contains(err.Error(), "client.pem") {
 		t.Errorf("error %v, want one that names client.pem", err)
 	}
 	if diff := cmp.Diff(before, d.list()); diff != "" {
 		t.Errorf("directory (-before +after):\n%s", diff)
+	}
+}
+
+// A generation that readers have been using is the previous one, wherever ..data leads by now.
+func TestPreviousIsWhatReadersUsed(t *testing.T) {
+	ca := newCA(t, "ca", nil)
+	d := newDirectory(t)
+	first, bundles := mustSet(t, ca.clientSecret(t, "first"))
+	g := d.mustPublish(first, bundles)
+	if err := os.Remove(filepath.Join(d.path, dataLink)); err != nil {
+		t.Fatal(err)
+	}
+	next, bundles := mustSet(t, ca.clientSecret(t, "second"))
+	if _, err := d.publisher.publish(next, bundles, nil, ours, g.name(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := os.Readlink(filepath.Join(d.path, prevLink)); got != g.name() {
+		t.Errorf("%s leads to %q, want %s", prevLink, got, g.name())
+	}
+}
+
+// A publication that fails leaves ..prev where it was, and the current generation as protected as it was.
+func TestFailureRestores(t *testing.T) {
+	ca := newCA(t, "ca", nil)
+	for _, failing := range []string{"switch ..data", "flush the switch", "load what was published"} {
+		d := newDirectory(t)
+		var generations []*generation
+		for _, name := range []string{"first", "second"} {
+			s, bundles := mustSet(t, ca.clientSecret(t, name))
+			generations = append(generations, d.mustPublish(s, bundles))
+		}
+		s, bundles := mustSet(t, ca.clientSecret(t, "third"))
+		d.testOnlyFail = func(step string) error {
+			if step == failing {
+				return errTest
+			}
+			return nil
+		}
+		if _, err := d.publish(s, bundles); !errors.Is(err, errTest) {
+			t.Fatalf("%s: %v", failing, err)
+		}
+		d.testOnlyFail = nil
+		if got, _ := os.Readlink(filepath.Join(d.path, prevLink)); got != generations[0].name() {
+			t.Errorf("%s: %s leads to %q, want %s", failing, prevLink, got, generations[0].name())
+		}
+		if got, _ := os.Readlink(filepath.Join(d.path, dataLink)); got != generations[1].name() {
+			t.Errorf("%s: %s leads to %q, want %s", failing, dataLink, got, generations[1].name())
+		}
+		key := filepath.Join(d.path, "client.key")
+		if err := os.Chmod(key, 0o400); generations[1].immutable && err == nil {
+			t.Errorf("%s: the current generation is not immutable any more", failing)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,9 @@ func load(root *os.Root, name string, now time.Time) (*generation, error) {
 		return nil, err
 	}
 	g := &generation{manifest: m, encoded: encoded}
+	if g.access, err = m.access(); err != nil {
+		return nil, err
+	}
 	for _, s := range m.Secrets {
 		g.bundles = append(g.bundles, &bundle{secret: s.Secret, version: s.Version, fields: make(map[string]*part)})
 	}
@@ -114,9 +118,6 @@ func load(root *os.Root, name string, now time.Time) (*generation, error) {
 			return nil, fmt.Errorf("%s is not what its secret gives", f.name)
 		}
 	}
-	if g.access, err = m.access(g.set); err != nil {
-		return nil, err
-	}
 	return g, drift
 }
 
@@ -132,7 +133,7 @@ func readFiles(gen *os.Root, m *manifest) (contents map[string][]byte, drift, er
 		if err := e.checkContent(content); err != nil {
 			return nil, nil, err
 		}
-		drift = errors.Join(drift, e.checkAccess(st))
+		drift = errors.Join(drift, m.checkAccess(e, st))
 		contents[e.File] = content
 	}
 	return contents, drift, nil
@@ -162,6 +163,9 @@ func (p *publisher) recoverFiles(root *os.Root) (*generation, error) {
 		return nil, fmt.Errorf("generation %s: %w", current, err)
 	}
 	g := &generation{manifest: m, encoded: encoded, evidence: contents[evidenceFile]}
+	if g.access, err = m.access(); err != nil {
+		return nil, fmt.Errorf("generation %s: %w", current, err)
+	}
 	err = errors.Join(drift, p.finish(root, g))
 	g.damaged = err != nil
 	return g, err
@@ -169,7 +173,7 @@ func (p *publisher) recoverFiles(root *os.Root) (*generation, error) {
 
 // finish does what a crash right after the switch has left undone. Done twice it does no harm.
 func (p *publisher) finish(root *os.Root, g *generation) error {
-	err := errors.Join(mendLinks(root, g.manifest.links()), syncRoot(root))
+	err := errors.Join(checkGenerationDir(root, g.name()), mendLinks(root, g.manifest.links()), syncRoot(root))
 	g.immutable = harden(root, g.name())
 	if previous := linkedGeneration(root, prevLink); previous != "" && previous != g.name() {
 		harden(root, previous)
@@ -178,6 +182,18 @@ func (p *publisher) finish(root *os.Root, g *generation) error {
 		}
 	}
 	return err
+}
+
+// checkGenerationDir reports whether nobody but the agent can change the directory of a generation.
+func checkGenerationDir(root *os.Root, name string) error {
+	fi, err := root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); !ok || fi.Mode().Perm() != 0o755 || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s has mode %04o, or another owner than the agent", name, fi.Mode().Perm())
+	}
+	return nil
 }
 
 // takeFile puts the content of a file back into the field of the secret that it came from, and into overlap the anchors
@@ -238,41 +254,10 @@ func fieldOf(name string) string {
 }
 
 // checkAccess compares owner and mode with the manifest.
-func (e manifestEntry) checkAccess(st *unix.Stat_t) error {
+func (m *manifest) checkAccess(e manifestEntry, st *unix.Stat_t) error {
 	mode, owner := modeString(fs.FileMode(st.Mode)), Owner{int(st.Uid), int(st.Gid)}.String()
-	if mode != e.Mode || owner != e.Owner {
-		return fmt.Errorf("%s has mode %s and owner %s, want %s and %s", e.File, mode, owner, e.Mode, e.Owner)
+	if mode != e.Mode || owner != m.Owner {
+		return fmt.Errorf("%s has mode %s and owner %s, want %s and %s", e.File, mode, owner, e.Mode, m.Owner)
 	}
 	return nil
-}
-
-func (e manifestEntry) access() (mode fs.FileMode, uid, gid int, err error) {
-	m, err := strconv.ParseUint(e.Mode, 8, 9)
-	if err != nil {
-		return 0, 0, 0, fmt.Errorf("%s: mode %q in %s", e.File, e.Mode, manifestFile)
-	}
-	if _, err := fmt.Sscanf(e.Owner, "%d:%d", &uid, &gid); err != nil {
-		return 0, 0, 0, fmt.Errorf("%s: owner %q in %s", e.File, e.Owner, manifestFile)
-	}
-	return fs.FileMode(m), uid, gid, nil
-}
-
-// access recovers the settings that a generation was published with.
-func (m *manifest) access(s *set) (access, error) {
-	var a access
-	for _, e := range m.Files {
-		mode, uid, gid, err := e.access()
-		if err != nil {
-			return a, err
-		}
-		a.owner = Owner{uid, gid}
-		for _, f := range s.files {
-			if f.name == e.File && f.private {
-				a.keyMode = mode
-			} else if f.name == e.File {
-				a.certMode = mode
-			}
-		}
-	}
-	return a, nil
 }

@@ -18,6 +18,8 @@ const (
 	// requestTimeout bounds one call of a Source, evidenceTimeout one of Config.Evidence.
 	requestTimeout  = 10 * time.Second
 	evidenceTimeout = 20 * time.Second
+	// minIdle is how long the loop sleeps at least; requests wake it.
+	minIdle = 20 * time.Millisecond
 	// heartbeat is how often the loop turns with nothing to do.
 	heartbeat = 5 * time.Second
 	// collectInterval is how often retired generations are looked for.
@@ -117,16 +119,20 @@ func New(c Config) *Rotator {
 
 // newDirectory returns the directory of a consumer, or the node's own.
 func (r *Rotator) newDirectory(c Consumer) *directory {
-	path := filepath.Join(r.path, c.Name)
 	d := &directory{
 		consumer: c,
 		log:      r.log,
 		opens:    newOpens(),
-		guard:    r.newGuard(path),
+		guard:    r.newGuard(filepath.Join(r.path, c.Name)),
 		state:    GuardStatus{State: GuardOff},
 	}
-	d.pub = &publisher{path: path, allowDisk: r.allowDisk, log: r.log, quiet: func() { d.adopted.Opens += d.opens.settle() }}
+	d.pub = r.newPublisher(c.Name)
+	d.pub.quiet = func() { d.adopted.Opens += d.opens.settle() }
 	return d
+}
+
+func (r *Rotator) newPublisher(consumer string) *publisher {
+	return &publisher{path: filepath.Join(r.path, consumer), allowDisk: r.allowDisk, nested: consumer != "", log: r.log}
 }
 
 // Run publishes, and keeps at it, until ctx ends. No failure ends it.
@@ -234,7 +240,12 @@ func (r *Rotator) turn(ctx context.Context) {
 	busy := q.settings != nil || q.look
 	r.tend(ctx)
 	for _, d := range r.dirs {
-		r.count(d, time.Now())
+		now := time.Now()
+		r.count(d, now)
+		if !d.repair.next.IsZero() && !now.Before(d.repair.next) {
+			r.inspect(d, now)
+			busy = true
+		}
 	}
 	if len(r.secrets) > 0 {
 		busy = r.work(ctx, q.look) || busy
@@ -268,8 +279,9 @@ func (r *Rotator) work(ctx context.Context, look bool) (busy bool) {
 				continue
 			}
 			r.dirty = true
-			if d.consumer.Name == "" {
+			if d == r.main() {
 				r.recall()
+				r.withdrawForgotten()
 			}
 		}
 	}
@@ -310,10 +322,12 @@ func (r *Rotator) idle(now time.Time) time.Duration {
 		}
 	}
 	for _, d := range r.dirs {
-		if d.publish.err != nil || !d.opened && len(r.secrets) > 0 {
+		until(d.repair.next)
+		switch {
+		case len(r.secrets) == 0: // nothing is published
+		case d.publish.err != nil || !d.opened:
 			until(d.publish.next)
-		}
-		if d.current != nil && d.current.set != nil {
+		case d.current != nil && d.current.set != nil:
 			for _, c := range d.current.set.carried {
 				until(c.Until)
 			}
@@ -324,7 +338,8 @@ func (r *Rotator) idle(now time.Time) time.Duration {
 		until(r.hints.next())
 	}
 	r.mu.Unlock()
-	return max(0, wait)
+	// What is overdue was either done a moment ago or cannot be done: neither is worth a busy loop.
+	return max(minIdle, wait)
 }
 
 // apply takes over settings and keeps what is known of secrets that stay.
@@ -365,15 +380,10 @@ func (r *Rotator) apply(s Settings) {
 	for _, c := range s.Consumers {
 		r.main().allowed = append(r.main().allowed, c.Name)
 	}
-	if r.main().intact() {
-		r.main().expect()
-	}
+	r.main().allow()
 	for _, d := range dirs {
-		if err := d.withdraw(); err != nil {
-			r.log.Error("a consumer's directory is not tended any more, and its files are still there; remove them", "path", d.pub.path, "err", err)
-		} else {
-			r.log.Info("a consumer's files are withdrawn", "path", d.pub.path)
-		}
+		d.close()
+		r.withdraw(d.pub)
 	}
 }
 
@@ -433,7 +443,7 @@ func (r *Rotator) collect(now time.Time) {
 		if !d.opened {
 			continue
 		}
-		root, err := openDir(d.pub.path, d.pub.allowDisk)
+		root, err := d.pub.open()
 		if err == nil {
 			err = collect(root, maxRetired, now)
 			root.Close()
@@ -452,6 +462,7 @@ func (r *Rotator) troubles() error {
 			errs = append(errs, err)
 		}
 	}
+	add(r.blocked)
 	for _, d := range r.dirs {
 		add(d.publish.err)
 	}

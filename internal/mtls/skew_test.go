@@ -37,6 +37,15 @@ func TestClock(t *testing.T) {
 			t.Errorf("published %q: what has expired by both clocks has expired", got)
 		}
 
+		// And what begins in the future of the world is held until then, by whichever clock.
+		s.put("version-3b", ca.clientSecret(t, "not yet", valid(-20*time.Minute, 24*time.Hour)))
+		n.after(6 * time.Minute)
+		if got := n.secret("a"); got.State != StateHeld || got.HeldUntil.Before(time.Now().Add(20*time.Minute)) || got.HeldUntil.After(time.Now().Add(time.Hour)) {
+			t.Errorf("state %s until %v, want held until the world is there, at %v", got.State, got.HeldUntil, time.Now())
+		}
+		s.put("version-3", ca.clientSecret(t, "third", valid(-9*time.Hour, -2*time.Hour)))
+		n.after(6 * time.Minute)
+
 		// The node is an hour behind: its readers would not accept what has begun for the rest of the world.
 		*s.ahead = time.Hour
 		s.put("version-4", ca.clientSecret(t, "fourth", valid(30*time.Minute, 48*time.Hour)))

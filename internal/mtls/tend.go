@@ -2,6 +2,7 @@ package mtls
 
 import (
 	"context"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -58,83 +59,99 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 	findings := d.guard.Verify()
 	d.opens.drain() // the guard's own
 	if len(findings) == 0 {
-		if d.state.State == GuardQuarantined || d.state.State == GuardAlarm && replaced(d.state.Findings) {
-			return // until a restart
-		}
-		if d.state.State == GuardAlarm || d.state.State == GuardWarning {
-			r.log.Info("published files are as they should be again", "path", d.pub.path)
-		}
-		d.state.State = GuardOK
+		d.repair = attempt{}
+		r.settled(d)
 		return
 	}
 	known := slices.Equal(findings, d.state.Findings) && d.state.State != GuardOK
 	d.state.Findings, d.state.At = findings, now.UTC()
-	if !known {
-		for _, f := range findings {
-			r.metrics.tampering.WithLabelValues(string(f.What)).Inc()
-		}
-	}
-	worst, repairable := GuardWarning, true
-	for _, f := range findings {
-		if f.Warning {
-			continue
-		}
-		worst = GuardAlarm
-		// Into another directory one can publish: that serves those who come, and not the containers that hold the old.
-		repairable = repairable && (f.Repairable || f.What == guard.DirectoryReplaced)
-	}
 	report := func(message string, attrs ...any) {
 		if !known {
 			r.log.Error(message, append([]any{"path", d.pub.path, "findings", describe(findings)}, attrs...)...)
 		}
 	}
+	harmless, repairable := true, true
+	for _, f := range findings {
+		if !known {
+			r.metrics.tampering.WithLabelValues(string(f.What)).Inc()
+		}
+		if f.Warning {
+			continue
+		}
+		harmless = false
+		// Into another directory one can publish: that serves those who come, and not the containers that hold the old.
+		d.lost = d.lost || isLost(f)
+		repairable = repairable && (f.Repairable || isLost(f))
+	}
 	d.repairs = slices.DeleteFunc(d.repairs, func(t time.Time) bool { return now.Sub(t) >= repairWindow })
 	switch {
 	case d.state.State == GuardQuarantined:
 		report("published files were changed by someone else again, and are not put back any more")
-	case worst == GuardWarning:
-		d.state.State = worst
+	case harmless:
+		r.settled(d)
+		if d.state.State == GuardOK {
+			d.state.State = GuardWarning
+		}
 		if !known {
 			r.log.Warn("files that are not ours lie beside the published ones", "path", d.pub.path, "findings", describe(findings))
 		}
 	case !repairable:
-		d.state.State = worst
+		d.state.State = GuardAlarm
 		report("published files were changed by someone else in a way that cannot be put back; find who did it, and restart the containers that mount them")
 	case len(d.repairs) >= maxRepairs:
 		d.state.State = GuardQuarantined
 		known = false
 		report("published files were changed by someone else again and again, and are not put back any more; find who does it, and restart sevagent", "repairs", maxRepairs, "within", repairWindow)
+	case now.Before(d.repair.next):
+		d.state.State = GuardAlarm
 	default:
-		r.repair(d, now, report)
+		r.putBack(d, now, report)
 	}
 }
 
-// repair publishes what is in memory as a new generation: in place of a file, one would never know who holds it open.
-func (r *Rotator) repair(d *directory, now time.Time, report func(string, ...any)) {
-	d.repairs = append(d.repairs, now)
-	d.state.Repairs++
+// settled notes that nothing is wrong any more, as far as that can be.
+func (r *Rotator) settled(d *directory) {
+	switch {
+	case d.state.State == GuardQuarantined || d.tree == nil || d.current.damaged:
+		return
+	case d.lost:
+		d.state.State = GuardAlarm // until a restart, which follows that of the containers
+		return
+	case d.state.State == GuardAlarm || d.state.State == GuardWarning:
+		r.log.Info("published files are as they should be again", "path", d.pub.path)
+	}
+	d.state.State = GuardOK
+}
+
+// putBack publishes what is in memory as a new generation: in place of a file, one would never know who holds it open.
+func (r *Rotator) putBack(d *directory, now time.Time, report func(string, ...any)) {
 	g := d.current
-	err := d.switchTo(g.set, g.bundles, g.evidence, now)
-	if err != nil {
+	if err := d.switchTo(g.set, g.bundles, g.evidence, now); err != nil {
+		d.repair.err = err
+		d.repair.failures++
+		d.repair.next = now.Add(backoff(d.repair.failures, rand.Float64()))
 		d.state.State, d.state.Error = GuardAlarm, err.Error()
 		r.metrics.repairs.WithLabelValues("failed").Inc()
-		report("published files were changed by someone else, and cannot be put back", "err", err)
+		report("published files were changed by someone else, and cannot be put back", "err", err, "retry_in", d.repair.next.Sub(now))
 		return
 	}
+	d.repair = attempt{}
+	d.repairs = append(d.repairs, now)
 	d.state.State, d.state.Error = GuardOK, ""
-	if replaced(d.state.Findings) {
-		d.state.State = GuardAlarm
-		r.log.Error("the published directory was replaced: containers that mount it hold the old one; restart them", "path", d.pub.path)
-	}
+	d.state.Repairs++
 	r.metrics.repairs.WithLabelValues("repaired").Inc()
 	report("published files were changed by someone else, and are put back", "generation", d.generation())
-	r.published(d)
+	if d.lost {
+		r.log.Error("the published directory was replaced: containers that mount it hold the old one; restart them", "path", d.pub.path)
+	}
+	r.settled(d)
+	r.published()
 }
 
-// replaced: is it the directory itself that is another one? Running containers hold the one that was there when they
+// isLost: is the directory itself another one, or gone? Running containers hold the one that was there when they
 // started, whatever is published in its place.
-func replaced(findings []guard.Finding) bool {
-	return slices.ContainsFunc(findings, func(f guard.Finding) bool { return f.What == guard.DirectoryReplaced })
+func isLost(f guard.Finding) bool {
+	return f.What == guard.DirectoryReplaced || f.What == guard.Removed && f.Path == "."
 }
 
 func describe(findings []guard.Finding) string {

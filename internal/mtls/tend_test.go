@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -170,6 +171,68 @@ func TestGuardOfAReplacedDirectory(t *testing.T) {
 	})
 }
 
+// The directory itself is gone: it is made again, for those who come.
+func TestGuardOfARemovedDirectory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		n, g := guarded(t, newFake(ca.clientSecret(t, "first")))
+		if err := os.Rename(n.path, n.path+"-old"); err != nil {
+			t.Fatal(err)
+		}
+		g.find(guard.Finding{Path: ".", What: guard.Removed})
+		synctest.Wait()
+		if got := n.subject(t); got != "first" || n.Status().Guard.State != GuardAlarm {
+			t.Errorf("published %q, %+v", got, n.Status().Guard)
+		}
+		// A foreign file that comes and goes does not end the alarm.
+		g.find(guard.Finding{Path: "x", What: guard.Extra, Warning: true})
+		synctest.Wait()
+		g.find()
+		synctest.Wait()
+		if st := n.Status().Guard; st.State != GuardAlarm {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// A repair that cannot be made is tried again, ever more slowly, and does not count as one.
+func TestGuardRepairFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t, "ca", nil)
+		n, g := guarded(t, newFake(ca.clientSecret(t, "first")))
+		var fails atomic.Bool
+		fails.Store(true)
+		n.main().pub.testOnlyFail = func(string) error {
+			if fails.Load() {
+				return errTest
+			}
+			return nil
+		}
+		expected := g.expected
+		g.find(changed)
+		for range 20 {
+			n.after(time.Minute)
+			g.find(changed)
+		}
+		synctest.Wait()
+		st := n.Status().Guard
+		if st.State != GuardAlarm || st.Repairs != 0 || !strings.Contains(st.Error, "connection refused") {
+			t.Errorf("%+v", st)
+		}
+		if failed := n.metric(t, "repairs_total", "failed"); failed < 5 || failed > 25 {
+			t.Errorf("%v attempts in 20 minutes", failed)
+		}
+		if g.expected != expected {
+			t.Error("what was changed became what is expected")
+		}
+		fails.Store(false)
+		n.after(6 * time.Minute)
+		if st := n.Status().Guard; st.State != GuardOK || st.Repairs != 1 {
+			t.Errorf("once it can be made: %+v", st)
+		}
+	})
+}
+
 // While AWS does not answer, a change is put back all the same.
 func TestGuardWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -245,7 +308,10 @@ func TestGuardForReal(t *testing.T) {
 		damage func() error
 		what   guard.Kind
 	}{
-		{"file replaced", func() error { return replaceFile(file("client.key"), []byte("x")) }, guard.Replaced},
+		{"file replaced", func() error {
+			other := filepath.Join(filepath.Dir(path), "other")
+			return errors.Join(os.WriteFile(other, []byte("x"), 0o444), os.Rename(other, file("client.key")))
+		}, guard.Replaced},
 		{"mode", func() error { return os.Chmod(file("client.crt"), 0o640) }, guard.Mode},
 		{"link", func() error {
 			return errors.Join(os.Remove(filepath.Join(path, "client.crt")), os.Symlink("..prev/client.crt", filepath.Join(path, "client.crt")))

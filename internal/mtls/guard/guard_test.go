@@ -67,7 +67,11 @@ func (o *owner) publish(t testing.TB) *Tree {
 	relink(t, l.Generation, filepath.Join(o.path, "..data"))
 	for _, name := range published {
 		relink(t, "..data/"+name, filepath.Join(o.path, name))
-		os.Chmod(filepath.Join(o.path, previous, name), 0o444) // for readers that watch files, if it is still there
+		// For readers that watch files, if it is still there and not something of the host's that was put in its place.
+		old := filepath.Join(o.path, previous, name)
+		if fi, err := os.Lstat(old); err == nil && fi.Mode().IsRegular() {
+			check(t, os.Chmod(old, 0o444))
+		}
 	}
 	tree, err := Capture(o.path, l)
 	check(t, err)

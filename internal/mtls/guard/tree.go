@@ -94,6 +94,13 @@ func Capture(path string, l Layout) (*Tree, error) {
 	return t, nil
 }
 
+// Allow returns the same tree with other allowed names.
+func (t *Tree) Allow(names []string) *Tree {
+	same := *t
+	same.allowed = slices.Clone(names)
+	return &same
+}
+
 func placeOf(name string, st *unix.Statx_t) place {
 	return place{name, identityOf(st), st.Mnt_id, uint32(st.Mode) & 0o7777, st.Uid, st.Gid}
 }

@@ -1,0 +1,349 @@
+//go:build node
+
+package docker
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sevagent/internal/mtls"
+)
+
+const label = "io.sevagent.reload"
+
+// readOnly binds something published into a container, at a place of the same name.
+func readOnly(source, target string) string { return "--volume=" + source + ":" + target + ":ro" }
+
+// TestReload: containers with the label get one signal after the last publication, within the splay, and others none.
+func TestReload(t *testing.T) {
+	const splay = time.Second // the shortest
+	a := startAgent(t, "reload: true, reload_splay: 1s")
+	before := a.status().MTLS.Generation
+
+	told := map[*container]string{
+		startContainer(t, image, "--label", label+"=SIGHUP", readOnly(published, published)):                "SIGHUP",
+		startContainer(t, labelledImage, readOnly(published, published)):                                    "SIGUSR1",
+		startContainer(t, image, "--label", label+"=SIGHUP", readOnly(published+"/client.crt", "/one.crt")): "SIGHUP",
+	}
+	others := []*container{
+		startContainer(t, image, readOnly(published, published)),
+		startContainer(t, image, "--label", label+"=SIGHUP"),
+		startContainer(t, image, "--label", label+"=SIGHUP", readOnly("/etc/ecs", "/elsewhere")),
+	}
+	if s := a.status().Reload; len(s.Last) != 0 || s.Error != "" {
+		t.Fatalf("before a rotation, reload is %+v", s)
+	}
+
+	// settled waits until everyone has been told of a generation, and nobody is to be told of anything.
+	settled := func(generation string) {
+		t.Helper()
+		until(t, "signals after "+generation, func() error {
+			s := a.status().Reload
+			n := 0
+			for _, o := range s.Last {
+				if o.Generation == generation && o.Error == "" {
+					n++
+				}
+			}
+			if n != len(told) || s.Pending != 0 || s.Error != "" {
+				return fmt.Errorf("reload is %+v", s)
+			}
+			return nil
+		})
+	}
+	// signals returns what a container got. A signal of our own tells that those before it have arrived.
+	ours := make(map[*container]int)
+	signals := func(c *container) (got []received) {
+		t.Helper()
+		if _, err := docker(nil, "kill", "--signal", "SIGUSR2", c.id); err != nil {
+			t.Fatal(err)
+		}
+		ours[c]++
+		until(t, "our own signal to "+c.name, func() error {
+			all := c.ask("signals").Signals
+			got = slices.DeleteFunc(slices.Clone(all), func(r received) bool { return r.Signal == "SIGUSR2" })
+			if len(all)-len(got) < ours[c] {
+				return fmt.Errorf("got %v", all)
+			}
+			return nil
+		})
+		return got
+	}
+
+	began := time.Now()
+	generation := a.rotate()
+	returned := time.Now()
+	settled(generation)
+	if generation == before {
+		t.Fatal("nothing was published")
+	}
+	for c, want := range told {
+		got := signals(c)
+		if len(got) != 1 || got[0].Signal != want {
+			t.Errorf("container %s got %v, want one %s", c.name, got, want)
+			continue
+		}
+		// A second of grace for Docker, which the splay says nothing of.
+		if got[0].At.Before(began) || got[0].At.After(returned.Add(splay+time.Second)) {
+			t.Errorf("container %s got its signal %v after the publication, want %v at most", c.name, got[0].At.Sub(returned), splay)
+		}
+		t.Logf("%s to %s, %v after the publication", got[0].Signal, c.name, got[0].At.Sub(returned).Round(time.Millisecond))
+	}
+
+	// Two publications. A signal that was due at once, before the second, stands for the first alone.
+	folded := 0
+	for round := 1; folded == 0; round++ {
+		if round > 10 {
+			t.Fatal("signals were always due before the second publication")
+		}
+		had := make(map[*container]int)
+		for c := range told {
+			had[c] = len(signals(c))
+		}
+		a.rotate()
+		last := a.rotate()
+		second := time.Now()
+		settled(last)
+		for c := range told {
+			got := signals(c)[had[c]:]
+			switch {
+			case len(got) == 0:
+				t.Fatalf("container %s got no signal after two publications", c.name)
+			case got[0].At.Before(second.Add(50 * time.Millisecond)):
+			case len(got) == 1:
+				folded++
+			default:
+				t.Errorf("container %s got %v after two publications, the last at %v; want one signal", c.name, got, second)
+			}
+		}
+	}
+
+	for _, c := range others {
+		if got := signals(c); len(got) != 0 {
+			t.Errorf("container %s got %v, want no signal", c.name, got)
+		}
+	}
+	var all int
+	for c := range told {
+		all += len(signals(c))
+	}
+	if sent := a.metric(`sevagent_mtls_reload_signals_total{result="sent"}`); sent != float64(all) {
+		t.Errorf("the metric says %v signals, the containers got %d", sent, all)
+	}
+}
+
+// TestEveryGeneration: containers that bind the directory, and were started while it was rotated, see every generation
+// as soon as it is published, and none that does not fit together.
+func TestEveryGeneration(t *testing.T) {
+	const rotations, containers = 20, 3
+	a := startAgent(t, "")
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	meanwhile := 0
+	go func() {
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			default:
+			}
+			if _, err := a.publish(); err != nil {
+				stopped <- err
+				return
+			}
+			meanwhile++
+		}
+	}()
+	var all []*container
+	func() {
+		defer func() {
+			close(stop)
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			t.Logf("%d rotations while the containers were started", meanwhile)
+		}()
+		for i := range containers {
+			all = append(all, startContainer(t, image, readOnly(published, published)))
+			all[i].ask("read")
+		}
+	}()
+	for range rotations {
+		generation := a.rotate()
+		for _, c := range all {
+			want := loaded{generation, a.subject(), a.subject()}
+			if got := c.ask("load").Loaded; *got != want {
+				t.Errorf("after a rotation a container has %+v, want %+v", *got, want)
+			}
+		}
+	}
+	for _, c := range all {
+		s := c.ask("tally").Tally
+		t.Logf("%d loads of %d generations", s.Loads, s.Generations)
+		if s.Bad != 0 || s.Loads < rotations {
+			t.Errorf("of %d loads %d were bad: %s", s.Loads, s.Bad, s.First)
+		}
+	}
+}
+
+// TestStaleReader: a container that binds one file is told of after a rotation, and no more when it has gone.
+func TestStaleReader(t *testing.T) {
+	const metric = "sevagent_mtls_stale_readers"
+	a := startAgent(t, "")
+	first := a.status().MTLS.Generation
+	file := startContainer(t, image, readOnly(published+"/client.crt", "/x.crt"))
+	startContainer(t, image, readOnly(published, published))
+	old := file.ask("cat /x.crt").Text
+
+	a.rotate()
+	if file.ask("cat /x.crt").Text != old {
+		t.Fatal("a bound file shows a rotation: there is nothing to tell of")
+	}
+	until(t, "a stale reader", func() error {
+		if s := a.status().Readers; s.StaleCount == 0 {
+			return fmt.Errorf("readers are %+v", s)
+		}
+		return nil
+	})
+	s := a.status().Readers
+	if s.StaleCount != 1 || len(s.Stale) != 1 || s.Error != "" {
+		t.Fatalf("readers are %+v, want one", s)
+	}
+	r := s.Stale[0]
+	if r.ContainerID != file.id || r.TaskID != task || len(r.Files) != 1 {
+		t.Fatalf("stale is %+v, want container %s of task %s", r, file.id, task)
+	}
+	if f := r.Files[0]; f.MountPoint != "/x.crt" || f.File != "client.crt" || f.Generation != first || f.Deleted {
+		t.Errorf("stale is %+v, want client.crt of %s at /x.crt", f, first)
+	}
+	if n := a.metric(metric); n != 1 {
+		t.Errorf("%s is %v, want 1", metric, n)
+	}
+
+	file.remove()
+	a.rotate() // or a minute would pass until it looks again
+	until(t, "no stale reader", func() error {
+		if s := a.status().Readers; s.StaleCount != 0 || len(s.Stale) != 0 {
+			return fmt.Errorf("readers are %+v", s)
+		}
+		return nil
+	})
+	if n := a.metric(metric); n != 0 {
+		t.Errorf("%s is %v, want 0", metric, n)
+	}
+}
+
+// TestRootOfContainer: with the directory writable, a container's root cannot touch what is published, and what it does
+// to the names that lead there is put back.
+func TestRootOfContainer(t *testing.T) {
+	a := startAgent(t, "")
+	c := startContainer(t, image, "--volume="+published+":"+published)
+	if !a.status().MTLS.Guard.Immutable {
+		if err := setAttribute(t, filepath.Join(published, "mine"), immutable); err != nil {
+			t.Skipf("this kernel's tmpfs knows no immutable files, those of Linux 6.6 do: %v", err)
+		}
+		t.Fatal("what is published is not immutable, and could be")
+	}
+	before := a.status().MTLS.Generation
+	content := files(t, before)
+
+	attempts := c.ask("attack").Attempts
+	for _, x := range attempts {
+		if !strings.HasSuffix(x.Err, "operation not permitted") {
+			t.Errorf("in a container, root's attempt to %s: %q, want operation not permitted", x.What, x.Err)
+		}
+	}
+	t.Logf("%d attempts on %d files", len(attempts), len(content))
+	if len(content) < 5 || len(attempts) < 12*len(content) {
+		t.Errorf("%d attempts on %d files are too few", len(attempts), len(content))
+	}
+	for name, text := range files(t, before) {
+		if text != content[name] {
+			t.Errorf("%s was changed", name)
+		}
+	}
+	if s := a.status().MTLS; s.Generation != before || s.Guard.Repairs != 0 {
+		t.Errorf("after that, generation %s has become %s, and the guard is %+v", before, s.Generation, s.Guard)
+	}
+
+	guard := func(want mtls.GuardState) {
+		t.Helper()
+		until(t, "the guard's state "+string(want), func() error {
+			if s := a.status().MTLS.Guard; s.State != want {
+				return fmt.Errorf("guard is %+v", s)
+			}
+			return nil
+		})
+	}
+	guard(mtls.GuardOK)
+	c.ask("drop evil.crt")
+	guard(mtls.GuardWarning)
+	if s := a.status().MTLS.Guard; len(s.Findings) != 1 || s.Findings[0].Path != "evil.crt" {
+		t.Errorf("of a foreign file the guard says %+v", s)
+	}
+	for i, x := range []struct{ link, to, want string }{
+		{"client.crt", "evil.crt", "..data/client.crt"},
+		{"..data", ".", "..gen-"},
+	} {
+		began := c.ask("point " + x.link + " " + x.to).At
+		if err := poll(time.Second, func() error {
+			got, err := os.Readlink(filepath.Join(published, x.link))
+			if err == nil && !strings.HasPrefix(got, x.want) {
+				err = fmt.Errorf("it leads to %s", got)
+			}
+			return err
+		}); err != nil {
+			t.Fatalf("%s was not put back within a second: %v", x.link, err)
+		}
+		t.Logf("%s was put back within %v", x.link, time.Since(began).Round(time.Millisecond))
+		until(t, "the repair of "+x.link, func() error {
+			if s := a.status().MTLS.Guard; s.Repairs != i+1 {
+				return fmt.Errorf("guard is %+v", s)
+			}
+			return nil
+		})
+	}
+	if got := c.ask("cat " + published + "/client.crt").Text; got != content["client.crt"] {
+		t.Errorf("after the repairs, client.crt in the container is\n%s", got)
+	}
+	c.ask("remove evil.crt")
+	guard(mtls.GuardOK)
+}
+
+// immutable is FS_IMMUTABLE_FL of linux/fs.h.
+const immutable = 0x10
+
+// setAttribute reports whether a new file can have an attribute.
+func setAttribute(t *testing.T, path string, flags int) error {
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags)
+}
+
+// files returns the content of a generation.
+func files(t *testing.T, generation string) map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir(filepath.Join(published, generation))
+	if err != nil {
+		t.Fatal(err)
+	}
+	content := make(map[string]string)
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(published, generation, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content[e.Name()] = string(text)
+	}
+	return content
+}

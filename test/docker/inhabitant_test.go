@@ -1,0 +1,275 @@
+//go:build node
+
+package docker
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"sevagent/client/certs"
+)
+
+// A container's only process is this binary, run again. It answers each line of its standard input with a reply, and
+// ends when its standard input does.
+const roleVariable = "SEVAGENT_DOCKER_ROLE"
+
+// published is the published directory, the default of the product, on the node and in containers that mount it.
+const published = "/etc/ecs/mtls"
+
+// reply is what the command was about, and nothing else.
+type reply struct {
+	Signals  []received `json:",omitempty"` // since the start
+	Loaded   *loaded    `json:",omitempty"`
+	Tally    *tally     `json:",omitempty"`
+	Attempts []attempt  `json:",omitempty"`
+	Text     string     `json:",omitempty"`
+	At       time.Time  // when it was done
+	Err      string     `json:",omitempty"`
+}
+
+type received struct {
+	Signal string
+	At     time.Time
+}
+
+// loaded is what is current in the published directory.
+type loaded struct {
+	Generation string
+	Client     string // subject of the client's certificate, by package certs
+	PEM        string // the same, of client.pem by its name at the top
+}
+
+// tally is what a reader has met that loads all the time.
+type tally struct {
+	Loads       int
+	Bad         int
+	First       string // of the bad ones
+	Generations int    // that it has seen
+}
+
+// attempt is something that the owner of a file can do, and what came of it.
+type attempt struct{ What, Err string }
+
+type inhabitant struct {
+	dir *certs.Directory
+
+	mu      sync.Mutex
+	signals []received
+	tally   tally
+	seen    map[string]bool
+}
+
+// inhabit is the main program of a container.
+func inhabit() error {
+	in := &inhabitant{seen: make(map[string]bool)}
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
+	go func() {
+		for s := range signals {
+			in.mu.Lock()
+			in.signals = append(in.signals, received{unix.SignalName(s.(syscall.Signal)), time.Now()})
+			in.mu.Unlock()
+		}
+	}()
+	answers := json.NewEncoder(os.Stdout)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		r, err := in.do(strings.Fields(lines.Text()))
+		r.At = time.Now()
+		if err != nil {
+			r.Err = err.Error()
+		}
+		if err := answers.Encode(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (in *inhabitant) do(command []string) (r reply, err error) {
+	switch command[0] {
+	case "signals":
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		r.Signals = append(r.Signals, in.signals...)
+	case "read":
+		if in.dir, err = certs.Open(""); err == nil {
+			go in.read()
+		}
+	case "load":
+		r.Loaded, err = in.load()
+	case "tally":
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		t := in.tally
+		t.Generations = len(in.seen)
+		r.Tally = &t
+	case "cat":
+		var text []byte
+		text, err = os.ReadFile(command[1])
+		r.Text = string(text)
+	case "attack":
+		r.Attempts, err = attack()
+	case "drop":
+		err = os.WriteFile(filepath.Join(published, command[1]), []byte("not ours\n"), 0o644)
+	case "remove":
+		err = os.Remove(filepath.Join(published, command[1]))
+	case "point": // a link, elsewhere, the way that no reader meets it missing
+		temporary := filepath.Join(published, "new")
+		if err = os.Symlink(command[2], temporary); err == nil {
+			err = os.Rename(temporary, filepath.Join(published, command[1]))
+		}
+	default:
+		err = fmt.Errorf("unknown command %q", command)
+	}
+	return r, err
+}
+
+// load reads what is current in the two ways that the contract has.
+func (in *inhabitant) load() (*loaded, error) {
+	set := in.dir.Set()
+	pair, err := loadOne(filepath.Join(published, "client.pem"))
+	if err != nil {
+		return nil, err
+	}
+	return &loaded{set.Generation, set.Client.Leaf.Subject.CommonName, pair.Leaf.Subject.CommonName}, in.dir.Err()
+}
+
+// read loads all the time.
+func (in *inhabitant) read() {
+	for {
+		generation, err := loadAll()
+		if err == nil {
+			_, err = loadOne(filepath.Join(published, "client.pem"))
+		}
+		in.mu.Lock()
+		in.tally.Loads++
+		in.seen[generation] = true
+		if err != nil {
+			in.tally.Bad++
+			if in.tally.First == "" {
+				in.tally.First = err.Error()
+			}
+		}
+		in.mu.Unlock()
+		time.Sleep(20 * time.Millisecond) // so as to leave the processors to others
+	}
+}
+
+// loadAll resolves ..data once and reads three files from there, with time for a rotation between them.
+func loadAll() (generation string, err error) {
+	if generation, err = os.Readlink(filepath.Join(published, "..data")); err != nil {
+		return "", err
+	}
+	var content [3][]byte
+	for i, name := range []string{"client.crt", "client.key", "ca.crt"} {
+		if content[i], err = os.ReadFile(filepath.Join(published, generation, name)); err != nil {
+			return generation, err
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	pair, err := tls.X509KeyPair(content[0], content[1])
+	if err != nil {
+		return generation, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(content[2])
+	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	return generation, err
+}
+
+// loadOne reads a file that is whole by itself.
+func loadOne(name string) (tls.Certificate, error) {
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(content, content)
+}
+
+// attack does to every file of the current generation what permissions do not keep root from.
+func attack() ([]attempt, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, err
+	}
+	// The 14 capabilities of a default container, among them DAC_OVERRIDE, FOWNER and CHOWN.
+	if os.Getuid() != 0 || !bytes.Contains(status, []byte("CapEff:\t00000000a80425fb\n")) {
+		return nil, errors.New("not root with a container's default capabilities")
+	}
+	generation, err := os.Readlink(filepath.Join(published, "..data"))
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(published, generation)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var list []attempt
+	try := func(what string, err error) {
+		a := attempt{What: what}
+		if err != nil {
+			a.Err = err.Error()
+		}
+		list = append(list, a)
+	}
+	open := func(path string, flags int) error {
+		f, err := os.OpenFile(path, flags, 0)
+		if err == nil {
+			f.Close()
+		}
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		try("write "+path, open(path, os.O_WRONLY))
+		try("append to "+path, open(path, os.O_WRONLY|os.O_APPEND))
+		try("truncate "+path, unix.Truncate(path, 0))
+		try("write by its link "+path, open(filepath.Join(published, e.Name()), os.O_RDWR))
+		try("chmod "+path, os.Chmod(path, 0o777))
+		try("chown "+path, os.Chown(path, 1000, 1000))
+		try("link "+path, os.Link(path, filepath.Join(published, "stolen")))
+		try("rename "+path, os.Rename(path, filepath.Join(published, "moved")))
+		try("rename over "+path, renameOver(path))
+		try("make mutable "+path, makeMutable(path))
+		try("mount over "+path, unix.Mount("/proc/self/status", path, "", unix.MS_BIND, ""))
+		try("remove "+path, os.Remove(path))
+	}
+	try("create in "+dir, open(filepath.Join(dir, "evil"), os.O_WRONLY|os.O_CREATE))
+	try("chmod "+dir, os.Chmod(dir, 0o777))
+	try("rename "+dir, os.Rename(dir, filepath.Join(published, "moved")))
+	try("make mutable "+dir, makeMutable(dir))
+	return list, nil
+}
+
+func renameOver(path string) error {
+	other := filepath.Join(published, "other")
+	if err := os.WriteFile(other, nil, 0o444); err != nil {
+		return fmt.Errorf("write another: %v", err)
+	}
+	defer os.Remove(other)
+	return os.Rename(other, path)
+}
+
+func makeMutable(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, 0)
+}

@@ -1,0 +1,393 @@
+//go:build node
+
+package readers
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"text/tabwriter"
+	"time"
+)
+
+const (
+	rotations = 150 // while the readers work
+	strict    = 4   // more, each of which every reader must have taken
+	pause     = 50 * time.Millisecond
+	patience  = 10 * time.Second // with who is told, by a signal within a second
+)
+
+var errStale = errors.New("the rotation has not arrived")
+
+// recipe is one of the document, and how to run it.
+type recipe struct {
+	name  string
+	needs []string // programs
+	// prepare returns what to run in the container, made of the recipe's code, or what is missing.
+	prepare func(m *machine, code string) (args []string, missing string)
+	// addr is where it serves. Without one it is a client: it makes a request for each line of its input, or if once is
+	// set, one for each process.
+	addr string
+	once bool
+	// told: it learns of a rotation, rather than look at each handshake; by a signal if its container's label has one.
+	told   bool
+	signal string
+	// user is whom it runs as; other than root it sees the consumer's directory, which is his.
+	user int
+}
+
+var readers = []*recipe{
+	{name: "go-client", needs: []string{"go"}, prepare: goProgram("go-client")},
+	{name: "go-plain", needs: []string{"go"}, prepare: goProgram("go-plain")},
+	{name: "go-server", needs: []string{"go"}, prepare: goProgram("go-server"), addr: "127.0.0.1:8444"},
+	{name: "curl", needs: []string{"curl", "sh"}, once: true, prepare: func(_ *machine, code string) ([]string, string) {
+		return []string{"sh", "-ec", code}, ""
+	}},
+	{name: "requests", prepare: func(m *machine, code string) ([]string, string) {
+		python := filepath.Join(os.Getenv("SEVAGENT_REPO"), ".cache/venv/bin/python")
+		if err := exec.Command(python, "-c", "import requests").Run(); err != nil {
+			return nil, "needs requests in .cache/venv: make test-node makes it"
+		}
+		return []string{python, m.program("client-requests.py", code, "client.py")}, ""
+	}},
+	{name: "python-client", needs: []string{"python3"}, prepare: func(m *machine, code string) ([]string, string) {
+		return []string{"python3", m.program("client.py", code, "client.py")}, ""
+	}},
+	{name: "python-server", needs: []string{"python3"}, addr: "127.0.0.1:8445", prepare: func(m *machine, code string) ([]string, string) {
+		return []string{"python3", m.program("server.py", code, "server.py")}, ""
+	}},
+	{name: "node-client", needs: []string{"node"}, prepare: func(m *machine, code string) ([]string, string) {
+		return []string{"node", m.program("client.js", code, "client.js")}, ""
+	}},
+	{name: "node-server", needs: []string{"node"}, addr: "127.0.0.1:8446", told: true, prepare: func(m *machine, code string) ([]string, string) {
+		return []string{"node", m.program("server.js", code, "server.js")}, ""
+	}},
+	{name: "java", needs: []string{"java", "javac"}, prepare: javaProgram},
+	{name: "nginx", needs: []string{"nginx"}, addr: "127.0.0.1:8443", told: true, signal: "SIGHUP", user: 101, prepare: func(m *machine, code string) ([]string, string) {
+		dir := m.owned("nginx", 101)
+		m.copy("nginx.conf", filepath.Join(dir, "nginx.conf"), "")
+		m.copy("", filepath.Join(dir, "recipe.conf"), code)
+		return []string{"nginx", "-p", dir, "-c", "nginx.conf", "-e", "error.log"}, ""
+	}},
+	{name: "haproxy", needs: []string{"haproxy"}, addr: "127.0.0.1:8447", told: true, signal: "SIGUSR2", user: 101, prepare: func(m *machine, code string) ([]string, string) {
+		config := filepath.Join(m.owned("haproxy", 101), "haproxy.cfg")
+		m.copy("haproxy.cfg", config, code)
+		return []string{"haproxy", "-W", "-db", "-f", config}, ""
+	}},
+}
+
+// program writes a recipe, followed by the test's own part that drives it.
+func (m *machine) program(name, code, driver string) string {
+	path := filepath.Join(m.work, name)
+	rest, err := os.ReadFile(filepath.Join("testdata", driver))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.copy("", path, code+string(rest))
+	return path
+}
+
+// copy writes a file of testdata, if there is one, and more.
+func (m *machine) copy(from, to, more string) {
+	var text []byte
+	if from != "" {
+		var err error
+		if text, err = os.ReadFile(filepath.Join("testdata", from)); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(to, append(text, more...), 0o644); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// owned makes a directory for a user.
+func (m *machine) owned(name string, user int) string {
+	dir := filepath.Join(m.work, name)
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, user, user)); err != nil {
+		m.t.Fatal(err)
+	}
+	return dir
+}
+
+// goProgram builds one program of all Go recipes, which takes the name of one.
+func goProgram(name string) func(*machine, string) ([]string, string) {
+	return func(m *machine, _ string) ([]string, string) {
+		binary := filepath.Join(m.work, "go-recipes")
+		if _, err := os.Stat(binary); err == nil {
+			return []string{binary, name}, ""
+		}
+		dir := binary + ".d"
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			m.t.Fatal(err)
+		}
+		files := []string{filepath.Join(dir, "drive.go")}
+		m.copy("drive.go", files[0], "")
+		all := recipes(m.t)
+		for _, name := range []string{"go-client", "go-plain", "go-server"} {
+			file := filepath.Join(dir, name+".go")
+			m.copy("", file, all[name])
+			files = append(files, file)
+		}
+		build := exec.Command("go", append([]string{"build", "-o", binary}, files...)...) // in the module, where the package is
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			m.t.Fatalf("build the Go recipes: %v\n%s", err, out)
+		}
+		return []string{binary, name}, ""
+	}
+}
+
+func javaProgram(m *machine, code string) ([]string, string) {
+	dir := filepath.Join(m.work, "java")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	m.copy("", filepath.Join(dir, "Published.java"), code)
+	m.copy("Drive.java", filepath.Join(dir, "Drive.java"), "")
+	build := exec.Command("javac", "-d", dir, filepath.Join(dir, "Published.java"), filepath.Join(dir, "Drive.java"))
+	if out, err := build.CombinedOutput(); err != nil {
+		m.t.Fatalf("compile the Java recipe: %v\n%s", err, out)
+	}
+	return []string{"java", "-cp", dir, "Drive"}, ""
+}
+
+// reader is a recipe that runs.
+type reader struct {
+	*recipe
+	m        *machine
+	missing  string // what it takes to run; empty: nothing
+	ended    <-chan struct{}
+	exchange func() (name string, err error) // one handshake, and the name in the certificate of the reader's side
+
+	handshakes int
+	failures   []string
+	seen       map[string]bool // names
+	late       time.Duration   // the longest that a strict rotation took to arrive
+}
+
+// start brings a recipe up, or says why it cannot be.
+func (m *machine) start(r *recipe, code string) *reader {
+	m.t.Helper()
+	p := &reader{recipe: r, m: m, seen: make(map[string]bool)}
+	for _, program := range r.needs {
+		if _, err := exec.LookPath(program); err != nil {
+			p.missing = "needs " + program
+			return p
+		}
+	}
+	if code == "" {
+		m.t.Fatalf("the document has no recipe %s", r.name)
+	}
+	var args []string
+	if args, p.missing = r.prepare(m, code); p.missing != "" {
+		return p
+	}
+	source := publishedDir
+	if r.user != 0 {
+		source = consumerDir
+	}
+	if r.once {
+		p.exchange = func() (string, error) {
+			out, err := container(source, r.user, args...).CombinedOutput()
+			if err != nil {
+				return "", fmt.Errorf("%w: %s", err, out)
+			}
+			return string(out), nil
+		}
+		return p
+	}
+	cmd := container(source, r.user, args...)
+	if r.addr != "" {
+		p.ended = m.run(r.name, cmd)
+		p.exchange = func() (string, error) { return m.call(r.addr) }
+		if r.signal != "" {
+			m.docker.add(r.name, r.signal, cmd.Process)
+		}
+		return p
+	}
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { out.Close() })
+	cmd.Stdout = in
+	p.ended = m.run(r.name, cmd)
+	in.Close()
+	lines := bufio.NewScanner(out)
+	p.exchange = func() (string, error) {
+		if _, err := io.WriteString(stdin, "\n"); err != nil {
+			return "", err
+		}
+		out.SetReadDeadline(time.Now().Add(20 * time.Second))
+		if !lines.Scan() {
+			return "", fmt.Errorf("no answer: %w", errors.Join(lines.Err(), io.EOF))
+		}
+		name, ok := strings.CutPrefix(lines.Text(), "ok ")
+		if !ok {
+			return "", errors.New(lines.Text())
+		}
+		return name, nil
+	}
+	return p
+}
+
+// note counts a handshake.
+func (p *reader) note(name string, err error) {
+	p.handshakes++
+	if err != nil {
+		p.failures = append(p.failures, err.Error())
+		return
+	}
+	p.seen[name] = true
+}
+
+// work shakes hands until stop is closed.
+func (p *reader) work(stop <-chan struct{}) {
+	for {
+		select {
+		case <-stop:
+			return
+		case <-p.ended:
+			p.failures = append(p.failures, "the process has ended")
+			return
+		case <-time.After(rand.N(2 * pause)):
+			p.note(p.exchange())
+		}
+	}
+}
+
+// TestReaders rotates under all recipes at once. None may fail a handshake meanwhile. Then come rotations where nothing
+// of the version before is of use, CA included, and each of the readers has to be there.
+func TestReaders(t *testing.T) {
+	if os.Getenv("SEVAGENT_READERS_DIR") == "" {
+		t.Skip("run test/readers/run, which makes the namespaces")
+	}
+	code := recipes(t)
+	m := newMachine(t, code["consumer"], code["reload"])
+	var all, running []*reader
+	for _, r := range readers {
+		p := m.start(r, code[r.name])
+		all = append(all, p)
+		if p.missing == "" {
+			running = append(running, p)
+		}
+	}
+	seen := m.poll(code["poll"])
+	for _, p := range running {
+		m.until(p.name, func() error { _, err := p.exchange(); return err })
+	}
+	m.refused.Store(nil) // what came before they were ready
+
+	stop, done := make(chan struct{}), make(chan struct{})
+	for _, p := range running {
+		go func() {
+			p.work(stop)
+			done <- struct{}{}
+		}()
+	}
+	began := time.Now()
+	for range rotations {
+		m.rotate(false)
+	}
+	took := time.Since(began)
+	close(stop)
+	for range running {
+		<-done
+	}
+	if text := m.refused.Load(); text != nil {
+		t.Errorf("the server refused a client: %s", *text)
+	}
+
+	// Someone who reads the consumer's directory all the time, so that it is switched a good while after the main one. A
+	// signal in between would come too early.
+	go func() {
+		for t.Context().Err() == nil {
+			readable(consumerDir)
+			time.Sleep(2 * time.Millisecond)
+		}
+	}()
+	for range strict {
+		m.rotate(true)
+		m.talkAs(m.ca(), m.ca())
+		published := time.Now()
+		for _, p := range running {
+			if !p.told {
+				name, err := p.exchange()
+				if err == nil && name != m.name() {
+					err = fmt.Errorf("shows %s after %s was published", name, m.name())
+				}
+				p.note(name, err)
+				continue
+			}
+			name, err := p.exchange() // it is told, and takes its time
+			for time.Since(published) < patience && (err != nil || name != m.name()) {
+				time.Sleep(time.Millisecond)
+				name, err = p.exchange()
+			}
+			if err != nil || name != m.name() {
+				err = fmt.Errorf("shows %q %v after %s was published: %w", name, patience, m.name(), errors.Join(err, errStale))
+			}
+			p.note(name, err)
+			p.late = max(p.late, time.Since(published))
+		}
+	}
+	last := current(t)
+	m.until("poll", func() error {
+		if text, err := os.ReadFile(seen); err != nil || !bytes.HasSuffix(bytes.TrimSpace(text), []byte(last)) {
+			return fmt.Errorf("has run the command for %.300q, not last for %s, %v", text, last, err)
+		}
+		return nil
+	})
+
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "recipe\thandshakes\tfailures\tversions\tsignals\tlate")
+	for _, p := range all {
+		t.Run(p.name, func(t *testing.T) {
+			if p.missing != "" {
+				t.Skip(p.missing)
+			}
+			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%v\n", p.name, p.handshakes, len(p.failures), len(p.seen), m.docker.signals(p.name), p.late.Round(time.Millisecond))
+			if len(p.failures) > 0 {
+				slices.Sort(p.failures)
+				t.Errorf("%d of %d handshakes failed: %.2000s", len(p.failures), p.handshakes, strings.Join(slices.Compact(p.failures), "\n"))
+			}
+			if len(p.seen) < 3 {
+				t.Errorf("%d versions were seen, too few to tell anything", len(p.seen))
+			}
+		})
+	}
+	w.Flush()
+	t.Logf("%d rotations in %.1f s, each acknowledged, then %d strict ones\n%s", rotations, took.Seconds(), strict, table.String())
+	if text, err := os.ReadFile(filepath.Join(m.work, "nginx/error.log")); err == nil {
+		t.Logf("nginx: %d reloads, of which it refused %d for a key that did not match, and %d for another reason",
+			bytes.Count(text, []byte("signal 1 (SIGHUP)")), bytes.Count(text, []byte("key values mismatch")),
+			bytes.Count(text, []byte("[emerg]"))-bytes.Count(text, []byte("key values mismatch")))
+	}
+}
+
+// poll runs that recipe with a command that notes each generation, and returns where.
+func (m *machine) poll(code string) string {
+	m.t.Helper()
+	script, out := filepath.Join(m.work, "on-rotation"), filepath.Join(m.work, "generations")
+	m.copy("", script, code)
+	if err := os.Chmod(script, 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	m.run("poll", container(publishedDir, 0, script, "sh", "-c", "readlink /etc/ecs/mtls/..data >>"+out))
+	return out
+}

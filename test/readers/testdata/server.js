@@ -1,0 +1,2 @@
+
+serve(8446, (req, res) => res.end("hello"));
