@@ -270,7 +270,11 @@ func poke(fd int) error {
 	if _, err := setImmutable(fd, false); err != nil {
 		return err
 	}
-	return unix.Fchown(fd, -1, -1) // changes nothing but the time of the change, and says so to those who watch
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return err
+	}
+	return unix.Fchmod(fd, st.Mode&0o7777) // fchown(2) with -1 and -1 changes as little, and tells nobody
 }
 
 // retire notes, as its modification time, when a generation stopped being current.
