@@ -43,7 +43,7 @@ var table = map[string][]string{
 	"cmd/sevagent": {"client", "client/certs", "internal/probe", "internal/readers", "internal/reload", "internal/ask", "internal/cli", "internal/appraise", "internal/attest", "internal/config", "internal/evidence", "internal/localapi", "internal/mtls",
 		aws, "github.com/aws/smithy-go", systemd, cobra, prometheus, "golang.org/x/sync", "golang.org/x/sys"},
 	"cmd/sevagent/front": {"internal/ask", "internal/cli"},
-	"cmd/bootstrap":      {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, systemd, cobra, "github.com/spf13/pflag"},
+	"cmd/bootstrap":      {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, "github.com/aws/smithy-go", systemd, cobra, "github.com/spf13/pflag"},
 	"cmd/sevctl":         {"internal/cli", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 

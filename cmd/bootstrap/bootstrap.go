@@ -11,14 +11,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"time"
 
-	"sevagent/client"
 	"sevagent/internal/atomicfile"
-	"sevagent/internal/cli"
-	"sevagent/internal/config"
-	"sevagent/internal/ecsconfig"
 )
 
 // options are the flags; main.go has the help text of each.
@@ -28,87 +23,238 @@ type options struct {
 	mtlsPath, mode     string
 	configDir          string
 	ecsConfig          string
+	ecsOptions         []string
 	socket             string
 	services           string
 	timeout            time.Duration
+
+	stack, readyResource, updateResource, region string
+	stateDir                                     string
+	signalTimeout                                time.Duration
+
+	installECS, ecsPackage, ecsKey string
 }
 
-// clusterName is what ECS accepts.
-var clusterName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
+// What ECS and CloudFormation accept.
+var (
+	clusterName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
+	stackName   = regexp.MustCompile(`^([a-zA-Z][-a-zA-Z0-9]{0,127}|arn:aws[a-z-]*:cloudformation:[-a-zA-Z0-9:/._+]+)$`)
+	logicalID   = regexp.MustCompile(`^[A-Za-z0-9]{0,255}$`)
+	regionName  = regexp.MustCompile(`^([a-z0-9]+(-[a-z0-9]+)+)?$`)
+)
 
 // check reports every mistake in the options that can be seen without the agent's own configuration.
 func (o options) check() error {
 	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if !clusterName.MatchString(o.cluster) {
-		errs = append(errs, fmt.Errorf("--cluster is %q, want a letter followed by letters, digits, - and _, at most 255", o.cluster))
+		wrong("--cluster is %q, want a letter followed by letters, digits, - and _, at most 255", o.cluster)
 	}
 	if o.services != servicesSystemd && o.services != servicesNone {
-		errs = append(errs, fmt.Errorf("--services is %q, want %s or %s", o.services, servicesSystemd, servicesNone))
+		wrong("--services is %q, want %s or %s", o.services, servicesSystemd, servicesNone)
+	}
+	if o.installECS != installAuto && o.installECS != installNever {
+		wrong("--install-ecs is %q, want %s or %s", o.installECS, installAuto, installNever)
 	}
 	if o.timeout <= 0 {
-		errs = append(errs, fmt.Errorf("--timeout is %v, want more than nothing", o.timeout))
+		wrong("--timeout is %v, want more than nothing", o.timeout)
+	}
+	if _, _, err := o.ecsSettings(); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(append(errs, o.checkSignal(), checkSource("--ecs-package", o.ecsPackage), checkSource("--ecs-key", o.ecsKey))...)
+}
+
+// checkSignal is check for what is about CloudFormation.
+func (o options) checkSignal() error {
+	var errs []error
+	wrong := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	named := o.readyResource != "" || o.updateResource != ""
+	switch {
+	case o.stack == "" && named:
+		wrong("--stack is missing: it has the resources to signal")
+	case o.stack != "" && !named:
+		wrong("--ready-resource or --update-resource is missing: a resource of stack %s to signal", o.stack)
+	case o.stack != "" && !stackName.MatchString(o.stack):
+		wrong("--stack is %q, want a stack's name or ID", o.stack)
+	}
+	for _, r := range [][2]string{{"--ready-resource", o.readyResource}, {"--update-resource", o.updateResource}} {
+		if !logicalID.MatchString(r[1]) {
+			wrong("%s is %q, want a logical ID: letters and digits", r[0], r[1])
+		}
+	}
+	if !regionName.MatchString(o.region) {
+		wrong("--region is %q, want a region such as us-east-2", o.region)
+	}
+	if o.signalTimeout <= 0 {
+		wrong("--signal-timeout is %v, want more than nothing", o.signalTimeout)
 	}
 	return errors.Join(errs...)
 }
 
+// node is a run of bootstrap on this machine.
+type node struct {
+	options
+	out    io.Writer
+	target target
+	units  units
+}
+
+func (n *node) say(step, format string, args ...any) {
+	fmt.Fprintf(n.out, "%-12s %s\n", step, fmt.Sprintf(format, args...))
+}
+
+// identify asks who this machine is, and so who it is that signals.
+func (n *node) identify(ctx context.Context) error {
+	n.target = target{
+		Cluster: n.cluster, Stack: n.stack, ReadyResource: n.readyResource, UpdateResource: n.updateResource, Region: n.region,
+	}
+	m, err := readMetadata(ctx)
+	if err != nil {
+		return err
+	}
+	n.target.InstanceID = m.InstanceID
+	if n.region == "" {
+		n.target.Region = m.Region
+	}
+	n.say("metadata", "%s, %s in %s (IMDSv2)", m.InstanceID, m.InstanceType, m.Region)
+	return nil
+}
+
 // bootstrap does the steps in order; each error names its step.
-func bootstrap(ctx context.Context, o options, out io.Writer) error {
-	say := func(step, format string, args ...any) {
-		fmt.Fprintf(out, "%-12s %s\n", step, fmt.Sprintf(format, args...))
-	}
-
+func (n *node) bootstrap(ctx context.Context) error {
 	// Check everything first: after this, nothing that could have been known in advance fails.
-	node, err := readMetadata(ctx)
+	if err := n.identify(ctx); err != nil {
+		return failed("metadata", err)
+	}
+	agentConfig, err := n.agentConfig()
 	if err != nil {
-		return fmt.Errorf("metadata: %w", err)
+		return failed("agent configuration", err)
 	}
-	say("metadata", "%s, %s in %s (IMDSv2)", node.InstanceID, node.InstanceType, node.Region)
-	agentConfig, err := o.agentConfig()
+	ecs, err := n.readECSConfig()
 	if err != nil {
-		return fmt.Errorf("agent configuration: %w", err)
+		return failed("ecs.config", err)
 	}
-	before, err := readECSConfig(o.ecsConfig)
+	if _, err := ecs.merge(nil); err != nil {
+		return failed("ecs.config", err)
+	}
+	if n.units, err = connectUnits(ctx, n.services); err != nil {
+		return failed("services", err)
+	}
+	defer n.units.close()
+	missing, err := n.missingPackages(ctx)
 	if err != nil {
-		return fmt.Errorf("ecs.config: %w", err)
+		return failed("install", err)
 	}
-	if _, err := mergeECSConfig(before, o, nil); err != nil {
-		return fmt.Errorf("ecs.config: %w", err)
+	if err := n.units.check(ctx, n.needed(missing)...); err != nil {
+		return failed("services", err)
 	}
-	units, err := connectUnits(ctx, o.services)
-	if err != nil {
-		return fmt.Errorf("services: %w", err)
-	}
-	defer units.close()
 
-	file := filepath.Join(o.configDir, "conf.d", "50-bootstrap.yaml")
+	if err := n.configure(ctx, agentConfig); err != nil {
+		return err
+	}
+	attributes, err := waitForProof(ctx, n.options)
+	if err != nil {
+		return failed("proof", err)
+	}
+	n.say("proof", "attested=%s tcb=%s measurement=%.16s…", attributes[attrAttested], attributes[attrTCB], attributes[attrMeasurement])
+	return n.join(ctx, ecs, attributes, missing)
+}
+
+// needed are the units that must be there already.
+func (n *node) needed(missing []string) []string {
+	names := []string{agentUnit}
+	if missing == nil {
+		names = append(names, ecsUnit)
+	}
+	if n.stack != "" {
+		names = append(names, signalUnit)
+	}
+	return names
+}
+
+// configure writes and starts the agent.
+func (n *node) configure(ctx context.Context, agentConfig []byte) error {
+	file := filepath.Join(n.configDir, "conf.d", "50-bootstrap.yaml")
 	changed, err := writeIfChanged(file, agentConfig, 0o644)
 	if err != nil {
-		return fmt.Errorf("agent configuration: %w", err)
+		return failed("agent configuration", err)
 	}
-	say("agent", "%s %s", file, wording(changed))
-	if err := units.startAgent(ctx, changed); err != nil {
-		return fmt.Errorf("start sevagent: %w", err)
-	}
+	n.say("agent", "%s %s", file, wording(changed))
+	return failed("start sevagent", n.units.startAgent(ctx, changed, n.timeout))
+}
 
-	attributes, err := waitForProof(ctx, o)
+// join makes the proven node a part of the cluster. The ECS agent is installed only now: before, there was nothing that
+// could have joined.
+func (n *node) join(ctx context.Context, ecs *ecsConfig, attributes map[string]string, missing []string) error {
+	merged, err := ecs.merge(attributes)
 	if err != nil {
-		return fmt.Errorf("proof: %w", err)
+		return failed("ecs.config", err)
 	}
-	say("proof", "attested=%s tcb=%s measurement=%.16s…", attributes[attrAttested], attributes[attrTCB], attributes[attrMeasurement])
-
-	merged, err := mergeECSConfig(before, o, attributes)
+	changed, err := writeIfChanged(n.ecsConfig, merged, ecs.mode)
 	if err != nil {
-		return fmt.Errorf("ecs.config: %w", err)
+		return failed("ecs.config", err)
 	}
-	if changed, err = writeIfChanged(o.ecsConfig, merged, 0o644); err != nil {
-		return fmt.Errorf("ecs.config: %w", err)
+	n.say("ecs.config", "%s %s", n.ecsConfig, wording(changed))
+	if ecs.portOpen != "" {
+		n.say("ecs.config", "port %s is not among ECS_RESERVED_PORTS: a task can take it from sevagent", ecs.portOpen)
 	}
-	say("ecs.config", "%s %s", o.ecsConfig, wording(changed))
-	if err := units.startECS(ctx); err != nil {
-		return fmt.Errorf("start ecs: %w", err)
+	if missing != nil {
+		if err := n.install(ctx, missing); err != nil {
+			return failed("install", err)
+		}
+		n.say("install", "%v", missing)
 	}
-	say("done", "cluster %s", o.cluster)
+	if n.stack != "" {
+		if err := n.leaveSignal(); err != nil {
+			return failed("signal", err)
+		}
+	}
+	if err := n.units.startECS(ctx, changed); err != nil {
+		return failed("start ecs", err)
+	}
+	if n.stack != "" {
+		if err := n.units.startSignal(ctx); err != nil {
+			return failed("start signal", err)
+		}
+	}
+	n.say("done", "cluster %s", n.cluster)
 	return nil
+}
+
+// leaveSignal writes what 'bootstrap signal' needs to know. None of it is secret.
+func (n *node) leaveSignal() error {
+	text, err := json.MarshalIndent(n.target, "", "  ")
+	if err != nil {
+		panic(err) // of text: always marshals
+	}
+	file := filepath.Join(n.configDir, signalFile)
+	changed, err := writeIfChanged(file, append(text, '\n'), 0o644)
+	if err != nil {
+		return err
+	}
+	n.say("signal", "%s %s", file, wording(changed))
+	return nil
+}
+
+// report tells CloudFormation that a step has failed, if there is a stack to tell, and returns the error to end with.
+func (n *node) report(ctx context.Context, err error) error {
+	if n.stack == "" || n.checkSignal() != nil {
+		return err
+	}
+	timeout := n.signalTimeout
+	if ctx.Err() != nil { // told to stop: the machine goes down, or a person is waiting
+		timeout = min(timeout, 30*time.Second)
+	}
+	ctx = context.WithoutCancel(ctx)
+	if s, ok := errors.AsType[*stepError](err); n.target.InstanceID == "" && !(ok && s.step == "metadata") {
+		_ = n.identify(ctx) // a failure shows in what follows
+	}
+	r := reporter{n.target, n.stateDir, timeout, n.say}
+	if told := r.failure(ctx, err); told != nil {
+		return fmt.Errorf("%w; and CloudFormation was not told: %v", err, told)
+	}
+	return err
 }
 
 func wording(changed bool) string {
@@ -116,146 +262,6 @@ func wording(changed bool) string {
 		return "written"
 	}
 	return "unchanged"
-}
-
-// agentConfig is the content of 50-bootstrap.yaml. Values are JSON, which is YAML. It is checked by the agent's
-// own loader together with what else is in the directory.
-func (o options) agentConfig() ([]byte, error) {
-	var b bytes.Buffer
-	value := func(v any) string {
-		text, err := json.Marshal(v)
-		if err != nil {
-			panic(err) // strings always marshal
-		}
-		return string(text)
-	}
-	b.WriteString("# Written by bootstrap; settings of your own go into config.yaml or a later file.\n")
-	if o.mode != "" {
-		fmt.Fprintf(&b, "attestation:\n  mode: %s\n", value(o.mode))
-	}
-	var mtls []string
-	if o.mtlsPath != "" {
-		mtls = append(mtls, "path: "+value(o.mtlsPath))
-	}
-	if o.secrets != nil {
-		mtls = append(mtls, "secrets: "+value(o.secrets))
-	}
-	if o.endpoints != nil {
-		mtls = append(mtls, "endpoints: "+value(o.endpoints))
-	}
-	if mtls != nil {
-		fmt.Fprintf(&b, "mtls:\n  %s\n", strings.Join(mtls, "\n  "))
-	}
-	if err := config.Check(o.configDir, "conf.d/50-bootstrap.yaml", b.Bytes()); err != nil {
-		return nil, cli.Usage(err)
-	}
-	return b.Bytes(), nil
-}
-
-// Attributes of the container instance; ECS takes them at its first registration only.
-const (
-	attrAttested    = "sevagent.attested"
-	attrMeasurement = "sevagent.measurement"
-	attrTCB         = "sevagent.tcb"
-)
-
-// agentStatus is what bootstrap needs of /v1/status.
-type agentStatus struct {
-	Attestation struct {
-		Verdict     string `json:"verdict"`
-		Measurement string `json:"measurement"`
-		ReportedTCB string `json:"reported_tcb"`
-		Roots       string `json:"roots"`
-	} `json:"attestation"`
-}
-
-// waitForProof waits until the agent is ready, which means proof and first publication, and returns what the
-// verified report says.
-func waitForProof(ctx context.Context, o options) (map[string]string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("not ready within %v", o.timeout))
-	defer cancel()
-	agent := client.New(o.socket)
-	last := errors.New("it has not answered yet")
-	for {
-		health, ready, err := agent.Ready(ctx)
-		if err == nil && ready {
-			break
-		}
-		if err == nil {
-			err = errors.New(failedChecks(health))
-		}
-		if ctx.Err() == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, cli.Unreachable(fmt.Errorf("wait for the agent at %s: %w: %w; see 'journalctl -u sevagent'", o.socket, context.Cause(ctx), last))
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	answer, err := agent.Status(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var s agentStatus
-	if err := json.Unmarshal(answer, &s); err != nil {
-		return nil, fmt.Errorf("read the agent's status: %w", err)
-	}
-	// An attribute value has at most 128 characters; a measurement is 96 hex digits.
-	attributes := map[string]string{attrAttested: "false"}
-	if s.Attestation.Verdict == "pass" || s.Attestation.Verdict == "warn" {
-		attributes[attrAttested] = "true"
-		if s.Attestation.Roots != "amd" {
-			attributes[attrAttested] = "simulated"
-		}
-		attributes[attrMeasurement] = s.Attestation.Measurement
-		attributes[attrTCB] = s.Attestation.ReportedTCB
-	}
-	return attributes, nil
-}
-
-// failedChecks reads the reasons out of a health document.
-func failedChecks(health []byte) string {
-	var h struct {
-		Checks map[string][]struct{ Status, Output string }
-	}
-	if json.Unmarshal(health, &h) != nil {
-		return "it is not ready, and says not why"
-	}
-	var reasons []string
-	for name, checks := range h.Checks {
-		for _, c := range checks {
-			if c.Status == "fail" {
-				reasons = append(reasons, name+": "+c.Output)
-			}
-		}
-	}
-	return strings.Join(reasons, "; ")
-}
-
-func readECSConfig(path string) (*ecsconfig.File, error) {
-	data, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	f, err := ecsconfig.Parse(data)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return f, nil
-}
-
-// mergeECSConfig returns the file's content with the node's keys in it. attributes may be nil, for a rehearsal.
-func mergeECSConfig(before *ecsconfig.File, o options, attributes map[string]string) ([]byte, error) {
-	f := before.Clone()
-	if err := errors.Join(f.Set("ECS_CLUSTER", o.cluster), f.SetAttributes(attributes)); err != nil {
-		return nil, fmt.Errorf("%s: %w", o.ecsConfig, err)
-	}
-	data, err := f.Encode()
-	if err != nil {
-		return nil, fmt.Errorf("%s cannot be read the same by systemd and ecs-init: %w; mend these lines", o.ecsConfig, err)
-	}
-	return data, nil
 }
 
 // writeIfChanged leaves a file alone that has the content already.

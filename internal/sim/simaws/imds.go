@@ -1,5 +1,6 @@
-// Package simaws answers like the AWS services around a node, on loopback: the instance metadata service and
-// Secrets Manager. It follows AWS's documentation of their protocols and can be told to fail in the ways they do.
+// Package simaws answers like the AWS services around a node, on loopback: the instance metadata service, Secrets
+// Manager, what a node asks of CloudFormation, and the ECS agent's introspection endpoint. It follows AWS's documentation
+// of their protocols and can be told to fail in the ways they do.
 package simaws
 
 import (

@@ -61,7 +61,7 @@ func (s *Secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case readErr != nil:
 		err = &apiError{"SerializationException", readErr.Error()}
 	default:
-		answer, err = s.serve(operation, authorized(r.Header), body)
+		answer, err = s.serve(operation, authorized(r.Header, "secretsmanager"), body)
 	}
 	if err == nil {
 		json.NewEncoder(w).Encode(answer)
@@ -83,9 +83,9 @@ func (s *Secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // authorized tells whether a request has the form of one that was signed (AWS Signature Version 4) with an access key
 // of the simulated instance's role. The signature itself is not recomputed.
-func authorized(h http.Header) bool {
+func authorized(h http.Header, service string) bool {
 	credential, ok := strings.CutPrefix(h.Get("Authorization"), "AWS4-HMAC-SHA256 Credential="+accessKeyPrefix)
-	return ok && strings.Contains(credential, "/secretsmanager/aws4_request,") && strings.Contains(credential, "Signature=") &&
+	return ok && strings.Contains(credential, "/"+service+"/aws4_request,") && strings.Contains(credential, "Signature=") &&
 		h.Get("X-Amz-Date") != ""
 }
 
