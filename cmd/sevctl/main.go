@@ -18,6 +18,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	evidence.AddCommand(verifyCommand())
 	policy := &cobra.Command{Use: "policy", Short: "Work with appraisal policies"}
 	policy.AddCommand(explainCommand())
-	root.AddCommand(evidence, policy)
+	root.AddCommand(evidence, policy, clusterCommand())
 	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }

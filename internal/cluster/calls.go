@@ -1,0 +1,84 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	"github.com/aws/smithy-go"
+	"github.com/aws/smithy-go/middleware"
+)
+
+// Calls counts the requests sent to AWS, repetitions included.
+type Calls struct {
+	Total int            `json:"total"`
+	ByAPI map[string]int `json:"by_api"`
+}
+
+// counter counts requests where they leave, below the SDK's retries.
+type counter struct {
+	mu    sync.Mutex
+	calls map[string]int // guarded by mu
+	total int            // guarded by mu
+}
+
+// option hooks the counter into a client.
+func (c *counter) option(stack *middleware.Stack) error {
+	count := middleware.FinalizeMiddlewareFunc("sevctlCount", func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+		api := strings.ToLower(strings.ReplaceAll(awsmiddleware.GetServiceID(ctx), " ", "")) + ":" + awsmiddleware.GetOperationName(ctx)
+		c.mu.Lock()
+		c.calls[api]++
+		c.total++
+		c.mu.Unlock()
+		return next.HandleFinalize(ctx, in)
+	})
+	return stack.Finalize.Insert(count, "Retry", middleware.After)
+}
+
+func (c *counter) snapshot() Calls {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Calls{Total: c.total, ByAPI: maps.Clone(c.calls)}
+}
+
+// Error codes that say that AWS does not know who asks, or that the region is not open to them.
+var identityCodes = []string{
+	"UnrecognizedClientException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch", "InvalidSignatureException",
+	"ExpiredToken", "ExpiredTokenException", "RequestExpired", "IncompleteSignature", "MissingAuthenticationToken",
+	"MissingAuthenticationTokenException", "OptInRequired", "SubscriptionRequiredException",
+}
+
+// unreachable reports whether err means that no other call would do better: no answer at all, or no identity.
+func unreachable(err error) bool {
+	api, ok := errors.AsType[smithy.APIError](err)
+	return !ok || slices.Contains(identityCodes, api.ErrorCode())
+}
+
+// brief says why a call failed, without the SDK's account of its layers.
+func brief(err error) string {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		if api.ErrorMessage() == "" {
+			return api.ErrorCode()
+		}
+		return fmt.Sprintf("%s: %s", api.ErrorCode(), api.ErrorMessage())
+	}
+	return err.Error()
+}
+
+func code(err error) string {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		return api.ErrorCode()
+	}
+	return ""
+}
+
+// denied reports whether AWS knows who asks, and does not let them.
+func denied(err error) bool {
+	c := code(err)
+	return strings.HasPrefix(c, "AccessDenied") || c == "UnauthorizedOperation" || c == "NotAuthorized"
+}

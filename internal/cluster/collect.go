@@ -1,0 +1,277 @@
+package cluster
+
+import (
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ssm"
+	ssmtypes "github.com/aws/aws-sdk-go-v2/service/ssm/types"
+)
+
+// Answer is what a node said when it was asked for evidence.
+type Answer struct {
+	ID string
+	// Nonce is the one that its evidence must carry.
+	Nonce []byte
+	// Document is unverified.
+	Document []byte
+	// Err says why there is no Document.
+	Err error
+}
+
+const (
+	// SendCommand takes no more instances by ID.
+	commandBatch = 50
+	// GetCommandInvocation gives the first 24,000 characters of what was printed. Evidence is 12 to 20 KB, to which a
+	// longer chain would add, so the node compresses it.
+	outputLimit   = 24000
+	answerTimeout = 2 * time.Minute
+	pollInterval  = 500 * time.Millisecond
+	pollSlowest   = 5 * time.Second
+)
+
+// Collect asks nodes for evidence through SSM Run Command and returns an answer for each, in the same order.
+//
+// Each node has a nonce of its own although one command goes to fifty: it is the hash of a fresh seed and the node's
+// instance ID, which the node computes from the command and we from the ID that we asked.
+func (in *Inspector) Collect(ctx context.Context, ids []string, maxDocument int64) []Answer {
+	seed := rand.Text() + rand.Text() // 256 bits and more, in letters and digits
+	answers := make([]Answer, len(ids))
+	for i, id := range ids {
+		answers[i] = Answer{ID: id, Nonce: nonce(seed, id)}
+	}
+	var wg sync.WaitGroup
+	for batch := range slices.Chunk(answers, commandBatch) {
+		wg.Go(func() { in.command(ctx, seed, batch, maxDocument) })
+	}
+	wg.Wait()
+	return answers
+}
+
+const nonceLabel = "sevctl-verify-nonce"
+
+func nonce(seed, id string) []byte {
+	sum := sha256.Sum256([]byte(nonceLabel + ":" + seed + ":" + id))
+	return sum[:]
+}
+
+// script is what a node runs, in sh. The agent of SSM tells the ID; should it not, cloud-init has it.
+func script(seed string) []string {
+	return []string{
+		`set -eu`,
+		`id=${AWS_SSM_INSTANCE_ID:-$(cat /var/lib/cloud/data/instance-id)}`,
+		`nonce=$(printf '%s' "` + nonceLabel + `:` + seed + `:$id" | sha256sum | cut -c1-64)`,
+		`evidence=$(/usr/bin/sevagent evidence --nonce "$nonce")`,
+		`printf '%s\n' "$evidence" | gzip -9 | base64 -w0`,
+	}
+}
+
+// command sends one command to a batch and fills in its answers. SSM refuses the command as a whole if one of the
+// instances is not managed; then each half of the batch is tried by itself.
+func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, maxDocument int64) {
+	fail := func(err error) {
+		for i := range batch {
+			batch[i].Err = err
+		}
+	}
+	ids := make([]string, len(batch))
+	for i := range batch {
+		ids[i] = batch[i].ID
+	}
+	out, err := askOnce(ctx, in, apiSend, func(ctx context.Context) (*ssm.SendCommandOutput, error) {
+		return in.ssm.SendCommand(ctx, &ssm.SendCommandInput{
+			DocumentName: aws.String("AWS-RunShellScript"), InstanceIds: ids, Comment: aws.String("sevctl verify --attest"),
+			Parameters:     map[string][]string{"commands": script(seed), "executionTimeout": {"60"}},
+			TimeoutSeconds: aws.Int32(60),
+			MaxConcurrency: aws.String("100%"), MaxErrors: aws.String("100%"),
+		})
+	})
+	switch {
+	case code(err) == "InvalidInstanceId" && len(batch) > 1:
+		half := len(batch) / 2
+		var wg sync.WaitGroup
+		wg.Go(func() { in.command(ctx, seed, batch[:half], maxDocument) })
+		in.command(ctx, seed, batch[half:], maxDocument)
+		wg.Wait()
+		return
+	case code(err) == "InvalidInstanceId":
+		fail(errors.New("SSM does not manage it, or has lost contact: is the SSM agent running, with AmazonSSMManagedInstanceCore in the node's role and HTTPS open?"))
+		return
+	case err != nil:
+		fail(fmt.Errorf("%s: %s", apiSend, brief(err)))
+		return
+	}
+	command := aws.ToString(out.Command.CommandId)
+	timeout := cmp.Or(in.cfg.AnswerTimeout, answerTimeout)
+	if err := in.wait(ctx, command, timeout); err != nil {
+		fail(err)
+		return
+	}
+	var wg sync.WaitGroup
+	for i := range batch {
+		wg.Go(func() { batch[i].Document, batch[i].Err = in.output(ctx, command, batch[i].ID, timeout, maxDocument) })
+	}
+	wg.Wait()
+}
+
+// wait returns when a command has ended on all its instances, or when they had time enough.
+func (in *Inspector) wait(ctx context.Context, command string, timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	for pause := pollInterval; ; pause = min(pollSlowest, pause*3/2) {
+		out, err := askOnce(ctx, in, apiCommands, func(ctx context.Context) (*ssm.ListCommandsOutput, error) {
+			return in.ssm.ListCommands(ctx, &ssm.ListCommandsInput{CommandId: &command})
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %s", apiCommands, brief(err))
+		}
+		if len(out.Commands) > 0 {
+			switch out.Commands[0].Status {
+			case ssmtypes.CommandStatusPending, ssmtypes.CommandStatusInProgress, ssmtypes.CommandStatusCancelling:
+			default:
+				return nil
+			}
+		}
+		if time.Until(deadline) < pause {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// output fetches what the command printed on one instance.
+func (in *Inspector) output(ctx context.Context, command, id string, timeout time.Duration, maxDocument int64) ([]byte, error) {
+	out, err := askOnce(ctx, in, apiInvocation, func(ctx context.Context) (*ssm.GetCommandInvocationOutput, error) {
+		return in.ssm.GetCommandInvocation(ctx, &ssm.GetCommandInvocationInput{CommandId: &command, InstanceId: &id})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %s", apiInvocation, brief(err))
+	}
+	switch out.Status {
+	case ssmtypes.CommandInvocationStatusSuccess:
+		return unpack(aws.ToString(out.StandardOutputContent), maxDocument)
+	case ssmtypes.CommandInvocationStatusPending, ssmtypes.CommandInvocationStatusInProgress, ssmtypes.CommandInvocationStatusDelayed:
+		return nil, fmt.Errorf("no answer within %v: the command is %s there", timeout, out.Status)
+	}
+	said := strings.TrimSpace(aws.ToString(out.StandardErrorContent))
+	said, _, _ = strings.Cut(said, "\n")
+	return nil, fmt.Errorf("the command has ended there with %s, exit status %d: %s", cmp.Or(aws.ToString(out.StatusDetails), string(out.Status)), out.ResponseCode, cmp.Or(printable(said), "it said nothing"))
+}
+
+// unpack undoes what script does. The text is the node's: hostile until verified.
+func unpack(text string, maxDocument int64) ([]byte, error) {
+	text = strings.TrimSpace(text)
+	if len(text) >= outputLimit {
+		return nil, fmt.Errorf("what it printed is cut off: %d characters", len(text))
+	}
+	packed, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return nil, fmt.Errorf("what it printed is not base64: %w", err)
+	}
+	r, err := gzip.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		return nil, fmt.Errorf("what it printed is not gzip: %w", err)
+	}
+	doc, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+	if err != nil {
+		return nil, fmt.Errorf("unpack what it printed: %w", err)
+	}
+	if int64(len(doc)) > maxDocument {
+		return nil, fmt.Errorf("what it printed unpacks to more than %d bytes", maxDocument)
+	}
+	return doc, nil
+}
+
+// printable keeps a node from writing to the operator's terminal.
+func printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, s)
+	return s[:min(len(s), 300)]
+}
+
+// Attestation is what the verification of one node's answer came to.
+type Attestation struct {
+	ID          string `json:"instance"`
+	Status      Status `json:"status"`
+	Reason      string `json:"reason,omitempty"`
+	Nonce       string `json:"nonce,omitempty"`
+	Measurement string `json:"measurement,omitempty"`
+	TCB         string `json:"tcb,omitempty"`
+	ReportID    string `json:"report_id,omitempty"`
+	Roots       string `json:"roots,omitempty"`
+}
+
+// Running lists the nodes that can be asked: those that run, or of which EC2 could not be asked.
+func (s *Snapshot) Running() []string {
+	var ids []string
+	for _, n := range s.Nodes {
+		if n.up() || n.Instance == nil && s.Failures[apiInstances] != nil {
+			ids = append(ids, n.ID)
+		}
+	}
+	return ids
+}
+
+// CheckAttestation judges what the nodes' evidence came to, against each other and against what the nodes said of
+// themselves when they registered.
+func CheckAttestation(s *Snapshot, results []Attestation) Check {
+	c, _ := s.newCheck("attestation", "Nodes prove now that they are genuine SEV-SNP guests")
+	said := make(map[string]string)
+	for _, n := range s.Nodes {
+		if n.Container != nil {
+			said[n.ID] = n.Container.Attributes[AttrMeasurement]
+		}
+	}
+	guests := make(map[string]string)
+	for i := range results {
+		r := &results[i]
+		switch other, seen := guests[r.ReportID]; {
+		case r.Status != Pass && r.Status != Warn:
+		case seen && r.ReportID != "":
+			r.Status, r.Reason = Fail, fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: one has answered for the other", other)
+		case said[r.ID] != "" && said[r.ID] != r.Measurement:
+			r.Status, r.Reason = Fail, fmt.Sprintf("its measurement is %s, not the %s of its attribute %s", short(r.Measurement), short(said[r.ID]), AttrMeasurement)
+		default:
+			guests[r.ReportID] = r.ID
+		}
+		if r.Status != Pass {
+			c.add(r.Status, r.ID, "%s", r.Reason)
+		}
+	}
+	if len(results) == 0 {
+		c.add(Fail, "cluster", "there was no node to ask, and so no proof")
+	}
+	// Nodes whose listing failed were not asked.
+	for _, api := range []string{apiContainers, apiContainer, apiGroups} {
+		if err := s.Failures[api]; err != nil {
+			c.add(Unknown, "cluster", "there may be nodes that were not asked: %s: %s", api, brief(err))
+			break
+		}
+	}
+	return c.finish(max(1, len(results)), "nodes", fmt.Sprintf("%d verified here, each for a nonce of its own", len(results)),
+		"On the node, see 'sevagent status' and 'journalctl -u sevagent'. A node that answers and does not pass is to be drained and terminated; for one that does not answer, see the SSM agent.")
+}
+
+// Hex is a nonce as sevagent takes it.
+func (a Answer) Hex() string { return hex.EncodeToString(a.Nonce) }
