@@ -89,6 +89,10 @@ fuzz-short: ## every fuzz target for ten seconds
 vuln: $(TOOLS) ## known vulnerabilities in what is linked (asks the network)
 	$(CACHE)/bin/govulncheck ./...
 
+.PHONY: publish
+publish: ## upload the packages of dist/ to S3=s3://bucket/prefix, and print what cluster.yaml wants to know
+	tools/publish $(S3)
+
 .PHONY: python-lock
 python-lock: ## resolve tools/python/requirements.in again (PYTHON=python3.10)
 	tools/python/lock
