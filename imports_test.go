@@ -49,9 +49,14 @@ var table = map[string][]string{
 	"cmd/sevctl":         {"internal/cli", "internal/atomicfile", "internal/cluster", aws, "golang.org/x/sys", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 
-	"examples/attested-tls":        {},
-	"examples/attested-tls/client": {"client", "examples/attested-tls"},
-	"examples/attested-tls/server": {"examples/attested-tls", "internal/appraise", "internal/config", "internal/evidence"},
+	"examples/enclave-client":            {"client/certs"},
+	"examples/enclave-client/enclave":    {},
+	"examples/enclave-client/server":     {"examples/enclave-client/enclave"},
+	"examples/enclave-gateway/gateway":   {"examples/enclave-client/enclave"},
+	"examples/enclave-gateway/processor": {"client/certs"},
+	"examples/attested-tls":              {},
+	"examples/attested-tls/client":       {"client", "examples/attested-tls"},
+	"examples/attested-tls/server":       {"examples/attested-tls", "internal/appraise", "internal/config", "internal/evidence"},
 }
 
 const (

@@ -1,0 +1,143 @@
+// Command enclave-client is an example of an ECS task that is the client of a service in a Nitro Enclave. It calls the
+// service again and again, each time with the newest certificate that sevagent has published on the node.
+// docs/patterns.md explains it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"sevagent/client/certs"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "enclave-client:", err)
+		os.Exit(exitStatus(err))
+	}
+}
+
+// usageError is wrong usage or configuration.
+type usageError struct{ error }
+
+func exitStatus(err error) int {
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
+}
+
+const (
+	callTimeout = 10 * time.Second
+	maxReply    = 4 << 10 // bytes of a reply that are shown
+)
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	f := flag.NewFlagSet("enclave-client", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // main tells what is wrong
+	endpoint := f.String("endpoint", "", "host:port of the service; the host has to be in its certificate")
+	interval := f.Duration("interval", 5*time.Second, "time between two calls")
+	count := f.Int("count", 0, "stop after so many calls; 0: when told to")
+	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		f.SetOutput(stdout)
+		f.PrintDefaults()
+		return nil
+	} else if err != nil {
+		return usageError{err}
+	}
+	if _, _, err := net.SplitHostPort(*endpoint); err != nil || f.NArg() > 0 || *interval <= 0 {
+		return usageError{errors.New("give --endpoint host:port, an --interval above 0, and flags only")}
+	}
+	dir, err := certs.Open(*mtlsDir)
+	if err != nil {
+		return err
+	}
+	c := &caller{
+		dir: dir, url: "https://" + *endpoint + "/", stdout: stdout, stderr: stderr,
+		// Connections are kept for 30 s between calls, which has to be shorter than the server's patience.
+		transport: &http.Transport{DialTLSContext: dir.DialTLS, IdleConnTimeout: 30 * time.Second},
+	}
+	return c.run(ctx, *interval, *count)
+}
+
+// caller calls the service. Its fields are owned by run.
+type caller struct {
+	dir            *certs.Directory
+	url            string
+	transport      *http.Transport
+	set            *certs.Set // what is in use
+	stdout, stderr io.Writer
+}
+
+// run reports failed calls and goes on; in the end they make an error.
+func (c *caller) run(ctx context.Context, interval time.Duration, count int) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	failed := 0
+	for n := 1; ; n++ {
+		if err := c.call(ctx); ctx.Err() != nil {
+			break // told to stop in the midst of it
+		} else if err != nil {
+			failed++
+			fmt.Fprintln(c.stderr, err)
+		}
+		if n == count {
+			break
+		}
+		select {
+		case <-tick.C:
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d calls failed", failed)
+	}
+	return nil
+}
+
+// call makes one call and shows what came of it.
+func (c *caller) call(ctx context.Context) error {
+	// A new connection has the newest certificate in any case; one that was kept has that of its handshake. The pointer
+	// is another when there is a new generation: then no connection is kept. (A generation that appears after this line
+	// may be used a call before its name is shown.)
+	if set := c.dir.Set(); set != c.set {
+		c.transport.CloseIdleConnections()
+		c.set = set
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return fmt.Errorf("call %s with %s: %w", c.url, c.set.Generation, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return fmt.Errorf("read the reply of %s: %w", c.url, err)
+	}
+	fmt.Fprintf(c.stdout, "%s %s %q\n", resp.Status, c.set.Generation, strings.TrimSpace(string(body)))
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("call %s: %s", c.url, resp.Status)
+	}
+	return nil
+}

@@ -1,0 +1,189 @@
+// Command gateway stands for a gateway in a Nitro Enclave: it ends the TLS connections of the outside, hands each body
+// to the processor, an ECS task, over mutual TLS, and returns the result. It reads its files again at SIGHUP.
+// docs/patterns.md explains it.
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"sevagent/examples/enclave-client/enclave"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gateway:", err)
+		os.Exit(exitStatus(err))
+	}
+}
+
+// usageError is wrong usage or configuration.
+type usageError struct{ error }
+
+func exitStatus(err error) int {
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
+}
+
+const (
+	maxBody        = 1 << 20 // bytes of a request, and of a result
+	processTimeout = 30 * time.Second
+)
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var o options
+	f := flag.NewFlagSet("gateway", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // main tells what is wrong
+	listen := f.String("listen", ":443", "address to listen on for the outside")
+	f.StringVar(&o.cert, "cert", "", "PEM file with the leaf, and intermediates, that the outside sees")
+	f.StringVar(&o.key, "key", "", "PEM file with its private key")
+	f.StringVar(&o.processor, "processor", "", "host:port of the processor")
+	f.StringVar(&o.name, "processor-name", "", "the name in the processor's certificate (default: the host of --processor)")
+	f.StringVar(&o.clientCert, "client-cert", "", "PEM file with the leaf that the processor sees (default: --cert)")
+	f.StringVar(&o.clientKey, "client-key", "", "PEM file with its private key (default: --key)")
+	f.StringVar(&o.ca, "ca", "", "PEM file with the trust anchors of the processor")
+	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+		f.SetOutput(stdout)
+		f.PrintDefaults()
+		return nil
+	} else if err != nil {
+		return usageError{err}
+	}
+	host, _, err := net.SplitHostPort(o.processor)
+	if err != nil || f.NArg() > 0 {
+		return usageError{errors.New("give --processor host:port, and flags only")}
+	}
+	o.name, o.clientCert, o.clientKey = cmp.Or(o.name, host), cmp.Or(o.clientCert, o.cert), cmp.Or(o.clientKey, o.key)
+
+	g := &gateway{url: "https://" + o.processor + "/", log: log.New(stderr, "", 0)}
+	reload := func() error {
+		next, err := o.load()
+		if err != nil {
+			return err
+		}
+		if old := g.current.Swap(next); old != nil {
+			old.processor.CloseIdleConnections() // those in use end 30 s after their last request
+		}
+		return nil
+	}
+	if err := reload(); err != nil {
+		return usageError{err}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /{$}", g.forward)
+	server := &http.Server{
+		Handler: mux,
+		TLSConfig: &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return g.current.Load().outside, nil
+		}},
+	}
+	return enclave.Serve(ctx, server, *listen, reload, stdout, stderr)
+}
+
+// options are the flags.
+type options struct {
+	cert, key, processor, name, clientCert, clientKey, ca string
+}
+
+// identity is what one state of the files gives. It never changes.
+type identity struct {
+	outside   *tls.Config
+	processor *http.Client // with its own connections, so that no later identity uses them
+}
+
+func (o *options) load() (*identity, error) {
+	outer, err := enclave.LoadPair(o.cert, o.key)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := enclave.LoadPair(o.clientCert, o.clientKey)
+	if err != nil {
+		return nil, err
+	}
+	anchors, err := enclave.LoadAnchors(o.ca)
+	if err != nil {
+		return nil, err
+	}
+	toProcessor := &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: anchors, ServerName: o.name,
+		// Not Certificates, which would keep ours back when the processor's list of CAs does not have its issuer: the
+		// processor is to say what it does not like.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &inner, nil },
+	}
+	return &identity{
+		outside: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{outer}},
+		// Connections are kept for a shorter time than the processor does, or a request could meet one that is closing.
+		processor: &http.Client{
+			Timeout:       processTimeout,
+			Transport:     &http.Transport{TLSClientConfig: toProcessor, IdleConnTimeout: 30 * time.Second},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the body goes nowhere else
+		},
+	}, nil
+}
+
+type gateway struct {
+	url     string
+	log     *log.Logger
+	current atomic.Pointer[identity]
+}
+
+// forward hands the body on and returns the result. A real gateway would here decrypt, and encrypt, what is inside.
+func (g *gateway) forward(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		http.Error(w, "the body is too large", http.StatusRequestEntityTooLarge)
+		return
+	} else if err != nil {
+		return // the caller is gone
+	}
+	status, contentType, reply, err := g.process(r.Context(), body)
+	if err != nil {
+		g.log.Print(err) // what went wrong inside is not for the outside
+		http.Error(w, "the processor does not answer", http.StatusBadGateway)
+		return
+	}
+	w.Header().Set("Content-Type", contentType)
+	w.WriteHeader(status)
+	w.Write(reply)
+}
+
+// process asks the processor.
+func (g *gateway) process(ctx context.Context, body []byte) (status int, contentType string, reply []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, g.url, bytes.NewReader(body))
+	if err != nil {
+		return 0, "", nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := g.current.Load().processor.Do(req)
+	if err != nil {
+		return 0, "", nil, fmt.Errorf("call the processor: %w", err)
+	}
+	defer resp.Body.Close()
+	reply, err = io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	if err == nil && len(reply) > maxBody {
+		err = fmt.Errorf("more than %d bytes", maxBody)
+	}
+	if err != nil {
+		return 0, "", nil, fmt.Errorf("read the processor's reply: %w", err)
+	}
+	return resp.StatusCode, resp.Header.Get("Content-Type"), reply, nil
+}

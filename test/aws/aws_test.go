@@ -1,0 +1,217 @@
+//go:build aws
+
+// Package aws_test deploys the templates to an emulated AWS with the aws CLI, as docs/deploy.md says, and checks what stands
+// there with sevctl.
+package aws_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+const region = "us-east-2"
+
+// cloud is an emulated AWS with a network in it.
+type cloud struct {
+	t   *testing.T
+	url string
+	dir string // where commands run: a copy of what they need
+	env []string
+}
+
+var repository = sync.OnceValue(func() string {
+	out, err := exec.Command("git", "rev-parse", "--show-toplevel").Output()
+	if err != nil {
+		panic(err)
+	}
+	return strings.TrimSpace(string(out))
+})
+
+// newCloud starts the emulator. Nodes that are launched boot at once, with attributes as bootstrap sets them.
+func newCloud(t *testing.T) *cloud {
+	t.Helper()
+	c := &cloud{t: t, dir: t.TempDir()}
+	emulator := exec.Command(filepath.Join(repository(), ".cache/venv/bin/python"), "-m", "emulator", "--port", "0", "--until-eof")
+	emulator.Dir = filepath.Join(repository(), "test/aws/emulator")
+	emulator.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	var log bytes.Buffer
+	emulator.Stderr = &log
+	out, err := emulator.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	end, err := emulator.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := emulator.Start(); err != nil {
+		t.Fatalf("start the emulator: %v; run make .cache/venv/.installed", err)
+	}
+	t.Cleanup(func() {
+		end.Close()
+		emulator.Wait()
+		if t.Failed() {
+			t.Logf("the emulator: %s", tail(log.String()))
+		}
+		if strings.Contains(log.String(), "Traceback") {
+			t.Errorf("the emulator failed: %s", tail(log.String()))
+		}
+	})
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("start the emulator: %v\n%s", err, log.String())
+	}
+	c.url = strings.TrimSpace(line)
+	for _, name := range []string{"cloudformation", "tools", "Makefile"} {
+		if err := os.Symlink(filepath.Join(repository(), name), filepath.Join(c.dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.env = append(os.Environ(),
+		"PATH="+strings.Join([]string{filepath.Join(repository(), ".cache/venv/bin"), filepath.Join(repository(), "bin"), os.Getenv("PATH")}, ":"),
+		"AWS_ENDPOINT_URL="+c.url, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=secret", "AWS_DEFAULT_REGION="+region,
+		"AWS_REGION="+region, "AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_PAGER=", "NO_PROXY=127.0.0.1")
+	c.control("boot", map[string]any{"mode": "register", "attributes": map[string]string{
+		"sevagent.attested": "true", "sevagent.measurement": strings.Repeat("5a", 48), "sevagent.tcb": "4.0.29.222",
+	}})
+	c.set("VPC", c.aws("ec2", "create-vpc", "--cidr-block", "10.9.0.0/16", "--query", "Vpc.VpcId", "--output", "text"))
+	var subnets []string
+	for i, zone := range []string{"a", "b"} {
+		subnets = append(subnets, c.aws("ec2", "create-subnet", "--vpc-id", c.get("VPC"), "--cidr-block", fmt.Sprintf("10.9.%d.0/20", 16*i),
+			"--availability-zone", region+zone, "--query", "Subnet.SubnetId", "--output", "text"))
+	}
+	c.set("SUBNETS", strings.Join(subnets, ","))
+	c.set("PACKAGE_URL", "https://packages.example.com/sevagent.rpm")
+	c.set("PACKAGE_SHA256", strings.Repeat("0a", 32))
+	return c
+}
+
+// control calls the emulator's control API.
+func (c *cloud) control(action string, arguments map[string]any) {
+	c.t.Helper()
+	if arguments == nil {
+		arguments = make(map[string]any)
+	}
+	body, err := json.Marshal(arguments)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	resp, err := http.Post(c.url+"/_emulator/"+action, "application/json", bytes.NewReader(body))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		c.t.Fatalf("%s: %s", action, resp.Status)
+	}
+}
+
+func (c *cloud) set(name, value string) {
+	c.t.Setenv(name, value)
+	c.env = append(c.env, name+"="+value)
+}
+
+func (c *cloud) get(name string) string { return os.Getenv(name) }
+
+// run runs a program as a user does, and returns what it prints and its exit status.
+func (c *cloud) run(name string, args ...string) (out string, status int) {
+	c.t.Helper()
+	cmd := exec.Command(name, args...)
+	if path, err := exec.LookPath(filepath.Join(repository(), ".cache/venv/bin", name)); err == nil {
+		cmd.Path, cmd.Err = path, nil
+	} else if path, err := exec.LookPath(filepath.Join(repository(), "bin", name)); err == nil {
+		cmd.Path, cmd.Err = path, nil
+	}
+	cmd.Dir, cmd.Env = c.dir, c.env
+	text, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		c.t.Fatalf("%s: %v", name, err)
+	}
+	return string(text), cmd.ProcessState.ExitCode()
+}
+
+func (c *cloud) must(name string, args ...string) string {
+	c.t.Helper()
+	out, status := c.run(name, args...)
+	if status != 0 {
+		c.t.Fatalf("%s %s: exit status %d\n%s", name, strings.Join(args, " "), status, tail(out))
+	}
+	return strings.TrimSpace(out)
+}
+
+func (c *cloud) aws(args ...string) string {
+	c.t.Helper()
+	return c.must("aws", args...)
+}
+
+// deploy updates or creates a stack.
+func (c *cloud) deploy(stack, template string, parameters ...string) (out string, status int) {
+	c.t.Helper()
+	args := []string{"cloudformation", "deploy", "--stack-name", stack, "--template-file", "cloudformation/" + template, "--capabilities", "CAPABILITY_IAM", "--no-fail-on-empty-changeset"}
+	if len(parameters) > 0 {
+		args = append(append(args, "--parameter-overrides"), parameters...)
+	}
+	return c.run("aws", args...)
+}
+
+// basic are the parameters of the smallest cluster.
+func (c *cloud) basic(name string, more ...string) []string {
+	return append([]string{"ClusterName=" + name, "VpcId=" + c.get("VPC"), "SubnetIds=" + c.get("SUBNETS"), "PackageUrl=" + c.get("PACKAGE_URL"), "PackageSha256=" + c.get("PACKAGE_SHA256")}, more...)
+}
+
+// query asks the aws CLI for one value.
+func (c *cloud) query(query string, args ...string) string {
+	c.t.Helper()
+	return c.aws(append(args, "--query", query, "--output", "text")...)
+}
+
+func (c *cloud) output(stack, name string) string {
+	c.t.Helper()
+	return c.query("Stacks[0].Outputs[?OutputKey=='"+name+"'].OutputValue", "cloudformation", "describe-stacks", "--stack-name", stack)
+}
+
+func (c *cloud) instances(cluster string) []string {
+	c.t.Helper()
+	return strings.Fields(c.query("AutoScalingGroups[0].Instances[].InstanceId", "autoscaling", "describe-auto-scaling-groups", "--auto-scaling-group-names", cluster+"-snp"))
+}
+
+// check is one result of sevctl verify.
+type check struct {
+	ID     string `json:"id"`
+	Status string `json:"status"`
+	Detail string `json:"detail"`
+}
+
+// verify runs sevctl verify and returns the checks that do not pass, by ID, and the number of API calls.
+func (c *cloud) verify(cluster string, args ...string) (failing map[string]check, calls, status int) {
+	c.t.Helper()
+	out, status := c.run("sevctl", append([]string{"verify", cluster, "--output", "json"}, args...)...)
+	var report struct {
+		Checks []check `json:"checks"`
+		Calls  struct {
+			Total int `json:"total"`
+		} `json:"calls"`
+	}
+	// What goes to standard error comes after the document.
+	if err := json.NewDecoder(strings.NewReader(out)).Decode(&report); err != nil || len(report.Checks) == 0 {
+		c.t.Fatalf("sevctl verify: %v, exit status %d\n%s", err, status, tail(out))
+	}
+	failing = make(map[string]check)
+	for _, k := range report.Checks {
+		if k.Status != "pass" {
+			failing[k.ID] = k
+		}
+	}
+	return failing, report.Calls.Total, status
+}
+
+func tail(text string) string { return text[max(0, len(text)-4000):] }

@@ -1,0 +1,94 @@
+"""The control API and the program."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import urllib.error
+
+import support
+from botocore.exceptions import ClientError
+from support import EmulatorTest
+
+
+class Faults(EmulatorTest):
+    def test_codes(self):
+        for service, call, code, status in [
+            ("ecs", lambda: self.ecs.list_clusters(), "ThrottlingException", 400),
+            ("ec2", lambda: self.ec2.describe_vpcs(), "RequestLimitExceeded", 503),
+            ("autoscaling", lambda: self.autoscaling.describe_policies(), "AccessDenied", 403),
+            ("ssm", lambda: self.ssm.list_commands(), "InternalServerError", 500),
+        ]:
+            with self.subTest(code):
+                self.control("fault", service=service, code=code, status=status)
+                with self.assertRaises(ClientError) as caught:
+                    call()
+                self.assertEqual(caught.exception.response["Error"]["Code"], code)
+                self.assertEqual(caught.exception.response["ResponseMetadata"]["HTTPStatusCode"], status)
+                call()  # once only
+
+    def test_operation_and_times(self):
+        self.control("fault", service="ecs", operation="ListClusters", code="AccessDeniedException", status=400, times=-1)
+        self.ecs.describe_clusters()
+        for _ in range(3):
+            self.refused("AccessDeniedException", self.ecs.list_clusters)
+        self.control("clear-faults")
+        self.ecs.list_clusters()
+        self.assertEqual(self.control("calls"), {"ecs:ListClusters": 1})
+
+    def test_not_for_the_services(self):
+        """CloudFormation's own calls are not disturbed, nor counted."""
+        self.control("fault", service="ecs", times=-1)
+        stack = self.deploy({"Resources": {"C": {"Type": "AWS::ECS::Cluster"}}})
+        self.assertEqual(stack["StackStatus"], "CREATE_COMPLETE")
+
+    def test_mistakes(self):
+        for action, arguments in [("no-such", {}), ("fault", {}), ("boot", {"mode": "sideways"}), ("boot", {"mode": "exec"})]:
+            with self.assertRaises(urllib.error.HTTPError):
+                self.control(action, **arguments)
+
+
+class Fleet(EmulatorTest):
+    def test_a_thousand(self):
+        self.ecs.create_cluster(clusterName="c")
+        self.group(size=0)
+        started = time.monotonic()
+        self.assertEqual(len(self.control("fleet", group="g", cluster="c", count=1000)["instances"]), 1000)
+        self.assertLess(time.monotonic() - started, 20)
+        self.assertEqual(len(self.describe_group()["Instances"]), 1000)
+        arns = []
+        for page in self.ecs.get_paginator("list_container_instances").paginate(cluster="c"):
+            self.assertLessEqual(len(page["containerInstanceArns"]), 100)
+            arns += page["containerInstanceArns"]
+        self.assertEqual(len(arns), 1000)
+        self.refused("InvalidParameterException", self.ecs.describe_container_instances, cluster="c", containerInstances=arns[:101])
+        found = self.ecs.describe_container_instances(cluster="c", containerInstances=arns[:100])["containerInstances"]
+        self.assertIn({"name": "sevagent.attested", "value": "true"}, found[0]["attributes"])
+
+
+class Program(unittest.TestCase):
+    def start(self, *options):
+        environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(support.__file__))}
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+        self.port_file = os.path.join(self.directory.name, "port")
+        process = subprocess.Popen([sys.executable, "-m", "emulator", "--port-file", self.port_file, *options], env=environment,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.addCleanup(process.stdout.close)
+        url = process.stdout.readline()
+        with open(self.port_file) as file:
+            self.assertEqual(url, f"http://127.0.0.1:{file.read()}")
+        return process
+
+    def test_ends_on_sigterm(self):
+        process = self.start()
+        process.terminate()
+        self.assertEqual((process.wait(10), os.listdir(self.directory.name)), (0, []))
+        process.stdin.close()
+
+    def test_ends_with_its_input(self):
+        process = self.start("--until-eof")
+        process.stdin.close()
+        self.assertEqual(process.wait(10), 0)

@@ -1,0 +1,151 @@
+"""Run Command, and the rule that starts it."""
+
+import os
+import tempfile
+import time
+
+from support import EmulatorTest, client
+
+SCRIPT = """#!/bin/sh
+script=$(cat)
+case $script in
+*fail*) echo broken >&2; exit 7 ;;
+*) echo "$1 $EMULATOR_INSTANCE_ID $AWS_REGION $script" ;;
+esac
+"""
+
+
+class RunCommand(EmulatorTest):
+    def setUp(self):
+        super().setUp()
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as file:
+            file.write(SCRIPT)
+        self.addCleanup(os.unlink, file.name)
+        os.chmod(file.name, 0o755)
+        self.nodes = sorted(i["InstanceId"] for i in self.group(size=2)["Instances"])
+        self.program = file.name
+
+    def send(self, command="hello", **target):
+        sent = self.ssm.send_command(DocumentName="AWS-RunShellScript", Parameters={"commands": [command]}, **target)["Command"]
+        deadline = time.monotonic() + 10
+        while self.ssm.list_commands(CommandId=sent["CommandId"])["Commands"][0]["Status"] in ("Pending", "InProgress"):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        return sent["CommandId"]
+
+    def test_no_agent(self):
+        self.assertIn("not in a valid state", self.refused("InvalidInstanceId", self.send, InstanceIds=self.nodes))
+
+    def test_output(self):
+        self.control("command", program=self.program)
+        command, node = self.send(InstanceIds=self.nodes), self.nodes[0]
+        got = self.ssm.get_command_invocation(CommandId=command, InstanceId=node)
+        self.assertEqual((got["Status"], got["ResponseCode"]), ("Success", 0))
+        self.assertEqual(got["StandardOutputContent"], f"{node} {node} us-east-2 hello\n")
+
+    def test_failure(self):
+        self.control("command", program=self.program)
+        command = self.send("fail", InstanceIds=self.nodes[:1])
+        got = self.ssm.get_command_invocation(CommandId=command, InstanceId=self.nodes[0])
+        self.assertEqual((got["Status"], got["ResponseCode"], got["StandardErrorContent"]), ("Failed", 7, "broken\n"))
+        self.assertEqual(self.ssm.list_commands(CommandId=command)["Commands"][0]["ErrorCount"], 1)
+
+    def test_by_tag(self):
+        self.control("command", program=self.program)
+        command = self.send(Targets=[{"Key": "tag:aws:autoscaling:groupName", "Values": ["g"]}])
+        found = self.ssm.list_command_invocations(CommandId=command, Details=True)["CommandInvocations"]
+        self.assertEqual(sorted(i["InstanceId"] for i in found), self.nodes)
+        self.assertIn("hello", found[0]["CommandPlugins"][0]["Output"])
+        managed = self.ssm.describe_instance_information()["InstanceInformationList"]
+        self.assertEqual(sorted(i["InstanceId"] for i in managed), self.nodes)
+
+    def test_limits(self):
+        self.control("command", program=self.program)
+        self.refused("ValidationException", self.send, InstanceIds=[f"i-{n:017x}" for n in range(51)])
+        command = self.send("x" * 30000, InstanceIds=self.nodes[:1])
+        got = self.ssm.get_command_invocation(CommandId=command, InstanceId=self.nodes[0])
+        self.assertEqual(len(got["StandardOutputContent"]), 24000)
+        self.refused("InvocationDoesNotExist", self.ssm.get_command_invocation, CommandId=command, InstanceId=self.nodes[1])
+
+
+class Rule(EmulatorTest):
+    def body(self, **more):
+        target = {"Id": "nodes", "Arn": {"Fn::Sub": "arn:${AWS::Partition}:ssm:${AWS::Region}::document/AWS-RunShellScript"},
+                  "RoleArn": "arn:aws:iam::123456789012:role/push", "Input": '{"commands": ["sevagent refresh"]}',
+                  "RunCommandParameters": {"RunCommandTargets": [{"Key": "tag:aws:autoscaling:groupName", "Values": ["g"]}]}}
+        target = {k: v for k, v in {**target, **more}.items() if v is not None}
+        return {"Resources": {"Rule": {"Type": "AWS::Events::Rule", "Properties": {
+            "EventPattern": {"source": ["aws.secretsmanager"], "detail-type": ["Secret Label Updated"]}, "Targets": [target]}}},
+            "Outputs": {"Arn": {"Value": {"Fn::GetAtt": ["Rule", "Arn"]}}}}
+
+    def test_rule(self):
+        events = client("events")
+        self.assertEqual(self.deploy(self.body())["StackStatus"], "CREATE_COMPLETE", self.stack_events())
+        name = self.resources()["Rule"]
+        rule = events.describe_rule(Name=name)
+        self.assertEqual((rule["Arn"], rule["State"]), (self.outputs()["Arn"], "ENABLED"))
+        self.assertIn("Secret Label Updated", rule["EventPattern"])
+        target, = events.list_targets_by_rule(Rule=name)["Targets"]
+        self.assertEqual(target["RunCommandParameters"]["RunCommandTargets"][0]["Values"], ["g"])
+        self.update(self.body(Input='{"commands": ["true"]}'))
+        self.assertEqual(events.list_targets_by_rule(Rule=name)["Targets"][0]["Input"], '{"commands": ["true"]}')
+        self.cloudformation.delete_stack(StackName="s")
+        self.assertEqual(events.list_rules()["Rules"], [])
+
+    def test_a_command_needs_targets_and_a_role(self):
+        for more in ({"RoleArn": None}, {"RunCommandParameters": None}):
+            self.assertEqual(self.deploy(self.body(**more), name="x")["StackStatus"], "ROLLBACK_COMPLETE")
+            self.cloudformation.delete_stack(StackName="x")
+
+    def test_event_runs_the_command(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as file:
+            file.write(SCRIPT)
+        self.addCleanup(os.unlink, file.name)
+        os.chmod(file.name, 0o755)
+        self.control("command", program=file.name)
+        node = self.group()["Instances"][0]["InstanceId"]
+        self.deploy(self.body())
+        self.assertEqual(self.control("event", source="aws.other", detail_type="Secret Label Updated", detail={}), {"targets": 0})
+        self.assertEqual(self.control("event", source="aws.secretsmanager", detail_type="Secret Label Updated", detail={}), {"targets": 1})
+        command, = self.ssm.list_commands()["Commands"]
+        self.assertEqual(command["Parameters"]["commands"], ["sevagent refresh"])
+        found, = self.ssm.list_command_invocations(CommandId=command["CommandId"])["CommandInvocations"]
+        self.assertEqual(found["InstanceId"], node)
+
+
+class Automation(EmulatorTest):
+    def test_started_by_the_deletion_of_its_stack(self):
+        """A rule on the stack's own deletion starts a script that takes the protection off the nodes which block it."""
+        image, subnet = self.image(), self.subnet()
+        script = """
+import boto3, time
+
+def release(event, context):
+    api = boto3.client("autoscaling")
+    for _ in range(100):
+        groups = api.describe_auto_scaling_groups(AutoScalingGroupNames=[event["group"]])["AutoScalingGroups"]
+        if not groups:
+            return
+        nodes = [i["InstanceId"] for i in groups[0]["Instances"]]
+        if nodes:
+            api.set_instance_protection(AutoScalingGroupName=event["group"], InstanceIds=nodes, ProtectedFromScaleIn=False)
+        time.sleep(15)
+"""
+        self.deploy({"Resources": {
+            "Document": {"Type": "AWS::SSM::Document", "Properties": {"Name": "release", "DocumentType": "Automation", "Content": {
+                "schemaVersion": "0.3", "description": "d", "mainSteps": [{"name": "r", "action": "aws:executeScript", "inputs": {
+                    "Runtime": "python3.11", "Handler": "release", "InputPayload": {"group": "g"}, "Script": script}}]}}},
+            "Rule": {"Type": "AWS::Events::Rule", "Properties": {
+                "EventPattern": {"source": ["aws.cloudformation"], "detail": {
+                    "stack-id": [{"Ref": "AWS::StackId"}], "status-details": {"status": ["DELETE_IN_PROGRESS"]}}},
+                "Targets": [{"Id": "t", "RoleArn": "arn:aws:iam::123456789012:role/r", "Arn": {
+                    "Fn::Sub": "arn:aws:ssm:${AWS::Region}:${AWS::AccountId}:automation-definition/${Document}:$DEFAULT"}}]}},
+            "Template": {"Type": "AWS::EC2::LaunchTemplate", "Properties": {"LaunchTemplateData": {"ImageId": image, "InstanceType": "m6a.large"}}},
+            "Group": {"Type": "AWS::AutoScaling::AutoScalingGroup", "DependsOn": "Rule", "Properties": {
+                "AutoScalingGroupName": "g", "MinSize": 2, "MaxSize": 2, "NewInstancesProtectedFromScaleIn": True,
+                "VPCZoneIdentifier": [subnet], "LaunchTemplate": {
+                    "LaunchTemplateId": {"Ref": "Template"}, "Version": {"Fn::GetAtt": ["Template", "LatestVersionNumber"]}}}}}})
+        self.assertEqual(self.stack()["StackStatus"], "CREATE_COMPLETE", self.stack_events())
+        stack = self.stack()["StackId"]
+        self.cloudformation.delete_stack(StackName="s")
+        self.assertEqual(self.stack(stack)["StackStatus"], "DELETE_COMPLETE", self.stack_events(stack))

@@ -1,0 +1,200 @@
+//go:build aws
+
+package aws_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"sevagent/internal/sim/simca"
+)
+
+// recipes are the command blocks of a document, by name.
+func recipes(t *testing.T, document string) (names []string, blocks map[string]string) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(repository(), document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks = make(map[string]string)
+	for _, m := range regexp.MustCompile("(?ms)^```sh recipe=([a-z-]+)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		names = append(names, m[1])
+		blocks[m[1]] = m[2]
+	}
+	if fences := strings.Count(string(text), "\n```sh"); fences != len(names) {
+		t.Errorf("%s has %d blocks of commands, and %d of them have names", document, fences, len(names))
+	}
+	return names, blocks
+}
+
+// TestGuide runs docs/deploy.md from the first block to the last.
+func TestGuide(t *testing.T) {
+	c := newCloud(t)
+	names, blocks := recipes(t, "docs/deploy.md")
+
+	// What the document takes for granted.
+	c.set("BUCKET", "deploy-bucket")
+	c.aws("s3", "mb", "s3://deploy-bucket")
+	c.set("AMI", c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"))
+	c.set("ENCLAVE_SG", c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description", "enclave", "--vpc-id", c.get("VPC")))
+	c.set("REPOSITORY", "arn:aws:ecr:us-east-2:123456789012:repository/api")
+	c.set("IMAGE", "123456789012.dkr.ecr.us-east-2.amazonaws.com/api:1")
+	c.certificates()
+
+	before := map[string]func(){
+		"publish": func() {
+			dist := filepath.Join(c.dir, "dist")
+			c.write(filepath.Join(dist, "sevagent-1.0.0-1.x86_64.rpm"), "a package")
+			os.Remove(filepath.Join(c.dir, "tools")) // the script works in the tree that it is in
+			c.write(filepath.Join(c.dir, "tools/publish"), c.read(filepath.Join(repository(), "tools/publish")))
+			os.Chmod(filepath.Join(c.dir, "tools/publish"), 0o755)
+		},
+		"service": func() { c.set("NODES_SG", c.output("confidential-cluster", "SecurityGroupId")) },
+		"mtls": func() {
+			c.set("SECRET", c.query("ARN", "secretsmanager", "describe-secret", "--secret-id", "confidential-cluster-mtls"))
+		},
+	}
+	after := map[string]func(out string){
+		"publish": func(out string) {
+			m := regexp.MustCompile(`^PackageUrl=(s3://deploy-bucket/sevagent/\S+\.rpm) PackageSha256=([0-9a-f]{64})\n$`).FindStringSubmatch(out)
+			if m == nil {
+				t.Fatalf("make publish printed %q", out)
+			}
+			c.set("PACKAGE_URL", m[1])
+			c.set("PACKAGE_SHA256", m[2])
+			if got := c.aws("s3", "cp", m[1], "-"); got != "a package" {
+				t.Errorf("the bucket holds %q", got)
+			}
+		},
+		"basic": func(string) {
+			c.stands("confidential-cluster", "CREATE_COMPLETE", 1)
+			tags := c.query("Tags[].[Key,Value]", "ec2", "describe-tags", "--filters", "Name=resource-id,Values="+c.instances("confidential-cluster")[0])
+			if !strings.Contains(tags, "production") || !strings.Contains(tags, "security") {
+				t.Errorf("a node has the tags %s", tags)
+			}
+		},
+		"verify": func(out string) {
+			if strings.Contains(out, "\x1b") {
+				t.Error("the table has colours, and nobody looks")
+			}
+		},
+		"ubuntu":     func(string) { c.stands("confidential-ubuntu", "CREATE_COMPLETE", 1) },
+		"custom-ami": func(string) { c.stands("confidential-custom", "CREATE_COMPLETE", 2) },
+		"mtls": func(string) {
+			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
+			data := c.userData("confidential-cluster")
+			for _, want := range []string{"SEVAGENT_BOOTSTRAP_MTLS_SECRET='" + c.get("SECRET") + "'", "SEVAGENT_BOOTSTRAP_ENCLAVE_ENDPOINT='enclave-internal.example.com:3000,enclave-backup.example.com:3000'"} {
+				if !strings.Contains(data, want) {
+					t.Errorf("the user data lacks %s", want)
+				}
+			}
+			if rules := c.query("Rules[].Name", "events", "list-rules"); !strings.Contains(rules, "PushRule") {
+				t.Errorf("the rules are %s", rules)
+			}
+		},
+		"service": func(string) {
+			if n := c.query("services[0].runningCount", "ecs", "describe-services", "--cluster", "confidential-cluster", "--services", "api"); n != "1" {
+				t.Errorf("%s tasks of the service run, want 1", n)
+			}
+		},
+		"change": func(string) {
+			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
+			if got := c.query("Reservations[0].Instances[0].InstanceType", "ec2", "describe-instances", "--instance-ids", c.instances("confidential-cluster")[0]); got != "m6a.xlarge" {
+				t.Errorf("the node is a %s", got)
+			}
+		},
+	}
+	for _, name := range names {
+		began := time.Now()
+		if do := before[name]; do != nil {
+			do()
+		}
+		out, status := c.run("bash", "-euo", "pipefail", "-c", blocks[name])
+		if status != 0 {
+			t.Fatalf("%s: exit status %d\n%s\n%s", name, status, tail(out), c.events())
+		}
+		if do := after[name]; do != nil {
+			do(out)
+		}
+		t.Logf("%-10s %v", name, time.Since(began).Round(100*time.Millisecond))
+	}
+	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation", "list-stacks"); strings.Contains(left, "cluster") || strings.Contains(left, "api") {
+		t.Errorf("stacks that are left: %s", left)
+	}
+}
+
+// stands checks a stack, its nodes, and the cluster as sevctl sees it.
+func (c *cloud) stands(name, status string, nodes int) {
+	c.t.Helper()
+	if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", name); got != status {
+		c.t.Errorf("stack %s is %s, want %s", name, got, status)
+	}
+	if got := len(c.instances(name)); got != nodes {
+		c.t.Errorf("%s has %d nodes, want %d", name, got, nodes)
+	}
+	failing, _, exit := c.verify(name)
+	for _, k := range failing {
+		if k.Status != "warn" {
+			c.t.Errorf("%s: %s %s: %s", name, k.ID, k.Status, k.Detail)
+		}
+	}
+	if exit != 0 {
+		c.t.Errorf("%s: sevctl verify ended with %d", name, exit)
+	}
+}
+
+func (c *cloud) userData(cluster string) string {
+	c.t.Helper()
+	id := c.instances(cluster)[0]
+	return c.must("bash", "-c", "aws ec2 describe-instance-attribute --instance-id "+id+" --attribute userData --query UserData.Value --output text | base64 -d")
+}
+
+// events are the reasons for which anything has failed.
+func (c *cloud) events() string {
+	out, _ := c.run("bash", "-c", `for s in $(aws cloudformation list-stacks --query 'StackSummaries[].StackName' --output text); do
+		aws cloudformation describe-stack-events --stack-name $s --query "StackEvents[?ends_with(ResourceStatus, 'FAILED')].[LogicalResourceId, ResourceStatusReason]" --output text; done`)
+	return out
+}
+
+func (c *cloud) certificates() {
+	c.t.Helper()
+	ca, err := simca.New("Guide CA", time.Now())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	text, err := ca.ClientSecret("node", time.Now())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var fields map[string]string
+	if err := json.Unmarshal([]byte(text), &fields); err != nil {
+		c.t.Fatal(err)
+	}
+	for field, file := range map[string]string{"client_cert": "client.crt", "client_key": "client.key", "ca_cert": "ca.crt"} {
+		c.write(filepath.Join(c.dir, file), fields[field])
+	}
+}
+
+func (c *cloud) write(path, content string) {
+	c.t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *cloud) read(path string) string {
+	c.t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return string(content)
+}

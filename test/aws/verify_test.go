@@ -1,0 +1,202 @@
+//go:build aws
+
+package aws_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestBroken breaks one property at a time of a cluster of two nodes. Exactly its check turns red.
+func TestBroken(t *testing.T) {
+	c := newCloud(t)
+	for i, test := range []struct {
+		name string
+		do   func(c *cloud, cluster, node string)
+		want []string
+	}{
+		{"nothing", func(*cloud, string, string) {}, nil},
+		{"insights", func(c *cloud, cluster, _ string) {
+			c.aws("ecs", "update-cluster-settings", "--cluster", cluster, "--settings", "name=containerInsights,value=disabled")
+		}, []string{"container-insights"}},
+		{"metadata without a token", func(c *cloud, _, node string) {
+			c.aws("ec2", "modify-instance-metadata-options", "--instance-id", node, "--http-tokens", "optional")
+		}, []string{"imdsv2"}},
+		{"left the cluster", func(c *cloud, cluster, node string) {
+			c.aws("ecs", "deregister-container-instance", "--cluster", cluster, "--container-instance", c.container(cluster, node), "--force")
+		}, []string{"membership"}},
+		{"attribute", func(c *cloud, cluster, node string) {
+			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes", "name=sevagent.attested,value=false,targetType=container-instance,targetId="+c.container(cluster, node))
+		}, []string{"attested"}},
+		{"measurement", func(c *cloud, cluster, node string) {
+			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes", "name=sevagent.measurement,value="+strings.Repeat("cd", 48)+",targetType=container-instance,targetId="+c.container(cluster, node))
+		}, []string{"attested-equal"}},
+		{"scale-in protection", func(c *cloud, cluster, node string) {
+			c.aws("autoscaling", "set-instance-protection", "--auto-scaling-group-name", cluster+"-snp", "--instance-ids", node, "--no-protected-from-scale-in")
+		}, []string{"scale-in-protection"}},
+		{"a newer template", func(c *cloud, cluster, _ string) {
+			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp", "--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
+				c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version", "--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data", `{"EbsOptimized":true}`))
+		}, []string{"template-version"}},
+		{"no FARGATE but another provider", func(c *cloud, cluster, _ string) {
+			c.aws("ecs", "put-cluster-capacity-providers", "--cluster", cluster, "--capacity-providers", cluster+"-snp", "FARGATE", "--default-capacity-provider-strategy", "capacityProvider="+cluster+"-snp,weight=1")
+		}, []string{"capacity-providers"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := *c
+			c.t = t
+			cluster := fmt.Sprint("b", i)
+			if out, status := c.deploy(cluster, "cluster.yaml", c.basic(cluster, "DesiredCapacity=2", "MinSize=2")...); status != 0 {
+				t.Fatalf("%s\n%s", out, c.events())
+			}
+			test.do(&c, cluster, c.instances(cluster)[0])
+			failing, _, _ := c.verify(cluster)
+			var got []string
+			for id := range failing {
+				got = append(got, id)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, test.want) {
+				t.Errorf("checks that do not pass: %v, want %v", failing, test.want)
+			}
+		})
+	}
+}
+
+// container is the ARN of an instance's container instance.
+func (c *cloud) container(cluster, instance string) string {
+	c.t.Helper()
+	list := strings.Fields(c.query("containerInstanceArns", "ecs", "list-container-instances", "--cluster", cluster))
+	args := append([]string{"ecs", "describe-container-instances", "--cluster", cluster, "--container-instances"}, list...)
+	return c.query("containerInstances[?ec2InstanceId=='"+instance+"'].containerInstanceArn", args...)
+}
+
+// TestTrouble is what sevctl says when AWS does not do as it is asked.
+func TestTrouble(t *testing.T) {
+	c := newCloud(t)
+	if out, status := c.deploy("b", "cluster.yaml", c.basic("b")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	says := func(name string, status int, text string, args ...string) {
+		t.Helper()
+		out, got := c.run("sevctl", append([]string{"verify"}, args...)...)
+		if got != status || !strings.Contains(out, text) {
+			t.Errorf("%s: exit status %d, want %d and %q:\n%s", name, got, status, text, tail(out))
+		}
+	}
+	says("no such cluster", 1, "b", "c")
+	says("no such profile", 2, "nobody", "b", "nobody")
+
+	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeVolumes", "code": "UnauthorizedOperation", "status": 403, "times": -1})
+	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeLaunchTemplateVersions", "code": "UnauthorizedOperation", "status": 403, "times": -1})
+	failing, _, status := c.verify("b")
+	for id, k := range failing {
+		if k.Status != "unknown" || !slices.Contains([]string{"launch-template", "root-encrypted", "template-version"}, id) {
+			t.Errorf("with one API denied: %s %s: %s", id, k.Status, k.Detail)
+		}
+	}
+	if len(failing) == 0 || status != 1 {
+		t.Errorf("with one API denied: %v, exit status %d", failing, status)
+	}
+	c.control("clear-faults", nil)
+
+	c.control("fault", map[string]any{"service": "ecs", "operation": "DescribeClusters", "code": "ThrottlingException", "status": 400, "times": 2})
+	if failing, _, status := c.verify("b"); status != 0 {
+		t.Errorf("throttled twice: %v, exit status %d", failing, status)
+	}
+	c.env = append(c.env, "AWS_ENDPOINT_URL=http://127.0.0.1:1")
+	says("unreachable", 3, "127.0.0.1:1", "b")
+}
+
+// TestThousand verifies a cluster of 1,000 nodes.
+func TestThousand(t *testing.T) {
+	c := newCloud(t)
+	if out, status := c.deploy("big", "cluster.yaml", c.basic("big", "MinSize=0", "DesiredCapacity=0", "MaxSize=1000")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	c.control("fleet", map[string]any{"group": "big-snp", "cluster": "big", "count": 1000})
+	began := time.Now()
+	failing, calls, status := c.verify("big")
+	t.Logf("1,000 nodes: %d API calls, %v", calls, time.Since(began).Round(10*time.Millisecond))
+	if calls > 60 {
+		t.Errorf("%d API calls, want at most 60", calls)
+	}
+	for id, k := range failing {
+		if k.Status != "warn" {
+			t.Errorf("%s %s: %s", id, k.Status, k.Detail)
+		}
+	}
+	if status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
+// TestAttest asks a node through Run Command for evidence: a real sevagent on a simulated device answers.
+func TestAttest(t *testing.T) {
+	c := newCloud(t)
+	if out, status := c.deploy("b", "cluster.yaml", c.basic("b")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	node := exec.Command(filepath.Join(repository(), "bin/sevsim"), "node")
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	node.Stdout, node.Stderr = log, log
+	if err := node.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		node.Process.Signal(os.Interrupt)
+		node.Wait()
+	}()
+	var dir string
+	c.until("the simulated node says where it is", func() bool {
+		m := regexp.MustCompile(`A simulated node under (\S+?),? `).FindStringSubmatch(c.read(log.Name()))
+		if m != nil {
+			dir = m[1]
+		}
+		return m != nil
+	})
+	socket := filepath.Join(dir, "run/sevagent.sock")
+	c.until("the simulated node answers", func() bool { _, status := c.run("sevagent", "status", "--socket", socket); return status == 0 })
+	measurement := c.must("bash", "-c", "sevagent status --json --socket "+socket+" | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"attestation\"][\"measurement\"])'")
+	c.aws("ecs", "put-attributes", "--cluster", "b", "--attributes", "name=sevagent.measurement,value="+measurement+",targetType=container-instance,targetId="+c.container("b", c.instances("b")[0]))
+
+	program := filepath.Join(t.TempDir(), "command")
+	wrapper := filepath.Join(t.TempDir(), "sevagent")
+	c.write(wrapper, "#!/bin/sh\nexec "+filepath.Join(repository(), "bin/sevagent")+" --socket "+socket+" \"$@\"\n")
+	// cloud-init, which no instance here has, leaves the instance's ID in a file.
+	c.write(program, "#!/bin/bash\necho $1 > "+program+".id\nsed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
+	for _, file := range []string{program, wrapper} {
+		if err := os.Chmod(file, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.control("command", map[string]any{"program": program})
+	policy := filepath.Join(dir, "sim/policy.yaml")
+	if failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots"); status != 0 {
+		t.Errorf("exit status %d: %v\n%s", status, failing, c.read(log.Name()))
+	}
+	if failing, _, status := c.verify("b", "--attest"); status != 1 || failing["attestation"].Status != "fail" {
+		t.Errorf("by AMD's roots: exit status %d, %v; a simulated device must not pass", status, failing)
+	}
+}
+
+// until waits for a condition that another process brings about.
+func (c *cloud) until(what string, done func() bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.t.Fatal(fmt.Sprintf("waited for 30 s until %s", what))
+		}
+	}
+}
