@@ -14,6 +14,7 @@ RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
 GOFILES = $(wildcard *.go */)
 TOOLS := $(CACHE)/bin/.installed
 VENV := $(CACHE)/venv/.installed
+CHECKOV := $(CACHE)/checkov/.installed
 
 .PHONY: help
 help: ## list the targets
@@ -31,7 +32,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-node test-rotation test-readers test-docker ## all tests, with everything they need set up
+test: race lint fuzz-short test-aws test-node test-rotation test-readers test-docker ## all tests, with everything they need set up
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -45,6 +46,10 @@ test-node: build $(TOOLS) $(VENV) ## the unmodified binaries among real peers, i
 .PHONY: test-rotation
 test-rotation: ## 500 rotations under the eyes of real readers (root)
 	SEVAGENT_ROTATIONS=$${SEVAGENT_ROTATIONS:-500} test/rotation/run
+
+.PHONY: test-aws
+test-aws: build $(VENV) $(CHECKOV) ## the templates, bootstrap's signals and sevctl verify, against an emulated AWS
+	test/aws/run
 
 .PHONY: test-readers
 test-readers: $(VENV) ## the recipes of docs/reading-certificates.md, as written, while certificates rotate (root)
@@ -106,7 +111,9 @@ $(TOOLS): tools/go.mod tools/go.sum
 	@touch $@
 
 $(VENV): tools/python/requirements.lock
-	rm -rf $(CACHE)/venv
-	python3 -m venv $(CACHE)/venv
-	$(CACHE)/venv/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r tools/python/requirements.lock
+$(CHECKOV): tools/python/checkov.lock
+$(VENV) $(CHECKOV):
+	rm -rf $(@D)
+	python3 -m venv $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@

@@ -179,7 +179,7 @@ func firstOf(err error) error {
 // signaled" is what nodes get that Auto Scaling has added (aws-cloudformation/aws-cloudformation-templates issues 34 and
 // 126, zalando-incubator/kubernetes-on-aws issue 538).
 var (
-	inState = regexp.MustCompile(`is in ([A-Z_]+) state and cannot be signaled`)
+	inState = regexp.MustCompile(`is in ([A-Z_]+) state and can ?not be signaled`)
 	notYet  = regexp.MustCompile(`\bis not in [A-Z_]+_IN_PROGRESS|\bnot waiting\b|^Resource .*does not exist`)
 )
 

@@ -26,6 +26,7 @@ type cloud struct {
 	url string
 	dir string // where commands run: a copy of what they need
 	env []string
+	vars map[string]string // what the documents take for granted; in env, too
 }
 
 var repository = sync.OnceValue(func() string {
@@ -39,7 +40,7 @@ var repository = sync.OnceValue(func() string {
 // newCloud starts the emulator. Nodes that are launched boot at once, with attributes as bootstrap sets them.
 func newCloud(t *testing.T) *cloud {
 	t.Helper()
-	c := &cloud{t: t, dir: t.TempDir()}
+	c := &cloud{t: t, dir: t.TempDir(), vars: make(map[string]string)}
 	emulator := exec.Command(filepath.Join(repository(), ".cache/venv/bin/python"), "-m", "emulator", "--port", "0", "--until-eof")
 	emulator.Dir = filepath.Join(repository(), "test/aws/emulator")
 	emulator.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
@@ -116,11 +117,11 @@ func (c *cloud) control(action string, arguments map[string]any) {
 }
 
 func (c *cloud) set(name, value string) {
-	c.t.Setenv(name, value)
+	c.vars[name] = value
 	c.env = append(c.env, name+"="+value)
 }
 
-func (c *cloud) get(name string) string { return os.Getenv(name) }
+func (c *cloud) get(name string) string { return c.vars[name] }
 
 // run runs a program as a user does, and returns what it prints and its exit status.
 func (c *cloud) run(name string, args ...string) (out string, status int) {

@@ -10,6 +10,7 @@ import (
 
 // TestBadInput violates one constraint at a time. Each is refused before anything is created, in words that say what to do.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	groups := make([]string, 7)
 	for i := range groups {
@@ -78,6 +79,7 @@ func TestBadInput(t *testing.T) {
 
 // TestVariants toggles what can be toggled, on one stack, and deletes it with live nodes.
 func TestVariants(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	group := c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description", "e", "--vpc-id", c.get("VPC"))
 	secret := c.query("ARN", "secretsmanager", "create-secret", "--name", "mtls", "--secret-string", "x")

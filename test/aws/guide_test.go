@@ -34,6 +34,7 @@ func recipes(t *testing.T, document string) (names []string, blocks map[string]s
 
 // TestGuide runs docs/deploy.md from the first block to the last.
 func TestGuide(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	names, blocks := recipes(t, "docs/deploy.md")
 
@@ -197,4 +198,37 @@ func (c *cloud) read(path string) string {
 		c.t.Fatal(err)
 	}
 	return string(content)
+}
+
+// TestMigrationGuide compares the tables of docs/migrate-from-terraform.md with the template.
+func TestMigrationGuide(t *testing.T) {
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(repository(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	document, template := read("docs/migrate-from-terraform.md"), read("cloudformation/cluster.yaml")
+	inputs := strings.Fields(`name vpc_id subnet_ids instance_type ami_id ami_os min_size max_size desired_capacity root_volume_size root_volume_type
+		root_device_name container_insights_enabled service_connect_namespace health_check_grace_period protect_from_scale_in enable_auto_scaling
+		target_cpu_utilization enable_managed_scaling target_capacity max_scaling_step_size min_scaling_step_size base_capacity
+		managed_termination_protection user_data_extra enable_enclave_mtls enclave_security_group_ids enclave_endpoints
+		mtls_certificate_secrets_arns mtls_certificate_path tags`)
+	outputs := strings.Fields(`cluster_id cluster_arn cluster_name capacity_provider_name capacity_provider_arn autoscaling_group_name
+		autoscaling_group_arn launch_template_id launch_template_arn security_group_id iam_role_arn iam_instance_profile_arn`)
+	for _, old := range append(inputs, outputs...) {
+		rows := regexp.MustCompile("(?m)^\\| `"+old+"` \\|(.*)$").FindAllStringSubmatch(document, -1)
+		if len(rows) != 1 {
+			t.Errorf("%s has %d rows, want one", old, len(rows))
+			continue
+		}
+		names := regexp.MustCompile("`([A-Z][A-Za-z]+)`").FindAllStringSubmatch(rows[0][1], 1)
+		if old == "tags" {
+			continue // of the stack
+		}
+		if len(names) == 0 || !strings.Contains(template, "\n  "+names[0][1]+":\n") {
+			t.Errorf("%s: the row names no parameter or output of the template: %s", old, rows[0][1])
+		}
+	}
 }

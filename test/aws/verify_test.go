@@ -5,9 +5,7 @@ package aws_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +14,7 @@ import (
 
 // TestBroken breaks one property at a time of a cluster of two nodes. Exactly its check turns red.
 func TestBroken(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	for i, test := range []struct {
 		name string
@@ -80,6 +79,7 @@ func (c *cloud) container(cluster, instance string) string {
 
 // TestTrouble is what sevctl says when AWS does not do as it is asked.
 func TestTrouble(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	if out, status := c.deploy("b", "cluster.yaml", c.basic("b")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
@@ -117,6 +117,7 @@ func TestTrouble(t *testing.T) {
 
 // TestThousand verifies a cluster of 1,000 nodes.
 func TestThousand(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	if out, status := c.deploy("big", "cluster.yaml", c.basic("big", "MinSize=0", "DesiredCapacity=0", "MaxSize=1000")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
@@ -140,34 +141,13 @@ func TestThousand(t *testing.T) {
 
 // TestAttest asks a node through Run Command for evidence: a real sevagent on a simulated device answers.
 func TestAttest(t *testing.T) {
+	t.Parallel()
 	c := newCloud(t)
 	if out, status := c.deploy("b", "cluster.yaml", c.basic("b")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
-	node := exec.Command(filepath.Join(repository(), "bin/sevsim"), "node")
-	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	node.Stdout, node.Stderr = log, log
-	if err := node.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		node.Process.Signal(os.Interrupt)
-		node.Wait()
-	}()
-	var dir string
-	c.until("the simulated node says where it is", func() bool {
-		m := regexp.MustCompile(`A simulated node under (\S+?),? `).FindStringSubmatch(c.read(log.Name()))
-		if m != nil {
-			dir = m[1]
-		}
-		return m != nil
-	})
-	socket := filepath.Join(dir, "run/sevagent.sock")
-	c.until("the simulated node answers", func() bool { _, status := c.run("sevagent", "status", "--socket", socket); return status == 0 })
+	socket := c.simulatedNode()
+	dir := filepath.Dir(filepath.Dir(socket))
 	measurement := c.must("bash", "-c", "sevagent status --json --socket "+socket+" | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"attestation\"][\"measurement\"])'")
 	c.aws("ecs", "put-attributes", "--cluster", "b", "--attributes", "name=sevagent.measurement,value="+measurement+",targetType=container-instance,targetId="+c.container("b", c.instances("b")[0]))
 
@@ -184,7 +164,7 @@ func TestAttest(t *testing.T) {
 	c.control("command", map[string]any{"program": program})
 	policy := filepath.Join(dir, "sim/policy.yaml")
 	if failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots"); status != 0 {
-		t.Errorf("exit status %d: %v\n%s", status, failing, c.read(log.Name()))
+		t.Errorf("exit status %d: %v", status, failing)
 	}
 	if failing, _, status := c.verify("b", "--attest"); status != 1 || failing["attestation"].Status != "fail" {
 		t.Errorf("by AMD's roots: exit status %d, %v; a simulated device must not pass", status, failing)

@@ -150,7 +150,7 @@ class Signals(EmulatorTest):
                          "Resource No does not exist for stack s")
         self.signal("i-2")
         self.settle()
-        self.assertIn("is in CREATE_COMPLETE state and can not be signaled.", self.refused("ValidationError", self.signal, unique_id="i-3"))
+        self.assertIn("is in CREATE_COMPLETE state and cannot be signaled.", self.refused("ValidationError", self.signal, unique_id="i-3"))
 
     def test_longest_unique_id(self):
         self.deploy(WAIT)

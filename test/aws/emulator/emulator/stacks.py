@@ -254,7 +254,7 @@ class Stack:
 
     def signal(self, name, unique_id, status):
         if not self.status.endswith("_IN_PROGRESS") or self.status.startswith(("DELETE", "ROLLBACK", "REVIEW")):
-            raise invalid(f"Stack:{self.id} is in {self.status} state and can not be signaled.")
+            raise invalid(f"Stack {self.id} is in {self.status} state and cannot be signaled.")
         if len(unique_id) > 64:  # CloudFormation API reference, SignalResource
             raise invalid(f"1 validation error detected: Value '{unique_id}' at 'uniqueId' failed to satisfy constraint: "
                           "Member must have length less than or equal to 64")
@@ -265,7 +265,7 @@ class Stack:
             raise invalid(f"Resource {name} is of type {resources[name]['Type']} and cannot be signaled")
         if name not in self.signals:
             state = self.resources[name].status if name in self.resources else "CREATE_PENDING"
-            raise invalid(f"Resource {name} is in {state} state and can not be signaled.")
+            raise invalid(f"Resource {name} is in {state} state and cannot be signaled.")
         signals = self.signals[name]
         if unique_id in signals.received and status != "FAILURE":
             raise invalid(f"Signal with ID {unique_id} for resource {name} already exists.  "

@@ -1,0 +1,258 @@
+//go:build aws
+
+package aws_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"sevagent/internal/sim/simaws"
+)
+
+// nodes boots what the emulated Auto Scaling group launches: the real bootstrap with the environment of the real user data,
+// beside a real sevagent on a simulated device that they all share. What is not real is EC2, systemd and the ECS agent.
+type nodes struct {
+	*cloud
+	socket string
+	// broken is asked what is wrong with the next node.
+	broken func() defect
+}
+
+type defect string
+
+const (
+	nothingWrong  defect = ""
+	noAgent       defect = "no agent" // bootstrap finds no socket
+	noPackage     defect = "no package"
+	wrongCluster  defect = "wrong cluster"
+	neverRegister defect = "never registers"
+)
+
+// newNodes makes the emulator launch real nodes.
+func newNodes(t *testing.T) *nodes {
+	t.Helper()
+	n := &nodes{cloud: newCloud(t), broken: func() defect { return nothingWrong }}
+	n.socket = n.simulatedNode()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		userData, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = n.boot(r.URL.Query().Get("id"), string(userData))
+		}
+		if err != nil && n.broken() == nothingWrong {
+			t.Errorf("boot: %v", err)
+		}
+	}))
+	t.Cleanup(server.Close)
+	program := filepath.Join(t.TempDir(), "boot")
+	n.write(program, "#!/bin/sh\nexec curl -sS -f --data-binary @- \""+server.URL+"/boot?id=$1\"\n")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.control("boot", map[string]any{"mode": "exec", "program": program})
+	n.control("patience", map[string]any{"seconds": 60})
+	return n
+}
+
+// simulatedNode starts a real sevagent and returns its socket.
+func (c *cloud) simulatedNode() (socket string) {
+	c.t.Helper()
+	node := exec.Command(filepath.Join(repository(), "bin/sevsim"), "node")
+	log, err := os.Create(filepath.Join(c.t.TempDir(), "log"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	node.Stdout, node.Stderr = log, log
+	if err := node.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() {
+		node.Process.Signal(os.Interrupt)
+		node.Wait()
+		log.Close()
+	})
+	c.until("the simulated node is up", func() bool {
+		m := regexp.MustCompile(`sevagent status --socket (\S+)`).FindStringSubmatch(c.read(log.Name()))
+		if m != nil {
+			socket = m[1]
+		}
+		return m != nil
+	})
+	return socket
+}
+
+var exported = regexp.MustCompile(`(?m)^\s*(SEVAGENT_BOOTSTRAP_[A-Z_]+)='?([^'\n]*?)'?( \\)?$`)
+
+// boot does what an instance does with its user data.
+func (n *nodes) boot(id, userData string) error {
+	wrong := n.broken()
+	instance := simaws.DefaultInstance()
+	instance.ID = id
+	imds := httptest.NewServer(&simaws.IMDS{Instance: instance})
+	defer imds.Close()
+	dir, err := os.MkdirTemp("", "boot")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if wrong == noPackage {
+		return n.script(dir, imds.URL, userData)
+	}
+	env := append(os.Environ(), "AWS_ENDPOINT_URL="+n.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+imds.URL, "AWS_EC2_METADATA_DISABLED=", "NO_PROXY=127.0.0.1")
+	for _, m := range exported.FindAllStringSubmatch(userData, -1) {
+		env = append(env, m[1]+"="+m[2])
+	}
+	bootstrap := func(args ...string) error {
+		cmd := exec.Command(filepath.Join(repository(), "bin/bootstrap"), args...)
+		cmd.Env = env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("bootstrap %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	socket := n.socket
+	if wrong == noAgent {
+		socket = filepath.Join(dir, "none")
+	}
+	config := filepath.Join(dir, "etc")
+	if err := bootstrap("--services", "none", "--socket", socket, "--timeout", "2s", "--config-dir", config, "--state-dir", dir, "--ecs-config", filepath.Join(dir, "ecs.config")); err != nil {
+		return err
+	}
+	metadata, err := n.register(id, filepath.Join(dir, "ecs.config"), wrong)
+	if err != nil {
+		return err
+	}
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, metadata) }))
+	defer agent.Close()
+	return bootstrap("signal", "--introspection", agent.URL, "--config-dir", config, "--state-dir", dir, "--timeout", "2s")
+}
+
+// register is the ECS agent's part: it does what ecs.config says, and tells of it.
+func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, err error) {
+	if wrong == neverRegister {
+		return `{"Cluster": "", "ContainerInstanceArn": null, "Version": "1.106.1"}`, nil
+	}
+	text, err := os.ReadFile(ecsConfig)
+	if err != nil {
+		return "", err
+	}
+	set := make(map[string]string)
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			set[key] = value
+		}
+	}
+	if wrong == wrongCluster {
+		return `{"Cluster": "default", "ContainerInstanceArn": "arn:aws:ecs:us-east-2:123456789012:container-instance/default/1", "Version": "1.106.1"}`, nil
+	}
+	var attributes map[string]string
+	if err := json.Unmarshal([]byte(set["ECS_INSTANCE_ATTRIBUTES"]), &attributes); err != nil {
+		return "", err
+	}
+	args := []string{"ecs", "register-container-instance", "--cluster", set["ECS_CLUSTER"], "--instance-identity-document-signature", "x",
+		"--instance-identity-document", fmt.Sprintf(`{"instanceId":"%s","region":"%s"}`, id, region),
+		"--version-info", "agentVersion=1.106.1,agentHash=8dfceca6,dockerVersion=DockerVersion: 25.0.16",
+		"--query", "containerInstance.containerInstanceArn", "--output", "text", "--attributes"}
+	for name, value := range attributes {
+		args = append(args, "name="+name+",value="+value)
+	}
+	cmd := exec.Command(filepath.Join(repository(), ".cache/venv/bin/aws"), args...)
+	cmd.Env = n.env
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("register %s: %w\n%s", id, err, out)
+	}
+	return fmt.Sprintf(`{"Cluster": "%s", "ContainerInstanceArn": "%s", "Version": "1.106.1"}`, set["ECS_CLUSTER"], strings.TrimSpace(string(out))), nil
+}
+
+// script runs the script of the user data on an AMI that lacks sevagent.
+func (n *nodes) script(dir, imds, userData string) error {
+	_, script, _ := strings.Cut(userData, "#!/bin/bash\n")
+	script, _, _ = strings.Cut(script, "--==sevagent==")
+	replaced := strings.NewReplacer(
+		"imds=http://169.254.169.254/latest", "imds="+imds+"/latest",
+		"/usr/libexec/sevagent/bootstrap", filepath.Join(dir, "bootstrap"),
+		"https://cloudformation.$region.$domain/", n.url+"/",
+		"--retry 6", "--retry 0").Replace(script)
+	cmd := exec.Command("bash", "-c", replaced)
+	cmd.Env = append(os.Environ(), "NO_PROXY=127.0.0.1")
+	if out, err := cmd.CombinedOutput(); err == nil {
+		return fmt.Errorf("the script did not fail: %s", out)
+	}
+	return nil
+}
+
+// TestBoot creates a stack whose nodes are booted by the real bootstrap, and replaces them in a rolling update.
+func TestBoot(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	if out, status := n.deploy("real", "cluster.yaml", n.basic("real", "DesiredCapacity=2", "MinSize=1")...); status != 0 {
+		t.Fatalf("%s\n%s", out, n.events())
+	}
+	if got := n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", "real"); got != "CREATE_COMPLETE" {
+		t.Errorf("the stack is %s", got)
+	}
+	before := n.instances("real")
+	failing, _, _ := n.verify("real")
+	// A simulated device is no proof, and bootstrap says so in the attribute. All else is as it should be.
+	for id, k := range failing {
+		if id != "attested" && k.Status != "warn" {
+			t.Errorf("%s %s: %s", id, k.Status, k.Detail)
+		}
+	}
+	if !strings.Contains(failing["attested"].Detail, "roots that are not AMD's") {
+		t.Errorf("attested: %+v, want that the nodes are simulated", failing["attested"])
+	}
+
+	if out, status := n.deploy("real", "cluster.yaml", "InstanceType=m6a.xlarge"); status != 0 {
+		t.Fatalf("%s\n%s", out, n.events())
+	}
+	after := n.instances("real")
+	for _, id := range after {
+		if strings.Contains(strings.Join(before, " "), id) {
+			t.Errorf("%s was not replaced", id)
+		}
+	}
+	if len(after) != 2 || n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", "real") != "UPDATE_COMPLETE" {
+		t.Errorf("after the update: %v", after)
+	}
+}
+
+// TestBootFails breaks a node at every stage. The stack fails at once, and its events say which step failed and why.
+func TestBootFails(t *testing.T) {
+	t.Parallel()
+	n := newNodes(t)
+	for i, test := range []struct {
+		wrong defect
+		says  string
+	}{
+		{noPackage, "download: curl: (7)"},
+		{noAgent, "proof"},
+		{wrongCluster, "registration: registered to default instead of"},
+		{neverRegister, "registration: ECS agent runs, not registered to"},
+	} {
+		t.Run(string(test.wrong), func(t *testing.T) {
+			n.broken = func() defect { return test.wrong }
+			stack := fmt.Sprint("fails", i)
+			c := *n.cloud
+			c.t = t
+			parameters := c.basic(stack, "PackageUrl=https://127.0.0.1:1/sevagent.rpm")
+			if out, status := c.deploy(stack, "cluster.yaml", parameters...); status == 0 {
+				t.Fatalf("it was deployed: %s", out)
+			}
+			events := c.query("StackEvents[?ResourceStatus=='CREATE_FAILED'].ResourceStatusReason", "cloudformation", "describe-stack-events", "--stack-name", stack)
+			if !strings.Contains(events, test.says) {
+				t.Errorf("the events say %q, want %q", events, test.says)
+			}
+		})
+	}
+}
