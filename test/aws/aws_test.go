@@ -22,10 +22,10 @@ const region = "us-east-2"
 
 // cloud is an emulated AWS with a network in it.
 type cloud struct {
-	t   *testing.T
-	url string
-	dir string // where commands run: a copy of what they need
-	env []string
+	t    *testing.T
+	url  string
+	dir  string // where commands run: a copy of what they need
+	env  []string
 	vars map[string]string // what the documents take for granted; in env, too
 }
 

@@ -44,9 +44,23 @@ func TestBroken(t *testing.T) {
 			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp", "--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
 				c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version", "--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data", `{"EbsOptimized":true}`))
 		}, []string{"template-version"}},
+		{"not SNP", func(c *cloud, _, node string) { c.damage(node, "snp", "disabled") }, []string{"snp-enabled"}},
+		{"type", func(c *cloud, _, node string) { c.damage(node, "type", "m5.large") }, []string{"instance-types"}},
+		{"legacy boot", func(c *cloud, _, node string) { c.damage(node, "boot_mode", "legacy-bios") }, []string{"boot-mode"}},
+		{"root volume", func(c *cloud, _, node string) { c.damage(node, "root_encrypted", false) }, []string{"root-encrypted"}},
+		{"agent", func(c *cloud, _, node string) { c.damage(node, "agent_connected", false) }, []string{"agent-connected"}},
+		{"stopped", func(c *cloud, _, node string) { c.aws("ec2", "stop-instances", "--instance-ids", node) }, []string{"nodes-running"}},
+		{"template without SNP", func(c *cloud, cluster, _ string) {
+			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp", "--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
+				c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version", "--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data", `{"CpuOptions":{"AmdSevSnp":"disabled"}}`))
+		}, []string{"launch-template", "template-version"}},
+		{"unhealthy", func(c *cloud, _, node string) {
+			c.aws("autoscaling", "set-instance-health", "--instance-id", node, "--health-status", "Unhealthy")
+		}, []string{"auto-scaling-group"}},
 		{"no FARGATE but another provider", func(c *cloud, cluster, _ string) {
 			c.aws("ecs", "put-cluster-capacity-providers", "--cluster", cluster, "--capacity-providers", cluster+"-snp", "FARGATE", "--default-capacity-provider-strategy", "capacityProvider="+cluster+"-snp,weight=1")
 		}, []string{"capacity-providers"}},
+		{"image", func(c *cloud, _, node string) { c.damage(node, "image_boot_mode", nil) }, []string{"ami-boot-mode"}}, // of all that come after
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := *c
@@ -67,6 +81,12 @@ func TestBroken(t *testing.T) {
 			}
 		})
 	}
+}
+
+// damage breaks a property of an instance that no API breaks.
+func (c *cloud) damage(instance, property string, value any) {
+	c.t.Helper()
+	c.control("damage", map[string]any{"instance": instance, property: value})
 }
 
 // container is the ARN of an instance's container instance.

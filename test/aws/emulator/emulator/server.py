@@ -7,6 +7,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, nodes, ssm  # noqa: F401, they change moto
 from .control import ACTIONS, Front, faults, settings
+from .damage import damage
 
 
 class _Handler(WSGIRequestHandler):
@@ -31,7 +32,7 @@ class Server:
     """Server().start() serves until stop(); url is where."""
 
     def __init__(self, host="127.0.0.1", port=0):
-        actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create, "event": events.emit,
+        actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create, "event": events.emit, "damage": damage,
                    "health": lambda: {"status": "ok"}}
         self._server = make_server(host, port, Front(api.application, actions), threaded=True, request_handler=_Handler)
         self._server.daemon_threads = True
