@@ -298,6 +298,11 @@ func TestGuardForReal(t *testing.T) {
 		}
 	}
 	generation := next()
+	for deadline := time.Now().Add(10 * time.Second); r.Status().Generation != generation; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) { // the status follows the publication
+			t.Fatalf("%+v", r.Status())
+		}
+	}
 	want := mustRead(t, filepath.Join(path, "client.key"))
 	if os.Getuid() == 0 && r.Status().Guard.Immutable != immutableHere(t, path) {
 		t.Errorf("immutable: %v, and the file system says otherwise", r.Status().Guard.Immutable)
