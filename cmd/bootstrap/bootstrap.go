@@ -237,8 +237,23 @@ func (n *node) leaveSignal() error {
 	return nil
 }
 
+// refuse keeps a node that is not what was asked for out of the cluster.
+func (n *node) refuse(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	u, err := connectUnits(ctx, n.services)
+	if err != nil {
+		return err
+	}
+	defer u.close()
+	return u.refuseECS(ctx)
+}
+
 // report tells CloudFormation that a step has failed, if there is a stack to tell, and returns the error to end with.
 func (n *node) report(ctx context.Context, err error) error {
+	if refused := n.refuse(context.WithoutCancel(ctx)); refused != nil {
+		err = fmt.Errorf("%w; and the ECS agent may start: %v", err, refused)
+	}
 	if n.stack == "" || n.checkSignal() != nil {
 		return err
 	}

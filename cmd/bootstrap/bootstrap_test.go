@@ -63,6 +63,18 @@ func (f fakeSystemd) EnableUnitFilesContext(_ context.Context, files []string, r
 	return true, nil, f.note("enable %s", files[0])
 }
 
+func (f fakeSystemd) StopUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error) {
+	return 1, f.note("queue stop %s", unit)
+}
+
+func (f fakeSystemd) MaskUnitFilesContext(_ context.Context, files []string, runtime, force bool) ([]dbus.MaskUnitFileChange, error) {
+	return nil, f.note("mask %s", files[0])
+}
+
+func (f fakeSystemd) UnmaskUnitFilesContext(_ context.Context, files []string, runtime bool) ([]dbus.UnmaskUnitFileChange, error) {
+	return nil, f.note("unmask %s", files[0])
+}
+
 func (f fakeSystemd) ResetFailedUnitContext(context.Context, string) error { return nil }
 
 func (f fakeSystemd) StartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error) {

@@ -124,43 +124,48 @@ func (r reporter) tell(ctx context.Context, status types.ResourceSignalStatus, u
 	return err
 }
 
-// send signals every resource until each has accepted, or has said that it will not. A node can be faster than its
-// stack: the wait condition begins to wait only once the capacity provider is the cluster's. So "not yet" is asked again,
-// until the deadline.
+// send signals every resource. A node can be faster than its stack: the wait condition begins to wait only once the
+// capacity provider is the cluster's. So that one is asked again until it accepts, or says that it will not, or the
+// deadline has come.
 func (r reporter) send(ctx context.Context, client *cloudformation.Client, status types.ResourceSignalStatus, uniqueID string) (accepted []string, err error) {
 	pending := r.target.resources()
+	var last error // why the ready resource did not take it
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 15*time.Second) {
 		var later []string
 		for _, id := range pending {
 			_, callErr := client.SignalResource(ctx, &cloudformation.SignalResourceInput{
 				StackName: &r.target.Stack, LogicalResourceId: aws.String(id), Status: status, UniqueId: &uniqueID,
 			})
-			switch refusal, final := refusalOf(callErr); {
-			case callErr == nil:
+			refusal, final := refusalOf(callErr)
+			switch {
+			case callErr == nil || repeated.MatchString(refusal):
 				accepted = append(accepted, id)
 				r.say("signal", "%s to %s as %s", status, id, uniqueID)
 			case refusal == "":
 				err = errors.Join(err, r.explain(id, callErr))
-			case final:
+			case final || id != r.target.ReadyResource:
+				// A group waits for the nodes of a rolling update before it launches them. To wait until it does would be to
+				// be taken for one of them.
 				r.say("signal", "%s does not wait: %s", id, refusal)
 			default:
 				later = append(later, id)
+				last = r.explain(id, callErr)
 			}
 		}
-		if err != nil {
-			return accepted, firstOf(err)
-		}
-		// Where one has accepted, only the wait condition can still begin to wait.
-		if pending = later; len(accepted) > 0 && !slices.Contains(pending, r.target.ReadyResource) {
-			pending = nil
-		}
-		if len(pending) == 0 {
-			return accepted, nil
+		switch pending = later; {
+		case len(accepted) > 0 && (err != nil || len(pending) == 0 || ctx.Err() != nil):
+			return accepted, nil // that it was told is what must not be forgotten
+		case err != nil:
+			return nil, firstOf(err)
+		case len(pending) == 0:
+			return nil, nil
 		}
 		select {
 		case <-ctx.Done():
-			r.say("signal", "%s did not begin to wait within %v", strings.Join(pending, " and "), r.timeout)
-			return accepted, nil
+			if len(accepted) > 0 {
+				return accepted, nil
+			}
+			return nil, advised{fmt.Errorf("%w; it did not begin to wait within %v", last, r.timeout), "see the stack's events"}
 		case <-time.After(pause):
 		}
 	}
@@ -178,12 +183,15 @@ func firstOf(err error) error {
 // mistake too: there is nothing but the message to tell them apart. "Stack arn:… is in CREATE_COMPLETE state and cannot be
 // signaled" is what nodes get that Auto Scaling has added (aws-cloudformation/aws-cloudformation-templates issues 34 and
 // 126, zalando-incubator/kubernetes-on-aws issue 538).
+//
+// What it says of a resource that has not begun is not documented; whatever is not known to be final is asked again.
 var (
-	inState = regexp.MustCompile(`is in ([A-Z_]+) state and can ?not be signaled`)
-	notYet  = regexp.MustCompile(`\bis not in [A-Z_]+_IN_PROGRESS|\bnot waiting\b|^Resource .*does not exist`)
+	inState  = regexp.MustCompile(`^(Stack|Resource)\b.* is in ([A-Z_]+) state and can ?not be signaled`)
+	repeated = regexp.MustCompile(`^Signal with ID .* already exists`)
+	noStack  = regexp.MustCompile(`^Stack .*does not exist`)
 )
 
-// waitingStates are those in which what does not wait now may come to.
+// waitingStates are those of a stack in which a resource that does not wait now may come to.
 var waitingStates = []string{"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "UPDATE_ROLLBACK_IN_PROGRESS", "REVIEW_IN_PROGRESS"}
 
 // refusalOf returns the message of an error that says that a resource does not wait, and whether it can still begin to.
@@ -192,13 +200,18 @@ func refusalOf(err error) (message string, final bool) {
 	if !ok || api.ErrorCode() != "ValidationError" {
 		return "", false
 	}
-	if m := inState.FindStringSubmatch(api.ErrorMessage()); m != nil {
-		return api.ErrorMessage(), !slices.Contains(waitingStates, m[1])
+	message = api.ErrorMessage()
+	if noStack.MatchString(message) {
+		return "", false
 	}
-	if notYet.MatchString(api.ErrorMessage()) {
-		return api.ErrorMessage(), false
+	switch m := inState.FindStringSubmatch(message); {
+	case m == nil:
+		return message, false
+	case m[1] == "Stack":
+		return message, !slices.Contains(waitingStates, m[2])
+	default: // a resource that has not begun, or has begun anew, may still wait
+		return message, strings.HasSuffix(m[2], "_COMPLETE") || strings.HasSuffix(m[2], "_FAILED")
 	}
-	return "", false
 }
 
 // explain says what to do about an error.

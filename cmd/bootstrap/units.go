@@ -32,6 +32,9 @@ type systemd interface {
 	ResetFailedUnitContext(ctx context.Context, unit string) error
 	StartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error)
 	RestartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error)
+	StopUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error)
+	MaskUnitFilesContext(ctx context.Context, files []string, runtime, force bool) ([]dbus.MaskUnitFileChange, error)
+	UnmaskUnitFilesContext(ctx context.Context, files []string, runtime bool) ([]dbus.UnmaskUnitFileChange, error)
 	GetAllPropertiesContext(ctx context.Context, unit string) (map[string]any, error)
 	Close()
 }
@@ -67,6 +70,9 @@ func (u units) close() {
 func (u units) check(ctx context.Context, names ...string) error {
 	if u.systemd == nil {
 		return nil
+	}
+	if _, err := u.systemd.UnmaskUnitFilesContext(ctx, []string{ecsUnit}, true); err != nil { // what refuseECS did in an earlier run
+		return fmt.Errorf("unmask %s: %w", ecsUnit, err)
 	}
 	if err := u.systemd.ReloadContext(ctx); err != nil { // a package may just have brought them
 		return fmt.Errorf("reload systemd: %w", err)
@@ -133,6 +139,24 @@ func (u units) startECS(ctx context.Context, changed bool) error {
 		start = u.systemd.RestartUnitContext
 	}
 	return queueJob(ctx, ecsUnit, start)
+}
+
+// refuseECS keeps ecs.service from being started until the next boot, or until bootstrap has run well: on Amazon Linux it
+// is queued already, behind the user data, and would join with what the AMI says. One that runs is left alone: this is a
+// node, and it is a later run of bootstrap that has failed.
+func (u units) refuseECS(ctx context.Context) error {
+	if u.systemd == nil {
+		return nil
+	}
+	p, err := u.systemd.GetAllPropertiesContext(ctx, ecsUnit)
+	if err == nil && p["ActiveState"] == "active" {
+		return nil
+	}
+	_, err = u.systemd.MaskUnitFilesContext(ctx, []string{ecsUnit}, true, true)
+	if p["LoadState"] != "loaded" {
+		return err
+	}
+	return errors.Join(err, queueJob(ctx, ecsUnit, u.systemd.StopUnitContext))
 }
 
 // startSignal starts, without waiting, what waits for the node's registration, and enables it, in case that the node

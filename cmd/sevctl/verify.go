@@ -197,6 +197,9 @@ func (o *clusterOptions) judge(verifier *appraise.Verifier, answer cluster.Answe
 	out := cluster.Attestation{ID: answer.ID, Status: cluster.Fail, Nonce: answer.Hex()}
 	if answer.Err != nil {
 		out.Reason = answer.Err.Error()
+		if answer.Unasked {
+			out.Status = cluster.Unknown // that says nothing of the node
+		}
 		return out
 	}
 	one := o.evidence
@@ -218,6 +221,12 @@ func (o *clusterOptions) judge(verifier *appraise.Verifier, answer cluster.Answe
 	if r.Nonce != "verified" && out.Status != cluster.Fail {
 		out.Status, out.Reason = cluster.Fail, "the nonce was not verified"
 	}
+	if out.Status != cluster.Fail && !askedByRoot(r) {
+		// A container somewhere else, with the socket of a genuine node, could answer for a node that is none.
+		out.Status = cluster.Fail
+		out.Reason = fmt.Sprintf("its evidence was asked for by uid %d, container %q, and not by the node's root through Run Command", r.Caller.UID, r.Caller.ContainerID)
+		return out
+	}
 	if v := r.Verdict; v.Code != "" || v.Reason != "" {
 		out.Reason = fmt.Sprintf("%s: %s", cmp.Or(v.Code, "verdict"), v.Reason)
 	}
@@ -225,6 +234,12 @@ func (o *clusterOptions) judge(verifier *appraise.Verifier, answer cluster.Answe
 		out.Status, out.Reason = cluster.Warn, "verified with roots that are not AMD's: nothing here speaks of real hardware"
 	}
 	return out
+}
+
+// askedByRoot: did root on the node ask, outside any container, and for nothing but the nonce?
+func askedByRoot(r *result) bool {
+	return r.Purpose == evidence.PurposeClient && r.Binding.Kind == evidence.BindNone &&
+		r.Caller.UID == 0 && r.Caller.ContainerID == "" && r.Caller.TaskARN == ""
 }
 
 func isTerminal(w io.Writer) bool {

@@ -33,6 +33,9 @@ type Check struct {
 	Advice string `json:"advice,omitempty"`
 	// Resources are those that did not pass, worst first.
 	Resources []Resource `json:"resources,omitempty"`
+
+	// unseen is the call that failed, and for which not all nodes may be known; empty: they are.
+	unseen, unseenError string
 }
 
 // Resource is one thing that a check has something to say about.
@@ -99,7 +102,13 @@ func (s *Snapshot) withGroups(id, title string, needs ...string) (Check, bool) {
 
 // withNodes is newCheck for what is said of machines that run.
 func (s *Snapshot) withNodes(id, title string, needs ...string) (Check, bool) {
-	return s.newCheck(id, title, slices.Concat(s.listing(), []string{apiInstances}, needs)...)
+	c, ok := s.newCheck(id, title, slices.Concat(s.listing(), []string{apiInstances}, needs)...)
+	for _, api := range []string{apiContainers, apiContainer} {
+		if err := s.Failures[api]; err != nil {
+			c.unseen, c.unseenError = api, brief(err)
+		}
+	}
+	return c, ok
 }
 
 // listing is what it takes to know the nodes. Either side will do, so that one denied call does not hide what the
@@ -128,6 +137,11 @@ func (c Check) finish(of int, things, good, advice string) Check {
 	if len(c.Resources) == 0 {
 		if c.Detail = good; of == 0 {
 			c.Detail = "there are no " + things
+		}
+		if c.unseen != "" {
+			c.Status = Unknown
+			c.Detail += "; there may be nodes that were not seen: " + c.unseen + ": " + c.unseenError
+			c.Advice = "Allow " + c.unseen + " to whoever runs this, or run it again."
 		}
 		return c
 	}

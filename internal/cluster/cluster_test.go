@@ -143,7 +143,9 @@ func TestBroken(t *testing.T) {
 // TestDenied lets one call after another fail. What needs it is unknown, what does not goes on.
 func TestDenied(t *testing.T) {
 	group := []string{"auto-scaling-group", "launch-template", "template-version", "scale-in-protection", "membership"}
-	nodes := []string{"nodes-running", "agent-connected", "membership", "attested", "attested-equal"}
+	// The group shows its instances; which others there may be is not known.
+	nodes := []string{"nodes-running", "agent-connected", "membership", "attested", "attested-equal",
+		"instance-types", "snp-enabled", "boot-mode", "ami-boot-mode", "imdsv2", "root-encrypted"}
 	for api, want := range map[string][]string{
 		apiClusters:   append([]string{"cluster-active", "container-insights", "capacity-providers"}, group...),
 		apiProviders:  append([]string{"capacity-providers"}, group...),

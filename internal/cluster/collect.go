@@ -29,8 +29,9 @@ type Answer struct {
 	Nonce []byte
 	// Document is unverified.
 	Document []byte
-	// Err says why there is no Document.
-	Err error
+	// Err says why there is no Document. Unasked: AWS would not let the node be asked.
+	Err     error
+	Unasked bool
 }
 
 const (
@@ -113,6 +114,9 @@ func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, m
 		return
 	case err != nil:
 		fail(fmt.Errorf("%s: %s", apiSend, brief(err)))
+		for i := range batch {
+			batch[i].Unasked = true
+		}
 		return
 	}
 	command := aws.ToString(out.Command.CommandId)
@@ -243,17 +247,20 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 			said[n.ID] = n.Container.Attributes[AttrMeasurement]
 		}
 	}
-	guests := make(map[string]string)
+	guests := make(map[string][]string) // by REPORT_ID
+	for _, r := range results {
+		if r.ReportID != "" && (r.Status == Pass || r.Status == Warn) {
+			guests[r.ReportID] = append(guests[r.ReportID], r.ID)
+		}
+	}
 	for i := range results {
 		r := &results[i]
-		switch other, seen := guests[r.ReportID]; {
+		switch same := guests[r.ReportID]; {
 		case r.Status != Pass && r.Status != Warn:
-		case seen && r.ReportID != "":
-			r.Status, r.Reason = Fail, fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: one has answered for the other", other)
+		case len(same) > 1: // which of them is the genuine one cannot be told
+			r.Status, r.Reason = Fail, fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: one has answered for another", strings.Join(slices.DeleteFunc(slices.Clone(same), func(id string) bool { return id == r.ID }), ", "))
 		case said[r.ID] != "" && said[r.ID] != r.Measurement:
 			r.Status, r.Reason = Fail, fmt.Sprintf("its measurement is %s, not the %s of its attribute %s", short(r.Measurement), short(said[r.ID]), AttrMeasurement)
-		default:
-			guests[r.ReportID] = r.ID
 		}
 		if r.Status != Pass {
 			c.add(r.Status, r.ID, "%s", r.Reason)

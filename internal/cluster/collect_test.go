@@ -136,7 +136,7 @@ func TestCheckAttestation(t *testing.T) {
 		{"good", func(_ *Snapshot, r []Attestation) []Attestation { return r }, Pass, "2 verified here"},
 		{"failed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Fail, "why"; return r }, Fail, "i-2: why"},
 		{"warned", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Warn, "why"; return r }, Warn, "i-2: why"},
-		{"relayed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].ReportID = "01"; return r }, Fail, "one has answered for the other"},
+		{"relayed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].ReportID = "01"; return r }, Fail, "one has answered for another"},
 		{"not as it said", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Measurement = "cd"; return r }, Fail, "its measurement is cd"},
 		{"nobody", func(*Snapshot, []Attestation) []Attestation { return nil }, Fail, "no node to ask"},
 		{"not all known", func(s *Snapshot, r []Attestation) []Attestation {

@@ -439,6 +439,12 @@ func (g *gathering) describe(ctx context.Context, nodes map[string]*Node, arns [
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for _, f := range out.Failures {
+		// One that has been deregistered since it was listed is MISSING.
+		if reason := aws.ToString(f.Reason); reason != "MISSING" {
+			g.s.Failures[apiContainer] = fmt.Errorf("%s: %s", aws.ToString(f.Arn), reason)
+		}
+	}
 	for _, ci := range out.ContainerInstances {
 		c := &Container{
 			ARN: aws.ToString(ci.ContainerInstanceArn), Status: aws.ToString(ci.Status), Provider: aws.ToString(ci.CapacityProviderName),

@@ -183,6 +183,13 @@ func TestAttest(t *testing.T) {
 	}
 	c.control("command", map[string]any{"program": program})
 	policy := filepath.Join(dir, "sim/policy.yaml")
+	if os.Getuid() != 0 { // and Run Command is
+		failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots")
+		if status != 1 || !strings.Contains(failing["attestation"].Detail, "not by the node's root") {
+			t.Errorf("asked by somebody: exit status %d, %v", status, failing)
+		}
+		return
+	}
 	if failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots"); status != 0 {
 		t.Errorf("exit status %d: %v", status, failing)
 	}
