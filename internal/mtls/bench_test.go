@@ -69,7 +69,7 @@ func benchDirectory(b *testing.B, where string) *published {
 	if dir, err = filepath.Abs(dir); err != nil {
 		b.Fatal(err)
 	}
-	return &published{b, &publisher{path: filepath.Join(dir, "mtls"), allowDisk: true, log: testLog(b)}, nil}
+	return &published{b, &publisher{path: filepath.Join(dir, "mtls"), allowDisk: true, log: testLog(b)}, nil, nil}
 }
 
 // forgetOld collects what an hour makes collectable.

@@ -136,7 +136,7 @@ func (d *directory) serves(s *set, bundles []*bundle, withEvidence bool) bool {
 // switchTo makes s the current generation.
 func (d *directory) switchTo(s *set, bundles []*bundle, evidence []byte, now time.Time) error {
 	d.adopted.Opens += d.opens.drain()
-	g, err := d.pub.publish(s, bundles, evidence, d.access, d.generation(), now)
+	g, err := d.pub.publish(s, bundles, evidence, d.access, d.current, now)
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", d.pub.path, err) // what lies there is what lay there
 	}
@@ -154,7 +154,15 @@ func (d *directory) expect() {
 	}
 	tree, err := d.capture()
 	if err != nil {
+		// What was captured later could be what someone has made of it: it is published again instead.
 		d.log.Warn("the published files are not guarded", "path", d.pub.path, "err", err)
+		d.state.State, d.state.Error = GuardAlarm, err.Error()
+		d.repair.next = time.Now().Add(retryMin)
+	}
+	if d.tree != nil && tree != nil && !tree.SameDirectory(d.tree) {
+		d.lost = true
+		d.state.State = GuardAlarm
+		d.log.Error("the published directory is another one than before: containers that mount it hold the old one; restart them", "path", d.pub.path)
 	}
 	d.tree = tree
 	d.guard.Expect(tree)
@@ -196,7 +204,8 @@ func (d *directory) capture() (*guard.Tree, error) {
 	return guard.Capture(d.pub.path, l)
 }
 
-// withdraw removes a consumer's directory, which nothing tends any more.
+// withdraw removes a consumer's directory, which nothing tends any more. The current generation goes after the others and
+// before the links: by its manifest the next start recognises what a crash has left.
 func (p *publisher) withdraw() error {
 	if _, err := os.Lstat(p.path); errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -206,17 +215,19 @@ func (p *publisher) withdraw() error {
 		return err
 	}
 	defer root.Close()
-	var errs []error
-	for _, link := range []string{dataLink, prevLink} {
-		errs = append(errs, removeIfThere(root, link))
-	}
-	errs = append(errs, mendLinks(root, nil))
-	names, err := generations(root)
+	current := linkedGeneration(root, dataLink)
+	errs := []error{mendLinks(root, nil), removeIfThere(root, prevLink)}
+	names, err := readNames(root)
 	errs = append(errs, err)
 	for _, name := range names {
-		errs = append(errs, removeGeneration(root, name))
+		if name != current && (strings.HasPrefix(name, genPrefix) || isTmpName(name)) {
+			errs = append(errs, removeGeneration(root, name))
+		}
 	}
-	return errors.Join(append(errs, os.Remove(p.path))...)
+	if current != "" {
+		errs = append(errs, removeGeneration(root, current))
+	}
+	return errors.Join(append(errs, removeIfThere(root, dataLink), os.Remove(p.path))...)
 }
 
 // withdrawForgotten removes directories of consumers that the configuration has lost while the agent did not run.
@@ -241,9 +252,9 @@ func (r *Rotator) withdrawForgotten() {
 		if err != nil {
 			continue
 		}
-		ours := linkedGeneration(sub, dataLink) != ""
+		m, err := readManifestOf(sub, linkedGeneration(sub, dataLink))
 		sub.Close()
-		if ours {
+		if err == nil && m.Consumer == name {
 			r.withdraw(r.newPublisher(name))
 		}
 	}
@@ -262,7 +273,10 @@ func (c Consumer) subset(s *set) (*set, []string) {
 	if c.Name == "" {
 		return s, nil
 	}
-	sub := &set{sources: s.sources, carried: s.carried, leaves: make(map[string]*x509.Certificate)}
+	sub := &set{sources: s.sources, leaves: make(map[string]*x509.Certificate)}
+	if slices.Contains(c.Files, fileOf(caCert)) {
+		sub.carried = s.carried
+	}
 	var missing []string
 	for _, name := range c.Files {
 		i := slices.IndexFunc(s.files, func(f file) bool { return f.name == name })

@@ -43,7 +43,7 @@ const maxRetired = 128
 // The path of a consumer's directory ends in a published directory, where others may be able to make links: there, a
 // link is removed, and never gone through.
 func (p *publisher) open() (*os.Root, error) {
-	if !p.nested {
+	if p.consumer == "" {
 		return openDir(p.path, p.allowDisk)
 	}
 	fi, err := os.Lstat(p.path)
@@ -64,8 +64,11 @@ func (p *publisher) open() (*os.Root, error) {
 		if there, err = root.Stat("."); err == nil && os.SameFile(fi, there) {
 			return root, nil
 		}
-	} else if fi, err = os.Lstat(p.path); err == nil && fi.IsDir() { // it was made a moment ago
-		return root, nil
+	} else if fi, err = os.Lstat(p.path); err == nil { // it was made a moment ago
+		var there fs.FileInfo
+		if there, err = root.Stat("."); err == nil && os.SameFile(fi, there) {
+			return root, nil
+		}
 	}
 	root.Close()
 	return nil, fmt.Errorf("%s has been replaced meanwhile (%v)", p.path, err)
@@ -145,11 +148,26 @@ func setLink(root *os.Root, name, target string) error {
 	if err := stageLink(root, tmp, target); err != nil {
 		return err
 	}
-	if err := root.Rename(tmp, name); err != nil {
+	if err := renameOver(root, tmp, name); err != nil {
 		root.Remove(tmp)
 		return err
 	}
 	return nil
+}
+
+// renameOver renames a link over what is there. A directory, which someone must have put there, cannot be renamed over,
+// and goes out of the way.
+func renameOver(root *os.Root, tmp, name string) error {
+	err := root.Rename(tmp, name)
+	if fi, e := root.Lstat(name); err == nil || e != nil || !fi.IsDir() {
+		return err
+	}
+	return errors.Join(moveAside(root, name), root.Rename(tmp, name))
+}
+
+// moveAside keeps what someone has put where something of ours belongs, under a name that readers do not look at.
+func moveAside(root *os.Root, name string) error {
+	return root.Rename(name, asidePrefix+strings.TrimLeft(name, ".")+"-"+strconv.FormatInt(time.Now().UnixNano(), 36))
 }
 
 // stageLink makes a link, in place of one that a crash may have left.
@@ -196,8 +214,9 @@ func syncRoot(root *os.Root) error {
 // unwanted. A directory where a link should be is an error if it has something in it; an empty one is what Docker
 // leaves when it finds nothing to bind, and is removed.
 //
-// aside says that such a directory was put where a link of ours was: it goes out of the way then.
-func userLinks(root *os.Root, entries, names []string, aside bool) (missing, unwanted []string, err error) {
+// ours are the names of which links of ours have been there: a directory in the place of one was put there by someone else,
+// and goes out of the way.
+func userLinks(root *os.Root, entries, names, ours []string) (missing, unwanted []string, err error) {
 	there := make(map[string]bool)
 	for _, name := range entries {
 		if strings.HasPrefix(name, "..") {
@@ -213,8 +232,8 @@ func userLinks(root *os.Root, entries, names []string, aside bool) (missing, unw
 		}
 		if fi, err := root.Lstat(name); err == nil && fi.IsDir() && wanted {
 			err := root.Remove(name)
-			if err != nil && aside {
-				err = root.Rename(name, asidePrefix+name+"-"+strconv.FormatInt(time.Now().UnixNano(), 36))
+			if err != nil && slices.Contains(ours, name) {
+				err = moveAside(root, name)
 			}
 			if err != nil {
 				return nil, nil, fmt.Errorf("make room for a link: %w", err)
@@ -235,7 +254,7 @@ func mendLinks(root *os.Root, names []string) error {
 	if err != nil {
 		return err
 	}
-	missing, unwanted, err := userLinks(root, entries, names, true)
+	missing, unwanted, err := userLinks(root, entries, names, names)
 	if err != nil {
 		return err
 	}

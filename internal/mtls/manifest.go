@@ -24,6 +24,7 @@ const (
 // guard. It holds no secrets, and everyone may read it.
 type manifest struct {
 	Generation string          `json:"generation"`
+	Consumer   string          `json:"consumer,omitempty"` // whose directory it is in
 	Published  time.Time       `json:"published"`
 	NotAfter   time.Time       `json:"not_after,omitzero"`
 	Owner      string          `json:"owner"`     // uid:gid, also of manifest.json

@@ -33,7 +33,16 @@ func (r *Rotator) carry(bundles []*bundle, now time.Time) []carried {
 		}
 	}
 	for _, c := range anchors(g.bundles) {
-		keep(c, now.Add(overlap))
+		id := contentID(c.Raw)
+		if slices.ContainsFunc(next, c.Equal) {
+			delete(r.leaving, id)
+			continue
+		}
+		// From when it was first missed, also if nothing can be published meanwhile.
+		if _, known := r.leaving[id]; !known {
+			r.leaving[id] = now.Add(overlap)
+		}
+		keep(c, earlier(r.leaving[id], now.Add(overlap)))
 	}
 	for _, c := range g.set.carried {
 		keep(c.cert, earlier(c.Until, now.Add(overlap)))

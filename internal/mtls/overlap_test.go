@@ -3,6 +3,8 @@ package mtls
 import (
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,6 +150,43 @@ func TestOverlapEndsWhileNothingCanBePublished(t *testing.T) {
 		settings.Secrets = nil
 		n.Apply(settings)
 		n.after(time.Hour)
+	})
+}
+
+// While the node's own directory cannot be published to, the bound counts all the same, and a consumer that can be is not
+// published to again and again. One without ca.crt hears nothing of it.
+func TestOverlapOfConsumers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := newCA(t, "first", nil), newCA(t, "second", nil)
+		s := newFake(first.clientSecret(t, "a"))
+		d := new(fakeDevice)
+		d.says("x", nil)
+		var published atomic.Int64
+		path := filepath.Join(memoryDir(t), "mtls")
+		n := start(t, path, map[string]Source{"a": s}, func(c *Config) {
+			c.Settings.CAOverlap = time.Hour
+			c.Settings.Consumers = []Consumer{{"trust", ours.owner, []string{"ca.crt"}}, {"web", ours.owner, []string{"client.pem"}}}
+			c.Evidence = d.evidence
+			c.Published = func(string) { published.Add(1) }
+		})
+		published.Store(0)
+		d.says("", errTest)
+		s.put("version-2", second.clientSecret(t, "b"))
+		n.after(3 * time.Hour)
+		if got := published.Load(); got < 1 || got > 3 {
+			t.Errorf("%d times something was published in three hours", got)
+		}
+		trust := func() int { return strings.Count(mustRead(t, filepath.Join(path, "trust/ca.crt")), "BEGIN") }
+		if trust() != 1 {
+			t.Errorf("the consumer's ca.crt holds %d anchors, two hours after the overlap", trust())
+		}
+		d.says("y", nil)
+		n.after(10 * time.Minute)
+		generation := n.Status().Current("web")
+		n.after(2 * time.Hour)
+		if got := n.Status().Current("web"); got != generation {
+			t.Error("a consumer without ca.crt was published to when the overlap ended")
+		}
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 type publisher struct {
 	path      string
 	allowDisk bool
-	nested    bool // a consumer's, below the node's own
+	consumer  string // whose directory below the node's own it is; empty: the node's
 	log       *slog.Logger
 	// quiet is waited upon before a switch; nil: nothing is.
 	quiet func()
@@ -51,8 +51,8 @@ var errRolledBack = errors.New("went back to the generation before")
 // publish makes s the current generation, with evidence.json unless that is nil, or leaves the current one and says
 // why. It takes a fraction of a millisecond beside the wait for a quiet moment.
 //
-// previous is the generation that readers have been using, whatever ..data says now; empty: what it says.
-func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access, previous string, now time.Time) (*generation, error) {
+// was is the generation that readers have been using, whatever ..data says now; nil: what it says.
+func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access, was *generation, now time.Time) (*generation, error) {
 	files := slices.Clone(s.files)
 	if evidence != nil {
 		files = append(files, file{name: evidenceFile, content: evidence})
@@ -75,10 +75,16 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 	for slices.Contains(entries, generationName(s.sources, now)) {
 		now = now.Add(time.Microsecond)
 	}
-	if !slices.Contains(entries, previous) {
-		previous = linkedGeneration(root, dataLink)
+	previous := linkedGeneration(root, dataLink)
+	var ours []string
+	if was != nil {
+		ours = was.manifest.links()
+		if fi, err := root.Lstat(was.name()); err == nil && fi.IsDir() {
+			previous = was.name()
+		}
 	}
 	m := newManifest(generationName(s.sources, now), s, files, a, now)
+	m.Consumer = p.consumer
 	encoded := m.encode()
 	files = append(files, file{name: manifestFile, content: encoded})
 	pub := &publication{
@@ -86,6 +92,7 @@ func (p *publisher) publish(s *set, bundles []*bundle, evidence []byte, a access
 		root:      root,
 		dir:       dir,
 		entries:   entries,
+		ours:      ours,
 		name:      m.Generation,
 		previous:  previous,
 		formerly:  linkedGeneration(root, prevLink),
@@ -119,6 +126,7 @@ type publication struct {
 	root      *os.Root
 	dir       *os.File // the same
 	entries   []string // in it, to begin with
+	ours      []string // names of which links of ours have been there
 	gen       *genDir  // the new generation, once it is there
 	old       *genDir  // the current one so far, once it is retired
 	name      string
@@ -172,8 +180,7 @@ func (p *publication) run() error {
 }
 
 func (p *publication) plan() ([]step, error) {
-	// Where there is a generation there were links: what is in the place of one has been put there.
-	missing, unwanted, err := userLinks(p.root, p.entries, p.names(), p.previous != "")
+	missing, unwanted, err := userLinks(p.root, p.entries, p.names(), p.ours)
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +310,7 @@ func (p *publication) stage() error { return stageLink(p.root, tmpName(dataLink)
 
 // commit is the moment from which on readers get the new set.
 func (p *publication) commit() error {
-	if err := p.root.Rename(tmpName(dataLink), dataLink); err != nil {
+	if err := renameOver(p.root, tmpName(dataLink), dataLink); err != nil {
 		return err
 	}
 	p.committed = true

@@ -27,10 +27,11 @@ type published struct {
 	t testing.TB
 	*publisher
 	evidence []byte
+	was      *generation // what was published last by mustPublish
 }
 
 func newDirectory(t testing.TB) *published {
-	return &published{t, &publisher{path: filepath.Join(memoryDir(t), "mtls"), allowDisk: true, log: testLog(t)}, nil}
+	return &published{t, &publisher{path: filepath.Join(memoryDir(t), "mtls"), allowDisk: true, log: testLog(t)}, nil, nil}
 }
 
 // memoryDir is t.TempDir in memory where there is one to be had: the tests flush a lot.
@@ -55,7 +56,7 @@ func testLog(t testing.TB) *slog.Logger {
 var ours = access{Owner{os.Getuid(), os.Getgid()}, 0o440, 0o444}
 
 func (d *published) publish(s *set, bundles []*bundle) (*generation, error) {
-	return d.publisher.publish(s, bundles, d.evidence, ours, "", time.Now())
+	return d.publisher.publish(s, bundles, d.evidence, ours, d.was, time.Now())
 }
 
 func (d *published) mustPublish(s *set, bundles []*bundle) *generation {
@@ -64,6 +65,7 @@ func (d *published) mustPublish(s *set, bundles []*bundle) *generation {
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	d.was = g
 	return g
 }
 
@@ -612,7 +614,7 @@ func TestOwner(t *testing.T) {
 	ca := newCA(t, "ca", nil)
 	s, bundles := mustSet(t, ca.clientSecret(t, "node"))
 	d := newDirectory(t)
-	if _, err := d.publisher.publish(s, bundles, nil, access{Owner{1234, 5678}, 0o400, 0o404}, "", time.Now()); err != nil {
+	if _, err := d.publisher.publish(s, bundles, nil, access{Owner{1234, 5678}, 0o400, 0o404}, nil, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	for name, mode := range map[string]uint32{"client.key": 0o400, "client.pem": 0o400, "client.crt": 0o404, manifestFile: 0o404} {
@@ -721,7 +723,7 @@ func TestPreviousIsWhatReadersUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	next, bundles := mustSet(t, ca.clientSecret(t, "second"))
-	if _, err := d.publisher.publish(next, bundles, nil, ours, g.name(), time.Now()); err != nil {
+	if _, err := d.publisher.publish(next, bundles, nil, ours, g, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if got, _ := os.Readlink(filepath.Join(d.path, prevLink)); got != g.name() {

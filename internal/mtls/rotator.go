@@ -55,9 +55,10 @@ type Rotator struct {
 	newGuard    func(path string) sentinel
 	hints       hints
 	skew        skew
-	dirty       bool  // there may be something new to publish
-	blocked     error // why the secrets give nothing to publish
-	noEvidence  bool  // the last time it was asked for, there was to be none
+	dirty       bool                 // there may be something new to publish
+	blocked     error                // why the secrets give nothing to publish
+	noEvidence  bool                 // the last time it was asked for, there was to be none
+	leaving     map[string]time.Time // anchors that were first missed: until when they stay, by SHA-256
 	nextCollect time.Time
 }
 
@@ -100,6 +101,7 @@ func New(c Config) *Rotator {
 		stopped: make(chan struct{}),
 		wake:    make(chan struct{}, 1),
 		alarm:   make(chan struct{}, 1),
+		leaving: make(map[string]time.Time),
 	}
 	if c.Evidence != nil {
 		r.evidence = func(ctx context.Context, b Binding) ([]byte, error) {
@@ -132,7 +134,7 @@ func (r *Rotator) newDirectory(c Consumer) *directory {
 }
 
 func (r *Rotator) newPublisher(consumer string) *publisher {
-	return &publisher{path: filepath.Join(r.path, consumer), allowDisk: r.allowDisk, nested: consumer != "", log: r.log}
+	return &publisher{path: filepath.Join(r.path, consumer), allowDisk: r.allowDisk, consumer: consumer, log: r.log}
 }
 
 // Run publishes, and keeps at it, until ctx ends. No failure ends it.

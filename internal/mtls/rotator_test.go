@@ -138,7 +138,7 @@ func startGuarded(t *testing.T, path string, secrets map[string]Source, g sentin
 	for _, d := range n.dirs[1:] {
 		d.guard = nil
 	}
-	n.published = &published{t, n.main().pub, nil}
+	n.published = &published{t, n.main().pub, nil, nil}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()

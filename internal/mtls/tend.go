@@ -2,6 +2,7 @@ package mtls
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -56,6 +57,14 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 		return
 	}
 	r.count(d, now)
+	if d.tree == nil { // it could not be captured
+		if d.state.State != GuardQuarantined && !now.Before(d.repair.next) {
+			r.putBack(d, now, func(message string, attrs ...any) {
+				r.log.Error(message, append([]any{"path", d.pub.path}, attrs...)...)
+			})
+		}
+		return
+	}
 	findings := d.guard.Verify()
 	d.opens.drain() // the guard's own
 	if len(findings) == 0 {
@@ -83,6 +92,10 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 		d.lost = d.lost || isLost(f)
 		repairable = repairable && (f.Repairable || isLost(f))
 	}
+	waiting := now.Before(d.repair.next)
+	if harmless || !repairable || d.state.State == GuardQuarantined {
+		d.repair = attempt{} // there is nothing to try again
+	}
 	d.repairs = slices.DeleteFunc(d.repairs, func(t time.Time) bool { return now.Sub(t) >= repairWindow })
 	switch {
 	case d.state.State == GuardQuarantined:
@@ -102,7 +115,7 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 		d.state.State = GuardQuarantined
 		known = false
 		report("published files were changed by someone else again and again, and are not put back any more; find who does it, and restart sevagent", "repairs", maxRepairs, "within", repairWindow)
-	case now.Before(d.repair.next):
+	case waiting:
 		d.state.State = GuardAlarm
 	default:
 		r.putBack(d, now, report)
@@ -120,13 +133,17 @@ func (r *Rotator) settled(d *directory) {
 	case d.state.State == GuardAlarm || d.state.State == GuardWarning:
 		r.log.Info("published files are as they should be again", "path", d.pub.path)
 	}
-	d.state.State = GuardOK
+	d.state.State, d.state.Error = GuardOK, ""
 }
 
 // putBack publishes what is in memory as a new generation: in place of a file, one would never know who holds it open.
 func (r *Rotator) putBack(d *directory, now time.Time, report func(string, ...any)) {
 	g := d.current
-	if err := d.switchTo(g.set, g.bundles, g.evidence, now); err != nil {
+	err := d.switchTo(g.set, g.bundles, g.evidence, now)
+	if err == nil && d.tree == nil {
+		err = errors.New(d.state.Error)
+	}
+	if err != nil {
 		d.repair.err = err
 		d.repair.failures++
 		d.repair.next = now.Add(backoff(d.repair.failures, rand.Float64()))

@@ -23,6 +23,7 @@ import (
 type fakeGuard struct {
 	changed  chan struct{}
 	findings []guard.Finding
+	verified atomic.Int64
 	stay     bool // the findings, also after a publication
 	expected int
 }
@@ -32,7 +33,10 @@ func (g *fakeGuard) Run(ctx context.Context) error {
 	return nil
 }
 func (g *fakeGuard) Changed() <-chan struct{} { return g.changed }
-func (g *fakeGuard) Verify() []guard.Finding  { return g.findings }
+func (g *fakeGuard) Verify() []guard.Finding {
+	g.verified.Add(1)
+	return g.findings
+}
 func (g *fakeGuard) Expect(*guard.Tree) {
 	g.expected++
 	if !g.stay {
@@ -497,4 +501,69 @@ func TestAdoption(t *testing.T) {
 			t.Errorf("nobody has read the next one, and %+v", a)
 		}
 	})
+}
+
+// Whatever is in the place of the current generation, of its links and of ..prev, the next publication goes through.
+func TestPublishOverRubble(t *testing.T) {
+	ca := newCA(t, "ca", nil)
+	for name, damage := range map[string]func(dir, gen string) error{
+		"file for the generation": func(dir, gen string) error {
+			return errors.Join(os.RemoveAll(gen), os.WriteFile(gen, nil, 0o644))
+		},
+		"link for the generation": func(dir, gen string) error { return errors.Join(os.RemoveAll(gen), os.Symlink("/etc", gen)) },
+		"no generation, and a directory for a link": func(dir, gen string) error {
+			link := filepath.Join(dir, "client.crt")
+			return errors.Join(os.RemoveAll(gen), os.Remove(link), os.MkdirAll(filepath.Join(link, "x"), 0o755))
+		},
+		"directory for ..prev": func(dir, gen string) error { return os.MkdirAll(filepath.Join(dir, prevLink, "x"), 0o755) },
+		"directory for ..data": func(dir, gen string) error {
+			data := filepath.Join(dir, dataLink)
+			return errors.Join(os.Remove(data), os.MkdirAll(filepath.Join(data, "x"), 0o755))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDirectory(t)
+			first, bundles := mustSet(t, ca.clientSecret(t, "first"))
+			g := d.mustPublish(first, bundles)
+			sim.Soften(d.path)
+			if err := damage(d.path, filepath.Join(d.path, g.name())); err != nil {
+				t.Fatal(err)
+			}
+			next, bundles := mustSet(t, ca.clientSecret(t, "second"))
+			d.mustPublish(next, bundles)
+			d.holds(next)
+		})
+	}
+}
+
+// After a repair that failed, what cannot be repaired, or need not be, is not looked at in a loop.
+func TestGuardDoesNotSpin(t *testing.T) {
+	for name, rest := range map[string]guard.Finding{
+		"warning":    {Path: "x", What: guard.Extra, Warning: true},
+		"unmendable": {Path: ".", What: guard.MountedOver},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca := newCA(t, "ca", nil)
+				n, g := guarded(t, newFake(ca.clientSecret(t, "first")))
+				var fails atomic.Bool
+				fails.Store(true)
+				n.main().pub.testOnlyFail = func(string) error {
+					if fails.Load() {
+						return errTest
+					}
+					return nil
+				}
+				g.find(changed)
+				synctest.Wait()
+				g.find(rest)
+				synctest.Wait()
+				before := g.verified.Load()
+				n.after(time.Minute)
+				if looks := g.verified.Load() - before; looks > 5 {
+					t.Errorf("%d looks in a minute", looks)
+				}
+			})
+		})
+	}
 }

@@ -94,6 +94,9 @@ func Capture(path string, l Layout) (*Tree, error) {
 	return t, nil
 }
 
+// SameDirectory reports whether both were captured from the same directory, and not only from the same path.
+func (t *Tree) SameDirectory(o *Tree) bool { return t.dir.id == o.dir.id }
+
 // Allow returns the same tree with other allowed names.
 func (t *Tree) Allow(names []string) *Tree {
 	same := *t
