@@ -203,7 +203,7 @@ func (c *cloud) until(what string, done func() bool) {
 	c.t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			c.t.Fatal(fmt.Sprintf("waited for 30 s until %s", what))
+			c.t.Fatalf("waited for 30 s until %s", what)
 		}
 	}
 }
