@@ -126,6 +126,15 @@ func (c *cloud) get(name string) string { return c.vars[name] }
 // run runs a program as a user does, and returns what it prints and its exit status.
 func (c *cloud) run(name string, args ...string) (out string, status int) {
 	c.t.Helper()
+	cmd := c.command(name, args...)
+	text, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		c.t.Fatalf("%s: %v", name, err)
+	}
+	return string(text), cmd.ProcessState.ExitCode()
+}
+
+func (c *cloud) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
 	if path, err := exec.LookPath(filepath.Join(repository(), ".cache/venv/bin", name)); err == nil {
 		cmd.Path, cmd.Err = path, nil
@@ -133,11 +142,7 @@ func (c *cloud) run(name string, args ...string) (out string, status int) {
 		cmd.Path, cmd.Err = path, nil
 	}
 	cmd.Dir, cmd.Env = c.dir, c.env
-	text, err := cmd.CombinedOutput()
-	if cmd.ProcessState == nil {
-		c.t.Fatalf("%s: %v", name, err)
-	}
-	return string(text), cmd.ProcessState.ExitCode()
+	return cmd
 }
 
 func (c *cloud) must(name string, args ...string) string {
@@ -195,16 +200,20 @@ type check struct {
 // verify runs sevctl verify and returns the checks that do not pass, by ID, and the number of API calls.
 func (c *cloud) verify(cluster string, args ...string) (failing map[string]check, calls, status int) {
 	c.t.Helper()
-	out, status := c.run("sevctl", append([]string{"verify", cluster, "--output", "json"}, args...)...)
+	cmd := c.command("sevctl", append([]string{"verify", cluster, "--output", "json"}, args...)...)
+	out, err := cmd.Output() // what goes to standard error, such as the SDK's word of a retry, is no part of the document
+	if cmd.ProcessState == nil {
+		c.t.Fatalf("sevctl verify: %v", err)
+	}
 	var report struct {
 		Checks []check `json:"checks"`
 		Calls  struct {
 			Total int `json:"total"`
 		} `json:"calls"`
 	}
-	// What goes to standard error comes after the document.
-	if err := json.NewDecoder(strings.NewReader(out)).Decode(&report); err != nil || len(report.Checks) == 0 {
-		c.t.Fatalf("sevctl verify: %v, exit status %d\n%s", err, status, tail(out))
+	status = cmd.ProcessState.ExitCode()
+	if err := json.Unmarshal(out, &report); err != nil || len(report.Checks) == 0 {
+		c.t.Fatalf("sevctl verify: %v, exit status %d\n%s", err, status, tail(string(out)))
 	}
 	failing = make(map[string]check)
 	for _, k := range report.Checks {
