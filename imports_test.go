@@ -44,7 +44,7 @@ var table = map[string][]string{
 	"internal/sim/simscript":       {"github.com/rogpeppe/go-internal"},
 	"cmd/sevagent": {"client", "client/certs", "internal/probe", "internal/readers", "internal/reload", "internal/ask", "internal/cli", "internal/appraise", "internal/attest", "internal/config", "internal/evidence", "internal/localapi", "internal/mtls",
 		aws, "github.com/aws/smithy-go", systemd, cobra, prometheus, "golang.org/x/sync", "golang.org/x/sys"},
-	"cmd/sevagent/front": {"internal/ask", "internal/cli"},
+	"cmd/sevagent/front": {"client", "internal/atomicfile", "internal/configfile", "internal/evidence", "github.com/spf13/pflag"},
 	"cmd/bootstrap":      {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, "github.com/aws/smithy-go", systemd, cobra, "github.com/spf13/pflag"},
 	"cmd/sevctl":         {"internal/cli", "internal/atomicfile", "internal/cluster", aws, "golang.org/x/sys", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
@@ -75,7 +75,7 @@ var never = map[string][]string{
 	"cmd/sevagent":  append([]string{aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation"}, simulation...),
 	"cmd/bootstrap": append([]string{aws + "/service/secretsmanager"}, simulation...),
 	// What it is apart for.
-	"cmd/sevagent/front": {aws, prometheus, systemd, goSEVGuest, module + "internal/appraise", module + "internal/config"},
+	"cmd/sevagent/front": {aws, cobra, prometheus, systemd, goSEVGuest, module + "internal/appraise", module + "internal/config"},
 	"cmd/sevctl":         append([]string{aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest"}, simulation...),
 }
 

@@ -1,5 +1,4 @@
-// Package ask holds the commands that ask the running agent and need nothing else to do so. They are used in a loop and
-// by scripts, so they are kept apart from the daemon, whose libraries alone take longer to start than an answer takes.
+// Package ask holds the commands that ask the running agent and need nothing else to do so.
 package ask
 
 import (

@@ -1,39 +1,88 @@
-// Command front is what is installed as /usr/bin/sevagent. It has the commands that ask the running agent and becomes,
-// for all others, the whole program that ../ is, installed as sevagentd.
+// Command front is what is installed as /usr/bin/sevagent. It asks the running agent for evidence and becomes, for
+// everything else, the whole program that ../ is, installed as sevagentd.
 //
-// The two are one program to their users. They are apart because a caller waits for evidence: the daemon's libraries
-// take longer to start than the agent takes to answer. The whole program does all of it alone, too.
+// The two are one program to their users. They are apart because a caller waits for evidence: the whole program's libraries
+// take longer to start than the agent takes to answer. What does not go well here is done again by the whole program, which
+// knows what to say about it, and which does all of it alone, too.
 package main
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
 
-	"sevagent/internal/ask"
-	"sevagent/internal/cli"
+	"github.com/spf13/pflag"
+
+	"sevagent/client"
+	"sevagent/internal/atomicfile"
+	"sevagent/internal/configfile"
+	"sevagent/internal/evidence"
 )
 
 func main() {
-	var o ask.Options
-	// Find knows the commands of package ask, and no others: help and the version are the whole program's.
-	if cmd, _, err := ask.Root(&o).Find(os.Args[1:]); err != nil || !cmd.HasParent() {
-		cli.Main("sevagent", become)
+	if evidenceFor(os.Args[1:]) {
+		return
 	}
-	cli.Main("sevagent", func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-		return cli.Execute(ctx, ask.Root(&o), args, stdin, stdout, stderr)
-	})
+	fmt.Fprintf(os.Stderr, "sevagent: %v\n", become())
+	os.Exit(1)
+}
+
+// evidenceFor does what sevagent evidence does, and reports whether that was asked for and went well.
+func evidenceFor(args []string) bool {
+	flags := pflag.NewFlagSet("sevagent", pflag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.Usage = func() {}
+	config := flags.String("config", "/etc/sevagent", "")
+	socket := flags.String("socket", "", "")
+	nonceHex := flags.String("nonce", "", "")
+	bind := flags.String("bind", evidence.BindNone, "")
+	file := flags.StringP("output", "o", "", "")
+	if err := flags.Parse(args); err != nil || flags.NArg() != 1 || flags.Arg(0) != "evidence" {
+		return false
+	}
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	if *nonceHex != "" {
+		var err error
+		if nonce, err = hex.DecodeString(*nonceHex); err != nil || len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
+			return false
+		}
+	}
+	switch *bind {
+	case evidence.BindNone, evidence.BindClient, evidence.BindServer:
+	default:
+		return false
+	}
+	if *socket == "" {
+		*socket = configfile.Socket(*config)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	doc, err := client.New(*socket).Evidence(ctx, nonce, *bind)
+	if err != nil {
+		return false
+	}
+	if *file != "" {
+		return atomicfile.Write(*file, doc, 0o644) == nil
+	}
+	if _, err := os.Stdout.Write(doc); err != nil {
+		os.Exit(1) // whoever was to read it has gone
+	}
+	return true
 }
 
 // become replaces the process by the whole program, which keeps the arguments, the environment, the process ID that
-// systemd knows and the sockets that it passed.
-func become(context.Context, []string, io.Reader, io.Writer, io.Writer) error {
+// systemd knows and the sockets that it passed. It returns only if it cannot.
+func become() error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find sevagentd beside the running program: %w", err)
