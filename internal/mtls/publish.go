@@ -269,13 +269,16 @@ func (p *publication) write(f file) error {
 
 // protect makes a file or the directory of the new generation immutable, where that can be had.
 func (p *publication) protect(fd int) error {
-	set := setImmutable
-	if p.memory {
-		set = setOnly
-	}
-	ok, err := set(fd, true)
+	ok, err := p.setter()(fd, true)
 	p.immutable = p.immutable && ok
 	return err
+}
+
+func (p *publication) setter() func(fd int, on bool) (bool, error) {
+	if p.memory {
+		return setOnly
+	}
+	return setImmutable
 }
 
 // seal opens the complete generation to readers and makes it durable.
@@ -320,13 +323,14 @@ func (p *publication) commit() error {
 // selfTest reads the new set the way a consumer does: by path, through the links. The content has been validated in
 // memory, so that it is the same content is all there is to see.
 func (p *publication) selfTest() error {
-	held, err := p.root.Stat(".")
-	if err != nil {
+	var held, there unix.Stat_t
+	if err := unix.Fstat(int(p.dir.Fd()), &held); err != nil {
 		return err
 	}
-	if there, err := os.Stat(p.path); err != nil {
-		return err
-	} else if !os.SameFile(held, there) {
+	if err := unix.Stat(p.path, &there); err != nil {
+		return &fs.PathError{Op: "stat", Path: p.path, Err: err}
+	}
+	if held.Dev != there.Dev || held.Ino != there.Ino {
 		return fmt.Errorf("%s has been replaced or mounted over", p.path)
 	}
 	for _, f := range p.files {
@@ -353,7 +357,7 @@ func checkFile(path string, content []byte) error {
 
 // wakePrevious comes last, so that whoever is woken finds what will stay. The switch stands even if this fails.
 func (p *publication) wakePrevious() error {
-	if err := p.old.each(poke); err != nil {
+	if err := p.old.each(func(fd int) error { return poke(fd, p.setter()) }); err != nil {
 		p.log.Warn("readers that watch files were not woken", "generation", p.previous, "err", err)
 	}
 	return nil
