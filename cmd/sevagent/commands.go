@@ -18,7 +18,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"sevagent/client"
-	"sevagent/internal/ask"
 	"sevagent/internal/attest"
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
@@ -27,15 +26,15 @@ import (
 )
 
 // load reads the configuration; every mistake in it is a usage error.
-func load(o *ask.Options) (config.Config, error) {
-	cfg, err := config.Load(o.Config)
+func load(o *options) (config.Config, error) {
+	cfg, err := config.Load(o.config)
 	if err != nil {
 		return cfg, cli.Usage(err)
 	}
 	return cfg, nil
 }
 
-func runCommand(o *ask.Options) *cobra.Command {
+func runCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "run",
 		Short: "Run the agent (what sevagent.service does)",
@@ -44,15 +43,15 @@ func runCommand(o *ask.Options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if o.Socket != "" {
-				cfg.Listen.Socket = o.Socket
+			if o.socket != "" {
+				cfg.Listen.Socket = o.socket
 			}
-			return runAgent(cmd.Context(), cfg, o.Config, cmd.ErrOrStderr())
+			return runAgent(cmd.Context(), cfg, o.config, cmd.ErrOrStderr())
 		},
 	}
 }
 
-func checkCommand(o *ask.Options) *cobra.Command {
+func checkCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, the SNP device and one attestation report",
@@ -63,17 +62,17 @@ configuration is wrong.`,
 	}
 }
 
-func check(ctx context.Context, o *ask.Options, out io.Writer) error {
+func check(ctx context.Context, o *options, out io.Writer) error {
 	cfg, err := load(o)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "configuration   ok (%s)\n", o.Config)
+	fmt.Fprintf(out, "configuration   ok (%s)\n", o.config)
 	if cfg.Attestation.Mode == config.ModeOff {
 		fmt.Fprintln(out, "attestation     off")
 		return nil
 	}
-	health, ready, err := o.Client().Ready(ctx)
+	health, ready, err := o.client().Ready(ctx)
 	if _, down := errors.AsType[*client.UnreachableError](err); down {
 		return checkDevice(ctx, cfg, out)
 	}
@@ -138,15 +137,15 @@ func bootClaims() evidence.Claims {
 	return evidence.Claims{Purpose: evidence.PurposeBoot, Nonce: nonce, Caller: evidence.Caller{UID: uint32(os.Getuid())}}
 }
 
-func statusCommand(o *ask.Options) *cobra.Command {
+func statusCommand(o *options) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the running agent's state",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			answer, err := o.Client().Status(cmd.Context())
+			answer, err := o.client().Status(cmd.Context())
 			if err != nil {
-				return ask.Reached(err)
+				return reached(err)
 			}
 			var s status
 			if err := json.Unmarshal(answer, &s); err != nil {

@@ -8,15 +8,14 @@ import (
 	"context"
 	"io"
 
-	"sevagent/internal/ask"
 	"sevagent/internal/cli"
 )
 
 func main() { cli.Main("sevagent", run) }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	var o ask.Options
-	root := ask.Root(&o)
+	var o options
+	root := newRoot(&o)
 	root.AddCommand(runCommand(&o), checkCommand(&o), statusCommand(&o))
 	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }

@@ -1,5 +1,4 @@
-// Package ask holds the commands that ask the running agent and need nothing else to do so.
-package ask
+package main
 
 import (
 	"crypto/rand"
@@ -15,39 +14,39 @@ import (
 	"sevagent/internal/evidence"
 )
 
-// Options are the flags that all of sevagent's commands share.
-type Options struct {
-	Config string // a directory or a file
-	Socket string // empty: what the configuration says
+// options are the flags that all of sevagent's commands share.
+type options struct {
+	config string // a directory or a file
+	socket string // empty: what the configuration says
 }
 
-// Root returns the command sevagent with the shared flags, and with the commands of this package.
-func Root(o *Options) *cobra.Command {
+// newRoot returns the command sevagent with the shared flags, and with the commands that only ask the running agent.
+func newRoot(o *options) *cobra.Command {
 	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
-	root.PersistentFlags().StringVar(&o.Config, "config", "/etc/sevagent", "configuration: a directory with config.yaml and conf.d, or a file")
-	root.PersistentFlags().StringVar(&o.Socket, "socket", "", "the agent's socket (default: listen.socket of the configuration)")
+	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent", "configuration: a directory with config.yaml and conf.d, or a file")
+	root.PersistentFlags().StringVar(&o.socket, "socket", "", "the agent's socket (default: listen.socket of the configuration)")
 	root.AddCommand(evidenceCommand(o), refreshCommand(o))
 	return root
 }
 
-// Client returns a client of the running agent. The configuration need not be right for that.
-func (o *Options) Client() *client.Client {
-	socket := o.Socket
+// client returns a client of the running agent. The configuration need not be right for that.
+func (o *options) client() *client.Client {
+	socket := o.socket
 	if socket == "" {
-		socket = configfile.Socket(o.Config)
+		socket = configfile.Socket(o.config)
 	}
 	return client.New(socket)
 }
 
-// Reached marks the agent's silence as such, for the exit status.
-func Reached(err error) error {
+// reached marks the agent's silence as such, for the exit status.
+func reached(err error) error {
 	if _, silent := errors.AsType[*client.UnreachableError](err); silent {
 		return cli.Unreachable(err)
 	}
 	return err
 }
 
-func evidenceCommand(o *Options) *cobra.Command {
+func evidenceCommand(o *options) *cobra.Command {
 	var nonceHex, bind, file string
 	cmd := &cobra.Command{
 		Use:   "evidence",
@@ -69,9 +68,9 @@ func evidenceCommand(o *Options) *cobra.Command {
 			default:
 				return cli.Usagef("--bind is %q, want none, client or server", bind)
 			}
-			doc, err := o.Client().Evidence(cmd.Context(), nonce, bind)
+			doc, err := o.client().Evidence(cmd.Context(), nonce, bind)
 			if err != nil {
-				return Reached(err)
+				return reached(err)
 			}
 			if file == "" {
 				_, err = cmd.OutOrStdout().Write(doc)
@@ -86,14 +85,14 @@ func evidenceCommand(o *Options) *cobra.Command {
 	return cmd
 }
 
-func refreshCommand(o *Options) *cobra.Command {
+func refreshCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "refresh",
 		Short: "Make the agent pull its secrets now",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			answer, err := o.Client().Refresh(cmd.Context())
+			answer, err := o.client().Refresh(cmd.Context())
 			if err != nil {
-				return Reached(err)
+				return reached(err)
 			}
 			_, err = cmd.OutOrStdout().Write(answer)
 			return err
