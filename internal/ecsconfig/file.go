@@ -85,9 +85,24 @@ func (f *File) Set(key, value string) error {
 	if reason := refusal(value); reason != "" {
 		return fmt.Errorf("set %s: %s", key, reason)
 	}
+	next := f.Clone()
+	if err := next.set(key, value); err != nil {
+		return fmt.Errorf("set %s: %w", key, err)
+	}
+	// A backslash that ends the file is harmless for as long as no line comes after it.
+	if len(f.Problems()) == 0 {
+		if problems := next.Problems(); len(problems) > 0 {
+			return fmt.Errorf("set %s: %s", key, problems[0])
+		}
+	}
+	f.lines = next.lines
+	return nil
+}
+
+func (f *File) set(key, value string) error {
 	places, err := f.places(key)
 	if err != nil {
-		return fmt.Errorf("set %s: %w", key, err)
+		return err
 	}
 	if len(places) == 0 {
 		f.add(key + "=" + value)
