@@ -88,9 +88,25 @@ func openDir(path string, allowDisk bool) (*os.Root, error) {
 	}
 	if err := checkFileSystem(path, allowDisk); err != nil {
 		root.Close()
+		if held := heldUp(path); held != "" {
+			err = fmt.Errorf("%w; %s", err, held)
+		}
 		return nil, err
 	}
 	return root, nil
+}
+
+// heldUp says what keeps the package's mount unit from mounting a tmpfs over a directory: it hides nobody's files.
+func heldUp(path string) string {
+	entries, err := os.ReadDir(path)
+	if err != nil || len(entries) == 0 {
+		return ""
+	}
+	name := entries[0].Name()
+	if n := len(entries) - 1; n > 0 {
+		name = fmt.Sprintf("%s and %d more", name, n)
+	}
+	return fmt.Sprintf("no tmpfs is mounted over the files that it has, %s: move them away, and restart sevagent.service", name)
 }
 
 // makeDir makes a missing directory if what is above it is the right kind of file system.

@@ -652,6 +652,14 @@ func TestOnlyTmpfs(t *testing.T) {
 	if names := disk.list(); len(names) != 0 {
 		t.Errorf("written to disk: %v", names)
 	}
+	for _, name := range []string{"a.pem", "b.pem"} { // a mount would have hidden them
+		if err := os.WriteFile(filepath.Join(disk.path, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := disk.publish(s, bundles); err == nil || !strings.Contains(err.Error(), "that it has, a.pem and 1 more: move them away") {
+		t.Errorf("error %v, want one that says what is in the way", err)
+	}
 
 	memory := newDirectory(t)
 	memory.allowDisk = false
