@@ -2,20 +2,13 @@
 //
 // sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates equal to
 // what Secrets Manager says, and answers containers on a Unix socket. The other commands ask it.
+//
+// It is all in package agent. What is installed is this program and bootstrap in one file, cmd/sevagentd.
 package main
 
 import (
-	"context"
-	"io"
-
+	"sevagent/internal/agent"
 	"sevagent/internal/cli"
 )
 
-func main() { cli.Main("sevagent", run) }
-
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	var o options
-	root := newRoot(&o)
-	root.AddCommand(runCommand(&o), checkCommand(&o), statusCommand(&o))
-	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
-}
+func main() { cli.Main("sevagent", agent.Run) }

@@ -2,22 +2,8 @@
 package main
 
 import (
-	"context"
-	"io"
-
-	"github.com/spf13/cobra"
-
 	"sevagent/internal/cli"
+	"sevagent/internal/ctl"
 )
 
-func main() { cli.Main("sevctl", run) }
-
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	root := &cobra.Command{Use: "sevctl", Short: "Verify confidential ECS nodes and their evidence"}
-	evidence := &cobra.Command{Use: "evidence", Short: "Work with attestation evidence"}
-	evidence.AddCommand(verifyCommand())
-	policy := &cobra.Command{Use: "policy", Short: "Work with appraisal policies"}
-	policy.AddCommand(explainCommand())
-	root.AddCommand(evidence, policy, clusterCommand())
-	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
-}
+func main() { cli.Main("sevctl", ctl.Run) }

@@ -225,6 +225,7 @@ func (d *demo) show(text []byte) {
 func (d *demo) bootstrapArgs() []string {
 	return []string{
 		"--cluster", "demo", "--mtls-secret", secretName, "--mtls-path", d.mtls, "--config-dir", d.configDir(),
+		"--state-dir", filepath.Join(d.dir, "var/lib/sevagent"),
 		"--ecs-config", d.ecsConfig(), "--socket", d.socket(), "--services", "none", "--timeout", "30s",
 	}
 }

@@ -58,7 +58,6 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 // Execute runs the command tree under root. What cobra says of flags and arguments is an error in usage; a command
 // that only groups others asks for one of them.
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	root.AddCommand(versionCommand(root.Name()))
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage(err) })
 	prepare(root)
@@ -90,7 +89,8 @@ func prepare(cmd *cobra.Command) {
 	}
 }
 
-func versionCommand(name string) *cobra.Command {
+// VersionCommand is the command version of the program name.
+func VersionCommand(name string) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {

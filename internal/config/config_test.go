@@ -380,19 +380,19 @@ func TestUnreadableOverlay(t *testing.T) {
 func TestCheck(t *testing.T) {
 	dir := t.TempDir()
 	const name = "conf.d/50-bootstrap.yaml"
-	if err := Check(filepath.Join(dir, "none"), name, []byte("log: {level: warn}")); err != nil {
+	if _, err := Check(filepath.Join(dir, "none"), name, []byte("log: {level: warn}")); err != nil {
 		t.Error("the directory does not exist:", err)
 	}
 	write(t, dir, "config.yaml", "log: {level: loud}\n")
 	write(t, dir, name, "log: {level: louder}\n")
-	if err := Check(dir, name, []byte("log: {level: warn}")); err != nil {
+	if _, err := Check(dir, name, []byte("log: {level: warn}")); err != nil {
 		t.Error("the content mends the directory:", err)
 	}
 	write(t, dir, "conf.d/60.yaml", "log: {level: loudest}\n")
-	if err := Check(dir, name, []byte("log: {level: warn}")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/60.yaml:1: log.level: ") {
+	if _, err := Check(dir, name, []byte("log: {level: warn}")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/60.yaml:1: log.level: ") {
 		t.Errorf("a later file overrides the content: got %v, want a mistake in 60.yaml", err)
 	}
-	if err := Check(dir, "conf.d/10.yaml", []byte("x: 1\n")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/10.yaml:1: x: ") {
+	if _, err := Check(dir, "conf.d/10.yaml", []byte("x: 1\n")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/10.yaml:1: x: ") {
 		t.Errorf("a mistake in the content: got %v", err)
 	}
 }

@@ -21,12 +21,12 @@ func Load(path string) (Config, error) {
 	return load(files, nil)
 }
 
-// Check reports what Load would say of the directory dir if its file name had the given content. The directory need
-// not exist.
-func Check(dir, name string, content []byte) error {
+// Check returns what Load would of the directory dir if its file name had the given content. The directory need not
+// exist.
+func Check(dir, name string, content []byte) (Config, error) {
 	files, err := configfile.List(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read the configuration: %w", err)
+		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
 	file, base := filepath.Join(dir, name), filepath.Join(dir, configfile.Base)
 	if !slices.Contains(files, file) {
@@ -41,8 +41,7 @@ func Check(dir, name string, content []byte) error {
 			return strings.Compare(a, b)
 		})
 	}
-	_, err = load(files, map[string][]byte{file: content})
-	return err
+	return load(files, map[string][]byte{file: content})
 }
 
 // load decodes the files over the defaults and validates the result. instead holds content to take in place of a

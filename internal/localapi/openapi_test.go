@@ -242,7 +242,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(metric, prometheus.GaugeValue, 1)
 }
 
-// certificates is the answer of /v1/certificates as cmd/sevagent makes it.
+// certificates is the answer of /v1/certificates as package agent makes it.
 type certificates struct {
 	Path         string             `json:"path"`
 	Generation   string             `json:"generation,omitempty"`

@@ -6,6 +6,7 @@
 package localapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -285,7 +287,14 @@ func readJSON(body io.Reader, into any) *Problem {
 	return problem(http.StatusBadRequest, "bad_request", "read the body: "+err.Error())
 }
 
+// writeJSON says how long the answer is, so that half of one is not taken for whole: cmd/sevagent/front takes no other.
 func writeJSON(w http.ResponseWriter, v any) {
+	var text bytes.Buffer
+	if err := json.NewEncoder(&text).Encode(v); err != nil {
+		problem(http.StatusInternalServerError, "internal", "encode the answer: "+err.Error()).write(w)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(v)
+	w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
+	w.Write(text.Bytes())
 }

@@ -1,18 +1,16 @@
 // Command front is what is installed as /usr/bin/sevagent. It asks the running agent for evidence and becomes, for
-// everything else, the whole program that ../ is, installed as sevagentd.
+// everything else, the whole program that cmd/sevagentd is.
 //
 // The two are one program to their users. They are apart because a caller waits for evidence: the whole program's libraries
-// take longer to start than the agent takes to answer. What does not go well here is done again by the whole program, which
-// knows what to say about it, and which does all of it alone, too.
+// take longer to start than the agent takes to answer. So this one links as little as it can: not even net/http, net and
+// package client. What does not go well here is done again by the whole program, which knows what to say about it, and
+// which does all of it alone, too.
 package main
 
 import (
-	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/signal"
@@ -20,12 +18,10 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
-	"sevagent/client"
 	"sevagent/internal/atomicfile"
 	"sevagent/internal/configfile"
-	"sevagent/internal/evidence"
 )
 
 func main() {
@@ -36,43 +32,81 @@ func main() {
 	os.Exit(1)
 }
 
+// What package evidence calls by these names, and package client DefaultSocket; a test compares them.
+const (
+	bindNone      = "none"
+	bindClient    = "client"
+	bindServer    = "server"
+	minNonce      = 16
+	maxNonce      = 64
+	defaultSocket = "/run/sevagent/sevagent.sock"
+)
+
+// request is the command line of sevagent evidence.
+type request struct{ config, socket, nonce, bind, file string }
+
+// parse knows the flags of sevagent evidence, each followed by its value or by = and that. Whatever else may be there, help
+// and mistakes among it, is not for this program.
+func parse(args []string) (r request, ok bool) {
+	r = request{config: "/etc/sevagent", bind: bindNone}
+	flags := map[string]*string{"--config": &r.config, "--socket": &r.socket, "--nonce": &r.nonce, "--bind": &r.bind, "--output": &r.file, "-o": &r.file}
+	command := false
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
+		if arg == "evidence" && !command {
+			command = true
+			continue
+		}
+		name, value, has := strings.Cut(arg, "=")
+		flag := flags[name]
+		if flag == nil || name == "-o" && has { // of which the value could begin with it
+			return r, false
+		}
+		if !has {
+			if len(args) == 0 {
+				return r, false
+			}
+			value, args = args[0], args[1:]
+		}
+		*flag = value
+	}
+	return r, command
+}
+
 // evidenceFor does what sevagent evidence does, and reports whether that was asked for and went well.
 func evidenceFor(args []string) bool {
-	flags := pflag.NewFlagSet("sevagent", pflag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.Usage = func() {}
-	config := flags.String("config", "/etc/sevagent", "")
-	socket := flags.String("socket", "", "")
-	nonceHex := flags.String("nonce", "", "")
-	bind := flags.String("bind", evidence.BindNone, "")
-	file := flags.StringP("output", "o", "", "")
-	if err := flags.Parse(args); err != nil || flags.NArg() != 1 || flags.Arg(0) != "evidence" {
+	r, ok := parse(args)
+	if !ok {
 		return false
 	}
 	nonce := make([]byte, 32)
-	rand.Read(nonce)
-	if *nonceHex != "" {
-		var err error
-		if nonce, err = hex.DecodeString(*nonceHex); err != nil || len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
-			return false
-		}
+	var err error
+	if r.nonce != "" {
+		nonce, err = hex.DecodeString(r.nonce)
+	} else {
+		_, err = unix.Getrandom(nonce, 0) // of up to 256 bytes never less; crypto/rand is 160 kB more
 	}
-	switch *bind {
-	case evidence.BindNone, evidence.BindClient, evidence.BindServer:
-	default:
+	if err != nil || len(nonce) < minNonce || len(nonce) > maxNonce {
 		return false
 	}
-	if *socket == "" {
-		*socket = configfile.Socket(*config)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	doc, err := client.New(*socket).Evidence(ctx, nonce, *bind)
-	if err != nil {
+	if r.bind != bindNone && r.bind != bindClient && r.bind != bindServer {
 		return false
 	}
-	if *file != "" {
-		return atomicfile.Write(*file, doc, 0o644) == nil
+	if r.socket == "" {
+		r.socket = configfile.Socket(r.config)
+	}
+	if r.socket == "" {
+		r.socket = defaultSocket
+	}
+	doc, ok := ask(r.socket, nonce, r.bind)
+	if !ok {
+		return false
+	}
+	if r.file != "" {
+		// Until now a signal has ended this program, which waits. A file half written would be left behind.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM)
+		return atomicfile.Write(r.file, doc, 0o644) == nil
 	}
 	if _, err := os.Stdout.Write(doc); err != nil {
 		os.Exit(1) // whoever was to read it has gone

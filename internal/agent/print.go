@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"sevagent/internal/mtls"
+)
+
+// printStatus writes what sevagent status shows.
+func printStatus(w io.Writer, s *status) {
+	fmt.Fprintf(w, "sevagent %s, started %s\n", s.Version, date(s.StartedAt))
+	fmt.Fprintf(w, "ready           %s\n", s.Health.Status)
+	t := s.Attestation
+	fmt.Fprintf(w, "attestation     %s, gate passed: %v", t.Mode, t.GatePassed)
+	if t.Verdict != "" {
+		fmt.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
+	}
+	fmt.Fprintln(w)
+	if t.ReportVersion != 0 {
+		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n", t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
+		fmt.Fprintf(w, "measurement     %s\n", t.Measurement)
+	}
+	printCertificates(w, s.MTLS)
+	for _, e := range s.Endpoints {
+		fmt.Fprintf(w, "endpoint        %s: %s%s\n", e.Endpoint, e.Result, reason(e.Reason))
+	}
+	for _, r := range s.Readers.Stale {
+		fmt.Fprintf(w, "stale reader    %s\n", staleReader(r))
+	}
+	for _, o := range s.Reload.Last {
+		fmt.Fprintf(w, "reload          %s: %s at %s%s\n", o.Name, o.Signal, date(o.At), reason(o.Error))
+	}
+	fmt.Fprintln(w)
+	printHealth(w, s.Health)
+}
+
+func printCertificates(w io.Writer, m *mtls.Status) {
+	if m.Generation != "" {
+		fmt.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, date(m.PublishedAt), date(m.NotAfter))
+		for _, c := range m.Certificates {
+			fmt.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
+		}
+		for _, o := range m.CAOverlap {
+			fmt.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))
+		}
+		fmt.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n", m.Guard.State, m.Guard.Immutable, m.Guard.Repairs, reason(m.Guard.Error))
+		for _, f := range m.Guard.Findings {
+			fmt.Fprintf(w, "                found at %s: %s\n", date(m.Guard.At), f)
+		}
+		if m.Adoption.Opens > 0 {
+			fmt.Fprintf(w, "readers         at least %d opens of this generation, the first by %s\n", m.Adoption.Opens, date(m.Adoption.First))
+		}
+	}
+	for _, c := range m.Consumers {
+		fmt.Fprintf(w, "consumer        %s: %s, guard %s%s\n", c.Name, strings.Join(c.Files, " "), c.Guard.State, reason(c.Error))
+	}
+	for _, secret := range m.Secrets {
+		fmt.Fprintf(w, "secret          %s: %s%s\n", secret.Name, secret.State, reason(secret.Error))
+		if p := secret.Preflight; p != nil {
+			fmt.Fprintf(w, "                pending version %s: %s%s\n", p.Version, p.Result, reason(p.Reason))
+		}
+	}
+	if m.Cost.CallsPerMonth > 0 {
+		fmt.Fprintf(w, "polling         about %d calls, USD %.2f a month\n", m.Cost.CallsPerMonth, m.Cost.USDPerMonth)
+	}
+	if m.Clock.Error != "" {
+		fmt.Fprintf(w, "clock           %s\n", m.Clock.Error)
+	}
+}
+
+// reason is an addition to a line, if there is one.
+func reason(text string) string {
+	if text == "" {
+		return ""
+	}
+	return ": " + text
+}
+
+func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }

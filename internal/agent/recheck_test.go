@@ -1,0 +1,186 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/attest"
+	"sevagent/internal/config"
+	"sevagent/internal/localapi"
+	"sevagent/internal/sim"
+	"sevagent/internal/snp"
+)
+
+func TestRecheckAfter(t *testing.T) {
+	for _, c := range []struct {
+		random float64
+		want   time.Duration
+	}{
+		{0, 4*time.Hour + 48*time.Minute},
+		{0.5, 6 * time.Hour},
+		{1, 7*time.Hour + 12*time.Minute},
+	} {
+		if got := recheckAfter(c.random); (got - c.want).Abs() > time.Millisecond {
+			t.Errorf("recheckAfter(%v) = %v, want %v", c.random, got, c.want)
+		}
+	}
+}
+
+// countingTransport remembers when a simulated device was asked.
+type countingTransport struct {
+	pspTransport
+	mu    sync.Mutex
+	asked []time.Time
+}
+
+func (c *countingTransport) Report(reportData [snp.ReportDataSize]byte) (attest.Quote, error) {
+	c.mu.Lock()
+	c.asked = append(c.asked, time.Now())
+	c.mu.Unlock()
+	return c.pspTransport.Report(reportData)
+}
+
+// simulatedAgent is an agent past its gate, over a simulated device. Nothing of it runs yet.
+func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
+	t.Helper()
+	psp, err := sim.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := appraise.Builtin(appraise.AWSShared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy.RootsPEM = psp.Roots()
+	verifier, err := appraise.New(appraise.Config{Policy: policy, Region: o.Region})
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &countingTransport{pspTransport: pspTransport{psp}}
+	cfg, log, registry := config.Default(), slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+	a := &agent{log: log, started: time.Now(), cloud: new(cloud), attest: &attestation{transport: transport, worker: attest.New(attest.Config{
+		Transport: transport, Verifier: verifier, Enforce: true, Rate: 1, Burst: 4, Log: log, Metrics: registry,
+	})}}
+	a.attest.region.Store(&o.Region) // found at the gate
+	a.cfg.Store(&cfg)
+	a.gate.Store(&gate{passed: true, at: time.Now()})
+	a.certificates = a.newCertificates(cfg, registry)
+	return a, transport
+}
+
+func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := sim.DefaultOptions(time.Now())
+		a, device := simulatedAgent(t, o)
+		ctx, cancel := context.WithCancel(t.Context())
+		var group errgroup.Group
+		group.Go(func() error { return a.attest.worker.Run(ctx) })
+		group.Go(func() error { return a.recheck(ctx) })
+
+		began := time.Now()
+		time.Sleep(10 * 24 * time.Hour)
+		synctest.Wait()
+		device.mu.Lock()
+		asked := slices.Clone(device.asked)
+		device.mu.Unlock()
+		if n := len(asked); n < 10*24*10/72 || n > 10*24*10/48 {
+			t.Errorf("%d reports in ten days, want one every 4.8 to 7.2 hours", n)
+		}
+		for i, at := range asked {
+			if wait := at.Sub(began); wait < recheckAfter(0) || wait > recheckAfter(1) {
+				t.Errorf("report %d after %v, want 4.8 to 7.2 hours", i, wait)
+			}
+			began = at
+		}
+
+		// A failure is noted and does not end the loop.
+		device.SetFault(sim.FaultBusy)
+		time.Sleep(recheckAfter(1))
+		synctest.Wait()
+		if a.attest.worker.State().Err == nil {
+			t.Error("the failure of a self-check is not noted")
+		}
+		device.SetFault("")
+		o.PlatformInfo |= snp.PlatformRAPLDis
+		if err := device.SetOptions(o); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(recheckAfter(1))
+		synctest.Wait()
+		h := new(localapi.Health)
+		a.attestationHealth(h, time.Now())
+		checks := h.Checks["attestation:drift"]
+		if len(checks) != 1 || checks[0].Status != localapi.StatusWarn || !strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") || !strings.Contains(checks[0].Output, " -> 0x2f (") {
+			t.Errorf("attestation:drift is %+v, want one warning about platform_info from 0x27 to 0x2f", checks)
+		}
+		if h.Status != localapi.StatusWarn {
+			t.Errorf("the whole is %q, want warn: a node that drifted stays ready", h.Status)
+		}
+		shown, err := json.Marshal(a.status(time.Now()).Attestation)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{`"drift":[{"at":"`, `"what":"platform_info","from":"0x27 (`, `"drift_since_start":[{`} {
+			if !strings.Contains(string(shown), want) {
+				t.Errorf("status lacks %s:\n%s", want, shown)
+			}
+		}
+		h = new(localapi.Health)
+		a.attestationHealth(h, time.Now().Add(driftShown))
+		if checks := h.Checks["attestation:drift"]; checks != nil {
+			t.Errorf("a day later attestation:drift is %+v, want nothing", checks)
+		}
+
+		cancel()
+		if err := group.Wait(); err != nil {
+			t.Errorf("stopping: %v", err)
+		}
+	})
+}
+
+func TestRecheckWithoutAttestation(t *testing.T) {
+	if err := new(agent).recheck(t.Context()); err != nil {
+		t.Errorf("recheck = %v", err)
+	}
+}
+
+func TestHealthOfTheEndorsementCertificate(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		name     string
+		notAfter time.Time
+		want     string // start of the output; "": no entry
+	}{
+		{"not known", time.Time{}, ""},
+		{"far", now.AddDate(0, 0, 31), ""},
+		{"30 days", now.AddDate(0, 0, 30), "the endorsement certificate expires at 2026-03-31T12:00:00Z"},
+		{"2 days", now.AddDate(0, 0, 2), "the endorsement certificate expires at 2026-03-03T12:00:00Z"},
+		{"over", now.AddDate(0, 0, -1), "the endorsement certificate expired at 2026-02-28T12:00:00Z"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := new(localapi.Health)
+			driftHealth(h, &attest.State{NotAfter: c.notAfter}, now)
+			checks := h.Checks["attestation:certificate"]
+			if c.want == "" {
+				if checks != nil {
+					t.Errorf("attestation:certificate is %+v, want none", checks)
+				}
+				return
+			}
+			if len(checks) != 1 || checks[0].Status != localapi.StatusWarn || !strings.HasPrefix(checks[0].Output, c.want) {
+				t.Errorf("attestation:certificate is %+v, want a warning %q", checks, c.want)
+			}
+		})
+	}
+}

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"sevagent/internal/mtls"
+)
+
+// callTimeout bounds one call to AWS with all its retries; the Rotator has a backoff of its own above that.
+const callTimeout = 10 * time.Second
+
+// cloud is the way to AWS. It is found when it is first needed, and looked for again as long as it is not found: the
+// metadata service may come up later than the agent.
+type cloud struct {
+	mu      sync.Mutex
+	region  string                 // empty: not found yet
+	secrets *secretsmanager.Client // nil: not found yet
+}
+
+// find reads the SDK's usual configuration and returns the region and the client of Secrets Manager. Without a region
+// in the configuration, the instance metadata service is asked, by its version 2 only.
+func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanager.Client, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.region != "" {
+		return c.region, c.secrets, nil
+	}
+	cfg, err := awsconfig.LoadDefaultConfig(ctx)
+	if err != nil {
+		return "", nil, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	if cfg.Region == "" {
+		metadata := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		answer, err := metadata.GetRegion(ctx, nil)
+		if err != nil {
+			return "", nil, fmt.Errorf("ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
+		}
+		cfg.Region = answer.Region
+	}
+	c.region, c.secrets = cfg.Region, secretsmanager.NewFromConfig(cfg)
+	return c.region, c.secrets, nil
+}
+
+// secretSource is one secret of Secrets Manager, by ARN or name.
+type secretSource struct {
+	cloud *cloud
+	id    string
+}
+
+var _ mtls.Source = secretSource{}
+
+// Describe implements mtls.Source by DescribeSecret, which does not decrypt and so costs no KMS request.
+func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, api, err := s.cloud.find(ctx)
+	if err != nil {
+		return mtls.Version{}, fmt.Errorf("describe secret %s: %w", s.id, err)
+	}
+	out, err := api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: &s.id})
+	if err != nil {
+		return mtls.Version{}, s.classify("describe", err)
+	}
+	date, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
+	if out.DeletedDate != nil {
+		return mtls.Version{}, &mtls.SourceError{Kind: mtls.Persistent, Date: date, Err: fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)}
+	}
+	v := mtls.Version{Date: date}
+	for id, labels := range out.VersionIdsToStages {
+		if slices.Contains(labels, string(mtls.LabelCurrent)) {
+			v.Current = id
+		}
+		if slices.Contains(labels, string(mtls.LabelPending)) {
+			v.Pending = id
+		}
+	}
+	if v.Pending == v.Current {
+		v.Pending = ""
+	}
+	v.NextRotation = aws.ToTime(out.NextRotationDate)
+	return v, nil
+}
+
+// Fetch implements mtls.Source. Version ID and label are both given, so that the service refuses a version that
+// has lost its label since it was described.
+func (s secretSource) Fetch(ctx context.Context, versionID string, label mtls.Label) (mtls.Secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, api, err := s.cloud.find(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("get secret %s: %w", s.id, err)
+	}
+	out, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
+		SecretId: &s.id, VersionId: &versionID, VersionStage: aws.String(string(label)),
+	})
+	if err != nil {
+		// The secret was there a moment ago, so it is the version that is not found under the label.
+		if code := errorCode(err); code == "ResourceNotFoundException" {
+			return nil, &mtls.SourceError{Kind: mtls.LabelMoved, Err: fmt.Errorf("get secret %s: version %s is not %s any more", s.id, versionID, label)}
+		}
+		return nil, s.classify("get", err)
+	}
+	if out.SecretString == nil {
+		return mtls.NewSecret(out.SecretBinary), nil
+	}
+	return mtls.NewSecret([]byte(*out.SecretString)), nil
+}
+
+// persistent are the error codes that do not go away by waiting. Everything else may: throttling is HTTP 400 at
+// Secrets Manager, so codes tell, not statuses.
+var persistent = []string{
+	"AccessDeniedException", "ResourceNotFoundException", "InvalidRequestException", "InvalidParameterException",
+	"ValidationException", "DecryptionFailure", "UnrecognizedClientException", "InvalidSignatureException",
+}
+
+func (s secretSource) classify(verb string, err error) error {
+	code := errorCode(err)
+	kind := mtls.Transient
+	if slices.Contains(persistent, code) {
+		kind = mtls.Persistent
+	}
+	advice := map[string]string{
+		"AccessDeniedException":       "; allow secretsmanager:DescribeSecret and GetSecretValue, and kms:Decrypt on the secret's key, to the node's role",
+		"ResourceNotFoundException":   "; check the name and the region",
+		"DecryptionFailure":           "; allow kms:Decrypt on the secret's key to the node's role",
+		"UnrecognizedClientException": "; check the node's credentials",
+	}[code]
+	var date time.Time
+	if answer, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && answer.Response != nil {
+		date, _ = http.ParseTime(answer.Response.Header.Get("Date"))
+	}
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		// The chain's own text repeats request IDs and retry counts; code and message are what is of use.
+		return &mtls.SourceError{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %s: %s%s", verb, s.id, code, api.ErrorMessage(), advice)}
+	}
+	return &mtls.SourceError{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
+}
+
+func errorCode(err error) string {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		return api.ErrorCode()
+	}
+	return ""
+}

@@ -1,0 +1,214 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"sevagent/internal/attest"
+	"sevagent/internal/cli"
+	"sevagent/internal/sim"
+	"sevagent/internal/sim/simaws"
+	"sevagent/internal/sim/simca"
+	"sevagent/internal/sim/simscript"
+	"sevagent/internal/snp"
+)
+
+// simDirVariable tells a sevagent under test where the root of its simulated device is.
+const simDirVariable = "SEVAGENT_TEST_SIM"
+
+// pspTransport is a simulated device within the process.
+type pspTransport struct{ *sim.PSP }
+
+func (t pspTransport) Report(reportData [snp.ReportDataSize]byte) (attest.Quote, error) {
+	report, certs, err := t.PSP.Report(reportData, 0)
+	if err != nil {
+		return attest.Quote{}, attest.ErrThrottled
+	}
+	return attest.Quote{Report: report, CertTable: certs}, nil
+}
+
+func (pspTransport) Name() string { return "simulated" }
+func (pspTransport) Close() error { return nil }
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(simDirVariable); dir != "" {
+		testOnlyTransport = func() (attest.Transport, error) {
+			psp, err := sim.Load(dir, sim.DefaultOptions(time.Now()))
+			if err != nil {
+				return nil, err
+			}
+			psp.FaultFile = filepath.Join(dir, "fault")
+			return pspTransport{psp}, nil
+		}
+	}
+	testscript.Main(m, map[string]func(){"sevagent": func() { cli.Main("sevagent", Run) }})
+}
+
+// TestScripts runs the binary as a binary. Each script has a simulated node of its own: $WORK/sim with the device's
+// root and policy, AWS on loopback, and a configuration in $WORK/etc that scripts add to.
+func TestScripts(t *testing.T) {
+	var notified *net.UnixConn // of the one script that listens
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			simDir := filepath.Join(env.WorkDir, "sim")
+			psp, err := sim.New(sim.DefaultOptions(time.Now()))
+			if err != nil {
+				return err
+			}
+			if err := os.MkdirAll(filepath.Join(env.WorkDir, "mtls"), 0o755); err != nil {
+				return err
+			}
+			if err := os.MkdirAll(simDir, 0o755); err != nil {
+				return err
+			}
+			if err := psp.Save(simDir); err != nil {
+				return err
+			}
+			instance := simaws.DefaultInstance()
+			secrets := &simaws.Secrets{Region: instance.Region, AccountID: instance.AccountID}
+			serve := func(h http.Handler) string {
+				s := httptest.NewServer(h)
+				env.Defer(s.Close)
+				return s.URL
+			}
+			env.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", serve(&simaws.IMDS{Instance: instance}))
+			env.Setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", serve(secrets))
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv(simDirVariable, simDir)
+			ca, err := simca.New("Script CA", time.Now())
+			if err != nil {
+				return err
+			}
+			env.Values["secrets"], env.Values["ca"] = secrets, ca
+			// Sockets have short paths, and Go's work directories long ones.
+			short, err := os.MkdirTemp("", "sa")
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { os.RemoveAll(short) })
+			env.Defer(func() { sim.Soften(env.WorkDir) }) // of agents that were killed
+			env.Setenv("SOCKET", filepath.Join(short, "s"))
+			policy := "profile: aws-shared\nroots: roots.pem\n"
+			if err := os.WriteFile(filepath.Join(simDir, "policy.yaml"), []byte(policy), 0o644); err != nil {
+				return err
+			}
+			config := strings.NewReplacer("WORK", env.WorkDir, "SOCKET", filepath.Join(short, "s")).Replace(`
+attestation: {policy: WORK/sim/policy.yaml, rate: 50}
+mtls: {path: WORK/mtls, allow_disk: true, owner: "UID"}
+listen: {socket: SOCKET, tcp: ""}
+`)
+			config = strings.ReplaceAll(config, "UID", ownerText())
+			if err := os.MkdirAll(filepath.Join(env.WorkDir, "etc/conf.d"), 0o755); err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(env.WorkDir, "etc/config.yaml"), []byte(config), 0o644)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits": simscript.Exits,
+			// put-secret NAME CERTIFICATE-NAME makes a valid current version.
+			"put-secret": func(ts *testscript.TestScript, neg bool, args []string) {
+				text, err := ts.Value("ca").(*simca.CA).ClientSecret(args[1], time.Now())
+				ts.Check(err)
+				ts.Value("secrets").(*simaws.Secrets).Put(args[0], text)
+			},
+			// put-raw NAME FILE makes FILE's content the current version.
+			"put-raw": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("secrets").(*simaws.Secrets).Put(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
+			},
+			// secrets-fault CODE makes Secrets Manager fail; without a code it works again.
+			"secrets-fault": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("secrets").(*simaws.Secrets).SetFault(strings.Join(args, ""))
+			},
+			// hup tells every program in the background to reload; testscript's own kill knows no SIGHUP.
+			"hup": func(ts *testscript.TestScript, neg bool, args []string) {
+				for _, cmd := range ts.BackgroundCmds() {
+					ts.Check(cmd.Process.Signal(syscall.SIGHUP))
+				}
+			},
+			// until-exits STATUS PROGRAM … runs a program until it succeeds (STATUS 0) or fails (any other).
+			"until-exits": func(ts *testscript.TestScript, neg bool, args []string) {
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					failed := ts.Exec(args[1], args[2:]...) != nil
+					if failed == (args[0] != "0") {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s did not come to end with exit status %s", args[1], args[0])
+					}
+				}
+			},
+			// until-stdout PATTERN PROGRAM … runs a program until it prints what matches.
+			"until-stdout": func(ts *testscript.TestScript, neg bool, args []string) {
+				want := regexp.MustCompile(args[0])
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					if ts.Exec(args[1], args[2:]...) == nil && want.MatchString(ts.ReadFile("stdout")) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s did not come to print %q", args[1], args[0])
+					}
+				}
+			},
+			// notify-socket listens where systemd would, and has the watchdog's variables set as systemd sets them.
+			"notify-socket": func(ts *testscript.TestScript, neg bool, args []string) {
+				name := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "notify")
+				conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+				ts.Check(err)
+				ts.Defer(func() { conn.Close() })
+				ts.Setenv("NOTIFY_SOCKET", name)
+				ts.Setenv("WATCHDOG_USEC", "300000")
+				notified = conn
+			},
+			// notified TEXT waits until systemd has been told TEXT.
+			"notified": func(ts *testscript.TestScript, neg bool, args []string) {
+				notified.SetReadDeadline(time.Now().Add(20 * time.Second))
+				for b := make([]byte, 4096); ; {
+					n, err := notified.Read(b)
+					if err != nil {
+						ts.Fatalf("systemd was not told %q: %v", args[0], err)
+					}
+					if strings.Contains(string(b[:n]), args[0]) {
+						return
+					}
+				}
+			},
+			// wait-ready waits until the agent answers that it is ready; with !, that it is not.
+			"wait-ready": func(ts *testscript.TestScript, neg bool, args []string) {
+				want := http.StatusOK
+				if neg {
+					want = http.StatusServiceUnavailable
+				}
+				client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+					return new(net.Dialer).DialContext(ctx, "unix", ts.Getenv("SOCKET"))
+				}}}
+				for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+					resp, err := client.Get("http://sevagent/readyz")
+					if err != nil {
+						continue
+					}
+					resp.Body.Close()
+					if resp.StatusCode == want {
+						return
+					}
+				}
+				ts.Fatalf("readyz did not become %d", want)
+			},
+		},
+	})
+}
+
+// ownerText is the user who runs the tests, as mtls.owner.
+func ownerText() string { return fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()) }

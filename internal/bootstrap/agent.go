@@ -1,0 +1,137 @@
+package bootstrap
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"sevagent/client"
+	"sevagent/internal/cli"
+	"sevagent/internal/config"
+)
+
+// overlay is bootstrap's own file in the agent's configuration directory.
+const overlay = "conf.d/50-bootstrap.yaml"
+
+// agentConfig is the content of 50-bootstrap.yaml, and what the agent's configuration is with it. Values are JSON, which is
+// YAML. It is checked by the agent's own loader together with what else is in the directory.
+func (o options) agentConfig() ([]byte, config.Config, error) {
+	var b bytes.Buffer
+	value := func(v any) string {
+		text, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // strings always marshal
+		}
+		return string(text)
+	}
+	b.WriteString("# Written by bootstrap; settings of your own go into config.yaml or a later file.\n")
+	if o.mode != "" {
+		fmt.Fprintf(&b, "attestation:\n  mode: %s\n", value(o.mode))
+	}
+	var mtls []string
+	if o.mtlsPath != "" {
+		mtls = append(mtls, "path: "+value(o.mtlsPath))
+	}
+	if o.secrets != nil {
+		mtls = append(mtls, "secrets: "+value(o.secrets))
+	}
+	if o.endpoints != nil {
+		mtls = append(mtls, "endpoints: "+value(o.endpoints))
+	}
+	if mtls != nil {
+		fmt.Fprintf(&b, "mtls:\n  %s\n", strings.Join(mtls, "\n  "))
+	}
+	cfg, err := config.Check(o.configDir, overlay, b.Bytes())
+	if err != nil {
+		return nil, cfg, cli.Usage(err)
+	}
+	return b.Bytes(), cfg, nil
+}
+
+// Attributes of the container instance; ECS takes them at its first registration only.
+const (
+	attrAttested    = "sevagent.attested"
+	attrMeasurement = "sevagent.measurement"
+	attrTCB         = "sevagent.tcb"
+)
+
+// agentStatus is what bootstrap needs of /v1/status.
+type agentStatus struct {
+	Attestation struct {
+		Verdict     string `json:"verdict"`
+		Measurement string `json:"measurement"`
+		ReportedTCB string `json:"reported_tcb"`
+		Roots       string `json:"roots"`
+	} `json:"attestation"`
+}
+
+// waitForProof waits until the agent is ready, which means proof and first publication, and returns what the
+// verified report says.
+func waitForProof(ctx context.Context, o options) (map[string]string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("not ready within %v", o.timeout))
+	defer cancel()
+	agent := client.New(o.socket)
+	last := errors.New("it has not answered yet")
+	for {
+		health, ready, err := agent.Ready(ctx)
+		if err == nil && ready {
+			break
+		}
+		if err == nil {
+			err = errors.New(failedChecks(health))
+		}
+		if ctx.Err() == nil {
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			err := cli.Unreachable(fmt.Errorf("wait for the agent at %s: %w: %w", o.socket, context.Cause(ctx), last))
+			return nil, advised{err, "see 'journalctl -u sevagent'"}
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	answer, err := agent.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var s agentStatus
+	if err := json.Unmarshal(answer, &s); err != nil {
+		return nil, fmt.Errorf("read the agent's status: %w", err)
+	}
+	// An attribute value has at most 128 characters; a measurement is 96 hex digits.
+	attributes := map[string]string{attrAttested: "false"}
+	if s.Attestation.Verdict == "pass" || s.Attestation.Verdict == "warn" {
+		attributes[attrAttested] = "true"
+		if s.Attestation.Roots != "amd" {
+			attributes[attrAttested] = "simulated"
+		}
+		attributes[attrMeasurement] = s.Attestation.Measurement
+		attributes[attrTCB] = s.Attestation.ReportedTCB
+	}
+	return attributes, nil
+}
+
+// failedChecks reads the reasons out of a health document.
+func failedChecks(health []byte) string {
+	var h struct {
+		Checks map[string][]struct{ Status, Output string }
+	}
+	if json.Unmarshal(health, &h) != nil {
+		return "it is not ready, and says not why"
+	}
+	var reasons []string
+	for _, name := range slices.Sorted(maps.Keys(h.Checks)) {
+		for _, c := range h.Checks[name] {
+			if c.Status == "fail" {
+				reasons = append(reasons, name+": "+c.Output)
+			}
+		}
+	}
+	return strings.Join(reasons, "; ")
+}

@@ -1,0 +1,86 @@
+package ctl
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"sevagent/internal/cli"
+	"sevagent/internal/evidence"
+	"sevagent/internal/sim"
+	"sevagent/internal/sim/simscript"
+	"sevagent/internal/snp"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sevctl": func() { cli.Main("sevctl", Run) }})
+}
+
+// realReports are reports that are not ours to distribute; scripts that need them are under the condition [real].
+const realReports = "../../../shared/testdata/aws-snp"
+
+// TestScripts runs the binary as a binary, on a simulated node's evidence: evidence.json (nonce 07 times 32, bound to
+// no key), report.bin and vlek.pem, with roots.pem and policy.yaml.
+func TestScripts(t *testing.T) {
+	real, err := filepath.Abs(realReports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("REAL", real)
+			return writeEvidence(env.WorkDir)
+		},
+		Condition: func(name string) (bool, error) {
+			_, err := os.Stat(real)
+			return name == "real" && err == nil, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": simscript.Exits},
+	})
+}
+
+func writeEvidence(dir string) error {
+	now := time.Now()
+	psp, err := sim.New(sim.DefaultOptions(now))
+	if err != nil {
+		return err
+	}
+	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 1000}}
+	report, raw, err := psp.Report(claims.Leaf(), 0)
+	if err != nil {
+		return err
+	}
+	table, err := snp.ParseCertTable(raw)
+	if err != nil {
+		return err
+	}
+	doc, err := evidence.Build(claims, 0, nil, report, [][]byte{table[0].Data}, nil, now)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(doc)
+	if err != nil {
+		return err
+	}
+	for name, content := range map[string][]byte{
+		"evidence.json": text,
+		"stolen.json":   bytes.Replace(text, []byte(`"uid":1000`), []byte(`"uid":0`), 1),
+		"report.bin":    report,
+		"vlek.pem":      pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: table[0].Data}),
+		"vlek.der":      table[0].Data,
+		"roots.pem":     psp.Roots(),
+		"policy.yaml":   []byte("profile: aws-shared\nroots: roots.pem\n"),
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

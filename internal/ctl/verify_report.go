@@ -1,0 +1,173 @@
+package ctl
+
+import (
+	"bytes"
+	"cmp"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"io"
+	"strings"
+	"time"
+
+	"sevagent/internal/cli"
+	"sevagent/internal/cluster"
+)
+
+// verifyReport is the JSON output of sevctl verify, and what the table and the page are made from.
+type verifyReport struct {
+	Cluster string    `json:"cluster"`
+	ARN     string    `json:"arn,omitempty"`
+	Region  string    `json:"region"`
+	Time    time.Time `json:"time"`
+	// Version is sevctl's.
+	Version string                 `json:"version"`
+	Status  cluster.Status         `json:"status"`
+	Counts  map[cluster.Status]int `json:"counts"`
+	Checks  []cluster.Check        `json:"checks"`
+	// Attestation is there with --attest.
+	Attestation []cluster.Attestation `json:"attestation,omitempty"`
+	Nodes       []verifyNode          `json:"nodes"`
+	Calls       cluster.Calls         `json:"calls"`
+	Seconds     float64               `json:"seconds"`
+}
+
+// verifyNode is a node at a glance.
+type verifyNode struct {
+	ID          string `json:"id"`
+	Type        string `json:"type,omitempty"`
+	Zone        string `json:"zone,omitempty"`
+	State       string `json:"state,omitempty"`
+	Image       string `json:"image,omitempty"`
+	SNP         string `json:"amd_sev_snp,omitempty"`
+	BootMode    string `json:"boot_mode,omitempty"`
+	InCluster   bool   `json:"in_cluster"`
+	InGroup     string `json:"group,omitempty"`
+	Agent       string `json:"ecs_agent,omitempty"`
+	Attested    string `json:"attested,omitempty"`
+	Measurement string `json:"measurement,omitempty"`
+	TCB         string `json:"tcb,omitempty"`
+}
+
+func newVerifyReport(s *cluster.Snapshot) *verifyReport {
+	r := &verifyReport{Cluster: s.Name, Region: s.Region, Time: s.Time.Truncate(time.Second), Version: cli.Version(), Checks: cluster.Evaluate(s), Nodes: []verifyNode{}}
+	if s.Cluster != nil {
+		r.Cluster, r.ARN = s.Cluster.Name, s.Cluster.ARN
+	}
+	for _, n := range s.Nodes {
+		v := verifyNode{ID: n.ID, Type: n.Type(), InCluster: n.Container != nil}
+		if i := n.Instance; i != nil {
+			v.Zone, v.State, v.Image, v.SNP, v.BootMode = i.Zone, i.State, i.ImageID, i.SNP, i.BootMode
+		}
+		if n.Member != nil {
+			v.InGroup = n.Member.Group
+		}
+		if c := n.Container; c != nil {
+			v.Agent = c.AgentVersion
+			v.Attested, v.Measurement, v.TCB = c.Attributes[cluster.AttrAttested], c.Attributes[cluster.AttrMeasurement], c.Attributes[cluster.AttrTCB]
+		}
+		r.Nodes = append(r.Nodes, v)
+	}
+	return r
+}
+
+// finish adds what is known at the end.
+func (r *verifyReport) finish(calls cluster.Calls, took time.Duration) {
+	r.Calls, r.Seconds = calls, took.Round(time.Millisecond).Seconds()
+	r.Status = cluster.Worst(r.Checks)
+	r.Counts = map[cluster.Status]int{cluster.Pass: 0, cluster.Warn: 0, cluster.Fail: 0, cluster.Unknown: 0}
+	for _, c := range r.Checks {
+		r.Counts[c.Status]++
+	}
+}
+
+func (r *verifyReport) json(w io.Writer) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(r)
+}
+
+// shown is how many resources of a check the table names; all are in the JSON and on the page.
+const shown = 5
+
+func (r *verifyReport) table(w io.Writer, colour bool) error {
+	paint := func(status cluster.Status, text string) string {
+		if !colour {
+			return text
+		}
+		return map[cluster.Status]string{cluster.Pass: "\033[32m", cluster.Warn: "\033[33m", cluster.Fail: "\033[1;31m", cluster.Unknown: "\033[35m"}[status] + text + "\033[0m"
+	}
+	var b bytes.Buffer
+	wide := 0
+	for _, c := range r.Checks {
+		wide = max(wide, len(c.ID))
+	}
+	fmt.Fprintf(&b, "cluster %s, %s, %s\n\n", r.Cluster, r.Region, r.Time.Format(time.RFC3339))
+	for _, c := range r.Checks {
+		fmt.Fprintf(&b, "%s  %-*s  %s: %s\n", paint(c.Status, fmt.Sprintf("%-7s", c.Status)), wide, c.ID, c.Title, clean(c.Detail))
+		indent := strings.Repeat(" ", 9+wide+2)
+		if len(c.Resources) > 1 {
+			for _, resource := range c.Resources[:min(len(c.Resources), shown)] {
+				fmt.Fprintf(&b, "%s- %s: %s\n", indent, clean(resource.ID), clean(resource.Detail))
+			}
+			if more := len(c.Resources) - shown; more > 0 {
+				fmt.Fprintf(&b, "%s- and %d more, see --output json\n", indent, more)
+			}
+		}
+		if c.Advice != "" {
+			fmt.Fprintf(&b, "%s> %s\n", indent, clean(c.Advice))
+		}
+	}
+	fmt.Fprintf(&b, "\n%s: %s. %d nodes, %d API calls, %.1f s\n", paint(r.Status, string(r.Status)), r.summary(), len(r.Nodes), r.Calls.Total, r.Seconds)
+	_, err := b.WriteTo(w)
+	return err
+}
+
+func (r *verifyReport) summary() string {
+	var parts []string
+	for _, s := range []cluster.Status{cluster.Pass, cluster.Warn, cluster.Fail, cluster.Unknown} {
+		if n := r.Counts[s]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, s))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+// clean keeps what others wrote, tags and error texts, from moving the terminal's cursor.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+//go:embed verify.html
+var pageSource string
+
+func (r *verifyReport) html(w io.Writer) error {
+	attested := make(map[string]cluster.Attestation)
+	for _, a := range r.Attestation {
+		attested[a.ID] = a
+	}
+	page, err := template.New("verify").Funcs(template.FuncMap{
+		"short": func(s string) string {
+			if len(s) > 20 {
+				return s[:16] + "…"
+			}
+			return cmp.Or(s, "–")
+		},
+		"or_dash": func(s string) string { return cmp.Or(s, "–") },
+		"proof":   func(id string) cluster.Attestation { return attested[id] },
+	}).Parse(pageSource)
+	if err != nil {
+		return err
+	}
+	return page.Execute(w, struct {
+		*verifyReport
+		Summary string
+	}{r, r.summary()})
+}

@@ -1,0 +1,266 @@
+package ctl
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"sevagent/internal/cluster"
+	"sevagent/internal/cluster/clustertest"
+	"sevagent/internal/evidence"
+	"sevagent/internal/sim"
+	"sevagent/internal/sim/simscript"
+	"sevagent/internal/snp"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// TestVerifyScripts runs the binary against a loopback AWS with the cluster prod. A script changes that with the command
+// `aws`; see changes.
+func TestVerifyScripts(t *testing.T) {
+	type key struct{}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/verify",
+		Setup: func(env *testscript.Env) error {
+			fake, roots, err := simulated(t.TempDir(), 3)
+			if err != nil {
+				return err
+			}
+			server := httptest.NewServer(fake)
+			env.Defer(server.Close)
+			env.Values[key{}] = fake
+			env.Vars = append(env.Vars, "AWS_ENDPOINT_URL="+server.URL, "AWS_ACCESS_KEY_ID=AKID", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-2", "AWS_EC2_METADATA_DISABLED=true",
+				"AWS_CONFIG_FILE="+filepath.Join(env.WorkDir, "config"), "AWS_SHARED_CREDENTIALS_FILE="+filepath.Join(env.WorkDir, "none"))
+			return errors.Join(os.WriteFile(filepath.Join(env.WorkDir, "roots.pem"), roots, 0o644),
+				os.WriteFile(filepath.Join(env.WorkDir, "policy.yaml"), []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644))
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": simscript.Exits,
+			"aws": func(ts *testscript.TestScript, _ bool, args []string) {
+				fake := ts.Value(key{}).(*clustertest.AWS)
+				switch args[0] {
+				case "deny":
+					fake.Change(func(a *clustertest.AWS) { a.Deny[args[1]] = args[2] })
+				case "break":
+					fake.Change(changes[args[1]])
+				default:
+					ts.Fatalf("aws deny API CODE, or aws break WHAT")
+				}
+			},
+		},
+	})
+}
+
+// changes are what a script can do to the cluster.
+var changes = map[string]func(*clustertest.AWS){
+	"snp":       func(a *clustertest.AWS) { a.Nodes[1].SNP = "" },
+	"insights":  func(a *clustertest.AWS) { a.Insights = "" },
+	"unmanaged": func(a *clustertest.AWS) { a.Nodes[1].Unmanaged = true },
+	"attributes": func(a *clustertest.AWS) {
+		for _, n := range a.Nodes {
+			n.Attested = "true"
+		}
+	},
+	// The second node hands its nonce to the first, and gives that one's evidence for its own.
+	"relay": func(a *clustertest.AWS) {
+		run := a.Run
+		a.Run = func(id, script string) (string, string, bool) {
+			if id != a.Nodes[1].ID {
+				return run(id, script)
+			}
+			return run("relay:"+id, script)
+		}
+	},
+	// The second node has kept an answer to an earlier nonce.
+	"replay": func(a *clustertest.AWS) {
+		run := a.Run
+		a.Run = func(id, script string) (string, string, bool) {
+			if id == a.Nodes[1].ID {
+				script = `printf '%s' "old"`
+			}
+			return run(id, script)
+		}
+	},
+}
+
+// simulated is a cluster whose nodes are simulated SEV-SNP guests, with the roots that vouch for them.
+func simulated(dir string, n int) (*clustertest.AWS, []byte, error) {
+	now := time.Now()
+	fake := clustertest.New(n)
+	first, err := sim.New(sim.DefaultOptions(now))
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := first.Save(dir); err != nil { // one root for all guests, each of which has a REPORT_ID of its own
+		return nil, nil, err
+	}
+	guests := map[string]*sim.PSP{fake.Nodes[0].ID: first}
+	for _, node := range fake.Nodes[1:] {
+		if guests[node.ID], err = sim.Load(dir, sim.DefaultOptions(now)); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, node := range fake.Nodes {
+		report, _, err := guests[node.ID].Report([64]byte{}, 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		parsed, err := snp.ParseReport(report)
+		if err != nil {
+			return nil, nil, err
+		}
+		node.Attested, node.Measurement, node.TCB = "simulated", hex.EncodeToString(parsed.Measurement[:]), parsed.ReportedTCB.String()
+	}
+	fake.Run = func(id, script string) (string, string, bool) {
+		guest := guests[id]
+		if relayed, ok := strings.CutPrefix(id, "relay:"); ok {
+			id, guest = relayed, first
+		}
+		text, err := document(guest, clustertest.Nonce(id, script), now)
+		if err != nil {
+			return "", err.Error(), false
+		}
+		return text, "", true
+	}
+	return fake, first.Roots(), nil
+}
+
+// document is evidence as a node sends it.
+func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
+	raw, err := hex.DecodeString(nonce)
+	if err != nil {
+		return "", err
+	}
+	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: raw}
+	report, table, err := guest.Report(claims.Leaf(), 0)
+	if err != nil {
+		return "", err
+	}
+	certs, err := snp.ParseCertTable(table)
+	if err != nil {
+		return "", err
+	}
+	doc, err := evidence.Build(claims, 0, nil, report, [][]byte{certs[0].Data}, nil, now)
+	if err != nil {
+		return "", err
+	}
+	text, err := json.Marshal(doc)
+	if err != nil {
+		return "", err
+	}
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	w.Write(text)
+	err = w.Close()
+	return base64.StdEncoding.EncodeToString(b.Bytes()), err
+}
+
+// reportOf is the report of a cluster in which something of every kind is wrong, and one node is hostile to whoever
+// reads it.
+func reportOf(t *testing.T) *verifyReport {
+	t.Helper()
+	at := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
+	s := &cluster.Snapshot{
+		Name: "prod", Region: "us-east-2", Time: at,
+		Cluster:   &cluster.Cluster{Name: "prod", ARN: "arn:aws:ecs:us-east-2:123456789012:cluster/prod", Status: "ACTIVE", Providers: []string{"prod-snp"}},
+		Providers: []cluster.Provider{{Name: "prod-snp", Status: "ACTIVE", GroupARN: "arn", Group: "prod-snp", ManagedScaling: true, ManagedProtection: true}},
+		Groups: []cluster.Group{{Name: "prod-snp", Min: 1, Desired: 8, Max: 9, ProtectsNew: true, GracePeriod: 5 * time.Minute,
+			Templates: []cluster.Template{{ID: "lt-00000000000000001", Spec: "3", Version: 3, ImageID: "ami-1", InstanceType: "m6a.large", SNP: "enabled", HTTPTokens: "required"}}}},
+		Images:    map[string]cluster.Image{"ami-1": {BootMode: "uefi-preferred"}},
+		Supported: []string{"m6a.large"},
+		Failures:  map[string]error{"ec2:DescribeVolumes": errors.New("no answer within 1m30s")},
+	}
+	var results []cluster.Attestation
+	for i := range 8 {
+		id := "i-0000000000000000" + string(rune('1'+i))
+		n := cluster.Node{ID: id,
+			Container: &cluster.Container{Status: "ACTIVE", Provider: "prod-snp", Connected: true, AgentVersion: "1.106.1",
+				Attributes: map[string]string{cluster.AttrAttested: "true", cluster.AttrMeasurement: strings.Repeat("ab", 48), cluster.AttrTCB: "4.0.29.222"}},
+			Member: &cluster.Member{Group: "prod-snp", Lifecycle: "InService", Health: "Healthy", TemplateID: "lt-00000000000000001", TemplateVersion: "3", Protected: true},
+			Instance: &cluster.Instance{Type: "m6a.large", Zone: "us-east-2a", State: "running", ImageID: "ami-1", SNP: "enabled", BootMode: "uefi", HTTPTokens: "required",
+				RootVolume: "vol-1", RootKnown: true, RootEncrypted: true, Launched: at.Add(-time.Hour)},
+		}
+		if i < 6 {
+			n.Instance.SNP = ""
+		}
+		if i == 7 {
+			n.Container.Attributes[cluster.AttrAttested] = "<script>alert(1)</script>\x1b[2J"
+		}
+		s.Nodes = append(s.Nodes, n)
+		results = append(results, cluster.Attestation{ID: id, Status: cluster.Pass, ReportID: id, Measurement: strings.Repeat("ab", 48), TCB: "4.0.29.222", Nonce: "00", Roots: "amd"})
+	}
+	results[2].Status, results[2].Reason = cluster.Fail, "no answer within 2m0s: the command is Pending there"
+	r := newVerifyReport(s)
+	r.Version, r.Attestation = "v1.2.3", results
+	r.Checks = append(r.Checks, cluster.CheckAttestation(s, results))
+	r.finish(cluster.Calls{Total: 24, ByAPI: map[string]int{"ecs:DescribeClusters": 1, "ssm:GetCommandInvocation": 23}}, 3*time.Second)
+	return r
+}
+
+func TestGolden(t *testing.T) {
+	r := reportOf(t)
+	for file, write := range map[string]func(io.Writer) error{
+		"table.golden":  func(w io.Writer) error { return r.table(w, false) },
+		"colour.golden": func(w io.Writer) error { return r.table(w, true) },
+		"json.golden":   r.json,
+		"html.golden":   r.html,
+	} {
+		var b bytes.Buffer
+		if err := write(&b); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join("testdata", "verify", file)
+		if *update {
+			if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(b.Bytes(), want) {
+			t.Errorf("%s differs; run go test -update and look at the difference:\n%s", path, b.Bytes())
+		}
+	}
+}
+
+// TestPage: the page asks nobody for anything, and what a node says is text there and no more.
+func TestPage(t *testing.T) {
+	var b bytes.Buffer
+	if err := reportOf(t).html(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, not := range []string{"<script", "http://", "https://", "src=", "url(", "@import", "ZgotmplZ"} {
+		if strings.Contains(b.String(), not) {
+			t.Errorf("the page has %q in it", not)
+		}
+	}
+	if !strings.Contains(b.String(), "&lt;script&gt;") {
+		t.Error("the page lacks what the node said")
+	}
+}
+
+// TestTerminal: what a node says does not move the cursor.
+func TestTerminal(t *testing.T) {
+	var b bytes.Buffer
+	if err := reportOf(t).table(&b, false); err != nil {
+		t.Fatal(err)
+	}
+	if strings.ContainsRune(b.String(), '\x1b') {
+		t.Errorf("the table has an escape in it:\n%q", b.String())
+	}
+}
