@@ -333,7 +333,8 @@ func newLogger(w io.Writer, cfg config.Log, level *slog.LevelVar) *slog.Logger {
 }
 
 // notify tells systemd: READY once the gate is passed and the first set published, WATCHDOG while the loops turn,
-// STOPPING at the end. Without systemd it does nothing.
+// STOPPING at the end; and before READY, while the loops turn, that it takes longer, since what it waits for may be an
+// outage. Without systemd it does nothing.
 func (a *agent) notify(ctx context.Context) error {
 	say := func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
@@ -362,7 +363,11 @@ func (a *agent) notify(ctx context.Context) error {
 				a.log.Error("a loop does not turn", "component", "agent", "err", err)
 				continue
 			}
-			say(daemon.SdNotifyWatchdog + "\nSTATUS=" + a.oneLine())
+			state := daemon.SdNotifyWatchdog + "\nSTATUS=" + a.oneLine()
+			if ready != nil {
+				state = fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d\nSTATUS=%s", interval.Microseconds(), a.oneLine())
+			}
+			say(state)
 		}
 	}
 }

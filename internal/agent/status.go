@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -206,11 +207,18 @@ func withAdvice(err error) string {
 func (a *agent) oneLine() string {
 	s := a.rotator.Status()
 	line := fmt.Sprintf("attestation %s", a.cfg.Load().Attestation.Mode)
-	if g := a.gate.Load(); g.passed && g.err == nil {
+	switch g := a.gate.Load(); {
+	case g.passed && g.err == nil:
 		line = "attested"
+	case !g.passed && g.err != nil:
+		return strings.ReplaceAll("boot gate not passed: "+withAdvice(g.err), "\n", "; ")
 	}
 	if s.Generation == "" {
-		return line + ", no certificates"
+		line += ", no certificates"
+		if s.Error != "" {
+			line += strings.ReplaceAll(": "+s.Error, "\n", "; ")
+		}
+		return line
 	}
 	return fmt.Sprintf("%s, certificates until %s", line, s.NotAfter.UTC().Format(time.RFC3339))
 }

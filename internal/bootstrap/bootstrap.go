@@ -104,7 +104,7 @@ type node struct {
 	out    io.Writer
 	target target
 	units  units
-	mounts published
+	unitFiles
 }
 
 func (n *node) say(step, format string, args ...any) {
@@ -149,8 +149,8 @@ func (n *node) bootstrap(ctx context.Context) error {
 		return failed("agent configuration", err)
 	}
 	if n.services == servicesSystemd {
-		if n.mounts, err = publishedAt(cfg.MTLS.Path, cfg.MTLS.AllowDisk); err != nil {
-			return failed("agent configuration", cli.Usage(fmt.Errorf("mtls.path is %q: %w", cfg.MTLS.Path, err)))
+		if n.unitFiles, err = unitFilesFor(cfg.MTLS); err != nil {
+			return failed("agent configuration", cli.Usage(err))
 		}
 	}
 	ecs, err := n.readECSConfig()
@@ -200,14 +200,14 @@ func (n *node) configure(ctx context.Context, agentConfig []byte) error {
 	}
 	n.say("agent", "%s %s", file, wording(changed))
 	if n.services == servicesSystemd {
-		moved, err := n.mounts.place(n.say)
-		if err == nil && moved {
+		granted, err := n.unitFiles.place(n.say)
+		if err == nil && granted {
 			err = n.units.reload(ctx)
 		}
 		if err != nil {
-			return failed("mtls.path", err)
+			return failed("units", err)
 		}
-		changed = changed || moved
+		changed = changed || granted
 	}
 	return failed("start sevagent", n.units.startAgent(ctx, changed, n.timeout))
 }

@@ -247,7 +247,7 @@ func (p *publication) write(f file) error {
 		}
 		if p.access.owner != p.self {
 			if err := unix.Fchown(fd, p.access.owner.UID, p.access.owner.GID); err != nil {
-				return err
+				return fmt.Errorf("give it to owner %d:%d: %w; sevagent.service has CAP_CHOWN only from a drop-in, see the agent's configuration", p.access.owner.UID, p.access.owner.GID, err)
 			}
 		}
 		if err := writeFD(fd, f.content); err != nil {

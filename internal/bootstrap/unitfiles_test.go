@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sevagent/internal/config"
 )
 
 // TestMountUnit holds the unit to the package's, of which it is a copy for another path.
@@ -43,7 +45,7 @@ func TestUnitNames(t *testing.T) {
 		t.Skip("needs systemd-escape; the names are tested in testdata, too")
 	}
 	for _, path := range []string{"/srv/mtls", "/srv/with-dash", "/srv/50%", "/a b", "/.hidden/.x", "/ü/é", "/srv/a:b_c.d@e,f"} {
-		p, err := publishedAt(path, false)
+		p, err := unitFilesFor(config.MTLS{Path: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -62,13 +64,13 @@ func TestPlaceFails(t *testing.T) {
 	testOnlyUnitDir = filepath.Join(t.TempDir(), "units")
 	defer func() { testOnlyUnitDir = "" }()
 	say := func(string, string, ...any) {}
-	if changed, err := (published{}).place(say); changed || err != nil {
+	if changed, err := (unitFiles{}).place(say); changed || err != nil {
 		t.Errorf("without a directory: %v, %v", changed, err)
 	}
 	if err := os.WriteFile(testOnlyUnitDir, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	p, err := publishedAt("/srv/mtls", false)
+	p, err := unitFilesFor(config.MTLS{Path: "/srv/mtls"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,14 +21,16 @@ import (
 // unitDir is where an administrator's units are. They come before those of packages.
 const unitDir = "/etc/systemd/system"
 
+const runDir = "/run/"
+
 // testOnlyUnitDir takes its place.
 var testOnlyUnitDir string
 
-// mtlsDropIn is the drop-in that gives sevagent.service another published directory, below unitDir.
-const mtlsDropIn = agentUnit + ".d/50-mtls-path.conf"
+// dropIn is what sevagent.service is granted beyond the package's unit, below unitDir.
+const dropIn = agentUnit + ".d/50-bootstrap.conf"
 
 // ourUnit is the first line of what is written there. By it, what an earlier run has left is found.
-const ourUnit = "# Written by sevagent's bootstrap for mtls.path; removed when that is the package's again.\n"
+const ourUnit = "# Written by sevagent's bootstrap, for what the configuration asks; removed when it no longer does.\n"
 
 // mountUnit is etc-ecs-mtls.mount of the package, less its comments; a test compares the two.
 const mountUnit = `[Unit]
@@ -44,29 +46,73 @@ Options=mode=0755,size=16M,nr_inodes=16k,nosuid,nodev,noexec
 DirectoryMode=0755
 `
 
-// published is what systemd has to know of a published directory that is not the package's: the zero value, of the
-// package's own, is nothing.
-type published struct {
+// unitFiles are what systemd has to be told of the agent's configuration: nothing, the zero value, for what the package's
+// units are made for.
+type unitFiles struct {
 	files map[string][]byte // by path below unitDir
 	disk  string            // a directory that no mount unit makes
 }
 
-// publishedAt is for mtls.path and mtls.allow_disk of the agent's configuration.
-func publishedAt(path string, allowDisk bool) (p published, err error) {
-	if path == config.Default().MTLS.Path {
-		return p, nil
-	}
-	text, err := unitPath(path)
+// unitFilesFor are for another published directory, for files that are not root's, and for Docker's API.
+func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
+	text, err := unitPath(mtls.Path)
 	if err != nil {
-		return p, err
+		return u, fmt.Errorf("mtls.path is %q: %w", mtls.Path, err)
 	}
-	p.files = map[string][]byte{mtlsDropIn: fmt.Appendf(nil, "%s\n[Unit]\nRequiresMountsFor=%s\n\n[Service]\nReadWritePaths=%[2]s\n", ourUnit, quoted(text))}
-	if allowDisk {
-		p.disk = path
-		return p, nil
+	u.files = make(map[string][]byte)
+	var order, grants []string
+	if mtls.Path != config.Default().MTLS.Path {
+		order = append(order, "RequiresMountsFor="+quoted(text))
+		if strings.HasPrefix(text, runDir) { // the agent has one of its own
+			if text, err = bindPath(mtls.Path); err != nil {
+				return u, fmt.Errorf("mtls.path is %q: %w", mtls.Path, err)
+			}
+			grants = append(grants, "BindPaths="+quoted(text))
+		} else {
+			grants = append(grants, "ReadWritePaths="+quoted(text))
+		}
+		if mtls.AllowDisk {
+			u.disk = mtls.Path
+		} else {
+			u.files[unit.UnitNamePathEscape(mtls.Path)+".mount"] = []byte(ourUnit + "\n" + strings.ReplaceAll(mountUnit, "PATH", text))
+		}
 	}
-	p.files[unit.UnitNamePathEscape(path)+".mount"] = []byte(ourUnit + "\n" + strings.ReplaceAll(mountUnit, "PATH", text))
-	return p, nil
+	if mtls.Owner != (config.Owner{}) || slices.ContainsFunc(mtls.Consumers, func(c config.Consumer) bool { return c.Owner != config.Owner{} }) {
+		grants = append(grants,
+			"# mtls.owner: to give files away, and to check and renew them afterwards.",
+			"CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
+			"SystemCallFilter=@chown")
+	}
+	if mtls.Reload {
+		socket, err := bindPath(mtls.Docker)
+		if err != nil {
+			return u, fmt.Errorf("mtls.docker is %q: %w", mtls.Docker, err)
+		}
+		order = append(order, "After=docker.socket docker.service")
+		grants = append(grants, "# mtls.reload: Docker's API, and with it all that root can do.", "BindPaths="+quoted("-"+socket))
+	}
+	if grants == nil {
+		return u, nil
+	}
+	var b strings.Builder
+	b.WriteString(ourUnit)
+	if order != nil {
+		fmt.Fprintf(&b, "\n[Unit]\n%s\n", strings.Join(order, "\n"))
+	}
+	fmt.Fprintf(&b, "\n[Service]\n%s\n", strings.Join(grants, "\n"))
+	u.files[dropIn] = []byte(b.String())
+	return u, nil
+}
+
+// bindPath is a path for BindPaths=, in the agent's own /run.
+func bindPath(path string) (string, error) {
+	if strings.Contains(path, ":") {
+		return "", errors.New("a unit file cannot have it: a colon")
+	}
+	if under, ok := strings.CutPrefix(path, "/var"+runDir); ok { // a link to the same
+		path = runDir + under
+	}
+	return unitPath(path)
 }
 
 // unitPath is a path as unit files have it, but for quotes. What systemd would read differently in one of the places where
@@ -98,24 +144,24 @@ func quoted(text string) string {
 
 // place writes the files, removes what an earlier run has left, and reports whether anything has changed. What is mounted
 // stays so.
-func (p published) place(say func(step, format string, args ...any)) (changed bool, err error) {
+func (u unitFiles) place(say func(step, format string, args ...any)) (changed bool, err error) {
 	dir := unitDir
 	if testOnlyUnitDir != "" {
 		dir = testOnlyUnitDir
 	}
-	if p.disk != "" {
-		if err := os.MkdirAll(p.disk, 0o755); err != nil {
+	if u.disk != "" {
+		if err := os.MkdirAll(u.disk, 0o755); err != nil {
 			return false, err
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(p.files)) {
+	for _, name := range slices.Sorted(maps.Keys(u.files)) {
 		file := filepath.Join(dir, name)
-		written, err := writeIfChanged(file, p.files[name], 0o644)
+		written, err := writeIfChanged(file, u.files[name], 0o644)
 		if err != nil {
 			return changed, err
 		}
 		changed = changed || written
-		say("mtls.path", "%s %s", file, wording(written))
+		say("units", "%s %s", file, wording(written))
 	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -124,14 +170,14 @@ func (p published) place(say func(step, format string, args ...any)) (changed bo
 	if err != nil {
 		return changed, err
 	}
-	stale := []string{mtlsDropIn}
+	stale := []string{dropIn}
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), ".mount") && e.Type().IsRegular() {
 			stale = append(stale, e.Name())
 		}
 	}
 	for _, name := range stale {
-		if _, keep := p.files[name]; keep {
+		if _, keep := u.files[name]; keep {
 			continue
 		}
 		file := filepath.Join(dir, name)
@@ -146,7 +192,7 @@ func (p published) place(say func(step, format string, args ...any)) (changed bo
 			return changed, err
 		}
 		changed = true
-		say("mtls.path", "%s removed", file)
+		say("units", "%s removed", file)
 	}
 	return changed, nil
 }
