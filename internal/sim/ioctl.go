@@ -26,18 +26,20 @@ const (
 	reportRespSize   = 4000
 )
 
-// memory is the address space of the program that makes an ioctl.
-type memory interface {
-	read(address uint64, into []byte) error
-	write(address uint64, data []byte) error
+// Memory is the address space of the program that makes an ioctl.
+type Memory interface {
+	Read(address uint64, into []byte) error
+	Write(address uint64, data []byte) error
+	// Reserve says that n bytes may be written. All that may be is said before the secure processor is asked.
+	Reserve(address uint64, n int) error
 }
 
-// ioctl does what the kernel's driver does for one ioctl: it follows the pointers in the program's memory, asks the
+// Ioctl does what the kernel's driver does for one ioctl: it follows the pointers in the program's memory, asks the
 // secure processor, and writes the answer back. It returns 0 or an errno.
-func (p *PSP) ioctl(ctx context.Context, cmd uint32, arg uint64, mem memory) unix.Errno {
+func (p *PSP) Ioctl(ctx context.Context, cmd uint32, arg uint64, mem Memory) unix.Errno {
 	le := binary.LittleEndian
 	request := make([]byte, guestRequestSize)
-	if mem.read(arg, request) != nil {
+	if mem.Read(arg, request) != nil {
 		return unix.EFAULT
 	}
 	if cmd != cmdGetReport && cmd != cmdGetExtReport {
@@ -52,7 +54,7 @@ func (p *PSP) ioctl(ctx context.Context, cmd uint32, arg uint64, mem memory) uni
 		req = make([]byte, extReportReqSize)
 	}
 	reqAddress, respAddress := le.Uint64(request[8:]), le.Uint64(request[16:])
-	if mem.read(reqAddress, req) != nil {
+	if mem.Read(reqAddress, req) != nil {
 		return unix.EFAULT
 	}
 	var certsAddress uint64
@@ -62,6 +64,13 @@ func (p *PSP) ioctl(ctx context.Context, cmd uint32, arg uint64, mem memory) uni
 		if certsLen > snp.MaxCertTableSize || certsLen%4096 != 0 {
 			return unix.EINVAL
 		}
+	}
+	err := errors.Join(mem.Reserve(arg, guestRequestSize), mem.Reserve(reqAddress, len(req)), mem.Reserve(respAddress, reportRespSize))
+	if extended {
+		err = errors.Join(err, mem.Reserve(certsAddress, int(certsLen)))
+	}
+	if err != nil {
+		return unix.EFAULT
 	}
 
 	report, certs, err := p.ReportContext(ctx, [snp.ReportDataSize]byte(req), le.Uint32(req[snp.ReportDataSize:]))
@@ -79,7 +88,7 @@ func (p *PSP) ioctl(ctx context.Context, cmd uint32, arg uint64, mem memory) uni
 	}
 	if extended && int(certsLen) < len(certs) {
 		le.PutUint32(req[104:], uint32(len(certs)+4095)&^4095)
-		if mem.write(reqAddress, req) != nil {
+		if mem.Write(reqAddress, req) != nil {
 			return unix.EFAULT
 		}
 		return fail(mem, arg, request, vmmInvalidLen)
@@ -88,17 +97,17 @@ func (p *PSP) ioctl(ctx context.Context, cmd uint32, arg uint64, mem memory) uni
 	le.PutUint32(resp[4:], uint32(len(report)))
 	copy(resp[0x20:], report)
 	le.PutUint64(request[24:], 0)
-	if extended && mem.write(certsAddress, slices.Concat(certs, make([]byte, int(certsLen)-len(certs)))) != nil ||
-		mem.write(respAddress, resp) != nil || mem.write(arg, request) != nil {
+	if extended && mem.Write(certsAddress, slices.Concat(certs, make([]byte, int(certsLen)-len(certs)))) != nil ||
+		mem.Write(respAddress, resp) != nil || mem.Write(arg, request) != nil {
 		return unix.EFAULT
 	}
 	return 0
 }
 
 // fail reports exitinfo2 as the driver does: in the request, beside EIO.
-func fail(mem memory, arg uint64, request []byte, exitInfo2 uint64) unix.Errno {
+func fail(mem Memory, arg uint64, request []byte, exitInfo2 uint64) unix.Errno {
 	binary.LittleEndian.PutUint64(request[24:], exitInfo2)
-	if mem.write(arg, request) != nil {
+	if mem.Write(arg, request) != nil {
 		return unix.EFAULT
 	}
 	return unix.EIO

@@ -43,19 +43,21 @@ func (p page) at(address uint64, n int) []byte {
 	return p[address-base:][:n]
 }
 
-func (p page) read(address uint64, into []byte) error {
+func (p page) Read(address uint64, into []byte) error {
 	if copy(into, p.at(address, len(into))) != len(into) {
 		return unix.EFAULT
 	}
 	return nil
 }
 
-func (p page) write(address uint64, data []byte) error {
+func (p page) Write(address uint64, data []byte) error {
 	if copy(p.at(address, len(data)), data) != len(data) {
 		return unix.EFAULT
 	}
 	return nil
 }
+
+func (p page) Reserve(uint64, int) error { return nil }
 
 // Where call puts the structures.
 const (
@@ -109,7 +111,7 @@ func TestIoctlFollowsTheKernel(t *testing.T) {
 				c.change(mem)
 			}
 			psp.SetFault(c.fault)
-			if errno := psp.ioctl(t.Context(), c.cmd, base, mem); errno != c.errno {
+			if errno := psp.Ioctl(t.Context(), c.cmd, base, mem); errno != c.errno {
 				t.Fatalf("errno %v, want %v", errno, c.errno)
 			}
 			if got := le.Uint64(mem[24:]); got != c.exitInfo2 {

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sevagent/internal/snp"
 )
 
@@ -141,6 +143,17 @@ func (e *HostError) Error() string {
 
 // Busy tells whether the hypervisor throttles.
 func (e *HostError) Busy() bool { return e.ExitInfo2 == vmmBusy }
+
+// Errno is what becomes of it in configfs-tsm.
+func (e *HostError) Errno() unix.Errno {
+	switch {
+	case e.Wiped:
+		return unix.ENOTTY
+	case e.Busy():
+		return unix.EBUSY
+	}
+	return unix.EIO
+}
 
 // hypervisor errors, SNP_GUEST_VMM_ERR_*: include/uapi/linux/sev-guest.h.
 const (

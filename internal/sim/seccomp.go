@@ -215,7 +215,7 @@ func (p *PSP) answer(ctx context.Context, listener int, notification [notifSize]
 	})
 	var response [notifRespSize]byte
 	le.PutUint64(response[0:], id)
-	if errno := p.ioctl(ctx, cmd, arg, mem); errno != 0 {
+	if errno := p.Ioctl(ctx, cmd, arg, mem); errno != 0 {
 		le.PutUint32(response[16:], uint32(-int32(errno)))
 	}
 	cancel()
@@ -231,13 +231,13 @@ type processMemory struct {
 	valid func() bool
 }
 
-func (m processMemory) read(address uint64, into []byte) error {
+func (m processMemory) Read(address uint64, into []byte) error {
 	local := []unix.Iovec{{Base: &into[0], Len: uint64(len(into))}}
 	n, err := unix.ProcessVMReadv(m.pid, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(into)}}, 0)
 	return m.check(n, len(into), err)
 }
 
-func (m processMemory) write(address uint64, data []byte) error {
+func (m processMemory) Write(address uint64, data []byte) error {
 	if !m.valid() {
 		return unix.ESRCH
 	}
@@ -245,6 +245,9 @@ func (m processMemory) write(address uint64, data []byte) error {
 	n, err := unix.ProcessVMWritev(m.pid, local, []unix.RemoteIovec{{Base: uintptr(address), Len: len(data)}}, 0)
 	return m.check(n, len(data), err)
 }
+
+// Reserve lets Write find out.
+func (processMemory) Reserve(uint64, int) error { return nil }
 
 func (m processMemory) check(n, want int, err error) error {
 	if err != nil {

@@ -117,13 +117,7 @@ func (e *entry) report(ctx context.Context) syscall.Errno {
 	}
 	out, aux, err := e.psp.ReportContext(ctx, [snp.ReportDataSize]byte(e.in), e.privlevel)
 	if host, ok := errors.AsType[*sim.HostError](err); ok {
-		switch {
-		case host.Wiped:
-			return syscall.ENOTTY
-		case host.Busy():
-			return syscall.EBUSY
-		}
-		return syscall.EIO
+		return host.Errno()
 	}
 	if ctx.Err() != nil {
 		return syscall.EINTR
