@@ -61,14 +61,18 @@ def describe_images(original, self, *args, **kwargs):
     return original(self, *args, **kwargs)
 
 
+def add_image(region, name, description=None, boot_mode=None, root_device="/dev/sda1", **more):
+    b = backend(region)
+    ami = Ami(b, random_ami_id(), name=name, description=description, root_device_type="ebs", root_device_name=root_device,
+              boot_mode=boot_mode, region_name=region, hypervisor="xen", **{"virtualization_type": "hvm", "architecture": "x86_64", **more})
+    b.amis[ami.id] = ami
+    return ami.id
+
+
 @operation(EC2Response)
 def register_image(request, p):
-    b = backend(request.region)
-    ami = Ami(b, random_ami_id(), name=p["Name"], description=p.get("Description"), virtualization_type=p.get("VirtualizationType", "hvm"),
-              architecture=p.get("Architecture", "x86_64"), root_device_type="ebs", root_device_name=p.get("RootDeviceName", "/dev/sda1"),
-              boot_mode=p.get("BootMode"), region_name=request.region, hypervisor="xen")
-    b.amis[ami.id] = ami
-    return {"ImageId": ami.id}
+    return {"ImageId": add_image(request.region, p["Name"], p.get("Description"), p.get("BootMode"), p.get("RootDeviceName", "/dev/sda1"),
+                                 virtualization_type=p.get("VirtualizationType", "hvm"), architecture=p.get("Architecture", "x86_64"))}
 
 
 # Instance types

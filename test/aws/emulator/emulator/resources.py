@@ -4,7 +4,7 @@ A property whose change replaces the resource is listed as the CloudFormation te
 Replacement"). A property that an API does not know fails the resource.
 """
 
-from . import resources_autoscaling, resources_ec2, resources_ecs, resources_iam, resources_other
+from . import resources_autoscaling, resources_ec2, resources_ecs, resources_iam, resources_imagebuilder, resources_other
 
 PROVIDERS = {
     "AWS::AutoScaling::AutoScalingGroup": resources_autoscaling.AutoScalingGroup(),
@@ -26,6 +26,12 @@ PROVIDERS = {
     "AWS::IAM::Policy": resources_iam.Policy(),
     "AWS::IAM::Role": resources_iam.Role(),
     "AWS::IAM::RolePolicy": resources_iam.RolePolicy(),
+    "AWS::ImageBuilder::Component": resources_imagebuilder.Component(),
+    "AWS::ImageBuilder::DistributionConfiguration": resources_imagebuilder.Changeable("DistributionConfiguration"),
+    "AWS::ImageBuilder::ImagePipeline": resources_imagebuilder.Changeable("ImagePipeline"),
+    "AWS::ImageBuilder::ImageRecipe": resources_imagebuilder.ImageRecipe(),
+    "AWS::ImageBuilder::InfrastructureConfiguration": resources_imagebuilder.Changeable("InfrastructureConfiguration"),
+    "AWS::ImageBuilder::LifecyclePolicy": resources_imagebuilder.Changeable("LifecyclePolicy"),
     "AWS::Logs::LogGroup": resources_other.LogGroup(),
     "AWS::SSM::Document": resources_other.SSMDocument(),
 }

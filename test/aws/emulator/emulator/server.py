@@ -5,7 +5,7 @@ import threading
 from moto.moto_api._internal.models import moto_api_backend
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, nodes, ssm  # noqa: F401, they change moto
+from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, imagebuilder, nodes, ssm  # noqa: F401, they change moto
 from .control import ACTIONS, Front, faults, settings
 from .damage import damage
 
@@ -21,7 +21,7 @@ def reset():
     """Forgets everything, as if newly started."""
     endpoint = settings.endpoint
     moto_api_backend.reset()
-    for module in (cloudformation, nodes, ssm):
+    for module in (cloudformation, imagebuilder, nodes, ssm):
         module.reset()
     faults.clear()
     settings.reset()

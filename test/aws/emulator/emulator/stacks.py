@@ -92,6 +92,7 @@ class Stack:
         self.body, self.template, self.raw, self.resolved = "", {}, {}, {}
         self.capabilities = []
         self.resources = {}  # logical ID: Resource, in the order of creation
+        self.replaced = {}  # logical ID: what the update that runs has replaced, in that order
         self.outputs = []
         self.events = []
         self.signals = {}  # logical ID: Signals, while the resource accepts them
@@ -307,7 +308,7 @@ class Stack:
     def update(self, body, raw, tags, capabilities=()):
         before = (self.body, self.template, self.raw, self.capabilities, self.tags)
         template = parse(body)
-        self.updated = now()
+        self.updated, self.replaced = now(), {}
         self.set_status("UPDATE_IN_PROGRESS", "User Initiated")
         try:
             self._apply(body, template, raw, tags, capabilities)
@@ -321,20 +322,30 @@ class Stack:
         why = f"The following resource(s) failed to update: [{error.logical_id}]." if isinstance(error, Failed) else reason(error)
         self.set_status("UPDATE_ROLLBACK_IN_PROGRESS", why)
         body, template, raw, capabilities, tags = before
+        made = self._unreplace()
         try:
-            self._apply(body, template, raw, tags, capabilities, cleanup="UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS")
+            self._apply(body, template, raw, tags, capabilities, cleanup="UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", old=made)
         except (Failed, AWSError) as second:
             self.set_status("UPDATE_ROLLBACK_FAILED", reason(second) if isinstance(second, AWSError) else str(second))
             return
         self.set_status("UPDATE_ROLLBACK_COMPLETE")
 
-    def _apply(self, body, template, raw, tags, capabilities, cleanup="UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"):
+    def _unreplace(self):
+        """Goes back to the physical resources that are still there, and returns their successors."""
+        made = []
+        for name, old in self.replaced.items():
+            made.append(self.resources[name])
+            self.resources[name] = old
+            self.event(old, "UPDATE_COMPLETE")
+        return made
+
+    def _apply(self, body, template, raw, tags, capabilities, cleanup="UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", old=()):
         scope = self.scope(template, raw)
         retagged = tags != self.tags
         self._take(body, template, raw, capabilities, scope)
         self.tags = tags
         active = scope.active("Resources")
-        old = []  # resources to be deleted when all else is done
+        old = list(old)  # resources to be deleted when all else is done
         for name in order(active, last=lambda n: waits(active[n])):
             if name in self.resources:
                 old += self._update(name, active[name], scope, retagged)
@@ -343,6 +354,7 @@ class Stack:
         self.outputs = outputs(scope)
         self.set_status(cleanup)
         gone = {n: r for n, r in self.resources.items() if n not in active}
+        old.reverse()
         old += [gone[n] for n in reversed(order({n: r.body for n, r in gone.items()}))]
         for resource in old:
             if resource.body.get("DeletionPolicy") != "Retain":
@@ -388,6 +400,7 @@ class Stack:
         old = copy.copy(resource)
         resource.physical_id, resource.attributes = provider.create(context, copy.deepcopy(properties))
         resource.properties = properties
+        self.replaced.setdefault(resource.logical_id, old)
         self.event(resource, "UPDATE_COMPLETE")
         return [old]
 

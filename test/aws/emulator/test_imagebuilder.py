@@ -1,0 +1,137 @@
+"""Image Builder: versions, references, updates by replacement and their rollback, what an execution leaves."""
+
+import copy
+
+from support import EmulatorTest, client
+
+DOCUMENT = "name: d\nschemaVersion: 1.0\nparameters:\n  - Text: {type: string}\nphases:\n  - name: build\n    steps:\n" \
+           "      - {name: S, action: ExecuteBash, inputs: {commands: [\"echo '{{ Text }}'\"]}}\n"
+
+BODY = {"Resources": {
+    "Role": {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {}}},
+    "Profile": {"Type": "AWS::IAM::InstanceProfile", "Properties": {"Roles": [{"Ref": "Role"}]}},
+    "Component": {"Type": "AWS::ImageBuilder::Component", "Properties": {
+        "Name": "part", "Version": "1.0.0", "Platform": "Linux", "Data": DOCUMENT}},
+    "Recipe": {"Type": "AWS::ImageBuilder::ImageRecipe", "Properties": {
+        "Name": "image", "Version": "1.0.0", "ParentImage": "ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id",
+        "Components": [{"ComponentArn": {"Fn::GetAtt": ["Component", "Arn"]}, "Parameters": [{"Name": "Text", "Value": ["a"]}]}]}},
+    "Infrastructure": {"Type": "AWS::ImageBuilder::InfrastructureConfiguration", "Properties": {
+        "Name": "image", "InstanceProfileName": {"Ref": "Profile"}}},
+    "Distribution": {"Type": "AWS::ImageBuilder::DistributionConfiguration", "Properties": {"Name": "image", "Distributions": [
+        {"Region": r, "AmiDistributionConfiguration": {"Name": "i-{{ imagebuilder:buildDate }}", "AmiTags": {"k": "v"}}}
+        for r in ("us-east-2", "eu-west-1")]}},
+    "Pipeline": {"Type": "AWS::ImageBuilder::ImagePipeline", "Properties": {
+        "Name": "image", "ImageRecipeArn": {"Fn::GetAtt": ["Recipe", "Arn"]},
+        "InfrastructureConfigurationArn": {"Fn::GetAtt": ["Infrastructure", "Arn"]},
+        "DistributionConfigurationArn": {"Fn::GetAtt": ["Distribution", "Arn"]}}},
+}}
+
+
+def body(**properties):
+    """The stack with other properties: Recipe_Version="1.0.x"."""
+    changed = copy.deepcopy(BODY)
+    for path, value in properties.items():
+        name, _, key = path.partition("_")
+        changed["Resources"][name]["Properties"][key] = value
+    return changed
+
+
+def versions(resources):
+    return {n: resources[n].partition("/")[2] for n in ("Component", "Recipe")}
+
+
+class ImageBuilder(EmulatorTest):
+    def setUp(self):
+        super().setUp()
+        self.imagebuilder = client("imagebuilder")
+
+    def recipe_of_the_pipeline(self):
+        return self.imagebuilder.get_image_pipeline(imagePipelineArn=self.resources()["Pipeline"])["imagePipeline"]["imageRecipeArn"]
+
+    def test_counted_versions(self):
+        """A component gets a new build of its version, a recipe a new version for its x, the pipeline the new recipe; the old ones go."""
+        self.assertEqual(self.deploy(body(Recipe_Version="1.0.x"))["StackStatus"], "CREATE_COMPLETE", self.stack_events())
+        self.assertEqual(versions(self.resources()), {"Component": "part/1.0.0/1", "Recipe": "image/1.0.0"})
+        stack = self.update(body(Recipe_Version="1.0.x", Component_Data=DOCUMENT + "# changed\n"))
+        self.assertEqual(stack["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+        self.assertEqual(versions(self.resources()), {"Component": "part/1.0.0/2", "Recipe": "image/1.0.1"})
+        self.assertEqual(self.recipe_of_the_pipeline(), self.resources()["Recipe"])
+        self.refused("ResourceNotFoundException", self.imagebuilder.get_component,
+                     componentBuildVersionArn=self.resources()["Component"].replace("/2", "/1"))
+        self.cloudformation.delete_stack(StackName="s")
+        self.assertEqual(self.cloudformation.list_stacks()["StackSummaries"][0]["StackStatus"], "DELETE_COMPLETE")
+
+    def test_same_version_of_a_recipe(self):
+        self.deploy(body())
+        before = self.resources()
+        stack = self.update(body(Component_Data=DOCUMENT + "# changed\n"))
+        self.assertEqual(stack["StackStatus"], "UPDATE_ROLLBACK_COMPLETE", self.stack_events())
+        self.assertTrue(any(n == "Recipe" and "already exists" in r for n, _, r in self.stack_events()), self.stack_events())
+        self.assertEqual(self.resources(), before)
+        self.assertEqual(self.recipe_of_the_pipeline(), before["Recipe"])
+        self.refused("ResourceNotFoundException", self.imagebuilder.get_component,
+                     componentBuildVersionArn=before["Component"].replace("/1.0.0/1", "/1.0.0/2"))
+        self.assertEqual(self.update(body(Component_Data=DOCUMENT + "# changed\n", Recipe_Version="1.0.1"))["StackStatus"], "UPDATE_COMPLETE")
+
+    def test_rollback_after_the_recipe(self):
+        self.deploy(body())
+        before = self.resources()
+        changed = body(Recipe_Version="2.0.0")
+        changed["Resources"]["Late"] = {"Type": "AWS::ImageBuilder::ImagePipeline", "DependsOn": "Pipeline", "Properties": {
+            **changed["Resources"]["Pipeline"]["Properties"]}}  # the name is taken
+        self.assertEqual(self.update(changed)["StackStatus"], "UPDATE_ROLLBACK_COMPLETE", self.stack_events())
+        self.assertEqual(self.resources(), before)
+        self.assertEqual(self.recipe_of_the_pipeline(), before["Recipe"])
+
+    def test_refused(self):
+        for name, (properties, want) in enumerate([
+            ({"Component_Version": "1.0.x"}, "semanticVersion must match pattern"),
+            ({"Component_Name": "a/b"}, "name must match pattern"),
+            ({"Component_Platform": "Plan9"}, "one of"),
+            ({"Component_Data": "phases: []\nschemaVersion: 1.0\n"}, "document is not valid"),
+            ({"Component_Data": "name: [\n"}, "document is not valid"),
+            ({"Component_Data": DOCUMENT + "#" * 16000}, "from 1 to 16000"),
+            ({"Component_Colour": "red"}, "extraneous key [Colour]"),
+            ({"Recipe_Version": "x.x.0"}, "may have one wildcard"),
+            ({"Recipe_ParentImage": "ssm:/no/such"}, "parentImage"),
+            ({"Recipe_ParentImage": "ami-00000000"}, "parentImage"),
+            ({"Recipe_Components": [{"ComponentArn": {"Fn::GetAtt": ["Component", "Arn"]}}]}, "['Text'] do not match"),
+            ({"Infrastructure_InstanceProfileName": "none"}, "instance profile does not exist"),
+            ({"Infrastructure_InstanceMetadataOptions": {"HttpTokens": "maybe"}}, "httpTokens must match pattern"),
+            ({"Distribution_Distributions": [{"Region": "us-east-2"}] * 2}, "A region occurs twice"),
+            ({"Pipeline_ImageRecipeArn": "arn:aws:imagebuilder:us-east-2:123456789012:image-recipe/none/1.0.0"}, "does not exist"),
+            ({"Pipeline_Schedule": {"PipelineExecutionStartCondition": "ALWAYS"}}, "one of"),
+        ]):
+            with self.subTest(want):
+                stack = self.deploy(body(**properties), name=f"s{name}")
+                self.assertEqual(stack["StackStatus"], "ROLLBACK_COMPLETE", properties)
+                self.assertTrue(any(want in r for _, _, r in self.stack_events(f"s{name}")), self.stack_events(f"s{name}"))
+
+    def test_what_is_used_stays(self):
+        self.deploy(body())
+        r = self.resources()
+        self.refused("ResourceDependencyException", self.imagebuilder.delete_component, componentBuildVersionArn=r["Component"])
+        self.refused("ResourceDependencyException", self.imagebuilder.delete_image_recipe, imageRecipeArn=r["Recipe"])
+
+    def test_types(self):
+        self.deploy(body())
+        arn = self.resources()["Component"]
+        self.assertEqual(self.imagebuilder.get_component(componentBuildVersionArn=arn)["component"]["type"], "BUILD")
+
+    def test_parameters_need_a_role(self):
+        distributions = [{"Region": "us-east-2", "SsmParameterConfigurations": [{"ParameterName": "/ami"}]}]
+        self.assertEqual(self.deploy(body(Distribution_Distributions=distributions))["StackStatus"], "ROLLBACK_COMPLETE")
+        self.assertTrue(any("execution role is required" in r for _, _, r in self.stack_events()))
+
+    def test_execution(self):
+        self.deploy(body())
+        arn = self.resources()["Pipeline"]
+        build = self.imagebuilder.start_image_pipeline_execution(imagePipelineArn=arn)["imageBuildVersionArn"]
+        self.assertTrue(build.endswith(":image/image/1.0.0/1"), build)
+        amis = self.imagebuilder.get_image(imageBuildVersionArn=build)["image"]["outputResources"]["amis"]
+        self.assertEqual([a["region"] for a in amis], ["us-east-2", "eu-west-1"])
+        for ami in amis:
+            found, = client("ec2", ami["region"]).describe_images(Owners=["self"], Filters=[{"Name": "tag:k", "Values": ["v"]}])["Images"]
+            self.assertEqual((found["ImageId"], found["BootMode"], found["RootDeviceName"]), (ami["image"], "uefi-preferred", "/dev/xvda"))
+        summary, = self.imagebuilder.list_image_pipeline_images(imagePipelineArn=arn)["imageSummaryList"]
+        self.assertEqual((summary["arn"], summary["state"]["status"]), (build, "AVAILABLE"))
