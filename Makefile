@@ -2,10 +2,9 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
-# What is built from what: sevagent is the part that asks, sevagentd the whole (see cmd/sevagent/front).
+# sevagent is the part that asks (see cmd/sevagent/front), sevagentd the whole, and bootstrap another name of that.
 BINARIES := sevagent sevagentd bootstrap sevctl sevsim
 SOURCE_sevagent := cmd/sevagent/front
-SOURCE_sevagentd := cmd/sevagent
 # The version is what the build notes of the source: hence -buildvcs, which the environment may have switched off.
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w'
 FUZZTIME ?= 60s
@@ -24,7 +23,9 @@ help: ## list the targets
 build: $(addprefix build-,$(BINARIES)) ## build all binaries into bin/
 
 .PHONY: $(addprefix build-,$(BINARIES))
-$(addprefix build-,$(BINARIES)): build-%:
+build-bootstrap: build-sevagentd
+	ln -sfn sevagentd bin/bootstrap
+$(addprefix build-,$(filter-out bootstrap,$(BINARIES))): build-%:
 	$(BUILD) -o bin/$* ./$(or $(SOURCE_$*),cmd/$*)
 
 .PHONY: demo
@@ -32,7 +33,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-aws test-node test-rotation test-readers test-docker ## all tests, with everything they need set up
+test: race lint fuzz-short test-aws test-node test-rotation test-readers ## all tests, with everything they need set up
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -59,20 +60,25 @@ test-readers: $(VENV) ## the recipes of docs/reading-certificates.md, as written
 test-docker: ## containers of a real Docker that read, reload and try to tamper (root, docker.io)
 	test/docker/run
 
+.PHONY: test-system
+test-system: packages lint-packages ## what lands on an AMI: the packages under systemd, Docker and real kernels (root)
+	test/system/run
+
 .PHONY: stress
 stress: ## 10,000 of them, which takes five minutes (root)
 	test/rotation/run
 
 .PHONY: lint
-lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, the import table
+lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, systemd-analyze, the import table
 	@files=$$(gofmt -l $(GOFILES)) && test -z "$$files" || { echo "gofmt differs; run make fmt: $$files"; exit 1; }
 	go vet ./...
-	go vet -tags node,aws ./test/...
+	go vet -tags node,aws,system ./test/...
 	$(CACHE)/bin/staticcheck ./...
-	$(CACHE)/bin/staticcheck -tags node,aws ./test/...
+	$(CACHE)/bin/staticcheck -tags node,aws,system ./test/...
 	@# Not from the cache, which does not know what go list reads.
 	go test -count=1 -run '^TestImports' .
 	tools/shellcheck
+	tools/units
 
 .PHONY: fmt
 fmt: ## format the Go code
@@ -93,6 +99,22 @@ fuzz-short: ## every fuzz target for ten seconds
 .PHONY: vuln
 vuln: $(TOOLS) ## known vulnerabilities in what is linked (asks the network)
 	$(CACHE)/bin/govulncheck ./...
+
+.PHONY: packages
+packages: build $(TOOLS) ## deb and rpm of sevagent and sevctl, into OUT (dist); VERSION= names another version
+	CACHE='$(CACHE)' OUT='$(OUT)' VERSION='$(VERSION)' tools/package packages
+
+.PHONY: release
+release: build $(TOOLS) ## the packages, an SBOM of each program, and SHA256SUMS
+	CACHE='$(CACHE)' OUT='$(OUT)' VERSION='$(VERSION)' tools/package release
+
+.PHONY: check-release
+check-release: $(TOOLS) ## build the release twice, in different places; it has to be the same to the byte
+	CACHE='$(CACHE)' tools/package check
+
+.PHONY: lint-packages
+lint-packages: packages ## lintian, and rpmlint as nobody, on what packages makes
+	tools/lint-packages '$(or $(OUT),dist)'
 
 .PHONY: publish
 publish: ## upload the packages of dist/ to S3=s3://bucket/prefix, and print what cluster.yaml wants to know

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// manual returns the pages of a program by their file names: one of its own and one for each command below it. cobra/doc
+// would take the help texts for Markdown, which they are not: columns would run together.
+func (p program) manual(version string, date time.Time) map[string]string {
+	pages := make(map[string]string)
+	var add func(cmd *cobra.Command)
+	add = func(cmd *cobra.Command) {
+		name := p.pageOf(cmd)
+		pages[fmt.Sprintf("%s.%d", name, p.section)] = p.render(cmd, name, version, date)
+		for _, sub := range below(cmd) {
+			add(sub)
+		}
+	}
+	add(p.command)
+	return pages
+}
+
+// pageOf is the name of a command's page: sevctl-evidence-verify.
+func (p program) pageOf(cmd *cobra.Command) string {
+	return p.page + strings.ReplaceAll(strings.TrimPrefix(cmd.CommandPath(), p.command.Name()), " ", "-")
+}
+
+func below(cmd *cobra.Command) (subs []*cobra.Command) {
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			subs = append(subs, sub)
+		}
+	}
+	return subs
+}
+
+func (p program) render(cmd *cobra.Command, name, version string, date time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, ".TH %q %q %q %q %q\n", strings.ToUpper(name), fmt.Sprint(p.section), date.Format(time.DateOnly), "sevagent "+version, "sevagent")
+	b.WriteString(".nh\n.ad l\n") // names are not broken
+	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", escape(name), escape(strings.ToLower(cmd.Short[:1])+cmd.Short[1:]))
+
+	use := p.path + strings.TrimPrefix(cmd.UseLine(), p.command.Name())
+	if cmd.HasAvailableSubCommands() && cmd.Run == nil && cmd.RunE == nil {
+		use = p.path + strings.TrimPrefix(cmd.CommandPath(), p.command.Name()) + " COMMAND [flags]"
+	}
+	fmt.Fprintf(&b, ".SH SYNOPSIS\n%s\n", escape(use))
+
+	b.WriteString(".SH DESCRIPTION\n")
+	long := cmd.Long
+	if long == "" {
+		long = cmd.Short + "."
+	}
+	text(&b, long)
+	if subs := below(cmd); len(subs) > 0 {
+		b.WriteString(".SH COMMANDS\n")
+		for _, sub := range subs {
+			fmt.Fprintf(&b, ".TP\n.B %s\n%s\n", escape(sub.Name()), escape(sub.Short))
+		}
+	}
+	options(&b, "OPTIONS", cmd.NonInheritedFlags())
+	options(&b, "GLOBAL OPTIONS", cmd.InheritedFlags())
+	if cmd.Example != "" {
+		b.WriteString(".SH EXAMPLES\n")
+		text(&b, cmd.Example)
+	}
+	p.seeAlso(&b, cmd)
+	return b.String()
+}
+
+func (p program) seeAlso(b *strings.Builder, cmd *cobra.Command) {
+	var pages []string
+	if cmd.HasParent() {
+		pages = append(pages, p.pageOf(cmd.Parent()))
+	}
+	for _, sub := range below(cmd) {
+		pages = append(pages, p.pageOf(sub))
+	}
+	b.WriteString(".SH SEE ALSO\n")
+	for i, page := range pages {
+		pages[i] = fmt.Sprintf("\\fB%s\\fR(%d)", escape(page), p.section)
+	}
+	b.WriteString(strings.Join(pages, ",\n") + "\n")
+}
+
+// text writes paragraphs. One with an indented line is laid out already, and stays as it is.
+func text(b *strings.Builder, s string) {
+	for i, paragraph := range strings.Split(strings.Trim(s, "\n"), "\n\n") {
+		if i > 0 {
+			b.WriteString(".PP\n")
+		}
+		verbatim := strings.HasPrefix(paragraph, " ") || strings.Contains(paragraph, "\n ")
+		if verbatim {
+			b.WriteString(".nf\n")
+		}
+		for line := range strings.Lines(paragraph) {
+			b.WriteString(escape(strings.TrimRight(line, "\n")) + "\n")
+		}
+		if verbatim {
+			b.WriteString(".fi\n")
+		}
+	}
+}
+
+func options(b *strings.Builder, title string, flags *pflag.FlagSet) {
+	flags.VisitAll(func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		if title != "" {
+			fmt.Fprintf(b, ".SH %s\n", title)
+			title = ""
+		}
+		value, usage := pflag.UnquoteUsage(f)
+		name := "--" + f.Name
+		if f.Shorthand != "" {
+			name = "-" + f.Shorthand + ", " + name
+		}
+		fmt.Fprintf(b, ".TP\n\\fB%s\\fR", escape(name))
+		if value != "" {
+			fmt.Fprintf(b, " \\fI%s\\fR", escape(value))
+		}
+		fmt.Fprintf(b, "\n%s", escape(usage))
+		if def := f.DefValue; def != "" && def != "false" && def != "[]" && def != "0" && def != "0s" {
+			fmt.Fprintf(b, " (default %s)", escape(def))
+		}
+		b.WriteString("\n")
+	})
+}
+
+// escape makes roff show a line as it is: a hyphen that can be copied, no control line, no closing quote for an apostrophe.
+func escape(s string) string {
+	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(s)
+	if strings.HasPrefix(s, ".") {
+		s = `\&` + s
+	}
+	return s
+}

@@ -1,0 +1,18 @@
+"""Makes cyclonedx-gomod's document a function of the source: sbom.py PROGRAM SECONDS <in >out."""
+
+import datetime
+import hashlib
+import json
+import sys
+import uuid
+
+program, seconds = sys.argv[1:]
+doc = json.load(sys.stdin)
+doc["metadata"]["timestamp"] = datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+doc["metadata"]["component"]["name"] = program
+for tool in doc["metadata"]["tools"]:
+    tool.pop("hashes", None)  # of the tool's binary, which notes where it was built
+digest = hashlib.sha256(json.dumps(doc, sort_keys=True).encode()).digest()
+doc["serialNumber"] = uuid.UUID(bytes=digest[:16], version=4).urn
+json.dump(doc, sys.stdout, indent=2)
+print()
