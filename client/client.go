@@ -12,14 +12,17 @@ package client
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -120,7 +123,7 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 		return nil, err
 	}
 	req.Close = true
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
+	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, &UnreachableError{Socket: c.socket, Err: err}
 	}
@@ -130,18 +133,38 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 		stop()
 		conn.Close()
 	}
-	if err = req.Write(conn); err == nil {
-		var resp *http.Response
-		if resp, err = http.ReadResponse(bufio.NewReader(conn), req); err == nil {
+	// Who is turned away has an answer, although no one reads the request.
+	if err = req.Write(conn); err == nil || errors.Is(err, syscall.EPIPE) {
+		resp, readErr := http.ReadResponse(bufio.NewReader(conn), req)
+		if readErr == nil {
 			resp.Body = &answerBody{resp.Body, finish}
 			return resp, nil
 		}
+		err = cmp.Or(err, readErr)
 	}
 	finish()
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	return nil, &UnreachableError{Socket: c.socket, Err: err}
+}
+
+// busy is how long a connection is tried while more wait for the agent than the kernel lets wait.
+const busy = 2 * time.Second
+
+// dial connects. A blocking connect(2) would wait for its turn; Go's gets EAGAIN.
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	for end, wait := time.Now().Add(busy), time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
+		if !errors.Is(err, syscall.EAGAIN) || time.Now().After(end) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(wait):
+		}
+	}
 }
 
 // answerBody ends the connection when it is closed. The body's own Close comes second: it reads to the end, which an

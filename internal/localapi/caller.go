@@ -59,6 +59,7 @@ type CallersConfig struct {
 type Callers struct {
 	cfg    CallersConfig
 	client *http.Client
+	own    string // the container that the agent is in, when it is tried out in one
 
 	mu    sync.Mutex
 	tasks map[string]*task // by container ID, at most maxTasks
@@ -77,8 +78,11 @@ func NewCallers(cfg CallersConfig) *Callers {
 		cfg.Proc = "/proc"
 	}
 	dialer := &net.Dialer{Control: loopbackOnly}
+	self, _ := os.ReadFile("/proc/self/cgroup")
+	_, own := cgroup.Parse(self)
 	return &Callers{
 		cfg: cfg,
+		own: own,
 		client: &http.Client{
 			Transport: &http.Transport{ // no Proxy: its environment variables must not lead elsewhere
 				DialContext:            dialer.DialContext,
@@ -125,6 +129,21 @@ func (c *Callers) Identify(ctx context.Context, pid int32, uid uint32) evidence.
 		caller.TaskARN = arn
 	}
 	return caller
+}
+
+// container returns the container of a process that runs: empty outside of containers, and in the agent's own.
+func (c *Callers) container(pid int32) (id string, ok bool) {
+	text, err := c.procFile(pid, "cgroup")
+	if err != nil {
+		return "", false
+	}
+	if _, ok := c.startTime(pid); !ok { // the cgroup of one that has ended may be the root
+		return "", false
+	}
+	if _, id = cgroup.Parse(text); id == c.own {
+		id = ""
+	}
+	return id, true
 }
 
 // procFile returns a file of a process, whole or not at all.

@@ -32,16 +32,15 @@ type peer struct {
 
 // withPeer notes who is at the other end of a connection on the Unix socket.
 func (s *Server) withPeer(ctx context.Context, c net.Conn) context.Context {
+	if l, ok := c.(*counted); ok {
+		c = l.UnixConn
+	}
 	conn, ok := c.(*net.UnixConn)
 	if !ok {
 		return ctx
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return ctx
-	}
-	var cred *unix.Ucred
-	if raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) != nil || cred == nil {
+	cred := credentials(conn)
+	if cred == nil {
 		return ctx
 	}
 	p := &peer{conn: conn, pid: cred.Pid, uid: cred.Uid}
@@ -57,6 +56,19 @@ func callerUID(ctx context.Context) uint32 {
 		return p.uid
 	}
 	return math.MaxUint32
+}
+
+// inContainer reports whether a request may come from a container: what cannot be told may.
+func (s *Server) inContainer(ctx context.Context) bool {
+	p, ok := ctx.Value(peerKey{}).(*peer)
+	if !ok {
+		return true
+	}
+	if s.cfg.Callers == nil {
+		return false
+	}
+	container, ok := s.cfg.Callers.container(p.pid)
+	return !ok || container != "" || !p.lives(s.cfg.Callers)
 }
 
 // caller returns who sent a request, with container and task where they can be told. The answer is found once for a

@@ -102,6 +102,9 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 			return nil
 		})
 	}
+	if l, ok := socket.(*net.UnixListener); ok && s.cfg.Callers != nil {
+		socket = &limiter{UnixListener: l, callers: s.cfg.Callers, log: s.cfg.Log, open: make(map[string]int)}
+	}
 	serve(socket, s.socketHandler())
 	if tcp != nil {
 		serve(tcp, s.tcpHandler())
@@ -254,6 +257,10 @@ func attestProblem(err error) *Problem {
 func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 	if uid := callerUID(r.Context()); uid != 0 && uid != ownUID {
 		problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", uid)).write(w)
+		return
+	}
+	if s.inContainer(r.Context()) {
+		problem(http.StatusForbidden, "forbidden", "refresh is for root of the node, not of a container").write(w)
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)

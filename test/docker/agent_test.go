@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -27,12 +28,15 @@ import (
 
 const socket = "/run/sevagent/sevagent.sock"
 
-// agent is a real sevagent, without attestation, that publishes one secret to a tmpfs of its own.
+// agent is a real sevagent that publishes one secret to a tmpfs of its own.
 type agent struct {
 	t       *testing.T
 	secret  string // file
 	version int
 	client  *http.Client
+
+	cmd *exec.Cmd // nil while it is stopped
+	log bytes.Buffer
 }
 
 // status is what the tests need of `sevagent status --json`.
@@ -42,8 +46,14 @@ type status struct {
 	Reload  *reload.Status  `json:"reload"`
 }
 
-// startAgent runs the agent until the test ends. It has published when startAgent returns.
+// startAgent runs the agent without attestation until the test ends. It has published when startAgent returns.
 func startAgent(t *testing.T, settings string) *agent {
+	t.Helper()
+	return configureAgent(t, `mode: "off"`, settings)
+}
+
+// configureAgent is startAgent with the settings of attestation and of mtls.
+func configureAgent(t *testing.T, attestation, settings string) *agent {
 	t.Helper()
 	if err := syscall.Mount("tmpfs", published, "tmpfs", syscall.MS_NODEV|syscall.MS_NOSUID|syscall.MS_NOEXEC, "size=16m,mode=0755"); err != nil {
 		t.Fatal(err)
@@ -54,35 +64,47 @@ func startAgent(t *testing.T, settings string) *agent {
 		}
 	})
 	a := &agent{t: t, secret: filepath.Join(t.TempDir(), "secret.json"), client: &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		DialContext: func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
+			poll(5*time.Second, func() error { // in a flood, more wait to be accepted than may
+				if conn, err = new(net.Dialer).DialContext(ctx, "unix", socket); errors.Is(err, syscall.EAGAIN) {
+					return err
+				}
+				return nil
+			})
+			return conn, err
 		},
 	}}}
 	t.Cleanup(a.client.CloseIdleConnections)
-	config := fmt.Sprintf("attestation: {mode: \"off\"}\nmtls: {secrets: [%q], poll_interval: 24h, %s}\n", "file://"+a.secret, settings)
+	config := fmt.Sprintf("attestation: {%s}\nmtls: {secrets: [%q], poll_interval: 24h, %s}\n", attestation, "file://"+a.secret, settings)
 	if err := os.WriteFile("/etc/sevagent/config.yaml", []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.renew(); err != nil {
 		t.Fatal(err)
 	}
-
-	cmd := exec.Command(filepath.Join(work, "sevagent"), "run")
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		if err := cmd.Wait(); err != nil {
-			t.Error("the agent ended:", err)
+		if a.cmd != nil {
+			a.stop(syscall.SIGTERM)
 		}
 		if t.Failed() {
-			t.Logf("sevagent printed:\n%s", log.Bytes())
+			t.Logf("sevagent printed:\n%s", a.log.Bytes())
 		}
 	})
-	until(t, "the first publication", func() error {
+	a.start()
+	return a
+}
+
+// start returns when the agent is ready.
+func (a *agent) start() {
+	a.t.Helper()
+	cmd := exec.Command(filepath.Join(work, "sevagent"), "run")
+	cmd.Env = append(os.Environ(), "AWS_REGION="+region)
+	cmd.Stderr = &a.log
+	if err := cmd.Start(); err != nil {
+		a.t.Fatal(err)
+	}
+	a.cmd = cmd
+	until(a.t, "the first publication", func() error {
 		resp, err := a.client.Get("http://sevagent/readyz")
 		if err != nil {
 			return err
@@ -93,7 +115,17 @@ func startAgent(t *testing.T, settings string) *agent {
 		}
 		return nil
 	})
-	return a
+}
+
+// stop returns when the agent has ended.
+func (a *agent) stop(s syscall.Signal) {
+	a.t.Helper()
+	a.cmd.Process.Signal(s)
+	if err := a.cmd.Wait(); err != nil && s != syscall.SIGKILL {
+		a.t.Error("the agent ended:", err)
+	}
+	a.cmd = nil
+	a.client.CloseIdleConnections()
 }
 
 // renew makes another version of the secret, of another authority, so that nothing of it fits to another version.

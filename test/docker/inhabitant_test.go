@@ -5,6 +5,7 @@ package docker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -20,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sevagent/client"
 	"sevagent/client/certs"
 )
 
@@ -36,6 +38,8 @@ type reply struct {
 	Loaded   *loaded    `json:",omitempty"`
 	Tally    *tally     `json:",omitempty"`
 	Attempts []attempt  `json:",omitempty"`
+	Refused  *refusal   `json:",omitempty"` // by the agent
+	Names    []string   `json:",omitempty"` // in a directory
 	Text     string     `json:",omitempty"`
 	At       time.Time  // when it was done
 	Err      string     `json:",omitempty"`
@@ -61,6 +65,13 @@ type tally struct {
 	Generations int    // that it has seen
 }
 
+// refusal is the agent's, or that it cannot be reached: Status is 0.
+type refusal struct {
+	Status     int
+	Code       string
+	RetryAfter time.Duration
+}
+
 // attempt is something that the owner of a file can do, and what came of it.
 type attempt struct{ What, Err string }
 
@@ -71,6 +82,8 @@ type inhabitant struct {
 	signals []received
 	tally   tally
 	seen    map[string]bool
+
+	flood *flood
 }
 
 // inhabit is the main program of a container.
@@ -121,6 +134,32 @@ func (in *inhabitant) do(command []string) (r reply, err error) {
 		var text []byte
 		text, err = os.ReadFile(command[1])
 		r.Text = string(text)
+	case "list":
+		var entries []os.DirEntry
+		entries, err = os.ReadDir(command[1])
+		for _, e := range entries {
+			r.Names = append(r.Names, e.Name())
+		}
+	case "read-all":
+		r.Attempts, err = readAll()
+	case "escape":
+		r.Attempts, err = escape(command[1:])
+	case "tamper":
+		r.Attempts, err = tamper()
+	case "evidence":
+		r.Text, r.Refused, err = askEvidence(command[1])
+	case "tool":
+		r.Text, err = runTool(command[1])
+	case "refresh":
+		var text []byte
+		text, err = client.New("").Refresh(context.Background())
+		r.Text = string(text)
+		r.Refused, err = refused(err)
+	case "flood":
+		in.flood = startFlood()
+		r.Refused, err = in.flood.limited()
+	case "calm":
+		r.Text = in.flood.stop()
 	case "attack":
 		r.Attempts, err = attack()
 	case "drop":

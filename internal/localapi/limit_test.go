@@ -1,0 +1,91 @@
+package localapi
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A container has maxConnections, whoever asks in it, and root outside of containers, and in the agent's own, any number.
+func TestConnectionsOfOneCaller(t *testing.T) {
+	callers, proc := newCallers(t, "")
+	callers.own = idB
+	path := filepath.Join(t.TempDir(), "s")
+	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &limiter{UnixListener: socket, callers: callers, log: slog.New(slog.DiscardHandler), open: make(map[string]int)}
+	defer l.Close()
+	accepted := make(chan net.Conn)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	refused := func(who string) {
+		t.Helper()
+		resp, err := http.ReadResponse(bufio.NewReader(dial()), nil)
+		if err != nil {
+			t.Fatalf("%s: %v", who, err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" || !strings.Contains(string(body), `"too_many_connections"`) {
+			t.Errorf("%s: %s, %q, %v", who, resp.Status, body, err)
+		}
+	}
+	var held []net.Conn
+	for _, x := range []struct {
+		name, cgroup, state string
+		limited             bool
+	}{
+		{"container", "0::/docker/" + idA + "\n", "S", true},
+		{"process that has ended", "0::/\n", "Z", true},
+		{"outside", "0::/system.slice/x.service\n", "S", false},
+		{"the agent's own container", "0::/docker/" + idB + "\n", "S", false},
+	} {
+		proc.set(os.Getpid(), x.cgroup, stat("app", x.state, 5))
+		for range maxConnections {
+			dial()
+			held = append(held, <-accepted)
+		}
+		if !x.limited {
+			dial()
+			held = append(held, <-accepted)
+			continue
+		}
+		refused(x.name)
+		held[len(held)-1].Close()
+		held[len(held)-1].Close() // counts once
+		dial()
+		held[len(held)-1] = <-accepted
+		refused(x.name)
+	}
+	for _, c := range held {
+		c.Close()
+	}
+	if len(l.open) != 0 {
+		t.Error("closed connections count: ", fmt.Sprint(l.open))
+	}
+}

@@ -1,0 +1,265 @@
+//go:build node
+
+package docker
+
+import (
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"sevagent/client"
+)
+
+// The parts that run in containers.
+
+// tamper does to the two directories that containers mount what changes a file system, and tells of each attempt.
+func tamper() ([]attempt, error) {
+	var list []attempt
+	try := func(what string, err error) {
+		a := attempt{What: what}
+		if err != nil {
+			a.Err = err.Error()
+		}
+		list = append(list, a)
+	}
+	open := func(path string, flags int) error {
+		f, err := os.OpenFile(path, flags, 0o644)
+		if err == nil {
+			f.Close()
+		}
+		return err
+	}
+	var paths []string
+	socketDir := filepath.Dir(client.DefaultSocket)
+	for _, dir := range []string{published, socketDir} {
+		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && path != dir {
+				paths = append(paths, path)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		evil := filepath.Join(dir, "evil")
+		try("create "+evil, open(evil, os.O_WRONLY|os.O_CREATE))
+		try("mkdir "+evil, os.Mkdir(evil, 0o755))
+		try("symlink "+evil, os.Symlink("/", evil))
+		try("make a FIFO "+evil, unix.Mkfifo(evil, 0o666))
+		try("make a socket "+evil, unix.Mknod(evil, unix.S_IFSOCK|0o666, 0))
+		try("make a device "+evil, unix.Mknod(evil, unix.S_IFCHR|0o666, 1<<8|3))
+		try("bind a socket "+evil, bind(evil))
+		try("chmod "+dir, os.Chmod(dir, 0o777))
+		try("chown "+dir, os.Chown(dir, 1000, 1000))
+		try("setxattr "+dir, unix.Setxattr(dir, "user.evil", []byte("1"), 0))
+	}
+	for _, path := range paths {
+		fi, err := os.Lstat(path)
+		if err != nil {
+			return nil, err
+		}
+		aside := filepath.Join(filepath.Dir(path), "aside")
+		try("remove "+path, unix.Unlinkat(unix.AT_FDCWD, path, map[bool]int{true: unix.AT_REMOVEDIR}[fi.IsDir()]))
+		try("rename "+path, unix.Rename(path, aside))
+		try("lchown "+path, os.Lchown(path, 1000, 1000))
+		try("touch "+path, unix.Lutimes(path, make([]unix.Timeval, 2)))
+		if !fi.IsDir() {
+			try("link "+path, os.Link(path, aside))
+		}
+		if fi.Mode()&fs.ModeSymlink != 0 {
+			try("point elsewhere "+path, unix.Symlinkat("/", unix.AT_FDCWD, aside))
+			continue
+		}
+		try("chmod "+path, os.Chmod(path, 0o777))
+		try("setxattr "+path, unix.Setxattr(path, "user.evil", []byte("1"), 0))
+		if !fi.Mode().IsRegular() {
+			continue
+		}
+		try("truncate "+path, unix.Truncate(path, 0))
+		try("open and truncate "+path, open(path, os.O_WRONLY|os.O_TRUNC))
+		try("write "+path, open(path, os.O_WRONLY))
+		try("append to "+path, open(path, os.O_WRONLY|os.O_APPEND))
+	}
+	for _, dir := range []string{published, socketDir} {
+		try("remount "+dir, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
+		try("unmount "+dir, unix.Unmount(dir, unix.MNT_DETACH))
+		try("mount over "+dir, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	}
+	return list, nil
+}
+
+// bind makes a socket.
+func bind(path string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+}
+
+// readAll reads every file in the published directory that a path leads to, of every generation, and tells of each.
+func readAll() (list []attempt, err error) {
+	err = filepath.WalkDir(published, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "..") {
+			return err
+		}
+		a := attempt{What: path}
+		if _, err := os.ReadFile(path); err != nil {
+			a.Err = err.Error()
+		}
+		list = append(list, a)
+		return nil
+	})
+	return list, err
+}
+
+// escape looks for files of the node's own set from a mount of a consumer's directory: by paths, and by handles, for
+// which no path is needed.
+func escape(names []string) (list []attempt, err error) {
+	generation, err := os.Readlink(filepath.Join(published, "..data"))
+	if err != nil {
+		return nil, err
+	}
+	try := func(what string, err error) {
+		a := attempt{What: what}
+		if err != nil {
+			a.Err = err.Error()
+		}
+		list = append(list, a)
+	}
+	for _, name := range names {
+		for _, path := range []string{name, "../" + name, "../../" + name, "..data/" + name, "..data/../" + name, "..data/../../" + name,
+			"..data/../../..data/" + name, "..prev/" + name, generation + "/" + name, generation + "/../../" + name} {
+			_, err := os.ReadFile(published + "/" + path) // Join would resolve the dots
+			try("read "+path, err)
+		}
+	}
+	dir, err := os.Open(published)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, published, 0)
+	if err == nil {
+		var fd int
+		if fd, err = unix.OpenByHandleAt(int(dir.Fd()), handle, unix.O_RDONLY); err == nil {
+			unix.Close(fd)
+		}
+	}
+	try("open by handle", err)
+	return list, nil
+}
+
+// TestReadOnly: by mounts that are read-only nobody in a container changes anything, root or not, and the socket can be
+// used all the same, though not for a refresh.
+func TestReadOnly(t *testing.T) {
+	a := startAttesting(t, "rate: 50, burst: 64", `consumers: [{name: web, owner: "1000:1000", files: [client.pem, ca.crt]}]`)
+	a.rotate() // for ..prev
+	before := a.status().MTLS
+	for _, user := range []string{"0:0", "1000:1000"} {
+		c := startContainer(t, image, append([]string{"--user=" + user}, withAll...)...)
+		attempts := c.ask("tamper").Attempts
+		denied := 0
+		for _, x := range attempts {
+			verb, _, _ := strings.Cut(x.What, " ")
+			switch {
+			case strings.HasSuffix(x.Err, unix.EROFS.Error()):
+			// The kernel asks for the right to write to the file, and whether it is immutable, before the mount.
+			case (verb == "write" || verb == "append" || verb == "truncate") && (strings.HasSuffix(x.Err, unix.EACCES.Error()) || strings.HasSuffix(x.Err, unix.EPERM.Error())):
+				denied++
+			case (verb == "remount" || verb == "unmount" || verb == "mount" || strings.HasPrefix(x.What, "make a device")) && strings.HasSuffix(x.Err, unix.EPERM.Error()):
+				denied++
+			default:
+				t.Errorf("uid:gid %s of a container: attempt to %s: %q, want %v", user, x.What, x.Err, unix.EROFS)
+			}
+		}
+		t.Logf("%s: %d attempts, of which %d were denied before it mattered that the mount is read-only", user, len(attempts), denied)
+		if len(attempts) < 200 {
+			t.Errorf("%d attempts are too few", len(attempts))
+		}
+		nonce := newNonce()
+		r := c.ask("evidence " + nonce)
+		if r.Refused != nil {
+			t.Fatalf("%s: evidence is refused: %+v", user, *r.Refused)
+		}
+		if _, err := verify(t, r.Text, nonce); err != nil {
+			t.Error(err)
+		}
+		if got, want := c.ask("refresh").Refused, (refusal{Status: http.StatusForbidden, Code: "forbidden"}); got == nil || *got != want {
+			t.Errorf("%s: refresh is answered with %+v, want %+v", user, got, want)
+		}
+	}
+	after := a.status().MTLS
+	if after.Generation != before.Generation || after.Guard.Repairs != 0 || len(after.Guard.Findings) != 0 {
+		t.Errorf("generation %s has become %s, and the guard is %+v", before.Generation, after.Generation, after.Guard)
+	}
+}
+
+// TestOwner: keys are for their owner alone, certificates for everyone.
+func TestOwner(t *testing.T) {
+	a := startAgent(t, `owner: "101:101", key_mode: "0440"`)
+	a.rotate() // for ..prev
+	for _, x := range []struct {
+		user   string
+		secret bool // it may read keys
+	}{
+		{"101:101", true}, {"1000:101", true}, {"1000:1000", false},
+	} {
+		c := startContainer(t, image, "--user="+x.user, readOnly(published, published))
+		seen := make(map[string]bool)
+		for _, r := range c.ask("read-all").Attempts {
+			seen[filepath.Base(r.What)] = true
+			key := strings.HasSuffix(r.What, ".key") || strings.HasSuffix(r.What, ".pem")
+			if want := !key || x.secret; (r.Err == "") != want || r.Err != "" && !strings.HasSuffix(r.Err, unix.EACCES.Error()) {
+				t.Errorf("%s reads %s: %q, want it to succeed: %v", x.user, r.What, r.Err, want)
+			}
+		}
+		for _, name := range []string{"client.crt", "client.key", "client.pem", "ca.crt", "manifest.json"} {
+			if !seen[name] {
+				t.Errorf("%s does not see %s at all", x.user, name)
+			}
+		}
+	}
+}
+
+// TestConsumer: a container that mounts a consumer's directory has the consumer's files, sees their rotations, and does
+// not get at anything else, not even as root.
+func TestConsumer(t *testing.T) {
+	a := startAgent(t, `consumers: [{name: web, owner: "101:101", files: [client.pem, ca.crt]}, {name: other, owner: "102:102", files: [ca.crt]}]`)
+	for _, user := range []string{"0:0", "101:101", "102:102"} {
+		c := startContainer(t, image, "--user="+user, readOnly(published+"/web", published))
+		for range 2 {
+			names := c.ask("list " + published).Names
+			names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, "..") })
+			if want := []string{"ca.crt", "client.pem", "manifest.json"}; !slices.Equal(names, want) {
+				t.Errorf("%s sees %q, want %q", user, names, want)
+			}
+			for _, r := range c.ask("read-all").Attempts {
+				if want := user != "102:102" || !strings.HasSuffix(r.What, ".pem"); (r.Err == "") != want {
+					t.Errorf("%s reads %s: %q, want it to succeed: %v", user, r.What, r.Err, want)
+				}
+			}
+			for _, r := range c.ask("escape client.key client.crt other/ca.crt web/ca.crt").Attempts {
+				want := error(unix.ENOENT)
+				if r.What == "open by handle" {
+					want = unix.EPERM
+				}
+				if !strings.HasSuffix(r.Err, want.Error()) {
+					t.Errorf("%s's attempt to %s: %q, want %v", user, r.What, r.Err, want)
+				}
+			}
+			old := c.ask("cat " + published + "/ca.crt").Text
+			a.rotate()
+			if c.ask("cat "+published+"/ca.crt").Text == old {
+				t.Errorf("%s does not see a rotation", user)
+			}
+		}
+	}
+}
