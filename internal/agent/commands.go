@@ -52,22 +52,30 @@ func runCommand(o *options) *cobra.Command {
 }
 
 func checkCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var configOnly bool
+	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, the SNP device and one attestation report",
 		Long: `Check the configuration, then get and appraise one attestation report: through the running agent, which holds the
 device, or directly where none runs. Exit status 0 if all is well, 1 if the node is not as it should be, 2 if the
 configuration is wrong.`,
-		RunE: func(cmd *cobra.Command, args []string) error { return check(cmd.Context(), o, cmd.OutOrStdout()) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return check(cmd.Context(), o, configOnly, cmd.OutOrStdout())
+		},
 	}
+	cmd.Flags().BoolVar(&configOnly, "config-only", false, "check the configuration alone, which needs neither the device nor the agent")
+	return cmd
 }
 
-func check(ctx context.Context, o *options, out io.Writer) error {
+func check(ctx context.Context, o *options, configOnly bool, out io.Writer) error {
 	cfg, err := load(o)
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(out, "configuration   ok (%s)\n", o.config)
+	if configOnly {
+		return nil
+	}
 	if cfg.Attestation.Mode == config.ModeOff {
 		fmt.Fprintln(out, "attestation     off")
 		return nil

@@ -73,9 +73,9 @@ func (d Device) missing(cause error) error {
 		platform = "/sys/devices/platform/sev-guest"
 	}
 	if _, err := os.Stat(platform); err != nil {
-		return fmt.Errorf("open %s: %w", d.Path, fmt.Errorf("%w: %w", ErrNotSNPGuest, cause))
+		return fmt.Errorf("open %s: %w", d.Path, fmt.Errorf("%w: %w", cause, ErrNotSNPGuest))
 	}
-	return fmt.Errorf("open %s: %w", d.Path, fmt.Errorf("%w: %w", ErrNoDevice, cause))
+	return fmt.Errorf("open %s: %w", d.Path, fmt.Errorf("%w: %w", cause, ErrNoDevice))
 }
 
 // Unavailable is a transport that answers every request with err: for an agent that may run without a device.
@@ -108,7 +108,7 @@ type configfs struct {
 func openConfigfs(dir string) (*configfs, error) {
 	f, err := os.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("open %s: %w", dir, fmt.Errorf("%w: %w", ErrNoDevice, err))
+		return nil, fmt.Errorf("open %s: %w", dir, fmt.Errorf("%w: %w", err, ErrNoDevice))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", dir, err)
@@ -129,7 +129,7 @@ func openConfigfs(dir string) (*configfs, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("probe %s: %w", dir, fmt.Errorf("%w: %w", ErrNoDevice, err))
+		return nil, fmt.Errorf("probe %s: %w", dir, fmt.Errorf("%w: %w", err, ErrNoDevice))
 	}
 	return t, nil
 }
@@ -200,7 +200,7 @@ func deviceError(err error, exitInfo2 uint64) error {
 	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EAGAIN), vmm == vmmBusy:
 		return fmt.Errorf("%w: %w", ErrThrottled, err)
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("%w: %w", ErrNoDevice, err)
+		return fmt.Errorf("%w: %w", err, ErrNoDevice)
 	case vmm == vmmInvalidLen:
 		return fmt.Errorf("the host's certificate table is larger than %d bytes: %w", snp.MaxCertTableSize, err)
 	case errors.Is(err, unix.EIO):

@@ -246,7 +246,7 @@ func lastWords(ctx context.Context, unit string, since time.Time) (line string) 
 	for text := range strings.Lines(out.String()) {
 		text = strings.TrimSpace(text)
 		if after, ok := strings.CutPrefix(text, "sevagent: "); ok {
-			own = after
+			own, _, _ = strings.Cut(after, "; ") // less the advice
 		} else if text != "" {
 			line = fromLog(text)
 		}

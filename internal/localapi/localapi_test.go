@@ -261,7 +261,8 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		t.Skip("takes the header timeout, five seconds")
 	}
 	n := newNode(t)
-	n.do("unix", "GET", "/healthz", "") // the server is up
+	n.do("unix", "GET", "/healthz", "") // the server is up, on both
+	n.do("tcp", "GET", "/healthz", "")
 	before := runtime.NumGoroutine()
 	var conns []net.Conn
 	for range 200 {

@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -76,8 +77,10 @@ func New(cfg Config) *Server { return &Server{cfg: cfg} }
 func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener, handler http.Handler) {
+		open := newDrain()
 		srv := &http.Server{
-			Handler:           handler,
+			Handler:           open.handler(handler),
+			ConnState:         open.note,
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       2 * headerTimeout,
 			WriteTimeout:      refreshTimeout + headerTimeout,
@@ -86,14 +89,20 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 			ConnContext:       s.withPeer,
 			ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 		}
+		served := make(chan struct{})
 		group.Go(func() error {
-			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			defer close(served)
+			if err := srv.Serve(l); ctx.Err() == nil {
 				return fmt.Errorf("serve %s: %w", l.Addr(), err)
 			}
 			return nil
 		})
 		group.Go(func() error {
 			<-ctx.Done()
+			// Shutdown knows of a connection only once Serve has noted it: one that is accepted meanwhile would be cut off.
+			l.Close()
+			<-served
+			open.wait(lingerTimeout, drainTimeout)
 			graceful, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 			defer cancel()
 			if srv.Shutdown(graceful) != nil {
@@ -110,6 +119,75 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 		serve(tcp, s.tcpHandler())
 	}
 	return group.Wait()
+}
+
+// How long a stopping server waits for requests: on connections that are quiet, and on those that have sent nothing yet or
+// are being answered.
+const (
+	lingerTimeout = 100 * time.Millisecond
+	drainTimeout  = 2 * time.Second
+)
+
+// drain lets a server stop without a request that is sent and never answered. Shutdown alone does not: it closes a connection
+// on which a request has just been read, or is on its way (net/http: conn.serve). So for a moment the answers end the
+// connections instead.
+type drain struct {
+	mu       sync.Mutex
+	stopping bool
+	busy     map[net.Conn]bool
+	quieter  chan struct{} // has room for one: a connection is busy no more
+}
+
+func newDrain() *drain {
+	return &drain{busy: make(map[net.Conn]bool), quieter: make(chan struct{}, 1)}
+}
+
+func (d *drain) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		d.mu.Lock()
+		stopping := d.stopping
+		d.mu.Unlock()
+		if stopping {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (d *drain) note(conn net.Conn, state http.ConnState) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if state == http.StateNew || state == http.StateActive {
+		d.busy[conn] = true
+		return
+	}
+	delete(d.busy, conn)
+	select {
+	case d.quieter <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns once linger is over and no connection is busy, or at limit.
+func (d *drain) wait(linger, limit time.Duration) {
+	d.mu.Lock()
+	d.stopping = true
+	d.mu.Unlock()
+	end := time.After(limit)
+	<-time.After(linger)
+	for d.count() > 0 {
+		select {
+		case <-d.quieter:
+		case <-end:
+			return
+		}
+	}
+}
+
+func (d *drain) count() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.busy)
 }
 
 func (s *Server) operational() *http.ServeMux {
