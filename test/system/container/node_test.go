@@ -1,0 +1,292 @@
+//go:build system
+
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestNode: gate, publication, API, reload, by the packaged units alone.
+func TestNode(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.must("systemctl enable --now sevagent.service ecs.service")
+	for _, unit := range []string{"sevagent.service", "sevagent.socket", "etc-ecs-mtls.mount", "ecs.service"} {
+		m.expect(unit, "ActiveState", "active")
+	}
+	if got := m.must("findmnt --noheadings --output FSTYPE,OPTIONS " + published); !strings.HasPrefix(got, "tmpfs ") || !strings.Contains(got, "noexec") {
+		t.Errorf("%s is on %s", published, got)
+	}
+	if got := m.must("stat --format=%a " + socket + " /run/sevagent " + published); got != "666\n755\n755" {
+		t.Errorf("modes of the socket, its directory and the published one are %q", got)
+	}
+	if status := m.get("/v1/status"); !strings.Contains(status, `"custom"`) {
+		t.Errorf("the status does not say that a simulator has signed: %s", status)
+	}
+	m.must("openssl verify -CAfile " + published + "/ca.crt " + published + "/client.crt")
+	m.must("lsattr " + published + "/..data/ | grep client.key | grep -q '^----i'")
+	// The unprivileged ask, too.
+	m.must("systemd-run --quiet --wait --pipe --uid=nobody sevagent evidence --bind client | grep -q eat_nonce")
+	if text := m.show("sevagent.service", "StatusText"); !strings.HasPrefix(text, "attested, certificates until ") {
+		t.Errorf("StatusText is %q", text)
+	}
+	before, pid := m.standing(), m.pid("sevagent.service")
+
+	t.Run("good reload", func(t *testing.T) {
+		m.t = t
+		m.configure("log: {level: debug}\n")
+		m.must("systemctl reload sevagent.service")
+		m.until("the reload", func() error {
+			if text := m.journal("sevagent.service"); !strings.Contains(text, "configuration reloaded") {
+				return errors.New(text)
+			}
+			return nil
+		})
+		if got := m.pid("sevagent.service"); got != pid {
+			t.Errorf("a reload has made process %s of %s", got, pid)
+		}
+	})
+	t.Run("reload pulls the secret", func(t *testing.T) {
+		m.t = t
+		m.putSecret("client-1")
+		m.must("systemctl reload sevagent.service")
+		m.published("client-1")
+		before = m.standing()
+	})
+	t.Run("bad reload", func(t *testing.T) {
+		m.t = t
+		m.configure("mlts: {}\n")
+		m.fails("systemctl reload sevagent.service")
+		m.says("sevagent.service", "/etc/sevagent/conf.d/60-lab.yaml:3: mlts")
+		m.expect("sevagent.service", "ActiveState", "active")
+		m.get("/healthz")
+		m.stands("a refused reload", before)
+	})
+	t.Run("bad restart is not tried again", func(t *testing.T) {
+		m.t = t
+		m.fails("systemctl restart sevagent.service")
+		time.Sleep(2500 * time.Millisecond) // RestartSec=, and some
+		m.expect("sevagent.service", "ActiveState", "failed")
+		m.expect("sevagent.service", "ExecMainStatus", "2")
+		m.expect("sevagent.service", "NRestarts", "0")
+		m.stands("a failed start", before) // nobody serves it, and it is there
+		m.configure("")
+		m.must("systemctl start sevagent.service ecs.service")
+		m.stands("the next start", before)
+		m.get("/readyz")
+	})
+	m.t = t
+}
+
+// published waits for the certificate of that name to be the published one.
+func (m *machine) published(name string) {
+	m.t.Helper()
+	m.until("the certificate of "+name, func() error {
+		out, err := m.try("openssl x509 -noout -subject -in " + published + "/client.crt")
+		if err == nil && out != "subject=CN = "+name {
+			err = errors.New(out)
+		}
+		return err
+	})
+}
+
+// TestWatchdog: an agent that does not turn any more is killed and started again; nobody but who waits for it notices.
+func TestWatchdog(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.write("/etc/systemd/system/sevagent.service.d/lab.conf", "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n")
+	m.must("systemctl daemon-reload && systemctl enable --now sevagent.service")
+	before, pid := m.standing(), m.pid("sevagent.service")
+	m.must("kill -STOP " + pid)
+	stopped := time.Now()
+	// Who asks meanwhile is answered by the next agent: the socket is systemd's. The first connection may have been accepted.
+	m.until("another process", func() error {
+		if got := m.pid("sevagent.service"); got == pid || got == "0" {
+			return fmt.Errorf("%s", got)
+		}
+		return nil
+	})
+	t.Logf("another process after %v", time.Since(stopped).Round(10*time.Millisecond))
+	m.until("the agent", func() error {
+		if state := m.show("sevagent.service", "ActiveState"); state != "active" {
+			return errors.New(state)
+		}
+		return nil
+	})
+	m.get("/readyz")
+	m.stands("the watchdog", before)
+	m.expect("sevagent.service", "NRestarts", "1")
+	m.says("sevagent.service", "Watchdog timeout", "result 'watchdog'")
+	// No core file, although it was SIGABRT.
+	if out := m.must("find / /var/lib/systemd/coredump -xdev -maxdepth 2 -name 'core*' -type f -newer /etc/systemd/system/sevagent.service.d/lab.conf 2>/dev/null || true"); out != "" {
+		t.Errorf("core files: %s", out)
+	}
+}
+
+// TestCrashLoop: an agent that cannot stay up is given up, the published files stay, and it can be started again.
+func TestCrashLoop(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.write("/etc/systemd/system/sevagent.service.d/lab.conf", "[Service]\nRestartSec=10ms\n")
+	m.must("systemctl daemon-reload && systemctl enable --now sevagent.service ecs.service")
+	before, ecs := m.standing(), m.pid("ecs.service")
+	m.must("systemctl kill --signal=KILL sevagent.service")
+	m.until("the next agent", func() error {
+		if state := m.must("systemctl show --value --property=NRestarts --property=ActiveState sevagent.service | sort | xargs"); state != "1 active" {
+			return errors.New(state)
+		}
+		return nil
+	})
+	if got := m.pid("ecs.service"); got != ecs { // as its drop-in's Requires= has it
+		t.Log("one crash has restarted the ECS agent")
+	}
+	// Its device gone, it exits with 1 each time.
+	m.must("systemctl stop lab-device.service")
+	m.must("systemctl kill --signal=KILL sevagent.service")
+	m.until("the end of it", func() error {
+		if result := m.show("sevagent.service", "Result"); result != "exit-code" && result != "start-limit-hit" {
+			return errors.New(result)
+		}
+		if state := m.show("sevagent.service", "ActiveState"); state != "failed" {
+			return errors.New(state)
+		}
+		return nil
+	})
+	t.Logf("given up after %s restarts; socket %s, ecs.service %s", m.show("sevagent.service", "NRestarts"), m.show("sevagent.socket", "ActiveState"), m.show("ecs.service", "ActiveState"))
+	m.says("sevagent.service", "Start request repeated too quickly")
+	m.stands("a crash loop", before)
+	m.must("systemctl start lab-device.service")
+	m.must("systemctl reset-failed sevagent.service; systemctl restart sevagent.socket; systemctl start ecs.service")
+	m.get("/readyz")
+	m.expect("ecs.service", "ActiveState", "active")
+	after := m.standing()
+	if after.mount != before.mount {
+		t.Errorf("the mount is %s, was %s", after.mount, before.mount)
+	}
+}
+
+// TestRestartUnderLoad: eight clients that never stop to ask see no failure, whatever the agent goes through.
+func TestRestartUnderLoad(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.must("systemctl enable --now sevagent.service")
+	before := m.standing()
+	m.must("systemd-run --quiet --unit=load --property=LimitNOFILE=4096 /lab/guest load " + socket + " /run/load.json")
+	type seen struct {
+		Requests, Evidence, Reconnects, Later, Failed int
+		Slowest                                       string
+		Failures                                      []string
+	}
+	look := func() seen { return decode[seen](t, m.must("cat /run/load.json")) }
+	m.until("the load", func() error {
+		text, err := os.ReadFile(m.inside("/run/load.json"))
+		if err == nil && !strings.Contains(string(text), "Requests") {
+			err = errors.New("nothing")
+		}
+		return err
+	})
+	const restarts = 7
+	for range restarts {
+		m.must("systemctl restart sevagent.service")
+		time.Sleep(100 * time.Millisecond)
+	}
+	m.must("dpkg -i /lab/packages/old/sevagent_*.deb && dpkg -i /lab/packages/new/sevagent_*.deb")
+	time.Sleep(200 * time.Millisecond)
+	m.must("systemctl stop load.service")
+	got := look()
+	t.Logf("%d restarts, a downgrade and an upgrade: %d requests, %d for evidence, %d told to try again, %d connections closed between requests, slowest answer %s", restarts, got.Requests, got.Evidence, got.Later, got.Reconnects, got.Slowest)
+	if got.Failed > 0 || got.Requests < 1000 || got.Evidence < 50 {
+		t.Errorf("%d requests failed of %d (%d for evidence): %s", got.Failed, got.Requests, got.Evidence, strings.Join(got.Failures, "\n"))
+	}
+	m.stands("restarts under load", before)
+}
+
+// TestEndDuringPublication kills the agent, and upgrades it, while it publishes one set after the other: readers see whole
+// sets only.
+func TestEndDuringPublication(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.must("systemctl enable --now sevagent.service")
+	m.must("systemd-run --quiet --unit=refresh /lab/guest refresh " + socket + " /run/refreshed")
+	stop, changing, reading := make(chan struct{}), make(chan struct{}), make(chan int)
+	secrets := make([]string, 50)
+	for i := range secrets {
+		var err error
+		if secrets[i], err = ca.ClientSecret(fmt.Sprintf("client-%d", i), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	go func() {
+		defer close(changing)
+		file := m.path("/etc/lab/secret.json")
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(3 * time.Millisecond):
+			}
+			if os.WriteFile(file+".new", []byte(secrets[i%len(secrets)]), 0o600) != nil || os.Rename(file+".new", file) != nil {
+				t.Error("cannot change the secret")
+			}
+		}
+	}()
+	go func() {
+		n := 0
+		defer func() { reading <- n }()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := readSet(m.inside(published)); err != nil {
+				t.Errorf("reader: %v", err)
+				time.Sleep(50 * time.Millisecond)
+			}
+			n++
+		}
+	}()
+	// more waits until there have been that many more publications: what follows is in the middle of them.
+	refreshed := func() (n int) {
+		text, _ := os.ReadFile(m.inside("/run/refreshed"))
+		n, _ = strconv.Atoi(string(text)) // empty while it is written
+		return n
+	}
+	more := func(count int) {
+		var before int
+		m.until("publications", func() error {
+			n := refreshed()
+			if n > 0 && before == 0 {
+				before = n
+			}
+			if before == 0 || n < before+count {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+	}
+	for range 4 {
+		more(5)
+		m.must("systemctl kill --signal=KILL sevagent.service && systemctl restart sevagent.service")
+	}
+	for _, version := range []string{"old", "new"} {
+		more(5)
+		m.must("dpkg -i /lab/packages/" + version + "/sevagent_*.deb")
+	}
+	more(5)
+	close(stop)
+	<-changing
+	reads := <-reading
+	m.must("systemctl stop refresh.service")
+	t.Logf("%d publications, %d reads", refreshed(), reads)
+	if reads < 1000 {
+		t.Errorf("%d reads are too few to have seen anything", reads)
+	}
+	m.get("/readyz")
+}
