@@ -181,3 +181,25 @@ func (m *machine) left(before []string) (left []string) {
 }
 
 func under(file, dir string) bool { return file == dir || strings.HasPrefix(file, dir+"/") }
+
+// TestUpgradeThatFails: the package is installed all the same, and the next one starts again what the other left failed.
+func TestUpgradeThatFails(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.must("systemctl enable --now sevagent.service ecs.service")
+	m.write("/etc/sevagent/conf.d/70-wrong.yaml", "mlts: {}\n") // which is not started again by itself
+	if out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb 2>&1"); !strings.Contains(out, "the agent did not come up again") {
+		t.Errorf("the upgrade says %q", out)
+	}
+	m.expect("sevagent.service", "ActiveState", "failed")
+	m.expect("ecs.service", "ActiveState", "inactive")
+	m.must("rm /etc/sevagent/conf.d/70-wrong.yaml")
+	m.must("dpkg -i /lab/packages/old/sevagent_*.deb 2>&1")
+	m.expect("sevagent.service", "ActiveState", "active")
+	m.until("the ECS agent", func() error {
+		if state := m.show("ecs.service", "ActiveState"); state != "active" {
+			return errors.New(state)
+		}
+		return nil
+	})
+}

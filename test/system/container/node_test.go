@@ -172,6 +172,30 @@ func TestCrashLoop(t *testing.T) {
 	}
 }
 
+// TestLateAgent: an agent that comes up at a second attempt only has the ECS agent come up, too.
+func TestLateAgent(t *testing.T) {
+	t.Parallel()
+	m := newNode(t)
+	m.write("/etc/systemd/system/sevagent.service.d/lab.conf", "[Service]\nRestartSec=300ms\n")
+	m.must("systemctl daemon-reload && systemctl enable --now sevagent.service ecs.service")
+	m.must("systemctl stop lab-device.service")
+	m.must("systemctl kill --signal=KILL sevagent.service")
+	m.until("a start that fails", func() error {
+		if n := m.show("sevagent.service", "NRestarts"); n == "0" || n == "1" {
+			return errors.New(n + " restarts")
+		}
+		return nil
+	})
+	m.expect("ecs.service", "ActiveState", "inactive")
+	m.must("systemctl start lab-device.service")
+	m.until("both to run", func() error {
+		if state := m.must("systemctl show --value --property=ActiveState sevagent.service ecs.service | xargs"); state != "active active" {
+			return errors.New(state)
+		}
+		return nil
+	})
+}
+
 // TestRestartUnderLoad: eight clients that never stop to ask see no failure, whatever the agent goes through.
 func TestRestartUnderLoad(t *testing.T) {
 	t.Parallel()
