@@ -63,6 +63,10 @@ func (o options) check() error {
 	if _, _, err := o.ecsSettings(); err != nil {
 		errs = append(errs, err)
 	}
+	// testOnlyConnect: a test has directories of its own.
+	if o.services == servicesSystemd && testOnlyConnect == nil && (o.stateDir != defaultStateDir || o.configDir != defaultConfigDir) {
+		wrong("--state-dir is %q and --config-dir %q: the units know %s and %s alone; use --services=%s with others", o.stateDir, o.configDir, defaultStateDir, defaultConfigDir, servicesNone)
+	}
 	if filepath.IsAbs(o.mtlsPath) && o.services == servicesSystemd { // of what is no path, the agent's configuration says more
 		if _, err := unitPath(o.mtlsPath); err != nil {
 			wrong("--mtls-path is %q: %w", o.mtlsPath, err)
@@ -105,6 +109,7 @@ type node struct {
 	target target
 	units  units
 	unitFiles
+	touched bool // something is, or may be, another than an earlier run left it
 }
 
 func (n *node) say(step, format string, args ...any) {
@@ -135,7 +140,7 @@ func (n *node) bootstrap(ctx context.Context) error {
 		return failed("services", err)
 	}
 	defer n.units.close()
-	if !n.units.runsECS(ctx) {
+	if !n.units.runsECS(ctx) && !n.wasFinished(ctx) {
 		if err := n.note(begun); err != nil {
 			return failed("state", err)
 		}
@@ -168,6 +173,12 @@ func (n *node) bootstrap(ctx context.Context) error {
 		return failed("services", err)
 	}
 
+	n.touched = true
+	if !n.units.runsECS(ctx) {
+		if err := n.note(begun); err != nil {
+			return failed("state", err)
+		}
+	}
 	if err := n.configure(ctx, agentConfig); err != nil {
 		return err
 	}
@@ -269,10 +280,14 @@ func (n *node) leaveSignal() error {
 }
 
 // refuse keeps a node that is not what was asked for out of the cluster, at this boot and at later ones. One that runs is
-// left alone: this is a node, and it is a later run of bootstrap that has failed.
+// left alone, and so is one that an earlier run has finished, if this one has changed nothing: this is a node, and it is a
+// later run of bootstrap that has failed.
 func (n *node) refuse(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	if !n.touched && n.wasFinished(ctx) {
+		return nil
+	}
 	u, err := connectUnits(ctx, n.services)
 	if err != nil {
 		return errors.Join(err, n.note(begun))

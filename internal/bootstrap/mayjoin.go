@@ -112,6 +112,12 @@ func mayJoin(ctx context.Context, o mayJoinOptions, out io.Writer) error {
 	return nil
 }
 
+// wasFinished reports whether an earlier run came to its end, on the machine that this is.
+func (n *node) wasFinished(ctx context.Context) bool {
+	_, err := os.Lstat(filepath.Join(n.stateDir, progressFile))
+	return err == nil && mayJoin(ctx, mayJoinOptions{configDir: n.configDir, stateDir: n.stateDir}, io.Discard) == nil
+}
+
 // refused says in one line why not, and what to do.
 func refused(format string, args ...any) error {
 	return advised{fmt.Errorf("the ECS agent may not start: "+format, args...), "see 'journalctl -u cloud-final' and run bootstrap again"}

@@ -55,6 +55,9 @@ type unitFiles struct {
 
 // unitFilesFor are for another published directory, for files that are not root's, and for Docker's API.
 func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
+	if under, ok := strings.CutPrefix(mtls.Path, "/var"+runDir); ok {
+		return u, fmt.Errorf("mtls.path is %q: /var/run is a link, through which systemd mounts nothing; say %s", mtls.Path, runDir+under)
+	}
 	text, err := unitPath(mtls.Path)
 	if err != nil {
 		return u, fmt.Errorf("mtls.path is %q: %w", mtls.Path, err)

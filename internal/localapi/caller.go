@@ -171,7 +171,8 @@ func readWhole(r io.Reader, limit int64) ([]byte, error) {
 // startTime returns when a process was started, in clock ticks since boot; two processes that have the same pid one
 // after the other differ in it. A process that has ended has none.
 func (c *Callers) startTime(pid int32) (uint64, bool) {
-	text, err := c.procFile(pid, "stat")
+	// Of its first thread: for the whole process the kernel sums up all threads, of which a caller can have many thousands.
+	text, err := c.procFile(pid, filepath.Join("task", strconv.Itoa(int(pid)), "stat"))
 	if err != nil {
 		return 0, false
 	}

@@ -67,10 +67,10 @@ type proc struct {
 func (p proc) set(pid int, cgroup, stat string) {
 	p.t.Helper()
 	dir := filepath.Join(p.dir, fmt.Sprint(pid))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "task", filepath.Base(dir)), 0o755); err != nil {
 		p.t.Fatal(err)
 	}
-	for name, text := range map[string]string{"cgroup": cgroup, "stat": stat} {
+	for name, text := range map[string]string{"cgroup": cgroup, filepath.Join("task", filepath.Base(dir), "stat"): stat} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			p.t.Fatal(err)
 		}
@@ -152,7 +152,7 @@ func TestPidThatChangesHands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(proc.dir, "10", "stat"), []byte(stat("other", "S", 2)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(proc.dir, "10/task/10/stat"), []byte(stat("other", "S", 2)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Fprintf(w, "0::/docker/%s\n", idA)

@@ -14,36 +14,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxConnections is how many connections one caller may have open: a container, whoever its processes are, or outside
-// of containers a user. All of a large node's containers together stay below LimitNOFILE= of sevagent.service, so that
-// no one keeps others from the agent, nor the agent from its device and its files.
-const maxConnections = 64
+// maxConnections is how many connections one caller may have open: on the Unix socket a container, whoever its processes
+// are, or outside of containers a user; on loopback all together. maxCallers is how many all may have that count. With what
+// else the agent opens that stays below LimitNOFILE= of sevagent.service, so that no one keeps root of the node from the
+// agent, nor the agent from its device and its files.
+const (
+	maxConnections = 64
+	maxCallers     = 6144
+)
 
-// limiter is a listener that turns away who has maxConnections already. Root outside of containers is not counted, nor
-// is the agent's own user.
+// limiter is a listener that turns away who has maxConnections already.
 type limiter struct {
-	*net.UnixListener
-	callers *Callers
-	log     *slog.Logger
+	net.Listener
+	who func(net.Conn) string // empty: not counted
+	log *slog.Logger
 
-	mu   sync.Mutex
-	open map[string]int // by caller
+	mu    sync.Mutex
+	open  map[string]int // by caller
+	total int
+}
+
+func newLimiter(l net.Listener, who func(net.Conn) string, log *slog.Logger) *limiter {
+	return &limiter{Listener: l, who: who, log: log, open: make(map[string]int)}
 }
 
 // counted is a connection that counts until it is closed.
 type counted struct {
-	*net.UnixConn
+	net.Conn
 	release func()
 }
 
 func (c *counted) Close() error {
 	c.release()
-	return c.UnixConn.Close()
+	return c.Conn.Close()
 }
 
 func (l *limiter) Accept() (net.Conn, error) {
 	for {
-		conn, err := l.AcceptUnix()
+		conn, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
@@ -51,13 +59,7 @@ func (l *limiter) Accept() (net.Conn, error) {
 		if who == "" {
 			return conn, nil
 		}
-		l.mu.Lock()
-		n := l.open[who]
-		if n < maxConnections {
-			l.open[who]++
-		}
-		l.mu.Unlock()
-		if n < maxConnections {
+		if l.enter(who) {
 			return &counted{conn, sync.OnceFunc(func() { l.leave(who) })}, nil
 		}
 		l.log.Debug("too many connections", "caller", who)
@@ -66,22 +68,41 @@ func (l *limiter) Accept() (net.Conn, error) {
 	}
 }
 
+func (l *limiter) enter(who string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[who] >= maxConnections || l.total >= maxCallers {
+		return false
+	}
+	l.open[who]++
+	l.total++
+	return true
+}
+
 func (l *limiter) leave(who string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.total--
 	if l.open[who]--; l.open[who] == 0 {
 		delete(l.open, who)
 	}
 }
 
-// who names the caller for the limit; empty: there is none. A process that cannot be told, having ended say, is not
-// taken for one outside of containers.
-func (l *limiter) who(conn *net.UnixConn) string {
-	cred := credentials(conn)
+// loopback is who calls on the loopback listener, where nobody can be told.
+func loopback(net.Conn) string { return "loopback" }
+
+// who names the caller on the Unix socket for the limit. Root outside of containers is not counted, nor is the agent's own
+// user. A process that cannot be told, having ended say, is not taken for one outside of containers.
+func (c *Callers) who(conn net.Conn) string {
+	unixConn, ok := conn.(*net.UnixConn)
+	if !ok {
+		return "unknown"
+	}
+	cred := credentials(unixConn)
 	if cred == nil {
 		return "unknown"
 	}
-	container, ok := l.callers.container(cred.Pid)
+	container, ok := c.container(cred.Pid)
 	switch {
 	case !ok:
 		return "unknown"
@@ -103,7 +124,7 @@ func credentials(conn *net.UnixConn) (cred *unix.Ucred) {
 
 // tooMany is the answer to who is turned away, whatever was asked.
 var tooMany = func() []byte {
-	p := problem(http.StatusTooManyRequests, "too_many_connections", fmt.Sprintf("a container, or a user, may have %d connections", maxConnections))
+	p := problem(http.StatusTooManyRequests, "too_many_connections", fmt.Sprintf("a container, or a user, may have %d connections, and so may all on loopback", maxConnections))
 	p.Advice, p.retryAfter = "try again later", time.Second
 	var body answer
 	p.write(&body)

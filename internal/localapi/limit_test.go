@@ -22,7 +22,7 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &limiter{UnixListener: socket, callers: callers, log: slog.New(slog.DiscardHandler), open: make(map[string]int)}
+	l := newLimiter(socket, callers.who, slog.New(slog.DiscardHandler))
 	defer l.Close()
 	accepted := make(chan net.Conn)
 	go func() {
@@ -85,7 +85,27 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 	for _, c := range held {
 		c.Close()
 	}
-	if len(l.open) != 0 {
-		t.Error("closed connections count: ", fmt.Sprint(l.open))
+	if len(l.open) != 0 || l.total != 0 {
+		t.Error("closed connections count: ", fmt.Sprint(l.open), l.total)
+	}
+}
+
+// All callers together have maxCallers.
+func TestConnectionsOfAllCallers(t *testing.T) {
+	l := newLimiter(nil, nil, nil)
+	n := 0
+	for caller := range 2 * maxCallers / maxConnections {
+		for range maxConnections {
+			if l.enter(fmt.Sprint(caller)) {
+				n++
+			}
+		}
+	}
+	if n != maxCallers {
+		t.Errorf("%d connections, want %d", n, maxCallers)
+	}
+	l.leave("0")
+	if !l.enter("another") {
+		t.Error("a place that is free again is not given")
 	}
 }

@@ -1,6 +1,7 @@
 package localapi_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -288,5 +289,31 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines, %d before the slow clients came", runtime.NumGoroutine(), before)
 		}
+	}
+}
+
+// On loopback there is nobody to tell from another: all have 64 connections.
+func TestConnectionsOnLoopback(t *testing.T) {
+	n := newNode(t)
+	n.do("tcp", "GET", "/healthz", "") // the server is up; it keeps one connection, or none
+	var last net.Conn
+	for range 64 + 1 {
+		c, err := net.Dial("tcp", n.tcp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		last = c
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(last), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("one more is answered %s", resp.Status)
+	}
+	if got := n.do("unix", "GET", "/healthz", ""); got.status != http.StatusOK {
+		t.Errorf("the socket meanwhile: %d", got.status)
 	}
 }

@@ -33,7 +33,7 @@ type peer struct {
 // withPeer notes who is at the other end of a connection on the Unix socket.
 func (s *Server) withPeer(ctx context.Context, c net.Conn) context.Context {
 	if l, ok := c.(*counted); ok {
-		c = l.UnixConn
+		c = l.Conn
 	}
 	conn, ok := c.(*net.UnixConn)
 	if !ok {
@@ -96,7 +96,7 @@ func (s *Server) caller(ctx context.Context) evidence.Caller {
 // From Linux 6.5 the socket itself holds on to the process and gives out a pidfd for it, which settles the question.
 // Before that (Amazon Linux 2023 starts with 6.1) the start time must be what it was when the connection was accepted.
 // That leaves a caller that has its pid reused between its connect and our accept: all of the kernel's pids, within
-// the milliseconds that a connection waits.
+// the milliseconds that a connection waits, or for as long as it waits for an agent that does not run.
 func (p *peer) lives(callers *Callers) bool {
 	raw, err := p.conn.SyscallConn()
 	if err != nil {

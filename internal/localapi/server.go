@@ -111,12 +111,12 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 			return nil
 		})
 	}
-	if l, ok := socket.(*net.UnixListener); ok && s.cfg.Callers != nil {
-		socket = &limiter{UnixListener: l, callers: s.cfg.Callers, log: s.cfg.Log, open: make(map[string]int)}
+	if s.cfg.Callers != nil {
+		socket = newLimiter(socket, s.cfg.Callers.who, s.cfg.Log)
 	}
 	serve(socket, s.socketHandler())
 	if tcp != nil {
-		serve(tcp, s.tcpHandler())
+		serve(newLimiter(tcp, loopback, s.cfg.Log), s.tcpHandler())
 	}
 	return group.Wait()
 }
