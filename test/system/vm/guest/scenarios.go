@@ -124,9 +124,6 @@ func limits() (string, error) {
 			return "", err
 		}
 		got, err := cgroupFile(c.file)
-		if errors.Is(err, os.ErrNotExist) && c.file == "memory.swap.max" {
-			continue // a kernel without accounting of swap
-		}
 		if err != nil {
 			return "", err
 		}
@@ -135,7 +132,22 @@ func limits() (string, error) {
 		}
 		detail = append(detail, c.file+" "+got)
 	}
-	return strings.Join(detail, ", "), nil
+	pid, err := number("sevagent.service", "MainPID")
+	if err != nil {
+		return "", err
+	}
+	want, err := show("sevagent.service", "OOMScoreAdjust")
+	if err != nil {
+		return "", err
+	}
+	got, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil {
+		return "", err
+	}
+	if strings.TrimSpace(string(got)) != want || want == "0" {
+		return "", fmt.Errorf("oom_score_adj is %s, and the unit's OOMScoreAdjust is %s", got, want)
+	}
+	return strings.Join(append(detail, "oom_score_adj "+want), ", "), nil
 }
 
 // memory: under a limit of 64 MiB, which is a quarter of the unit's, the agent answers 200 requests for evidence
