@@ -110,6 +110,15 @@ func TestGuide(t *testing.T) {
 			}
 		},
 	}
+	c.follow(names, blocks, before, after)
+	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation", "list-stacks"); strings.Contains(left, "cluster") || strings.Contains(left, "api") {
+		t.Errorf("stacks that are left: %s", left)
+	}
+}
+
+// follow runs the blocks of a guide in order, and what a test has to do before and to see after each.
+func (c *cloud) follow(names []string, blocks map[string]string, before map[string]func(), after map[string]func(out string)) {
+	c.t.Helper()
 	for _, name := range names {
 		began := time.Now()
 		if do := before[name]; do != nil {
@@ -117,15 +126,12 @@ func TestGuide(t *testing.T) {
 		}
 		out, status := c.run("bash", "-euo", "pipefail", "-c", blocks[name])
 		if status != 0 {
-			t.Fatalf("%s: exit status %d\n%s\n%s", name, status, tail(out), c.events())
+			c.t.Fatalf("%s: exit status %d\n%s\n%s", name, status, tail(out), c.events())
 		}
 		if do := after[name]; do != nil {
 			do(out)
 		}
-		t.Logf("%-10s %v", name, time.Since(began).Round(100*time.Millisecond))
-	}
-	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation", "list-stacks"); strings.Contains(left, "cluster") || strings.Contains(left, "api") {
-		t.Errorf("stacks that are left: %s", left)
+		c.t.Logf("%-12s %v", name, time.Since(began).Round(100*time.Millisecond))
 	}
 }
 

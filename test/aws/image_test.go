@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // image deploys image.yaml with the parameters that have no default, and others.
@@ -624,20 +623,7 @@ func TestImageGuide(t *testing.T) {
 			}
 		},
 	}
-	for _, name := range names {
-		began := time.Now()
-		if do := before[name]; do != nil {
-			do()
-		}
-		out, status := c.run("bash", "-euo", "pipefail", "-c", blocks[name])
-		if status != 0 {
-			t.Fatalf("%s: exit status %d\n%s\n%s", name, status, tail(out), c.events())
-		}
-		if do := after[name]; do != nil {
-			do(out)
-		}
-		t.Logf("%-12s %v", name, time.Since(began).Round(100*time.Millisecond))
-	}
+	c.follow(names, blocks, before, after)
 	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation", "list-stacks"); left != "" {
 		t.Errorf("stacks that are left: %s", left)
 	}

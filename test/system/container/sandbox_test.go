@@ -81,7 +81,7 @@ var elsewhere = []string{"MemorySwapMax", "MemoryMax", "TasksMax", "OOMScoreAdju
 
 // behaviour are directives that keep nothing out; other tests are about them.
 var behaviour = []string{
-	"Type", "ExecStartPre", "ExecStart", "ExecReload", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "Restart", "RestartSec", "RestartPreventExitStatus", "Environment",
+	"Type", "ExecStart", "ExecReload", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "Restart", "RestartSec", "RestartPreventExitStatus", "Environment",
 }
 
 // TestSandbox runs attempts in the place of the agent, and of sevagent-signal, and the same attempts without a sandbox.
@@ -100,7 +100,7 @@ func TestSandbox(t *testing.T) {
 		t.Run(unit, func(t *testing.T) {
 			m.t = t
 			m.write("/etc/sevagent/signal.json", "{}")
-			m.write("/etc/systemd/system/"+unit+".d/lab.conf", "[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nExecStartPre=\nExecReload=\nExecStart=\n"+
+			m.write("/etc/systemd/system/"+unit+".d/lab.conf", "[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nExecReload=\nExecStart=\n"+
 				"ExecStart=/usr/libexec/sevagent/attempt attempt /var/lib/sevagent/attempts.json\nEnvironment="+strings.Join(environment, " ")+"\n")
 			m.must("rm -f /var/lib/sevagent/attempts.json; systemctl daemon-reload && systemctl start " + unit)
 			inside := decode[map[string]string](t, m.read("/var/lib/sevagent/attempts.json"))
