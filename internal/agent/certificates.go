@@ -47,7 +47,7 @@ func (a *agent) newCertificates(cfg config.Config, registry prometheus.Registere
 	})
 	c.readers = readers.New(readers.Config{
 		Path:       cfg.MTLS.Path,
-		Current:    func(consumer string) string { return a.rotator.Status().Current(consumer) },
+		Current:    func(consumer string) string { return a.rotator.Status().GenerationOf(consumer) },
 		Registerer: registry,
 		Log:        a.log.With("component", "readers"),
 	})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"sevagent/client"
 	"sevagent/internal/localapi"
 	"sevagent/internal/mtls"
 	"sevagent/internal/probe"
@@ -19,7 +20,7 @@ func (a *agent) publicationHealth(h *localapi.Health, now time.Time) {
 		if s.Error != "" {
 			publication.Output += ": " + s.Error
 		}
-	case !s.NotAfter.IsZero() && s.Now(now).After(s.NotAfter):
+	case !s.NotAfter.IsZero() && mtls.Now(s, now).After(s.NotAfter):
 		publication.Status, publication.Output = localapi.StatusFail, "the published certificate expired at "+date(s.NotAfter)
 	case s.Error != "":
 		publication.Status, publication.Output = localapi.StatusWarn, s.Error
@@ -44,27 +45,27 @@ func (a *agent) publicationHealth(h *localapi.Health, now time.Time) {
 	}
 }
 
-func secretHealth(h *localapi.Health, secret mtls.SecretStatus) {
+func secretHealth(h *localapi.Health, secret client.SecretStatus) {
 	c := localapi.Check{ComponentID: secret.Name, Status: localapi.StatusPass, Time: secret.LastChecked, Output: secret.Error}
-	if secret.State != mtls.StateCurrent {
+	if secret.State != client.SecretCurrent {
 		c.Status = localapi.StatusWarn // the last good set is published, or its own entry fails
 		if c.Output == "" {
 			c.Output = string(secret.State)
 		}
 	}
 	h.Add("mtls:secret", c)
-	if p := secret.Preflight; p != nil && p.Result == "rejected" {
+	if p := secret.Preflight; p != nil && p.Result == client.PreflightRejected {
 		h.Add("mtls:pending", localapi.Check{ComponentID: secret.Name, Status: localapi.StatusWarn, Time: p.At, Output: "pending version " + p.Version + ": " + p.Reason})
 	}
 }
 
 // guardHealth fails where what readers find may not be what was published.
-func guardHealth(h *localapi.Health, path string, g mtls.GuardStatus) {
+func guardHealth(h *localapi.Health, path string, g client.GuardStatus) {
 	c := localapi.Check{ComponentID: path, Time: g.At}
 	switch g.State {
-	case mtls.GuardWarning:
+	case client.GuardWarning:
 		c.Status = localapi.StatusWarn
-	case mtls.GuardAlarm, mtls.GuardQuarantined:
+	case client.GuardAlarm, client.GuardQuarantined:
 		c.Status = localapi.StatusFail
 	default:
 		return

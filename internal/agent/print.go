@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"sevagent/internal/mtls"
+	"sevagent/client"
 )
 
 // printStatus writes what sevagent status shows.
@@ -37,7 +37,7 @@ func printStatus(w io.Writer, s *status) {
 	printHealth(w, s.Health)
 }
 
-func printCertificates(w io.Writer, m *mtls.Status) {
+func printCertificates(w io.Writer, m *client.Publication) {
 	if m.Generation != "" {
 		fmt.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, date(m.PublishedAt), date(m.NotAfter))
 		for _, c := range m.Certificates {
@@ -49,9 +49,6 @@ func printCertificates(w io.Writer, m *mtls.Status) {
 		fmt.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n", m.Guard.State, m.Guard.Immutable, m.Guard.Repairs, reason(m.Guard.Error))
 		for _, f := range m.Guard.Findings {
 			fmt.Fprintf(w, "                found at %s: %s\n", date(m.Guard.At), f)
-		}
-		if m.Adoption.Opens > 0 {
-			fmt.Fprintf(w, "readers         at least %d opens of this generation, the first by %s\n", m.Adoption.Opens, date(m.Adoption.First))
 		}
 	}
 	for _, c := range m.Consumers {

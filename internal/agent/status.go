@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/cli"
@@ -20,15 +21,15 @@ import (
 
 // status is the answer of /v1/status.
 type status struct {
-	Version     string            `json:"version"`
-	StartedAt   time.Time         `json:"started_at"`
-	Health      *localapi.Health  `json:"health"`
-	Attestation attestationStatus `json:"attestation"`
-	MTLS        *mtls.Status      `json:"mtls"`
-	Endpoints   []probe.Result    `json:"endpoints"`
-	Readers     *readers.Status   `json:"readers"`
-	Reload      *reload.Status    `json:"reload"`
-	ReloadError string            `json:"reload_error,omitempty"`
+	Version     string              `json:"version"`
+	StartedAt   time.Time           `json:"started_at"`
+	Health      *localapi.Health    `json:"health"`
+	Attestation attestationStatus   `json:"attestation"`
+	MTLS        *client.Publication `json:"mtls"`
+	Endpoints   []probe.Result      `json:"endpoints"`
+	Readers     *readers.Status     `json:"readers"`
+	Reload      *reload.Status      `json:"reload"`
+	ReloadError string              `json:"reload_error,omitempty"`
 }
 
 // attestationStatus is the node's own view of its proof.
@@ -99,10 +100,10 @@ func (a *agent) status(now time.Time) *status {
 func (a *agent) publishedCertificates() any {
 	s := a.rotator.Status()
 	return struct {
-		Path         string             `json:"path"`
-		Generation   string             `json:"generation,omitempty"`
-		PublishedAt  time.Time          `json:"published_at,omitzero"`
-		Certificates []mtls.Certificate `json:"certificates"`
+		Path         string               `json:"path"`
+		Generation   string               `json:"generation,omitempty"`
+		PublishedAt  time.Time            `json:"published_at,omitzero"`
+		Certificates []client.Certificate `json:"certificates"`
 	}{s.Path, s.Generation, s.PublishedAt, s.Certificates}
 }
 

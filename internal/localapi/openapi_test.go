@@ -27,11 +27,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v3"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
-	"sevagent/internal/mtls"
 )
 
 // openAPI is what the tests read of docs/openapi.yaml.
@@ -174,7 +174,7 @@ func newAPI(t *testing.T) *api {
 	}
 	n.tcp = tcp.Addr().String()
 	now := time.Unix(1780000000, 0).UTC()
-	secret := mtls.SecretStatus{Name: "node", State: mtls.StateHeld, Published: "1", Version: "2", Pending: "3", LastChecked: now, NextCheck: now, HeldUntil: now, Error: "held"}
+	secret := client.SecretStatus{Name: "node", State: client.SecretHeld, Published: "1", Version: "2", Pending: "3", LastChecked: now, NextCheck: now, HeldUntil: now, Error: "held"}
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collector(func() error { return n.gather }))
 	server := localapi.New(localapi.Config{
@@ -187,7 +187,7 @@ func newAPI(t *testing.T) *api {
 		},
 		Status: func(time.Time) any { return n.status },
 		Certificates: func() any {
-			return certificates{Path: "/run/sevagent/mtls", Generation: "g1", PublishedAt: now, Certificates: []mtls.Certificate{
+			return certificates{Path: "/run/sevagent/mtls", Generation: "g1", PublishedAt: now, Certificates: []client.Certificate{
 				{File: "client.pem", Subject: "CN=node", SANs: []string{"DNS:node"}, Issuer: "CN=ca", Serial: "1", NotBefore: now, NotAfter: now, SHA256: "00", SPKISHA256: "00", Secret: "node", Version: "1"},
 			}}
 		},
@@ -203,7 +203,7 @@ func newAPI(t *testing.T) *api {
 		},
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
 		Refresh: func(context.Context) (any, error) {
-			return mtls.Change{Changed: true, Generation: "g2", Previous: "g1", Secrets: []mtls.SecretStatus{secret}}, n.refresh
+			return client.Refresh{Changed: true, Generation: "g2", Previous: "g1", Secrets: []client.SecretStatus{secret}}, n.refresh
 		},
 		Metrics: metrics,
 		Log:     slog.New(slog.DiscardHandler),
@@ -244,10 +244,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 
 // certificates is the answer of /v1/certificates as package agent makes it.
 type certificates struct {
-	Path         string             `json:"path"`
-	Generation   string             `json:"generation,omitempty"`
-	PublishedAt  time.Time          `json:"published_at,omitzero"`
-	Certificates []mtls.Certificate `json:"certificates"`
+	Path         string               `json:"path"`
+	Generation   string               `json:"generation,omitempty"`
+	PublishedAt  time.Time            `json:"published_at,omitzero"`
+	Certificates []client.Certificate `json:"certificates"`
 }
 
 // TestOpenAPIAnswers: what the server answers is described, and what is described can be had from the server.
@@ -422,7 +422,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"Problem": localapi.Problem{}, "Health": localapi.Health{}, "Check": localapi.Check{},
 		"Evidence": evidence.Document{}, "Binding": evidence.Binding{}, "Caller": evidence.Caller{}, "Batch": evidence.Batch{},
 		"Verdict": appraise.Verdict{}, "RuleResult": appraise.RuleResult{},
-		"Certificates": certificates{}, "Certificate": mtls.Certificate{}, "Refresh": mtls.Change{}, "SecretStatus": mtls.SecretStatus{},
+		"Certificates": certificates{}, "Certificate": client.Certificate{}, "Refresh": client.Refresh{}, "SecretStatus": client.SecretStatus{},
 	} {
 		s := spec.Components.Schemas[name]
 		if s == nil {

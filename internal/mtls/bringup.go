@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"sevagent/client"
 )
 
 // due: is there reason to publish?
@@ -84,7 +86,7 @@ func (r *Rotator) bringUpIn(ctx context.Context, d *directory, whole *set, bundl
 	binding, bound := s.binding()
 	bound = bound && r.evidence != nil
 	if d.serves(s, bundles, bound && !r.noEvidence) {
-		if d.state.State == GuardOff {
+		if d.state.State == client.GuardOff {
 			d.expect()
 		}
 		return nil

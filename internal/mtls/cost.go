@@ -1,6 +1,10 @@
 package mtls
 
-import "time"
+import (
+	"time"
+
+	"sevagent/client"
+)
 
 // Prices and quantities of an estimate. USD 0.05 for 10,000 calls is Secrets Manager's price in every commercial region
 // (aws.amazon.com/secrets-manager/pricing); storage of the secrets themselves and KMS are not the node's.
@@ -10,13 +14,7 @@ const (
 	describeGet = 2 // a rotation: the pending version and then the current one are fetched
 )
 
-// Cost is an estimate of what the polling of one node costs in a month of 30 days, if each secret is rotated once.
-type Cost struct {
-	CallsPerMonth int     `json:"calls_per_month"`
-	USDPerMonth   float64 `json:"usd_per_month"`
-}
-
-func (r *Rotator) cost() Cost {
+func (r *Rotator) cost() client.Cost {
 	remote := 0
 	for _, s := range r.secrets {
 		if _, local := s.source.(FileSource); !local {
@@ -27,12 +25,12 @@ func (r *Rotator) cost() Cost {
 }
 
 // estimate counts the polls at the configured interval, and those every rotationPoll in the hour of a rotation.
-func estimate(secrets int, interval time.Duration) Cost {
+func estimate(secrets int, interval time.Duration) client.Cost {
 	if secrets == 0 || interval <= 0 {
-		return Cost{}
+		return client.Cost{}
 	}
 	window := rotationLead + rotationWindow
 	calls := float64(month-window)/float64(interval) + float64(window)/float64(min(interval, rotationPoll)) + describeGet
 	n := int(calls+0.5) * secrets
-	return Cost{CallsPerMonth: n, USDPerMonth: float64(n) * usdPerCall}
+	return client.Cost{CallsPerMonth: n, USDPerMonth: float64(n) * usdPerCall}
 }

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sevagent/client"
 	"sevagent/internal/mtls/guard"
 )
 
@@ -40,10 +41,10 @@ type directory struct {
 	repair  attempt     // since the last one that succeeded
 	repairs []time.Time // that succeeded, in the last repairWindow
 	lost    bool        // the directory itself was replaced: containers hold another one
-	state   GuardStatus
-	adopted Adoption
-	missing []string // of the consumer's files
-	allowed []string // the names of consumers' directories in it
+	state   client.GuardStatus
+	found   []guard.Finding // the same as in state
+	missing []string        // of the consumer's files
+	allowed []string        // the names of consumers' directories in it
 }
 
 // sentinel is what a directory wants of a guard.Guard.
@@ -135,13 +136,11 @@ func (d *directory) serves(s *set, bundles []*bundle, withEvidence bool) bool {
 
 // switchTo makes s the current generation.
 func (d *directory) switchTo(s *set, bundles []*bundle, evidence []byte, now time.Time) error {
-	d.adopted.Opens += d.opens.drain()
 	g, err := d.pub.publish(s, bundles, evidence, d.access, d.current, now)
 	if err != nil {
 		return fmt.Errorf("publish to %s: %w", d.pub.path, err) // what lies there is what lay there
 	}
 	d.current = g
-	d.adopted = Adoption{}
 	d.opens.follow(filepath.Join(d.pub.path, g.name()))
 	d.expect()
 	return nil
@@ -156,12 +155,12 @@ func (d *directory) expect() {
 	if err != nil {
 		// What was captured later could be what someone has made of it: it is published again instead.
 		d.log.Warn("the published files are not guarded", "path", d.pub.path, "err", err)
-		d.state.State, d.state.Error = GuardAlarm, err.Error()
+		d.state.State, d.state.Error = client.GuardAlarm, err.Error()
 		d.repair.next = time.Now().Add(retryMin)
 	}
 	if d.tree != nil && tree != nil && !tree.SameDirectory(d.tree) {
 		d.lost = true
-		d.state.State = GuardAlarm
+		d.state.State = client.GuardAlarm
 		d.log.Error("the published directory is another one than before: containers that mount it hold the old one; restart them", "path", d.pub.path)
 	}
 	d.tree = tree

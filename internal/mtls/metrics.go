@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"sevagent/client"
 )
 
 // metrics of a Rotator. Every label value comes from a list in this package.
@@ -20,7 +22,6 @@ type metrics struct {
 	heldUntil      prometheus.Gauge
 
 	preflightRejections prometheus.Counter
-	opens               prometheus.Counter
 	tampering           *prometheus.CounterVec // what
 	repairs             *prometheus.CounterVec // result
 	guard               *prometheus.GaugeVec   // state
@@ -65,10 +66,6 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "sevagent_mtls_preflight_rejections_total",
 			Help: "Pending versions of secrets that would be rejected once they are current.",
 		}),
-		opens: f.NewCounter(prometheus.CounterOpts{
-			Name: "sevagent_mtls_opens_total",
-			Help: "Opens of published files by others, at least: the kernel folds equal ones together.",
-		}),
 		tampering: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "sevagent_mtls_tampering_total",
 			Help: "What was found changed in a published directory by someone else.",
@@ -88,8 +85,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 }
 
 // show makes the gauges agree with a snapshot.
-func (m *metrics) show(s *Status) {
-	count := make(map[State]int)
+func (m *metrics) show(s *client.Publication) {
+	count := make(map[client.SecretState]int)
 	var checked, held time.Time
 	for i, secret := range s.Secrets {
 		count[secret.State]++
@@ -100,14 +97,14 @@ func (m *metrics) show(s *Status) {
 			held = h
 		}
 	}
-	for _, state := range states {
+	for _, state := range client.SecretStates() {
 		m.secrets.WithLabelValues(string(state)).Set(float64(count[state]))
 	}
-	guards := map[GuardState]int{s.Guard.State: 1}
+	guards := map[client.GuardState]int{s.Guard.State: 1}
 	for _, c := range s.Consumers {
 		guards[c.Guard.State]++
 	}
-	for _, state := range []GuardState{GuardOff, GuardOK, GuardWarning, GuardAlarm, GuardQuarantined} {
+	for _, state := range client.GuardStates() {
 		m.guard.WithLabelValues(string(state)).Set(float64(guards[state]))
 	}
 	m.skew.Set(s.Clock.SkewSeconds)

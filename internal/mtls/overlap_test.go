@@ -182,9 +182,9 @@ func TestOverlapOfConsumers(t *testing.T) {
 		}
 		d.says("y", nil)
 		n.after(10 * time.Minute)
-		generation := n.Status().Current("web")
+		generation := n.Status().GenerationOf("web")
 		n.after(2 * time.Hour)
-		if got := n.Status().Current("web"); got != generation {
+		if got := n.Status().GenerationOf("web"); got != generation {
 			t.Error("a consumer without ca.crt was published to when the overlap ended")
 		}
 	})

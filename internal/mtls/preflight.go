@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"sevagent/client"
 )
 
 // preflight is what would become of a secret's pending version if it were current now.
@@ -13,15 +15,6 @@ type preflight struct {
 	bundle  *bundle // nil: it is none
 	err     error   // why it would not be published, or could not be read; a *HeldError is none
 	at      time.Time
-}
-
-// PreflightStatus tells beforehand what would become of the version labelled AWSPENDING.
-type PreflightStatus struct {
-	Version string    `json:"version"`
-	At      time.Time `json:"at"`
-	// Result is ok, rejected, or unknown if the version could not be read.
-	Result string `json:"result"`
-	Reason string `json:"reason,omitempty"`
 }
 
 // errUnread marks an error as that of reading, which says nothing of the version.
@@ -115,14 +108,14 @@ func (r *Rotator) warnAhead(s *secret, p preflight) {
 	r.log.Warn("the pending version would be refused", "secret", s.name, "version", p.version, "err", p.err)
 }
 
-func (p preflight) status() *PreflightStatus {
+func (p preflight) status() *client.Preflight {
 	switch {
 	case p.at.IsZero():
 		return nil
 	case errors.Is(p.err, errUnread):
-		return &PreflightStatus{At: p.at.UTC(), Result: "unknown", Reason: p.err.Error()}
+		return &client.Preflight{At: p.at.UTC(), Result: client.PreflightUnknown, Reason: p.err.Error()}
 	case p.err != nil:
-		return &PreflightStatus{Version: p.version, At: p.at.UTC(), Result: "rejected", Reason: fmt.Sprintf("this version would be rejected because %v", p.err)}
+		return &client.Preflight{Version: p.version, At: p.at.UTC(), Result: client.PreflightRejected, Reason: fmt.Sprintf("this version would be rejected because %v", p.err)}
 	}
-	return &PreflightStatus{Version: p.version, At: p.at.UTC(), Result: "ok"}
+	return &client.Preflight{Version: p.version, At: p.at.UTC(), Result: client.PreflightOK}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sevagent/client"
 )
 
 // pend makes content the pending version.
@@ -55,7 +57,7 @@ func TestPreflight(t *testing.T) {
 			if p == nil || p.Result != c.result || p.Version != c.version || !strings.Contains(p.Reason, c.reason) || (c.reason == "") != (p.Reason == "") {
 				t.Errorf("%s: %+v, want %s, %q", c.name, p, c.result, c.reason)
 			}
-			if got := n.secret("a"); got.State != StateCurrent || n.subject(t) != "first" {
+			if got := n.secret("a"); got.State != client.SecretCurrent || n.subject(t) != "first" {
 				t.Errorf("%s: a pending version changed the state to %s", c.name, got.State)
 			}
 		}

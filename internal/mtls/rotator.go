@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"sevagent/client"
 	"sevagent/internal/mtls/guard"
 )
 
@@ -43,7 +44,7 @@ type Rotator struct {
 	alarm     chan struct{} // size one: a directory is suspect
 	running   sync.WaitGroup
 	progress  atomic.Int64 // Unix time in ns
-	status    atomic.Pointer[Status]
+	status    atomic.Pointer[snapshot]
 
 	mu       sync.Mutex
 	requests requests
@@ -70,7 +71,7 @@ type requests struct {
 }
 
 type outcome struct {
-	change Change
+	change client.Refresh
 	err    error
 }
 
@@ -79,14 +80,6 @@ type attempt struct {
 	err      error
 	failures int
 	next     time.Time
-}
-
-// Change is what a Refresh has come to.
-type Change struct {
-	Changed    bool           `json:"changed"`
-	Generation string         `json:"generation,omitempty"` // current now
-	Previous   string         `json:"previous,omitempty"`   // current before, if Changed
-	Secrets    []SecretStatus `json:"secrets"`
 }
 
 // errStopped answers a Refresh that Run does not live to see.
@@ -126,10 +119,10 @@ func (r *Rotator) newDirectory(c Consumer) *directory {
 		log:      r.log,
 		opens:    newOpens(),
 		guard:    r.newGuard(filepath.Join(r.path, c.Name)),
-		state:    GuardStatus{State: GuardOff},
+		state:    client.GuardStatus{State: client.GuardOff},
 	}
 	d.pub = r.newPublisher(c.Name)
-	d.pub.quiet = func() { d.adopted.Opens += d.opens.settle() }
+	d.pub.quiet = func() { d.opens.settle() }
 	return d
 }
 
@@ -173,8 +166,8 @@ func (r *Rotator) Hint() { r.request(func(q *requests) { q.look = true }) }
 func (r *Rotator) Apply(s Settings) { r.request(func(q *requests) { q.settings = &s }) }
 
 // Refresh is a Hint that waits: it looks at every secret, publishes what has changed, and tells what came of it. The error joins the
-// reasons of the secrets that could not be brought up to date; the Change is good in any case.
-func (r *Rotator) Refresh(ctx context.Context) (Change, error) {
+// reasons of the secrets that could not be brought up to date; the Refresh is good in any case.
+func (r *Rotator) Refresh(ctx context.Context) (client.Refresh, error) {
 	done := make(chan outcome, 1)
 	r.request(func(q *requests) {
 		q.look = true
@@ -184,9 +177,9 @@ func (r *Rotator) Refresh(ctx context.Context) (Change, error) {
 	case o := <-done:
 		return o.change, o.err
 	case <-ctx.Done():
-		return Change{}, ctx.Err()
+		return client.Refresh{}, ctx.Err()
 	case <-r.stopped:
-		return Change{}, errStopped
+		return client.Refresh{}, errStopped
 	}
 }
 
@@ -204,7 +197,7 @@ func (r *Rotator) request(ask func(*requests)) {
 func (r *Rotator) Ready() <-chan struct{} { return r.ready }
 
 // Status returns the latest snapshot.
-func (r *Rotator) Status() *Status { return r.status.Load() }
+func (r *Rotator) Status() *client.Publication { return &r.status.Load().Publication }
 
 // Progress is when the loop last turned. While it does, Progress is never older than MaxStall.
 func (r *Rotator) Progress() time.Time { return time.Unix(0, r.progress.Load()) }
@@ -213,7 +206,7 @@ func (r *Rotator) turned(now time.Time) { r.progress.Store(now.UnixNano()) }
 
 // SPKI returns the SHA-256 of the SubjectPublicKeyInfo of the published certificate of a kind, "client" or "server".
 func (r *Rotator) SPKI(kind string) (sum [sha256.Size]byte, ok bool) {
-	sum, ok = r.Status().keys[kind]
+	sum, ok = r.status.Load().keys[kind]
 	return sum, ok
 }
 
@@ -243,7 +236,6 @@ func (r *Rotator) turn(ctx context.Context) {
 	r.tend(ctx)
 	for _, d := range r.dirs {
 		now := time.Now()
-		r.count(d, now)
 		if !d.repair.next.IsZero() && !now.Before(d.repair.next) {
 			r.inspect(d, now)
 			busy = true
@@ -262,7 +254,7 @@ func (r *Rotator) turn(ctx context.Context) {
 		return
 	}
 	r.show()
-	o := outcome{Change{Generation: r.main().generation(), Secrets: r.Status().Secrets}, r.troubles()}
+	o := outcome{client.Refresh{Generation: r.main().generation(), Secrets: r.Status().Secrets}, r.troubles()}
 	if o.change.Generation != before {
 		o.change.Changed, o.change.Previous = true, before
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
+	"sevagent/client"
 	"sevagent/internal/sim"
 )
 
@@ -156,19 +157,19 @@ func startGuarded(t *testing.T, path string, secrets map[string]Source, g sentin
 }
 
 // after lets time pass.
-func (n *node) after(d time.Duration) *Status {
+func (n *node) after(d time.Duration) *client.Publication {
 	time.Sleep(d)
 	synctest.Wait()
 	return n.Status()
 }
 
-func (n *node) secret(name string) SecretStatus {
+func (n *node) secret(name string) client.SecretStatus {
 	for _, s := range n.Status().Secrets {
 		if s.Name == name {
 			return s
 		}
 	}
-	return SecretStatus{}
+	return client.SecretStatus{}
 }
 
 func (n *node) isReady(t *testing.T, want bool) {
@@ -227,7 +228,7 @@ func TestRotation(t *testing.T) {
 		if c := status.Certificates; len(c) != 2 || c[1].Subject != "CN=second" || c[1].File != "client.crt" || c[1].Secret != "a" || c[1].Version != "version-2" {
 			t.Errorf("certificates %+v", c)
 		}
-		want := SecretStatus{Name: "a", State: StateCurrent, Published: "version-2", Version: "version-2"}
+		want := client.SecretStatus{Name: "a", State: client.SecretCurrent, Published: "version-2", Version: "version-2"}
 		got := n.secret("a")
 		got.LastChecked, got.NextCheck = time.Time{}, time.Time{}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -262,7 +263,7 @@ func TestRestartServesAtOnce(t *testing.T) {
 		s.fail(errors.New("connection refused"))
 		n = start(t, path, map[string]Source{"a": s})
 		n.isReady(t, true)
-		if n.Status().Generation != generation || n.secret("a").State != StateUnreachable {
+		if n.Status().Generation != generation || n.secret("a").State != client.SecretUnreachable {
 			t.Errorf("generation %s, secret %+v", n.Status().Generation, n.secret("a"))
 		}
 		s.fail(nil)
@@ -302,7 +303,7 @@ func TestRejectedVersion(t *testing.T) {
 			if d, f := s.counts(); d < 5 || f != 1 {
 				t.Errorf("%s: %d describes and %d fetches, want many and one", version, d, f)
 			}
-			if got := n.secret("a"); got.State != StateRejected || got.Version != version || got.Published != "version-1" || !strings.HasPrefix(got.Error, "secret a: ") {
+			if got := n.secret("a"); got.State != client.SecretRejected || got.Version != version || got.Published != "version-1" || !strings.HasPrefix(got.Error, "secret a: ") {
 				t.Errorf("%s: secret %+v", version, got)
 			}
 			if n.Status().Generation != generation {
@@ -316,7 +317,7 @@ func TestRejectedVersion(t *testing.T) {
 		// The label goes back to what is published.
 		s.put("version-1", ca.clientSecret(t, "first"))
 		n.after(6 * time.Minute)
-		if got := n.secret("a"); got.State != StateCurrent || got.Error != "" || n.Status().Generation != generation {
+		if got := n.secret("a"); got.State != client.SecretCurrent || got.Error != "" || n.Status().Generation != generation {
 			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
 		}
 		s.put("version-2", ca.clientSecret(t, "second"))
@@ -336,7 +337,7 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": good, "b": late})
 		n.after(time.Minute)
 		n.isReady(t, false)
-		if n.Status().Error == "" || n.secret("b").State != StateDenied || n.subject(t) != "" {
+		if n.Status().Error == "" || n.secret("b").State != client.SecretDenied || n.subject(t) != "" {
 			t.Errorf("status %+v", n.Status())
 		}
 		if d, _ := late.counts(); d < 3 {
@@ -367,7 +368,7 @@ func TestSecretsFailApart(t *testing.T) {
 		if got := n.read(); got["cert-1.pem"] != certPEM(other.cert) || n.subject(t) != "first" {
 			t.Errorf("published %v", got)
 		}
-		if n.secret("a").State != StateRejected || n.secret("b").State != StateCurrent {
+		if n.secret("a").State != client.SecretRejected || n.secret("b").State != client.SecretCurrent {
 			t.Errorf("secrets %+v", n.Status().Secrets)
 		}
 	})
@@ -395,7 +396,7 @@ func TestSecretsRotateTogether(t *testing.T) {
 				n.after(10 * time.Minute)
 			}
 			rotate(order[0])
-			if got := n.secret(order[:1]); n.subject(t) != "first" || got.State != StateRejected || !strings.Contains(got.Error, "does not lead to ca_cert") {
+			if got := n.secret(order[:1]); n.subject(t) != "first" || got.State != client.SecretRejected || !strings.Contains(got.Error, "does not lead to ca_cert") {
 				t.Errorf("%s: published %q, secret %+v", order, n.subject(t), got)
 			}
 			rotate(order[1])
@@ -417,7 +418,7 @@ func TestCollision(t *testing.T) {
 		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
 		const want = "secrets a and b both give "
 		for _, name := range []string{"a", "b"} {
-			if got := n.secret(name); got.State != StateRejected || !strings.Contains(got.Error, want) {
+			if got := n.secret(name); got.State != client.SecretRejected || !strings.Contains(got.Error, want) {
 				t.Errorf("secret %+v", got)
 			}
 		}
@@ -432,7 +433,7 @@ func TestCollision(t *testing.T) {
 		generation := n.Status().Generation
 		b.put("version-3", ca.clientSecret(t, "other"))
 		n.after(6 * time.Minute)
-		if got := n.secret("b"); got.State != StateRejected || n.Status().Generation != generation {
+		if got := n.secret("b"); got.State != client.SecretRejected || n.Status().Generation != generation {
 			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
 		}
 	})
@@ -447,7 +448,7 @@ func TestHeldVersion(t *testing.T) {
 		begin := time.Now().Add(24 * time.Hour)
 		s.put("version-2", ca.clientSecret(t, "second", valid(24*time.Hour, 48*time.Hour)))
 		n.after(10 * time.Minute)
-		if got := n.secret("a"); got.State != StateHeld || !got.HeldUntil.Equal(begin) {
+		if got := n.secret("a"); got.State != client.SecretHeld || !got.HeldUntil.Equal(begin) {
 			t.Errorf("secret %+v, want held until %v", got, begin)
 		}
 		if got := n.metric(t, "held_until_timestamp_seconds"); got != float64(begin.Unix()) {
@@ -461,7 +462,7 @@ func TestHeldVersion(t *testing.T) {
 			t.Errorf("published %q a second early", got)
 		}
 		n.after(time.Second)
-		if got := n.subject(t); got != "second" || n.secret("a").State != StateCurrent {
+		if got := n.subject(t); got != "second" || n.secret("a").State != client.SecretCurrent {
 			t.Errorf("published %q at that moment, secret %+v", got, n.secret("a"))
 		}
 		if _, f := s.counts(); f != 2 {
@@ -478,7 +479,7 @@ func TestHeldVersionInTheWay(t *testing.T) {
 		s, missing := newFake(ca.clientSecret(t, "first", valid(time.Hour, 48*time.Hour))), newFake([]byte(certPEM(ca.cert)))
 		missing.fail(errors.New("connection refused"))
 		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
-		if got := n.secret("a"); got.State != StateHeld {
+		if got := n.secret("a"); got.State != client.SecretHeld {
 			t.Errorf("secret %+v", got)
 		}
 		settings := n.config.Settings
@@ -517,7 +518,7 @@ func TestLabelRace(t *testing.T) {
 		if d, f := s.counts(); d != maxRaces || f != maxRaces {
 			t.Errorf("%d describes, %d fetches in a row, want %d", d, f, maxRaces)
 		}
-		if got := n.secret("a"); got.State != StateUnreachable {
+		if got := n.secret("a"); got.State != client.SecretUnreachable {
 			t.Errorf("secret %+v", got)
 		}
 	})
@@ -537,7 +538,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		if d, _ := s.counts(); d < 150 || d > 350 {
 			t.Errorf("%d looks in ten hours, want one in two and a half minutes", d)
 		}
-		if got := n.secret("a"); got.State != StateUnreachable || got.Error != "ThrottlingException" {
+		if got := n.secret("a"); got.State != client.SecretUnreachable || got.Error != "ThrottlingException" {
 			t.Errorf("secret %+v", got)
 		}
 		s.fail(&SourceError{Kind: Persistent, Err: errors.New("AccessDeniedException")})
@@ -547,7 +548,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		if d, _ := s.counts(); d < 30 || d > 50 {
 			t.Errorf("%d looks in ten hours, want one in a quarter of an hour", d)
 		}
-		if got := n.secret("a"); got.State != StateDenied {
+		if got := n.secret("a"); got.State != client.SecretDenied {
 			t.Errorf("secret %+v", got)
 		}
 		if n.Status().Generation != generation {
@@ -556,7 +557,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		n.isReady(t, true)
 
 		s.fail(nil)
-		if _, err := n.Refresh(t.Context()); err != nil || n.secret("a").State != StateCurrent {
+		if _, err := n.Refresh(t.Context()); err != nil || n.secret("a").State != client.SecretCurrent {
 			t.Errorf("refresh: %v, secret %+v", err, n.secret("a"))
 		}
 		if got := n.metric(t, "requests_total", "describe", "persistent"); got < 60 {
@@ -675,7 +676,7 @@ func TestApply(t *testing.T) {
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"missing", b2}, {"a", a}} })
 		a.put("version-2", ca.clientSecret(t, "second"))
 		n.after(10 * time.Minute)
-		if got := n.subject(t); got != "second" || n.secret("missing").State != StateDenied {
+		if got := n.subject(t); got != "second" || n.secret("missing").State != client.SecretDenied {
 			t.Errorf("published %q, secrets %+v", got, n.Status().Secrets)
 		}
 
@@ -687,7 +688,7 @@ func TestApply(t *testing.T) {
 		}
 		bad := newFake([]byte("garbage"))
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"bad", bad}} })
-		if n.subject(t) != "second" || n.secret("bad").State != StateRejected || n.Status().Error == "" {
+		if n.subject(t) != "second" || n.secret("bad").State != client.SecretRejected || n.Status().Error == "" {
 			t.Errorf("nothing but garbage: published %q, status %+v", n.subject(t), n.Status())
 		}
 		apply(func(s *Settings) { s.Secrets = nil })
@@ -785,7 +786,7 @@ func TestSameBytes(t *testing.T) {
 		generation := n.Status().Generation
 		s.put("version-2", content)
 		n.after(10 * time.Minute)
-		if got := n.secret("a"); n.Status().Generation != generation || got.State != StateCurrent || got.Published != "version-2" {
+		if got := n.secret("a"); n.Status().Generation != generation || got.State != client.SecretCurrent || got.Published != "version-2" {
 			t.Errorf("generation %s, secret %+v", n.Status().Generation, got)
 		}
 	})

@@ -1,18 +1,14 @@
 package mtls
 
-import "time"
+import (
+	"time"
+
+	"sevagent/client"
+)
 
 // skewTold is from which difference between the node's clock and AWS's on it is worth telling. From maxSkew on AWS
 // refuses signatures, and expiry is judged by its clock.
 const skewTold = time.Minute
-
-// ClockStatus compares the node's clock with that of the secrets' service.
-type ClockStatus struct {
-	// SkewSeconds is how far the node's clock is ahead; negative: behind. It is exact to about a second.
-	SkewSeconds float64   `json:"skew_seconds"`
-	Checked     time.Time `json:"checked,omitzero"`
-	Error       string    `json:"error,omitempty"` // empty: it is right enough
-}
 
 // skew is how far the node's clock is ahead of the secrets' service's, as last heard.
 type skew struct {
@@ -58,8 +54,8 @@ func (r *Rotator) heardTime(date, asked, now time.Time) {
 
 const advice = "check chronyd and its route to 169.254.169.123"
 
-func (k skew) status() ClockStatus {
-	s := ClockStatus{SkewSeconds: float64(k.ahead.Milliseconds()) / 1000, Checked: k.heard.UTC()}
+func (k skew) status() client.ClockStatus {
+	s := client.ClockStatus{SkewSeconds: float64(k.ahead.Milliseconds()) / 1000, Checked: k.heard.UTC()}
 	switch {
 	case k.ahead > skewTold:
 		s.Error = "the clock is ahead by " + k.ahead.Round(time.Second).String() + "; " + advice
@@ -70,7 +66,7 @@ func (k skew) status() ClockStatus {
 }
 
 // Now is the time by which expiry is judged: the node's, unless AWS's differs from it too much.
-func (s *Status) Now(node time.Time) time.Time {
+func Now(s *client.Publication, node time.Time) time.Time {
 	k := skew{ahead: time.Duration(s.Clock.SkewSeconds * float64(time.Second))}
 	return k.clock(node).real
 }

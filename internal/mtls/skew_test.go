@@ -6,6 +6,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"sevagent/client"
 )
 
 func TestClock(t *testing.T) {
@@ -28,19 +30,19 @@ func TestClock(t *testing.T) {
 		if c := n.Status().Clock; !strings.Contains(c.Error, "ahead by 1h") {
 			t.Errorf("%+v, want that the clock is ahead", c)
 		}
-		if now := time.Now(); n.Status().Now(now).Sub(now).Round(time.Minute) != -time.Hour {
-			t.Errorf("expiry is judged by %v at %v", n.Status().Now(now), now)
+		if now := time.Now(); Now(n.Status(), now).Sub(now).Round(time.Minute) != -time.Hour {
+			t.Errorf("expiry is judged by %v at %v", Now(n.Status(), now), now)
 		}
 		s.put("version-3", ca.clientSecret(t, "third", valid(-9*time.Hour, -2*time.Hour)))
 		n.after(6 * time.Minute)
-		if got := n.subject(t); got != "second" || n.secret("a").State != StateRejected {
+		if got := n.subject(t); got != "second" || n.secret("a").State != client.SecretRejected {
 			t.Errorf("published %q: what has expired by both clocks has expired", got)
 		}
 
 		// And what begins in the future of the world is held until then, by whichever clock.
 		s.put("version-3b", ca.clientSecret(t, "not yet", valid(-20*time.Minute, 24*time.Hour)))
 		n.after(6 * time.Minute)
-		if got := n.secret("a"); got.State != StateHeld || got.HeldUntil.Before(time.Now().Add(20*time.Minute)) || got.HeldUntil.After(time.Now().Add(time.Hour)) {
+		if got := n.secret("a"); got.State != client.SecretHeld || got.HeldUntil.Before(time.Now().Add(20*time.Minute)) || got.HeldUntil.After(time.Now().Add(time.Hour)) {
 			t.Errorf("state %s until %v, want held until the world is there, at %v", got.State, got.HeldUntil, time.Now())
 		}
 		s.put("version-3", ca.clientSecret(t, "third", valid(-9*time.Hour, -2*time.Hour)))
@@ -50,7 +52,7 @@ func TestClock(t *testing.T) {
 		*s.ahead = time.Hour
 		s.put("version-4", ca.clientSecret(t, "fourth", valid(30*time.Minute, 48*time.Hour)))
 		n.after(6 * time.Minute)
-		if got := n.secret("a"); got.State != StateHeld {
+		if got := n.secret("a"); got.State != client.SecretHeld {
 			t.Errorf("state %s, want held until the node's clock is there", got.State)
 		}
 		if c := n.Status().Clock; !strings.Contains(c.Error, "behind by 1h") {

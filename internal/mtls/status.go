@@ -5,116 +5,28 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"time"
+
+	"sevagent/client"
 )
 
-// State is what has become of a secret.
-type State string
-
-// The states of a secret. Whatever the state, the last good version stays published.
-const (
-	StateCurrent     State = "current"     // the current version is published
-	StateWaiting     State = "waiting"     // not looked at yet, or waiting for the rest of the set
-	StateHeld        State = "held"        // not valid yet; published when it is
-	StateRejected    State = "rejected"    // the current version cannot be published
-	StateUnreachable State = "unreachable" // a transient failure
-	StateDenied      State = "denied"      // a persistent failure
-)
-
-var states = []State{StateCurrent, StateWaiting, StateHeld, StateRejected, StateUnreachable, StateDenied}
-
-// Status is a snapshot of what is published and why. It never changes once made, and never holds content of a
-// secret other than certificates.
-type Status struct {
-	// Ready: a complete, valid set has been published, now or by an earlier run.
-	Ready       bool      `json:"ready"`
-	Path        string    `json:"path"`
-	Generation  string    `json:"generation,omitempty"`
-	PublishedAt time.Time `json:"published_at,omitzero"`
-	// NotAfter is when the first client or server certificate expires, without one the first certificate.
-	NotAfter     time.Time      `json:"not_after,omitzero"`
-	Certificates []Certificate  `json:"certificates"`
-	Secrets      []SecretStatus `json:"secrets"`
-	Warnings     []string       `json:"warnings,omitempty"`
-	// Error is why the last attempt to publish did not succeed. Empty: it did, or there was none.
-	Error string `json:"error,omitempty"`
-	// CAOverlap are the anchors that ca.crt holds although the secret does not any more.
-	CAOverlap []Overlap        `json:"ca_overlap,omitempty"`
-	Guard     GuardStatus      `json:"guard"`
-	Adoption  Adoption         `json:"adoption"`
-	Consumers []ConsumerStatus `json:"consumers,omitempty"`
-	Clock     ClockStatus      `json:"clock"`
-	Cost      Cost             `json:"cost"`
-
-	keys map[string][sha256.Size]byte
-}
-
-// ConsumerStatus is what has become of a consumer's directory.
-type ConsumerStatus struct {
-	Name        string      `json:"name"`
-	Path        string      `json:"path"`
-	Generation  string      `json:"generation,omitempty"`
-	PublishedAt time.Time   `json:"published_at,omitzero"`
-	Files       []string    `json:"files"`             // published there
-	Missing     []string    `json:"missing,omitempty"` // configured for it, but given by no secret
-	Error       string      `json:"error,omitempty"`
-	Guard       GuardStatus `json:"guard"`
-	Adoption    Adoption    `json:"adoption"`
-}
-
-// Overlap is an anchor on its way out.
-type Overlap struct {
-	Subject string    `json:"subject"`
-	SHA256  string    `json:"sha256"` // of the certificate
-	Until   time.Time `json:"until"`
-}
-
-// Certificate is one certificate in one published file.
-type Certificate struct {
-	File       string    `json:"file"`
-	Subject    string    `json:"subject"`
-	SANs       []string  `json:"sans,omitempty"` // with their type, as in URI:spiffe://example.org/node
-	Issuer     string    `json:"issuer"`
-	Serial     string    `json:"serial"` // hex
-	NotBefore  time.Time `json:"not_before"`
-	NotAfter   time.Time `json:"not_after"`
-	SHA256     string    `json:"sha256"`      // of the certificate
-	SPKISHA256 string    `json:"spki_sha256"` // of its SubjectPublicKeyInfo
-	Secret     string    `json:"secret"`
-	Version    string    `json:"version"`
-}
-
-// SecretStatus is what is known of one secret.
-type SecretStatus struct {
-	Name  string `json:"name"`
-	State State  `json:"state"`
-	// Published is the version that is published, Version the one that is current. Empty: none, or not known yet.
-	Published   string    `json:"published_version,omitempty"`
-	Version     string    `json:"version,omitempty"`
-	Pending     string    `json:"pending_version,omitempty"`
-	LastChecked time.Time `json:"last_checked,omitzero"` // the last time the source answered
-	NextCheck   time.Time `json:"next_check,omitzero"`
-	HeldUntil   time.Time `json:"held_until,omitzero"`
-	// Preflight is what would become of the pending version.
-	Preflight *PreflightStatus `json:"preflight,omitempty"`
-	// Error is the reason of any state but current.
-	Error string `json:"error,omitempty"`
+// snapshot is a Publication with what is not for others.
+type snapshot struct {
+	client.Publication
+	keys map[string][sha256.Size]byte // SHA-256 of the SubjectPublicKeyInfo, by kind
 }
 
 // show publishes a new snapshot.
 func (r *Rotator) show() {
 	main := r.main()
-	s := &Status{
+	s := &snapshot{keys: make(map[string][sha256.Size]byte), Publication: client.Publication{
 		Ready:        r.isReady(),
 		Path:         main.pub.path,
-		Certificates: []Certificate{},
-		Secrets:      []SecretStatus{},
+		Certificates: []client.Certificate{},
+		Secrets:      []client.SecretStatus{},
 		Guard:        main.guardStatus(),
-		Adoption:     main.adopted,
 		Clock:        r.skew.status(),
 		Cost:         r.cost(),
-		keys:         make(map[string][sha256.Size]byte),
-	}
+	}}
 	if g := main.current; g != nil {
 		s.Generation, s.PublishedAt, s.NotAfter = g.name(), g.manifest.Published, g.set.notAfter()
 		s.Certificates, s.Warnings = certificates(g.set), g.set.warnings
@@ -122,7 +34,7 @@ func (r *Rotator) show() {
 			s.keys[kind] = spki(leaf)
 		}
 		for _, c := range g.set.carried {
-			s.CAOverlap = append(s.CAOverlap, Overlap{c.cert.Subject.String(), contentID(c.cert.Raw), c.Until.UTC()})
+			s.CAOverlap = append(s.CAOverlap, client.Overlap{Subject: c.cert.Subject.String(), SHA256: contentID(c.cert.Raw), Until: c.Until.UTC()})
 		}
 	}
 	if err := cmp.Or(main.publish.err, r.blocked); err != nil {
@@ -135,11 +47,11 @@ func (r *Rotator) show() {
 		s.Secrets = append(s.Secrets, k.status())
 	}
 	r.status.Store(s)
-	r.metrics.show(s)
+	r.metrics.show(&s.Publication)
 }
 
-func (d *directory) status() ConsumerStatus {
-	s := ConsumerStatus{Name: d.consumer.Name, Path: d.pub.path, Generation: d.generation(), Files: []string{}, Missing: d.missing, Guard: d.guardStatus(), Adoption: d.adopted}
+func (d *directory) status() client.ConsumerStatus {
+	s := client.ConsumerStatus{Name: d.consumer.Name, Path: d.pub.path, Generation: d.generation(), Files: []string{}, Missing: d.missing, Guard: d.guardStatus()}
 	if g := d.current; g != nil {
 		s.PublishedAt = g.manifest.Published
 		for _, e := range g.manifest.Files {
@@ -152,31 +64,18 @@ func (d *directory) status() ConsumerStatus {
 	return s
 }
 
-func (d *directory) guardStatus() GuardStatus {
+func (d *directory) guardStatus() client.GuardStatus {
 	s := d.state
 	s.Immutable = d.current != nil && d.current.immutable
 	return s
 }
 
-// Current is the generation of a consumer's directory or, with an empty name, of the node's own. Empty: there is none.
-func (s *Status) Current(consumer string) string {
-	if consumer == "" {
-		return s.Generation
-	}
-	for _, c := range s.Consumers {
-		if c.Name == consumer {
-			return c.Generation
-		}
-	}
-	return ""
-}
-
-func certificates(s *set) []Certificate {
-	list := []Certificate{}
+func certificates(s *set) []client.Certificate {
+	list := []client.Certificate{}
 	for _, f := range s.files {
 		for _, c := range f.certs {
 			sum, key := sha256.Sum256(c.Raw), spki(c)
-			list = append(list, Certificate{
+			list = append(list, client.Certificate{
 				File:       f.name,
 				Subject:    c.Subject.String(),
 				SANs:       sans(c),

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"sevagent/client"
 	"sevagent/internal/mtls/guard"
 )
 
@@ -18,47 +19,13 @@ const (
 	repairWindow = 10 * time.Minute
 )
 
-// GuardState is what the guard of a published directory has come to.
-type GuardState string
-
-// The states of a guard.
-const (
-	GuardOff         GuardState = "off"         // nothing is published, or it is not guarded yet
-	GuardOK          GuardState = "ok"          // all is as it was published
-	GuardWarning     GuardState = "warning"     // something lies there that is not ours, and misleads no reader
-	GuardAlarm       GuardState = "alarm"       // changed in a way that cannot be put back, such as a mount over it
-	GuardQuarantined GuardState = "quarantined" // changed again and again; not put back any more until a restart
-)
-
-// GuardStatus tells how a published directory has fared against those who have no business in it.
-type GuardStatus struct {
-	State GuardState `json:"state"`
-	// Immutable: the files have the attribute that keeps even a container's root from changing them.
-	Immutable bool `json:"immutable"`
-	// Findings are what was found changed the last time that anything was, at At.
-	Findings []guard.Finding `json:"findings,omitempty"`
-	At       time.Time       `json:"at,omitzero"`
-	// Repairs is how many generations have been published to put things back, since the start.
-	Repairs int    `json:"repairs"`
-	Error   string `json:"error,omitempty"` // of the last repair
-}
-
-// Adoption tells whether the current generation is being read.
-type Adoption struct {
-	// Opens of its files by others since it was published, at least: the kernel folds equal ones together.
-	Opens int `json:"opens"`
-	// First is when the first of them was noticed, to a few seconds.
-	First time.Time `json:"first,omitzero"`
-}
-
 // inspect compares what lies in a directory with what was published there, and puts back what was changed.
 func (r *Rotator) inspect(d *directory, now time.Time) {
 	if d.guard == nil || d.current == nil || d.current.set == nil {
 		return
 	}
-	r.count(d, now)
 	if d.tree == nil { // it could not be captured
-		if d.state.State != GuardQuarantined && !now.Before(d.repair.next) {
+		if d.state.State != client.GuardQuarantined && !now.Before(d.repair.next) {
 			r.putBack(d, now, func(message string, attrs ...any) {
 				r.log.Error(message, append([]any{"path", d.pub.path}, attrs...)...)
 			})
@@ -66,14 +33,17 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 		return
 	}
 	findings := d.guard.Verify()
-	d.opens.drain() // the guard's own
+	d.opens.drain() // the guard's own, and what has come since the last time
 	if len(findings) == 0 {
 		d.repair = attempt{}
 		r.settled(d)
 		return
 	}
-	known := slices.Equal(findings, d.state.Findings) && d.state.State != GuardOK
-	d.state.Findings, d.state.At = findings, now.UTC()
+	known := slices.Equal(findings, d.found) && d.state.State != client.GuardOK
+	d.found, d.state.Findings, d.state.At = findings, nil, now.UTC()
+	for _, f := range findings {
+		d.state.Findings = append(d.state.Findings, f.Finding)
+	}
 	report := func(message string, attrs ...any) {
 		if !known {
 			r.log.Error(message, append([]any{"path", d.pub.path, "findings", describe(findings)}, attrs...)...)
@@ -93,30 +63,30 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 		repairable = repairable && (f.Repairable || isLost(f))
 	}
 	waiting := now.Before(d.repair.next)
-	if harmless || !repairable || d.state.State == GuardQuarantined {
+	if harmless || !repairable || d.state.State == client.GuardQuarantined {
 		d.repair = attempt{} // there is nothing to try again
 	}
 	d.repairs = slices.DeleteFunc(d.repairs, func(t time.Time) bool { return now.Sub(t) >= repairWindow })
 	switch {
-	case d.state.State == GuardQuarantined:
+	case d.state.State == client.GuardQuarantined:
 		report("published files were changed by someone else again, and are not put back any more")
 	case harmless:
 		r.settled(d)
-		if d.state.State == GuardOK {
-			d.state.State = GuardWarning
+		if d.state.State == client.GuardOK {
+			d.state.State = client.GuardWarning
 		}
 		if !known {
 			r.log.Warn("files that are not ours lie beside the published ones", "path", d.pub.path, "findings", describe(findings))
 		}
 	case !repairable:
-		d.state.State = GuardAlarm
+		d.state.State = client.GuardAlarm
 		report("published files were changed by someone else in a way that cannot be put back; find who did it, and restart the containers that mount them")
 	case len(d.repairs) >= maxRepairs:
-		d.state.State = GuardQuarantined
+		d.state.State = client.GuardQuarantined
 		known = false
 		report("published files were changed by someone else again and again, and are not put back any more; find who does it, and restart sevagent", "repairs", maxRepairs, "within", repairWindow)
 	case waiting:
-		d.state.State = GuardAlarm
+		d.state.State = client.GuardAlarm
 	default:
 		r.putBack(d, now, report)
 	}
@@ -125,15 +95,15 @@ func (r *Rotator) inspect(d *directory, now time.Time) {
 // settled notes that nothing is wrong any more, as far as that can be.
 func (r *Rotator) settled(d *directory) {
 	switch {
-	case d.state.State == GuardQuarantined || d.tree == nil || d.current.damaged:
+	case d.state.State == client.GuardQuarantined || d.tree == nil || d.current.damaged:
 		return
 	case d.lost:
-		d.state.State = GuardAlarm // until a restart, which follows that of the containers
+		d.state.State = client.GuardAlarm // until a restart, which follows that of the containers
 		return
-	case d.state.State == GuardAlarm || d.state.State == GuardWarning:
+	case d.state.State == client.GuardAlarm || d.state.State == client.GuardWarning:
 		r.log.Info("published files are as they should be again", "path", d.pub.path)
 	}
-	d.state.State, d.state.Error = GuardOK, ""
+	d.state.State, d.state.Error = client.GuardOK, ""
 }
 
 // putBack publishes what is in memory as a new generation: in place of a file, one would never know who holds it open.
@@ -147,14 +117,14 @@ func (r *Rotator) putBack(d *directory, now time.Time, report func(string, ...an
 		d.repair.err = err
 		d.repair.failures++
 		d.repair.next = now.Add(backoff(d.repair.failures, rand.Float64()))
-		d.state.State, d.state.Error = GuardAlarm, err.Error()
+		d.state.State, d.state.Error = client.GuardAlarm, err.Error()
 		r.metrics.repairs.WithLabelValues("failed").Inc()
 		report("published files were changed by someone else, and cannot be put back", "err", err, "retry_in", d.repair.next.Sub(now))
 		return
 	}
 	d.repair = attempt{}
 	d.repairs = append(d.repairs, now)
-	d.state.State, d.state.Error = GuardOK, ""
+	d.state.State, d.state.Error = client.GuardOK, ""
 	d.state.Repairs++
 	r.metrics.repairs.WithLabelValues("repaired").Inc()
 	report("published files were changed by someone else, and are put back", "generation", d.generation())
@@ -168,7 +138,7 @@ func (r *Rotator) putBack(d *directory, now time.Time, report func(string, ...an
 // isLost: is the directory itself another one, or gone? Running containers hold the one that was there when they
 // started, whatever is published in its place.
 func isLost(f guard.Finding) bool {
-	return f.What == guard.DirectoryReplaced || f.What == guard.Removed && f.Path == "."
+	return f.What == client.FoundOtherDirectory || f.What == client.FoundRemoved && f.Path == "."
 }
 
 func describe(findings []guard.Finding) string {
@@ -177,16 +147,6 @@ func describe(findings []guard.Finding) string {
 		list = append(list, f.String())
 	}
 	return strings.Join(list, "; ")
-}
-
-// count notes who reads the current generation.
-func (r *Rotator) count(d *directory, now time.Time) {
-	n := d.opens.drain()
-	if n > 0 && d.adopted.First.IsZero() {
-		d.adopted.First = now.UTC()
-	}
-	d.adopted.Opens += n
-	r.metrics.opens.Add(float64(n))
 }
 
 // tend starts the guards of directories that have none running. Their alarms come together in r.alarm.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sevagent/client"
 	"sevagent/internal/mtls/guard"
 	"sevagent/internal/sim"
 )
@@ -58,7 +59,10 @@ func guarded(t *testing.T, s Source) (*node, *fakeGuard) {
 	return n, g
 }
 
-var changed = guard.Finding{Path: "..gen-x/client.key", What: guard.Content, Detail: "is not 5 bytes long", Repairable: true}
+var changed = guard.Finding{
+	Finding:    client.Finding{Path: "..gen-x/client.key", What: client.FoundContent, Detail: "is not 5 bytes long"},
+	Repairable: true,
+}
 
 func TestGuardRepairs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -66,13 +70,13 @@ func TestGuardRepairs(t *testing.T) {
 		s := newFake(ca.clientSecret(t, "first"))
 		n, g := guarded(t, s)
 		generation := n.Status().Generation
-		if got := n.Status().Guard.State; got != GuardOff && got != GuardOK {
+		if got := n.Status().Guard.State; got != client.GuardOff && got != client.GuardOK {
 			t.Errorf("state %s before anything has happened", got)
 		}
 		n.after(10 * time.Second)
 		g.find()
 		synctest.Wait()
-		if got := n.Status().Guard.State; got != GuardOK || n.Status().Generation != generation {
+		if got := n.Status().Guard.State; got != client.GuardOK || n.Status().Generation != generation {
 			t.Errorf("state %s after a look that found nothing", got)
 		}
 
@@ -82,14 +86,14 @@ func TestGuardRepairs(t *testing.T) {
 			g.find(changed)
 			synctest.Wait()
 			st := n.Status()
-			if st.Generation == before || st.Guard.State != GuardOK || st.Guard.Repairs != i+1 || len(st.Guard.Findings) != 1 || st.Guard.At.IsZero() {
+			if st.Generation == before || st.Guard.State != client.GuardOK || st.Guard.Repairs != i+1 || len(st.Guard.Findings) != 1 || st.Guard.At.IsZero() {
 				t.Fatalf("repair %d: generation %s, %+v", i, st.Generation, st.Guard)
 			}
 		}
 		before := n.Status().Generation
 		g.find(changed)
 		synctest.Wait()
-		if st := n.Status(); st.Guard.State != GuardQuarantined || st.Generation != before {
+		if st := n.Status(); st.Guard.State != client.GuardQuarantined || st.Generation != before {
 			t.Errorf("after %d repairs in ten minutes: %+v", maxRepairs, st.Guard)
 		}
 		if n.metric(t, "repairs_total", "repaired") != maxRepairs || n.metric(t, "tampering_total", "content") != maxRepairs+1 || n.metric(t, "guarded_directories", "quarantined") != 1 {
@@ -101,7 +105,7 @@ func TestGuardRepairs(t *testing.T) {
 		n.after(time.Hour)
 		g.find()
 		synctest.Wait()
-		if got := n.Status().Guard.State; got != GuardQuarantined {
+		if got := n.Status().Guard.State; got != client.GuardQuarantined {
 			t.Errorf("the alarm went away: %s", got)
 		}
 		s.put("version-2", ca.clientSecret(t, "second"))
@@ -122,7 +126,7 @@ func TestGuardBudgetIsOfTenMinutes(t *testing.T) {
 			g.find(changed)
 			synctest.Wait()
 		}
-		if st := n.Status().Guard; st.State != GuardOK || st.Repairs != 4*maxRepairs {
+		if st := n.Status().Guard; st.State != client.GuardOK || st.Repairs != 4*maxRepairs {
 			t.Errorf("%+v", st)
 		}
 	})
@@ -133,21 +137,21 @@ func TestGuardCannotRepair(t *testing.T) {
 		ca := newCA(t, "ca", nil)
 		n, g := guarded(t, newFake(ca.clientSecret(t, "first")))
 		generation := n.Status().Generation
-		over := guard.Finding{Path: ".", What: guard.MountedOver, Detail: "by tmpfs"}
+		over := guard.Finding{Finding: client.Finding{Path: ".", What: client.FoundMount, Detail: "by tmpfs"}}
 		g.find(over)
 		synctest.Wait()
-		if st := n.Status(); st.Guard.State != GuardAlarm || st.Generation != generation {
+		if st := n.Status(); st.Guard.State != client.GuardAlarm || st.Generation != generation {
 			t.Errorf("mounted over: %+v", st.Guard)
 		}
 		g.findings = nil
 		g.find()
 		synctest.Wait()
-		if st := n.Status().Guard; st.State != GuardOK || !slices.Equal(st.Findings, []guard.Finding{over}) {
+		if st := n.Status().Guard; st.State != client.GuardOK || !slices.Equal(st.Findings, []client.Finding{over.Finding}) {
 			t.Errorf("mounted over no more: %+v", st)
 		}
-		g.find(guard.Finding{Path: "x", What: guard.Extra, Warning: true})
+		g.find(guard.Finding{Finding: client.Finding{Path: "x", What: client.FoundExtra, Warning: true}})
 		synctest.Wait()
-		if st := n.Status(); st.Guard.State != GuardWarning || st.Generation != generation {
+		if st := n.Status(); st.Guard.State != client.GuardWarning || st.Generation != generation {
 			t.Errorf("a foreign file: %+v", st.Guard)
 		}
 	})
@@ -162,14 +166,14 @@ func TestGuardOfAReplacedDirectory(t *testing.T) {
 		if err := errors.Join(os.Rename(n.path, n.path+"-old"), os.Mkdir(n.path, 0o755)); err != nil {
 			t.Fatal(err)
 		}
-		g.find(guard.Finding{Path: ".", What: guard.DirectoryReplaced})
+		g.find(guard.Finding{Finding: client.Finding{Path: ".", What: client.FoundOtherDirectory}})
 		synctest.Wait()
 		if got := n.subject(t); got != "first" {
 			t.Errorf("published %q in the new directory", got)
 		}
 		g.find()
 		n.after(time.Hour)
-		if st := n.Status().Guard; st.State != GuardAlarm || st.Repairs != 1 {
+		if st := n.Status().Guard; st.State != client.GuardAlarm || st.Repairs != 1 {
 			t.Errorf("%+v, want that the alarm stays", st)
 		}
 	})
@@ -183,17 +187,17 @@ func TestGuardOfARemovedDirectory(t *testing.T) {
 		if err := os.Rename(n.path, n.path+"-old"); err != nil {
 			t.Fatal(err)
 		}
-		g.find(guard.Finding{Path: ".", What: guard.Removed})
+		g.find(guard.Finding{Finding: client.Finding{Path: ".", What: client.FoundRemoved}})
 		synctest.Wait()
-		if got := n.subject(t); got != "first" || n.Status().Guard.State != GuardAlarm {
+		if got := n.subject(t); got != "first" || n.Status().Guard.State != client.GuardAlarm {
 			t.Errorf("published %q, %+v", got, n.Status().Guard)
 		}
 		// A foreign file that comes and goes does not end the alarm.
-		g.find(guard.Finding{Path: "x", What: guard.Extra, Warning: true})
+		g.find(guard.Finding{Finding: client.Finding{Path: "x", What: client.FoundExtra, Warning: true}})
 		synctest.Wait()
 		g.find()
 		synctest.Wait()
-		if st := n.Status().Guard; st.State != GuardAlarm {
+		if st := n.Status().Guard; st.State != client.GuardAlarm {
 			t.Errorf("%+v", st)
 		}
 	})
@@ -220,7 +224,7 @@ func TestGuardRepairFails(t *testing.T) {
 		}
 		synctest.Wait()
 		st := n.Status().Guard
-		if st.State != GuardAlarm || st.Repairs != 0 || !strings.Contains(st.Error, "connection refused") {
+		if st.State != client.GuardAlarm || st.Repairs != 0 || !strings.Contains(st.Error, "connection refused") {
 			t.Errorf("%+v", st)
 		}
 		if failed := n.metric(t, "repairs_total", "failed"); failed < 5 || failed > 25 {
@@ -231,7 +235,7 @@ func TestGuardRepairFails(t *testing.T) {
 		}
 		fails.Store(false)
 		n.after(6 * time.Minute)
-		if st := n.Status().Guard; st.State != GuardOK || st.Repairs != 1 {
+		if st := n.Status().Guard; st.State != client.GuardOK || st.Repairs != 1 {
 			t.Errorf("once it can be made: %+v", st)
 		}
 	})
@@ -315,16 +319,16 @@ func TestGuardForReal(t *testing.T) {
 	for i, c := range []struct {
 		name   string
 		damage func() error
-		what   guard.Kind
+		what   client.FindingKind
 	}{
 		{"file replaced", func() error {
 			other := filepath.Join(filepath.Dir(path), "other")
 			return errors.Join(os.WriteFile(other, []byte("x"), 0o444), os.Rename(other, file("client.key")))
-		}, guard.Replaced},
-		{"mode", func() error { return os.Chmod(file("client.crt"), 0o640) }, guard.Mode},
+		}, client.FoundReplaced},
+		{"mode", func() error { return os.Chmod(file("client.crt"), 0o640) }, client.FoundMode},
 		{"link", func() error {
 			return errors.Join(os.Remove(filepath.Join(path, "client.crt")), os.Symlink("..prev/client.crt", filepath.Join(path, "client.crt")))
-		}, guard.Retargeted},
+		}, client.FoundRetargeted},
 	} {
 		sim.Soften(path)
 		began := time.Now()
@@ -347,7 +351,7 @@ func TestGuardForReal(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		if st := r.Status().Guard; st.State != GuardOK || !slices.ContainsFunc(st.Findings, func(f guard.Finding) bool { return f.What == c.what }) {
+		if st := r.Status().Guard; st.State != client.GuardOK || !slices.ContainsFunc(st.Findings, func(f client.Finding) bool { return f.What == c.what }) {
 			t.Errorf("%s: %+v, want %s", c.name, st, c.what)
 		}
 	}
@@ -483,26 +487,6 @@ func TestOpens(t *testing.T) {
 	}
 }
 
-func TestAdoption(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
-		n.after(6 * time.Minute)
-		if a := n.Status().Adoption; a.Opens != 0 || !a.First.IsZero() {
-			t.Errorf("nobody has read it, and %+v", a)
-		}
-		n.subject(t)
-		if a := n.after(6 * time.Minute).Adoption; a.Opens != 1 || a.First.IsZero() {
-			t.Errorf("one has read it, and %+v", a)
-		}
-		s.put("version-2", ca.clientSecret(t, "second"))
-		if a := n.after(6 * time.Minute).Adoption; a.Opens != 0 {
-			t.Errorf("nobody has read the next one, and %+v", a)
-		}
-	})
-}
-
 // Whatever is in the place of the current generation, of its links and of ..prev, the next publication goes through.
 func TestPublishOverRubble(t *testing.T) {
 	ca := newCA(t, "ca", nil)
@@ -539,8 +523,8 @@ func TestPublishOverRubble(t *testing.T) {
 // After a repair that failed, what cannot be repaired, or need not be, is not looked at in a loop.
 func TestGuardDoesNotSpin(t *testing.T) {
 	for name, rest := range map[string]guard.Finding{
-		"warning":    {Path: "x", What: guard.Extra, Warning: true},
-		"unmendable": {Path: ".", What: guard.MountedOver},
+		"warning":    {Finding: client.Finding{Path: "x", What: client.FoundExtra, Warning: true}},
+		"unmendable": {Finding: client.Finding{Path: ".", What: client.FoundMount}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

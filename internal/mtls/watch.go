@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"sevagent/client"
 )
 
 // secret is what Run knows of one secret.
@@ -169,8 +171,8 @@ func (r *Rotator) outlook(s *secret) outlook {
 	return o
 }
 
-func (s *secret) status() SecretStatus {
-	st := SecretStatus{
+func (s *secret) status() client.SecretStatus {
+	st := client.SecretStatus{
 		Name:        s.name,
 		Version:     s.latest.Current,
 		Pending:     s.latest.Pending,
@@ -185,18 +187,18 @@ func (s *secret) status() SecretStatus {
 	err := s.look.err
 	switch {
 	case err != nil && kindOf(err) == Persistent:
-		st.State = StateDenied
+		st.State = client.SecretDenied
 	case err != nil:
-		st.State = StateUnreachable
+		st.State = client.SecretUnreachable
 	case s.reason != nil:
-		st.State, err = StateRejected, s.reason
+		st.State, err = client.SecretRejected, s.reason
 		if _, held := errors.AsType[*HeldError](err); held {
-			st.State = StateHeld
+			st.State = client.SecretHeld
 		}
 	case s.published != nil && s.candidate == nil:
-		st.State = StateCurrent
+		st.State = client.SecretCurrent
 	default:
-		st.State = StateWaiting
+		st.State = client.SecretWaiting
 	}
 	if err != nil {
 		st.Error = err.Error()

@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"sevagent/internal/mtls"
+	"sevagent/client"
 	"sevagent/internal/readers"
 	"sevagent/internal/reload"
 	"sevagent/internal/sim/simca"
@@ -41,9 +41,9 @@ type agent struct {
 
 // status is what the tests need of `sevagent status --json`.
 type status struct {
-	MTLS    *mtls.Status    `json:"mtls"`
-	Readers *readers.Status `json:"readers"`
-	Reload  *reload.Status  `json:"reload"`
+	MTLS    *client.Publication `json:"mtls"`
+	Readers *readers.Status     `json:"readers"`
+	Reload  *reload.Status      `json:"reload"`
 }
 
 // startAgent runs the agent without attestation until the test ends. It has published when startAgent returns.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sevagent/internal/mtls"
+	"sevagent/client"
 )
 
 const label = "io.sevagent.reload"
@@ -273,7 +273,7 @@ func TestRootOfContainer(t *testing.T) {
 		t.Errorf("after that, generation %s has become %s, and the guard is %+v", before, s.Generation, s.Guard)
 	}
 
-	guard := func(want mtls.GuardState) {
+	guard := func(want client.GuardState) {
 		t.Helper()
 		until(t, "the guard's state "+string(want), func() error {
 			if s := a.status().MTLS.Guard; s.State != want {
@@ -282,9 +282,9 @@ func TestRootOfContainer(t *testing.T) {
 			return nil
 		})
 	}
-	guard(mtls.GuardOK)
+	guard(client.GuardOK)
 	c.ask("drop evil.crt")
-	guard(mtls.GuardWarning)
+	guard(client.GuardWarning)
 	if s := a.status().MTLS.Guard; len(s.Findings) != 1 || s.Findings[0].Path != "evil.crt" {
 		t.Errorf("of a foreign file the guard says %+v", s)
 	}
@@ -314,7 +314,7 @@ func TestRootOfContainer(t *testing.T) {
 		t.Errorf("after the repairs, client.crt in the container is\n%s", got)
 	}
 	c.ask("remove evil.crt")
-	guard(mtls.GuardOK)
+	guard(client.GuardOK)
 }
 
 // immutable is FS_IMMUTABLE_FL of linux/fs.h.

@@ -16,6 +16,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"sevagent/client"
 )
 
 // giveUp is for failures only.
@@ -140,7 +142,7 @@ type action struct {
 	name     string
 	do       func(t *testing.T, o *owner)
 	path     string // of the finding; GEN stands for the generation
-	what     Kind
+	what     client.FindingKind
 	silent   bool // no sensor sees it
 	beyond   bool // no publication repairs it
 	warning  bool
@@ -189,27 +191,27 @@ func TestActions(t *testing.T) {
 		check(t, err)
 	}
 	for _, a := range []action{
-		{name: "write", path: "GEN/client.key", what: Content, do: func(t *testing.T, o *owner) { write(t, o.at("client.key")) }},
-		{name: "append", path: "GEN/ca.crt", what: Content, do: func(t *testing.T, o *owner) {
+		{name: "write", path: "GEN/client.key", what: client.FoundContent, do: func(t *testing.T, o *owner) { write(t, o.at("client.key")) }},
+		{name: "append", path: "GEN/ca.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) {
 			f, err := os.OpenFile(o.at("ca.crt"), os.O_WRONLY|os.O_APPEND, 0)
 			check(t, err)
 			defer f.Close()
 			_, err = f.WriteString("evil")
 			check(t, err)
 		}},
-		{name: "truncate", path: "GEN/ca.crt", what: Content, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 0)) }},
-		{name: "grow without bound", path: "GEN/ca.crt", what: Content, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 1<<40)) }},
-		{name: "hard link", path: "GEN/client.key", what: HardLinked, do: func(t *testing.T, o *owner) { check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) }},
-		{name: "write through a hard link", path: "GEN/client.key", what: Content, do: func(t *testing.T, o *owner) {
+		{name: "truncate", path: "GEN/ca.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 0)) }},
+		{name: "grow without bound", path: "GEN/ca.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 1<<40)) }},
+		{name: "hard link", path: "GEN/client.key", what: client.FoundHardLink, do: func(t *testing.T, o *owner) { check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) }},
+		{name: "write through a hard link", path: "GEN/client.key", what: client.FoundContent, do: func(t *testing.T, o *owner) {
 			check(t, os.Link(o.at("GEN/client.key"), o.outside("link")))
 			write(t, o.outside("link"))
 		}},
-		{name: "write through a hard link that is gone", path: "GEN/client.key", what: Content, do: func(t *testing.T, o *owner) {
+		{name: "write through a hard link that is gone", path: "GEN/client.key", what: client.FoundContent, do: func(t *testing.T, o *owner) {
 			check(t, os.Link(o.at("GEN/client.key"), o.outside("link")))
 			write(t, o.outside("link"))
 			check(t, os.Remove(o.outside("link")))
 		}},
-		{name: "store through a mapping", path: "GEN/client.crt", what: Content, silent: true, do: func(t *testing.T, o *owner) {
+		{name: "store through a mapping", path: "GEN/client.crt", what: client.FoundContent, silent: true, do: func(t *testing.T, o *owner) {
 			f, err := os.OpenFile(o.at("client.crt"), os.O_RDWR, 0)
 			check(t, err)
 			defer f.Close()
@@ -218,17 +220,17 @@ func TestActions(t *testing.T) {
 			m[5] = 0
 			check(t, unix.Munmap(m))
 		}},
-		{name: "write to a file opened before", path: "GEN/client.crt", what: Content, do: func(t *testing.T, o *owner) {
+		{name: "write to a file opened before", path: "GEN/client.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) {
 			early, err := os.OpenFile(o.at("client.crt"), os.O_RDWR, 0)
 			check(t, err)
 			defer early.Close()
 			_, err = early.WriteAt([]byte("evil"), 0)
 			check(t, err)
 		}},
-		{name: "chmod", path: "GEN/client.key", what: Mode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("client.key"), 0o666)) }},
-		{name: "chmod of the generation", path: "GEN", what: Mode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("GEN"), 0o777)) }},
-		{name: "chmod of the directory", path: ".", what: Mode, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.path, 0o777)) }},
-		{name: "access control list", path: "GEN/client.key", what: Mode, do: func(t *testing.T, o *owner) {
+		{name: "chmod", path: "GEN/client.key", what: client.FoundMode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("client.key"), 0o666)) }},
+		{name: "chmod of the generation", path: "GEN", what: client.FoundMode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("GEN"), 0o777)) }},
+		{name: "chmod of the directory", path: ".", what: client.FoundMode, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.path, 0o777)) }},
+		{name: "access control list", path: "GEN/client.key", what: client.FoundMode, do: func(t *testing.T, o *owner) {
 			// Version 2; user::r, user:1000:r, group::r, mask::r, other::r. See acl(5) and linux/posix_acl_xattr.h.
 			acl := []byte{2, 0, 0, 0, 1, 0, 4, 0, 255, 255, 255, 255, 2, 0, 4, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
 				0x10, 0, 4, 0, 255, 255, 255, 255, 0x20, 0, 4, 0, 255, 255, 255, 255}
@@ -238,51 +240,51 @@ func TestActions(t *testing.T) {
 				check(t, err)
 			}
 		}},
-		{name: "chown", withRoot: true, path: "GEN/client.key", what: Ownership, do: func(t *testing.T, o *owner) { check(t, os.Chown(o.at("client.key"), 1000, 1000)) }},
-		{name: "rename over a file", path: "GEN/client.key", what: Replaced, do: func(t *testing.T, o *owner) {
+		{name: "chown", withRoot: true, path: "GEN/client.key", what: client.FoundOwner, do: func(t *testing.T, o *owner) { check(t, os.Chown(o.at("client.key"), 1000, 1000)) }},
+		{name: "rename over a file", path: "GEN/client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
 			content, err := os.ReadFile(o.at("client.key"))
 			check(t, err)
 			check(t, os.WriteFile(o.outside("evil"), content, 0o444))
 			check(t, os.Rename(o.outside("evil"), o.at("GEN/client.key")))
 		}},
-		{name: "FIFO", path: "GEN/client.key", what: Replaced, do: func(t *testing.T, o *owner) {
+		{name: "FIFO", path: "GEN/client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
 			check(t, os.Remove(o.at("GEN/client.key")))
 			check(t, unix.Mkfifo(o.at("GEN/client.key"), 0o444))
 		}},
-		{name: "link for a file", path: "GEN/client.key", what: Replaced, do: func(t *testing.T, o *owner) { relink(t, "/dev/zero", o.at("GEN/client.key")) }},
-		{name: "rename over a link", path: "client.key", what: Replaced, do: func(t *testing.T, o *owner) {
+		{name: "link for a file", path: "GEN/client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) { relink(t, "/dev/zero", o.at("GEN/client.key")) }},
+		{name: "rename over a link", path: "client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
 			check(t, os.WriteFile(o.outside("evil"), nil, 0o444))
 			check(t, os.Rename(o.outside("evil"), o.at("client.key")))
 		}},
-		{name: "FIFO for the generation", path: "GEN", what: Replaced, do: func(t *testing.T, o *owner) {
+		{name: "FIFO for the generation", path: "GEN", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
 			check(t, os.RemoveAll(o.at("GEN")))
 			check(t, unix.Mkfifo(o.at("GEN"), 0o444))
 		}},
-		{name: "generation made again", path: "GEN", what: Replaced, do: func(t *testing.T, o *owner) {
+		{name: "generation made again", path: "GEN", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
 			check(t, os.RemoveAll(o.at("GEN")))
 			check(t, os.Mkdir(o.at("GEN"), 0o755))
 		}},
-		{name: "link re-pointed", path: "client.key", what: Retargeted, do: func(t *testing.T, o *owner) { relink(t, "/tmp/evil", o.at("client.key")) }},
-		{name: "..data re-pointed", path: "..data", what: Retargeted, do: func(t *testing.T, o *owner) { relink(t, o.gen()+"x", o.at("..data")) }},
-		{name: "directory for ..data", path: "..data", what: Replaced, beyond: true, do: func(t *testing.T, o *owner) {
+		{name: "link re-pointed", path: "client.key", what: client.FoundRetargeted, do: func(t *testing.T, o *owner) { relink(t, "/tmp/evil", o.at("client.key")) }},
+		{name: "..data re-pointed", path: "..data", what: client.FoundRetargeted, do: func(t *testing.T, o *owner) { relink(t, o.gen()+"x", o.at("..data")) }},
+		{name: "directory for ..data", path: "..data", what: client.FoundReplaced, beyond: true, do: func(t *testing.T, o *owner) {
 			check(t, os.Remove(o.at("..data")))
 			check(t, os.Mkdir(o.at("..data"), 0o755))
 		}},
-		{name: "file removed", path: "GEN/client.key", what: Removed, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("GEN/client.key"))) }},
-		{name: "link removed", path: "client.key", what: Removed, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("client.key"))) }},
-		{name: "generation removed", path: "GEN", what: Removed, do: func(t *testing.T, o *owner) { check(t, os.RemoveAll(o.at("GEN"))) }},
-		{name: "file in the generation", path: "GEN/evil.crt", what: Extra, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("GEN/evil.crt"), nil, 0o444)) }},
-		{name: "file in the directory", path: "evil.crt", what: Extra, warning: true, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("evil.crt"), nil, 0o444)) }},
-		{name: "directory moved away", path: ".", what: Removed, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Rename(o.path, o.outside("away"))) }},
-		{name: "directory recreated", path: ".", what: DirectoryReplaced, beyond: true, do: func(t *testing.T, o *owner) {
+		{name: "file removed", path: "GEN/client.key", what: client.FoundRemoved, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("GEN/client.key"))) }},
+		{name: "link removed", path: "client.key", what: client.FoundRemoved, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("client.key"))) }},
+		{name: "generation removed", path: "GEN", what: client.FoundRemoved, do: func(t *testing.T, o *owner) { check(t, os.RemoveAll(o.at("GEN"))) }},
+		{name: "file in the generation", path: "GEN/evil.crt", what: client.FoundExtra, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("GEN/evil.crt"), nil, 0o444)) }},
+		{name: "file in the directory", path: "evil.crt", what: client.FoundExtra, warning: true, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("evil.crt"), nil, 0o444)) }},
+		{name: "directory moved away", path: ".", what: client.FoundRemoved, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Rename(o.path, o.outside("away"))) }},
+		{name: "directory recreated", path: ".", what: client.FoundOtherDirectory, beyond: true, do: func(t *testing.T, o *owner) {
 			check(t, os.Rename(o.path, o.outside("away")))
 			check(t, os.Mkdir(o.path, 0o755))
 		}},
-		{name: "FIFO for the directory", path: ".", what: DirectoryReplaced, beyond: true, do: func(t *testing.T, o *owner) {
+		{name: "FIFO for the directory", path: ".", what: client.FoundOtherDirectory, beyond: true, do: func(t *testing.T, o *owner) {
 			check(t, os.Rename(o.path, o.outside("away")))
 			check(t, unix.Mkfifo(o.path, 0o755))
 		}},
-		{name: "directory above moved away", path: ".", what: Removed, beyond: true, do: func(t *testing.T, o *owner) {
+		{name: "directory above moved away", path: ".", what: client.FoundRemoved, beyond: true, do: func(t *testing.T, o *owner) {
 			check(t, os.Rename(filepath.Dir(o.path), filepath.Dir(o.path)+"-away"))
 			t.Cleanup(func() { os.RemoveAll(filepath.Dir(o.path) + "-away") })
 		}},
@@ -355,7 +357,7 @@ func TestPublicationKeepsModeOfDirectory(t *testing.T) {
 	g.Expect(o.publish(t))
 	check(t, os.Chmod(o.path, 0o777))
 	g.Expect(o.publish(t))
-	if found := g.Verify(); len(found) != 1 || found[0].What != Mode || found[0].Repairable {
+	if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundMode || found[0].Repairable {
 		t.Errorf("found %v, want the mode of the directory", found)
 	}
 }

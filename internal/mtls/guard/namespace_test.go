@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sevagent/client"
 )
 
 const inside = "GUARD_TEST_INSIDE"
@@ -74,16 +76,16 @@ func TestMounts(t *testing.T) {
 		t.Cleanup(func() { unix.Unmount(link, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	}
 	for _, a := range []action{
-		{name: "file over a file", path: "GEN/client.key", what: MountedOver, do: func(t *testing.T, o *owner) { bind(t, evil(t, o), o.at("GEN/client.key")) }},
-		{name: "file over a file by its link", path: "GEN/client.key", what: MountedOver, do: func(t *testing.T, o *owner) { bind(t, evil(t, o), o.at("client.key")) }},
-		{name: "of another file system", path: "GEN/client.key", what: MountedOver, do: func(t *testing.T, o *owner) { bind(t, "/dev/null", o.at("client.key")) }},
-		{name: "file over a link", path: "client.key", what: MountedOver, beyond: true, do: func(t *testing.T, o *owner) { overLink(t, evil(t, o), o.at("client.key")) }},
-		{name: "file over ..data", path: "..data", what: MountedOver, beyond: true, do: func(t *testing.T, o *owner) { overLink(t, evil(t, o), o.at("..data")) }},
-		{name: "directory over the generation", path: "GEN", what: MountedOver, do: func(t *testing.T, o *owner) { bind(t, evilDir(t, o), o.at("GEN")) }},
-		{name: "tmpfs over the generation", path: "GEN", what: MountedOver, do: func(t *testing.T, o *owner) { tmpfs(t, o.at("..data")) }},
-		{name: "directory over the directory", path: ".", what: MountedOver, beyond: true, do: func(t *testing.T, o *owner) { bind(t, evilDir(t, o), o.path) }},
-		{name: "tmpfs over the directory", path: ".", what: MountedOver, beyond: true, do: func(t *testing.T, o *owner) { tmpfs(t, o.path) }},
-		{name: "tmpfs above the directory", path: ".", what: Removed, beyond: true, do: func(t *testing.T, o *owner) { tmpfs(t, o.outside("")) }},
+		{name: "file over a file", path: "GEN/client.key", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, evil(t, o), o.at("GEN/client.key")) }},
+		{name: "file over a file by its link", path: "GEN/client.key", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, evil(t, o), o.at("client.key")) }},
+		{name: "of another file system", path: "GEN/client.key", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, "/dev/null", o.at("client.key")) }},
+		{name: "file over a link", path: "client.key", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { overLink(t, evil(t, o), o.at("client.key")) }},
+		{name: "file over ..data", path: "..data", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { overLink(t, evil(t, o), o.at("..data")) }},
+		{name: "directory over the generation", path: "GEN", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, evilDir(t, o), o.at("GEN")) }},
+		{name: "tmpfs over the generation", path: "GEN", what: client.FoundMount, do: func(t *testing.T, o *owner) { tmpfs(t, o.at("..data")) }},
+		{name: "directory over the directory", path: ".", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { bind(t, evilDir(t, o), o.path) }},
+		{name: "tmpfs over the directory", path: ".", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { tmpfs(t, o.path) }},
+		{name: "tmpfs above the directory", path: ".", what: client.FoundRemoved, beyond: true, do: func(t *testing.T, o *owner) { tmpfs(t, o.outside("")) }},
 	} {
 		t.Run(a.name, a.test)
 	}
@@ -94,8 +96,8 @@ func TestMounts(t *testing.T) {
 		g := start(t, o)
 		check(t, unix.Unmount(o.path, unix.MNT_DETACH))
 		await(t, g, time.Second)
-		if found := g.Verify(); len(found) != 1 || found[0].What != DirectoryReplaced || found[0].Repairable {
-			t.Errorf("found %v, want %s", found, DirectoryReplaced)
+		if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundOtherDirectory || found[0].Repairable {
+			t.Errorf("found %v, want %s", found, client.FoundOtherDirectory)
 		}
 	})
 	// It hides nothing: the files are the same.
@@ -111,8 +113,8 @@ func TestMounts(t *testing.T) {
 		drain(g)
 		check(t, os.Chmod(o.at("client.key"), 0o600))
 		await(t, g, time.Second)
-		if found := g.Verify(); len(found) != 1 || found[0].What != Mode {
-			t.Errorf("found %v, want %s", found, Mode)
+		if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundMode {
+			t.Errorf("found %v, want %s", found, client.FoundMode)
 		}
 	})
 	t.Run("gone again", func(t *testing.T) {
@@ -127,8 +129,8 @@ func TestMounts(t *testing.T) {
 		}
 		check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) // seen by the watch of the file
 		await(t, g, time.Second)
-		if found := g.Verify(); len(found) != 1 || found[0].What != HardLinked {
-			t.Errorf("found %v, want %s", found, HardLinked)
+		if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundHardLink {
+			t.Errorf("found %v, want %s", found, client.FoundHardLink)
 		}
 	})
 }

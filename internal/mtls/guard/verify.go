@@ -11,40 +11,17 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-)
 
-// Kind is what is wrong, from a short fixed set: it labels a metric.
-type Kind string
-
-const (
-	Content    Kind = "content" // of a file is not what was published
-	Mode       Kind = "mode"    // or an access control list, which the mode does not show
-	Ownership  Kind = "owner"   // user or group
-	HardLinked Kind = "links"   // a file has a second name, through which it can be written unseen
-	Removed    Kind = "removed"
-	Replaced   Kind = "replaced"   // by another file, or by something that is none
-	Retargeted Kind = "retargeted" // a link leads elsewhere
-	Extra      Kind = "extra"      // a name that is not the owner's
-	Unreadable Kind = "unreadable" // could not be looked at; not by itself the work of others
-	// MountedOver: of a directory, a file or a link.
-	MountedOver Kind = "mounted_over"
-	// DirectoryReplaced: the published directory is another one, and running containers keep the one they have.
-	DirectoryReplaced Kind = "directory_replaced"
+	"sevagent/client"
 )
 
 // Finding is one difference between what is there and what should be.
 type Finding struct {
-	Path   string `json:"path"` // below the directory; "." for itself
-	What   Kind   `json:"what"`
-	Detail string `json:"detail"` // names and modes; never content
-	// Repairable: a new publication puts it right for every reader. It cannot do so for the directory itself, whose
-	// inode containers hold, nor for a name in it that is mounted over, which cannot be renamed to.
-	Repairable bool `json:"-"`
-	// Warning: no reader is misled by it.
-	Warning bool `json:"warning,omitempty"`
+	client.Finding
+	// Repairable reports whether a new publication puts it right for every reader. It cannot do so for the directory
+	// itself, whose inode containers hold, nor for a name in it that is mounted over, which cannot be renamed to.
+	Repairable bool
 }
-
-func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Detail) }
 
 // What is named of a directory that someone fills up, and how far it is read.
 const (
@@ -55,8 +32,8 @@ const (
 // findings collects what is wrong.
 type findings []Finding
 
-func (fs *findings) add(path string, what Kind, format string, args ...any) {
-	*fs = append(*fs, Finding{Path: path, What: what, Detail: fmt.Sprintf(format, args...), Repairable: true})
+func (fs *findings) add(path string, what client.FindingKind, format string, args ...any) {
+	*fs = append(*fs, Finding{client.Finding{Path: path, What: what, Detail: fmt.Sprintf(format, args...)}, true})
 }
 
 func (fs findings) last() *Finding { return &fs[len(fs)-1] }
@@ -66,16 +43,16 @@ func (t *Tree) verify(path string) []Finding {
 	var found findings
 	dir, st, err := openDir(unix.AT_FDCWD, path, 0)
 	if err != nil {
-		found.failed(".", err, DirectoryReplaced)
+		found.failed(".", err, client.FoundOtherDirectory)
 		found.last().Repairable = false
 		return found
 	}
 	defer unix.Close(dir)
-	if found.place(t.dir, st, t.dir.mount, DirectoryReplaced); len(found) > 0 {
+	if found.place(t.dir, st, t.dir.mount, client.FoundOtherDirectory); len(found) > 0 {
 		for i := range found {
 			found[i].Repairable = false
 		}
-		if w := found.last().What; w == MountedOver || w == DirectoryReplaced {
+		if w := found.last().What; w == client.FoundMount || w == client.FoundOtherDirectory {
 			return found
 		}
 	}
@@ -89,13 +66,13 @@ func (t *Tree) verify(path string) []Finding {
 
 	gen, genStat, err := openDir(dir, t.gen.name, unix.O_NOFOLLOW)
 	if err != nil {
-		found.failed(t.gen.name, err, Replaced)
+		found.failed(t.gen.name, err, client.FoundReplaced)
 		return found
 	}
 	defer unix.Close(gen)
 	before := len(found)
-	found.place(t.gen, genStat, st.Mnt_id, Replaced)
-	if len(found) > before && (found.last().What == MountedOver || found.last().What == Replaced) {
+	found.place(t.gen, genStat, st.Mnt_id, client.FoundReplaced)
+	if len(found) > before && (found.last().What == client.FoundMount || found.last().What == client.FoundReplaced) {
 		return found
 	}
 	buf := make([]byte, t.largest+1)
@@ -109,7 +86,7 @@ func (t *Tree) verify(path string) []Finding {
 }
 
 // place compares a directory, which should be on mount. One that is mounted over itself serves the same files.
-func (fs *findings) place(p place, st *unix.Statx_t, mount uint64, replaced Kind) {
+func (fs *findings) place(p place, st *unix.Statx_t, mount uint64, replaced client.FindingKind) {
 	switch {
 	case identityOf(st) == p.id:
 		fs.access(p.name, st, p.mode, p.uid, p.gid)
@@ -126,27 +103,27 @@ func (fs *findings) place(p place, st *unix.Statx_t, mount uint64, replaced Kind
 
 func (fs *findings) mounted(path string, st *unix.Statx_t) {
 	as, _ := mountedAs(st.Mnt_id)
-	fs.add(path, MountedOver, "by %s", as)
+	fs.add(path, client.FoundMount, "by %s", as)
 }
 
 func (fs *findings) access(path string, st *unix.Statx_t, mode, uid, gid uint32) {
 	if got := uint32(st.Mode) & 0o7777; got != mode {
-		fs.add(path, Mode, "%04o, want %04o", got, mode)
+		fs.add(path, client.FoundMode, "%04o, want %04o", got, mode)
 	}
 	if st.Uid != uid || st.Gid != gid {
-		fs.add(path, Ownership, "%d:%d, want %d:%d", st.Uid, st.Gid, uid, gid)
+		fs.add(path, client.FoundOwner, "%d:%d, want %d:%d", st.Uid, st.Gid, uid, gid)
 	}
 }
 
 // failed sorts what goes wrong when a name is opened that should be there and be of another type.
-func (fs *findings) failed(path string, err error, replaced Kind) {
+func (fs *findings) failed(path string, err error, replaced client.FindingKind) {
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		fs.add(path, Removed, "is not there")
+		fs.add(path, client.FoundRemoved, "is not there")
 	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENXIO):
 		fs.add(path, replaced, "something else is in its place")
 	default:
-		fs.add(path, Unreadable, "%v", err)
+		fs.add(path, client.FoundUnreadable, "%v", err)
 		fs.last().Warning = true
 	}
 }
@@ -160,14 +137,14 @@ func (fs *findings) link(dir int, mount uint64, l link) {
 	st, statErr := stat(dir, l.name)
 	switch {
 	case statErr != nil:
-		fs.failed(l.name, statErr, Replaced)
+		fs.failed(l.name, statErr, client.FoundReplaced)
 	case st.Mnt_id != mount: // a link can be mounted over, by way of /proc/self/fd
 		fs.mounted(l.name, st)
 		fs.last().Repairable = false
 	case err == nil:
-		fs.add(l.name, Retargeted, "does not lead to %q", l.target)
+		fs.add(l.name, client.FoundRetargeted, "does not lead to %q", l.target)
 	default:
-		fs.add(l.name, Replaced, "something else is in its place")
+		fs.add(l.name, client.FoundReplaced, "something else is in its place")
 		// The owner removes an empty directory where a link for users should be, but ..data is only ever renamed to.
 		fs.last().Repairable = st.Mode&unix.S_IFMT != unix.S_IFDIR || !strings.HasPrefix(l.name, "..")
 	}
@@ -179,41 +156,41 @@ func (fs *findings) file(gen int, genName string, mount uint64, f expectedFile, 
 	st, err := stat(gen, f.Name)
 	switch {
 	case err != nil:
-		fs.failed(path, err, Replaced)
+		fs.failed(path, err, client.FoundReplaced)
 		return
 	case identityOf(st) == f.id:
 	case st.Mnt_id != mount:
 		fs.mounted(path, st)
 		return
 	default:
-		fs.add(path, Replaced, "something else is in its place")
+		fs.add(path, client.FoundReplaced, "something else is in its place")
 		return
 	}
 	fs.access(path, st, uint32(f.Mode.Perm()), uint32(f.UID), uint32(f.GID))
 	if st.Nlink != 1 {
-		fs.add(path, HardLinked, "has %d names", st.Nlink)
+		fs.add(path, client.FoundHardLink, "has %d names", st.Nlink)
 	}
 	fd, err := unix.Openat(gen, f.Name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		fs.failed(path, err, Replaced)
+		fs.failed(path, err, client.FoundReplaced)
 		return
 	}
 	defer unix.Close(fd)
 	if st, err := fstat(fd); err != nil || identityOf(st) != f.id {
-		fs.add(path, Replaced, "something else is in its place")
+		fs.add(path, client.FoundReplaced, "something else is in its place")
 		return
 	}
 	if _, err := unix.Fgetxattr(fd, "system.posix_acl_access", nil); err == nil {
-		fs.add(path, Mode, "has an access control list")
+		fs.add(path, client.FoundMode, "has an access control list")
 	}
 	n, err := readFull(fd, buf[:f.Size+1])
 	switch {
 	case err != nil:
-		fs.failed(path, err, Replaced)
+		fs.failed(path, err, client.FoundReplaced)
 	case n != f.Size:
-		fs.add(path, Content, "is not %d bytes long", f.Size)
+		fs.add(path, client.FoundContent, "is not %d bytes long", f.Size)
 	case sha256.Sum256(buf[:n]) != f.SHA256:
-		fs.add(path, Content, "does not have the SHA-256 %x", f.SHA256)
+		fs.add(path, client.FoundContent, "does not have the SHA-256 %x", f.SHA256)
 	}
 }
 
@@ -221,16 +198,16 @@ func (fs *findings) file(gen int, genName string, mount uint64, f expectedFile, 
 func (fs *findings) extra(dir int, path string, warning bool, ours func(name string) bool) {
 	names, all, err := readNames(dir)
 	if err != nil {
-		fs.failed(path, err, Replaced)
+		fs.failed(path, err, client.FoundReplaced)
 		return
 	}
 	names = slices.DeleteFunc(names, ours)
 	before := len(*fs)
 	for _, name := range names[:min(len(names), maxExtra)] {
-		fs.add(filepath.Join(path, name), Extra, "a name that is not ours")
+		fs.add(filepath.Join(path, name), client.FoundExtra, "a name that is not ours")
 	}
 	if !all || len(names) > maxExtra {
-		fs.add(path, Extra, "and more names")
+		fs.add(path, client.FoundExtra, "and more names")
 	}
 	for i := range (*fs)[before:] {
 		f := &(*fs)[before+i]

@@ -1,0 +1,208 @@
+package client
+
+import (
+	"fmt"
+	"time"
+)
+
+// SecretState says what has become of a secret. Whatever it is, the last good version stays published.
+type SecretState string
+
+// The states of a secret.
+const (
+	SecretCurrent     SecretState = "current"     // the current version is published
+	SecretWaiting     SecretState = "waiting"     // not looked at yet, or waiting for the rest of the set
+	SecretHeld        SecretState = "held"        // not valid yet; published when it is
+	SecretRejected    SecretState = "rejected"    // the current version cannot be published
+	SecretUnreachable SecretState = "unreachable" // a transient failure
+	SecretDenied      SecretState = "denied"      // a persistent failure
+)
+
+// SecretStates lists every state of a secret.
+func SecretStates() []SecretState {
+	return []SecretState{SecretCurrent, SecretWaiting, SecretHeld, SecretRejected, SecretUnreachable, SecretDenied}
+}
+
+// GuardState says how a published directory has fared against changes by others.
+type GuardState string
+
+// The states of a guard.
+const (
+	GuardOff         GuardState = "off"         // nothing is published, or it is not guarded yet
+	GuardOK          GuardState = "ok"          // everything is as it was published
+	GuardWarning     GuardState = "warning"     // there are foreign files, which mislead no reader
+	GuardAlarm       GuardState = "alarm"       // changed in a way that cannot be put back, such as a mount over it
+	GuardQuarantined GuardState = "quarantined" // changed again and again; left as it is until a restart
+)
+
+// GuardStates lists every state of a guard.
+func GuardStates() []GuardState {
+	return []GuardState{GuardOff, GuardOK, GuardWarning, GuardAlarm, GuardQuarantined}
+}
+
+// FindingKind says what is wrong with a published file. The set is short and fixed: it labels a metric.
+type FindingKind string
+
+// The kinds of finding.
+const (
+	FoundContent    FindingKind = "content" // not what was published
+	FoundMode       FindingKind = "mode"    // or an access control list, which the mode does not show
+	FoundOwner      FindingKind = "owner"   // user or group
+	FoundHardLink   FindingKind = "links"   // a second name, through which the file can be written unseen
+	FoundRemoved    FindingKind = "removed"
+	FoundReplaced   FindingKind = "replaced"     // by another file, or by something that is none
+	FoundRetargeted FindingKind = "retargeted"   // a link leads elsewhere
+	FoundExtra      FindingKind = "extra"        // a foreign name
+	FoundUnreadable FindingKind = "unreadable"   // could not be looked at; not by itself the work of others
+	FoundMount      FindingKind = "mounted_over" // a directory, a file or a link is mounted over
+	// FoundOtherDirectory: the published directory is another one, and running containers keep the one they have.
+	FoundOtherDirectory FindingKind = "directory_replaced"
+)
+
+// Preflight results: what would become of a pending version.
+const (
+	PreflightOK       = "ok"
+	PreflightRejected = "rejected"
+	PreflightUnknown  = "unknown" // the version could not be read
+)
+
+// Publication is what the agent has published and why. It never holds content of a secret other than certificates.
+type Publication struct {
+	// Ready reports whether a complete, valid set has been published, by this run of the agent or an earlier one.
+	Ready       bool      `json:"ready"`
+	Path        string    `json:"path"`
+	Generation  string    `json:"generation,omitempty"`
+	PublishedAt time.Time `json:"published_at,omitzero"`
+	// NotAfter is when the first client or server certificate expires, without one the first certificate.
+	NotAfter     time.Time      `json:"not_after,omitzero"`
+	Certificates []Certificate  `json:"certificates"`
+	Secrets      []SecretStatus `json:"secrets"`
+	Warnings     []string       `json:"warnings,omitempty"`
+	// Error is why the last attempt to publish failed. Empty: it did not, or there was none.
+	Error string `json:"error,omitempty"`
+	// CAOverlap lists the anchors that ca.crt still holds although the secret has dropped them.
+	CAOverlap []Overlap        `json:"ca_overlap,omitempty"`
+	Guard     GuardStatus      `json:"guard"`
+	Consumers []ConsumerStatus `json:"consumers,omitempty"`
+	Clock     ClockStatus      `json:"clock"`
+	Cost      Cost             `json:"cost"`
+}
+
+// GenerationOf returns the current generation of a consumer's directory or, with an empty name, of the node's own.
+// Empty: there is none.
+func (p *Publication) GenerationOf(consumer string) string {
+	if consumer == "" {
+		return p.Generation
+	}
+	for _, c := range p.Consumers {
+		if c.Name == consumer {
+			return c.Generation
+		}
+	}
+	return ""
+}
+
+// ConsumerStatus is the state of a consumer's directory.
+type ConsumerStatus struct {
+	Name        string      `json:"name"`
+	Path        string      `json:"path"`
+	Generation  string      `json:"generation,omitempty"`
+	PublishedAt time.Time   `json:"published_at,omitzero"`
+	Files       []string    `json:"files"`             // published there
+	Missing     []string    `json:"missing,omitempty"` // configured for it, but given by no secret
+	Error       string      `json:"error,omitempty"`
+	Guard       GuardStatus `json:"guard"`
+}
+
+// Overlap is an anchor on its way out of ca.crt.
+type Overlap struct {
+	Subject string    `json:"subject"`
+	SHA256  string    `json:"sha256"` // of the certificate
+	Until   time.Time `json:"until"`
+}
+
+// Certificate is one certificate in one published file.
+type Certificate struct {
+	File       string    `json:"file"`
+	Subject    string    `json:"subject"`
+	SANs       []string  `json:"sans,omitempty"` // with their type, as in URI:spiffe://example.org/node
+	Issuer     string    `json:"issuer"`
+	Serial     string    `json:"serial"` // hex
+	NotBefore  time.Time `json:"not_before"`
+	NotAfter   time.Time `json:"not_after"`
+	SHA256     string    `json:"sha256"`      // of the certificate
+	SPKISHA256 string    `json:"spki_sha256"` // of its SubjectPublicKeyInfo
+	Secret     string    `json:"secret"`
+	Version    string    `json:"version"`
+}
+
+// SecretStatus is the state of one secret.
+type SecretStatus struct {
+	Name  string      `json:"name"`
+	State SecretState `json:"state"`
+	// Published is the version that is published, Version the current one. Empty: none, or not known yet.
+	Published   string    `json:"published_version,omitempty"`
+	Version     string    `json:"version,omitempty"`
+	Pending     string    `json:"pending_version,omitempty"`
+	LastChecked time.Time `json:"last_checked,omitzero"` // the last time the source answered
+	NextCheck   time.Time `json:"next_check,omitzero"`
+	HeldUntil   time.Time `json:"held_until,omitzero"`
+	// Preflight is what would become of the pending version.
+	Preflight *Preflight `json:"preflight,omitempty"`
+	// Error is the reason of any state but current.
+	Error string `json:"error,omitempty"`
+}
+
+// Preflight says beforehand what would become of the version labelled AWSPENDING.
+type Preflight struct {
+	Version string    `json:"version"`
+	At      time.Time `json:"at"`
+	Result  string    `json:"result"` // PreflightOK, PreflightRejected or PreflightUnknown
+	Reason  string    `json:"reason,omitempty"`
+}
+
+// GuardStatus says how a published directory has fared against changes by others.
+type GuardStatus struct {
+	State GuardState `json:"state"`
+	// Immutable reports whether the files have the attribute that keeps even a container's root from changing them.
+	Immutable bool `json:"immutable"`
+	// Findings are the changes found the last time that there were any, at At.
+	Findings []Finding `json:"findings,omitempty"`
+	At       time.Time `json:"at,omitzero"`
+	// Repairs counts the generations that were published to put things back, since the agent started.
+	Repairs int    `json:"repairs"`
+	Error   string `json:"error,omitempty"` // of the last repair
+}
+
+// Finding is one difference between what lies in a published directory and what was published.
+type Finding struct {
+	Path   string      `json:"path"` // below the directory; "." for itself
+	What   FindingKind `json:"what"`
+	Detail string      `json:"detail"` // names and modes; never content
+	// Warning reports whether the finding misleads no reader.
+	Warning bool `json:"warning,omitempty"`
+}
+
+func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Path, f.What, f.Detail) }
+
+// ClockStatus compares the node's clock with that of the service that holds the secrets.
+type ClockStatus struct {
+	// SkewSeconds is how far the node's clock is ahead; negative: behind. It is exact to about a second.
+	SkewSeconds float64   `json:"skew_seconds"`
+	Checked     time.Time `json:"checked,omitzero"`
+	Error       string    `json:"error,omitempty"` // empty: the clock is right enough
+}
+
+// Cost estimates what polling costs one node in a month of 30 days, if each secret is rotated once.
+type Cost struct {
+	CallsPerMonth int     `json:"calls_per_month"`
+	USDPerMonth   float64 `json:"usd_per_month"`
+}
+
+// Refresh is the outcome of a refresh.
+type Refresh struct {
+	Changed    bool           `json:"changed"`
+	Generation string         `json:"generation,omitempty"` // current now
+	Previous   string         `json:"previous,omitempty"`   // current before, if Changed
+	Secrets    []SecretStatus `json:"secrets"`
+}
