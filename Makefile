@@ -2,9 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
-# sevagent is the part that asks (see cmd/sevagent/front), sevagentd the whole, and bootstrap another name of that.
-BINARIES := sevagent sevagentd bootstrap sevctl sevsim
-SOURCE_sevagent := cmd/sevagent/front
+BINARIES := sevagent bootstrap sevctl sevsim
 # The version is what the build notes of the source: hence -buildvcs, which the environment may have switched off.
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w'
 FUZZTIME ?= 60s
@@ -23,10 +21,8 @@ help: ## list the targets
 build: $(addprefix build-,$(BINARIES)) ## build all binaries into bin/
 
 .PHONY: $(addprefix build-,$(BINARIES))
-build-bootstrap: build-sevagentd
-	ln -sfn sevagentd bin/bootstrap
-$(addprefix build-,$(filter-out bootstrap,$(BINARIES))): build-%:
-	$(BUILD) -o bin/$* ./$(or $(SOURCE_$*),cmd/$*)
+$(addprefix build-,$(BINARIES)): build-%:
+	$(BUILD) -o bin/$* ./cmd/$*
 
 .PHONY: demo
 demo: build ## bring a simulated node up, rotate, break and verify; without root

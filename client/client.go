@@ -4,9 +4,9 @@
 // not the socket itself: a restarted agent may make a new one.
 //
 //	c := client.New("")
-//	doc, err := c.Evidence(ctx, nonce, client.BindNone)
+//	e, err := c.Evidence(ctx, nonce, client.BindNone)
 //
-// Evidence is for someone else to verify; that it came from the agent proves nothing.
+// Evidence is for a relying party to verify; that it came from the agent proves nothing.
 package client
 
 import (
@@ -14,7 +14,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,6 +23,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"sevagent/internal/evidence"
 )
 
 // DefaultSocket is where the agent listens.
@@ -31,9 +32,9 @@ const DefaultSocket = "/run/sevagent/sevagent.sock"
 
 // What evidence may be bound to, besides the nonce.
 const (
-	BindNone   = "none"
-	BindClient = "client" // the published client certificate's key
-	BindServer = "server" // the published server certificate's key
+	BindNone   = evidence.BindNone
+	BindClient = evidence.BindClient // the published client certificate's key
+	BindServer = evidence.BindServer // the published server certificate's key
 )
 
 // maxAnswer bounds what is read of an answer, in bytes.
@@ -50,12 +51,15 @@ func New(socket string) *Client {
 	return &Client{socket: socket}
 }
 
-// Problem is the agent's refusal: an RFC 9457 document. Branch on Code; docs/api.md lists the codes.
+// Problem is the agent's refusal, an RFC 9457 document: application/problem+json. Code is stable, the one to branch on
+// (docs/api.md lists the codes); Detail and Advice are for people.
 type Problem struct {
-	Status int    `json:"status"`
+	Type   string `json:"type"`
+	Title  string `json:"title"`
+	Status int    `json:"status"` // the HTTP status
 	Code   string `json:"code"`
 	Detail string `json:"detail"`
-	Advice string `json:"advice"`
+	Advice string `json:"advice,omitempty"`
 	// RetryAfter is how long to wait before asking again; zero: the agent did not say.
 	RetryAfter time.Duration `json:"-"`
 }
@@ -79,44 +83,59 @@ func (e *UnreachableError) Error() string {
 
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// Evidence asks for evidence over nonce, 16 to 64 bytes, bound to BindNone, BindClient or BindServer. The answer
-// is the JSON document of docs/evidence.md.
-func (c *Client) Evidence(ctx context.Context, nonce []byte, bind string) ([]byte, error) {
-	body, err := json.Marshal(map[string]string{"nonce": base64.RawURLEncoding.EncodeToString(nonce), "bind": bind})
+// Evidence is the answer of POST /v1/evidence.
+type Evidence struct {
+	// Raw is the document of docs/evidence.md as the agent sent it: what to hand to the relying party.
+	Raw json.RawMessage
+	// Document is the same, decoded. What it says is the node's word until somebody has verified the report in it.
+	Document evidence.Document
+}
+
+// Evidence asks for evidence over nonce, 16 to 64 bytes, bound to BindNone, BindClient or BindServer.
+func (c *Client) Evidence(ctx context.Context, nonce []byte, bind string) (*Evidence, error) {
+	body, err := json.Marshal(EvidenceRequest{Nonce: nonce, Bind: bind})
 	if err != nil {
 		return nil, err
 	}
-	return c.do(ctx, http.MethodPost, "/v1/evidence", body)
-}
-
-// Status returns the agent's state, JSON.
-func (c *Client) Status(ctx context.Context) ([]byte, error) {
-	return c.do(ctx, http.MethodGet, "/v1/status", nil)
-}
-
-// Certificates returns what is published, JSON.
-func (c *Client) Certificates(ctx context.Context) ([]byte, error) {
-	return c.do(ctx, http.MethodGet, "/v1/certificates", nil)
-}
-
-// Ready returns the agent's health document and whether it is ready.
-func (c *Client) Ready(ctx context.Context) (health []byte, ready bool, err error) {
-	resp, err := c.send(ctx, http.MethodGet, "/readyz", nil)
-	if err != nil {
-		return nil, false, err
+	e := new(Evidence)
+	if err := c.call(ctx, http.MethodPost, "/v1/evidence", body, &e.Raw); err != nil {
+		return nil, err
 	}
-	defer resp.Body.Close()
-	health, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	return health, resp.StatusCode == http.StatusOK, err
+	return e, decode("/v1/evidence", e.Raw, &e.Document)
 }
 
-// Refresh makes the agent pull its secrets now, and returns what changed, JSON. It is for root.
-func (c *Client) Refresh(ctx context.Context) ([]byte, error) {
-	return c.do(ctx, http.MethodPost, "/v1/refresh", []byte("{}"))
+// EvidenceRequest is the body of POST /v1/evidence.
+type EvidenceRequest struct {
+	Nonce evidence.B64URL `json:"nonce"`
+	Bind  string          `json:"bind"` // empty: BindNone
 }
 
-// send makes one request on a connection that ends with the answer's body. It is no http.Client: with one connection
-// and no proxy, redirect or cookie to think of, that would be most of the time that a short-lived command takes.
+// Status returns the agent's state.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	s := new(Status)
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, s)
+}
+
+// Certificates returns what is published.
+func (c *Client) Certificates(ctx context.Context) (*Certificates, error) {
+	list := new(Certificates)
+	return list, c.call(ctx, http.MethodGet, "/v1/certificates", nil, list)
+}
+
+// Health returns the agent's health document, whether the node is ready or not.
+func (c *Client) Health(ctx context.Context) (*Health, error) {
+	h := new(Health)
+	return h, c.call(ctx, http.MethodGet, "/readyz", nil, h)
+}
+
+// Refresh makes the agent pull its secrets now, and returns what changed. It is for root.
+func (c *Client) Refresh(ctx context.Context) (*Refresh, error) {
+	r := new(Refresh)
+	return r, c.call(ctx, http.MethodPost, "/v1/refresh", []byte("{}"), r)
+}
+
+// send makes one request on a connection that ends with the answer's body. An http.Client would be most of the time
+// that a short-lived command takes, and there is one connection, no proxy, no redirect and no cookie.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://sevagent"+path, bytes.NewReader(body))
 	if err != nil {
@@ -127,13 +146,13 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 	if err != nil {
 		return nil, &UnreachableError{Socket: c.socket, Err: err}
 	}
-	// An end of ctx ends reads and writes that wait.
+	// The end of ctx ends pending reads and writes.
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	finish := func() {
 		stop()
 		conn.Close()
 	}
-	// Who is turned away has an answer, although no one reads the request.
+	// A rejected caller gets a response even though its request is not read.
 	if err = req.Write(conn); err == nil || errors.Is(err, syscall.EPIPE) {
 		resp, readErr := http.ReadResponse(bufio.NewReader(conn), req)
 		if readErr == nil {
@@ -143,16 +162,13 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 		err = cmp.Or(err, readErr)
 	}
 	finish()
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	}
-	return nil, &UnreachableError{Socket: c.socket, Err: err}
+	return nil, &UnreachableError{Socket: c.socket, Err: cmp.Or(ctx.Err(), err)}
 }
 
-// busy is how long a connection is tried while more wait for the agent than the kernel lets wait.
+// busy is how long to keep trying to connect while the agent's backlog is full.
 const busy = 2 * time.Second
 
-// dial connects. A blocking connect(2) would wait for its turn; Go's gets EAGAIN.
+// dial connects. A blocking connect(2) would wait for a place in the backlog; Go's gets EAGAIN.
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	for end, wait := time.Now().Add(busy), time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket)
@@ -167,8 +183,8 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// answerBody ends the connection when it is closed. The body's own Close comes second: it reads to the end, which an
-// answer over the limit may not have.
+// answerBody ends the connection when it is closed. The body's own Close comes second: it reads to the end, and an
+// answer over the limit may have none.
 type answerBody struct {
 	io.ReadCloser
 	finish func()
@@ -179,31 +195,38 @@ func (b *answerBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-func (c *Client) do(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+// call makes one request and decodes the answer. A Problem is an error; a health document never is, although it comes
+// with status 503 if the node is not ready.
+func (c *Client) call(ctx context.Context, method, path string, body []byte, into any) error {
 	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, &UnreachableError{Socket: c.socket, Err: err}
+		return &UnreachableError{Socket: c.socket, Err: cmp.Or(ctx.Err(), err)}
 	}
 	if len(answer) > maxAnswer {
-		return nil, fmt.Errorf("read the agent's answer to %s: more than %d bytes", path, maxAnswer)
+		return fmt.Errorf("read the agent's answer to %s: more than %d bytes", path, maxAnswer)
 	}
-	if resp.StatusCode == http.StatusOK {
-		return answer, nil
+	if resp.StatusCode == http.StatusOK || resp.Header.Get("Content-Type") == "application/health+json" {
+		return decode(path, answer, into)
 	}
 	p := &Problem{Status: resp.StatusCode}
 	if json.Unmarshal(answer, p) != nil || p.Code == "" {
-		return nil, fmt.Errorf("ask the agent for %s: status %s without a problem document", path, resp.Status)
+		return fmt.Errorf("ask the agent for %s: status %s without a problem document", path, resp.Status)
 	}
 	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil {
 		p.RetryAfter = time.Duration(seconds) * time.Second
 	}
-	return nil, p
+	return p
+}
+
+// decode ignores fields that it does not know: the agent may be newer than the program that asks.
+func decode(path string, answer []byte, into any) error {
+	if err := json.Unmarshal(answer, into); err != nil {
+		return fmt.Errorf("read the agent's answer to %s: %w", path, err)
+	}
+	return nil
 }

@@ -12,7 +12,7 @@
 // A node tells its stack once. What it told is in /var/lib/sevagent/signaled.json, so that neither a reboot nor a second run
 // meddles with a rolling update of other nodes.
 //
-// It is all in package bootstrap. What is installed is this program and sevagent in one file, cmd/sevagentd.
+// It is all in package bootstrap.
 package main
 
 import (

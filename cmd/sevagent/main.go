@@ -1,14 +1,111 @@
 // Command sevagent is the daemon of a confidential ECS node, and the local command line to it.
 //
-// sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates equal to
-// what Secrets Manager says, and answers containers on a Unix socket. The other commands ask it.
-//
-// It is all in package agent. What is installed is this program and bootstrap in one file, cmd/sevagentd.
+// sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates equal to what
+// Secrets Manager says, and answers containers on a Unix socket: it is package agent. The other commands ask the running
+// agent through package client.
 package main
 
 import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"sevagent/client"
 	"sevagent/internal/agent"
+	"sevagent/internal/attest"
 	"sevagent/internal/cli"
+	"sevagent/internal/config"
 )
 
-func main() { cli.Main("sevagent", agent.Run) }
+func main() { cli.Main("sevagent", run) }
+
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	return cli.Execute(ctx, command(), args, stdin, stdout, stderr)
+}
+
+// options are the flags that all commands share.
+type options struct {
+	config string // a directory or a file
+	socket string // empty: what the configuration says
+}
+
+func command() *cobra.Command {
+	o := new(options)
+	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
+	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent",
+		"configuration: a directory with config.yaml and conf.d, or a file")
+	root.PersistentFlags().StringVar(&o.socket, "socket", "", "the agent's socket (default: listen.socket of the configuration)")
+	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o))
+	return root
+}
+
+func runCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "Run the agent (what sevagent.service does)",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := o.load()
+			if err != nil {
+				return err
+			}
+			if o.socket != "" {
+				cfg.Listen.Socket = o.socket
+			}
+			level := new(slog.LevelVar)
+			return agent.Run(cmd.Context(), agent.Config{
+				Config:     cfg,
+				Path:       o.config,
+				Log:        newLogger(cmd.ErrOrStderr(), cfg.Log, level),
+				Level:      level,
+				OpenDevice: testOnlyOpenDevice,
+			})
+		},
+	}
+}
+
+// testOnlyOpenDevice replaces the SNP device in this package's tests.
+var testOnlyOpenDevice func() (attest.Transport, error)
+
+// load reads the configuration; every mistake in it is a usage error.
+func (o *options) load() (config.Config, error) {
+	cfg, err := config.Load(o.config)
+	if err != nil {
+		return cfg, cli.Usage(err)
+	}
+	return cfg, nil
+}
+
+// client returns a client of the running agent. For that the configuration may have mistakes.
+func (o *options) client() *client.Client {
+	if o.socket != "" {
+		return client.New(o.socket)
+	}
+	return client.New(config.Socket(o.config))
+}
+
+// reached marks an agent that does not answer as such, for the exit status.
+func reached(err error) error {
+	if _, silent := errors.AsType[*client.UnreachableError](err); silent {
+		return cli.Unreachable(err)
+	}
+	return err
+}
+
+func newLogger(w io.Writer, cfg config.Log, level *slog.LevelVar) *slog.Logger {
+	level.Set(cfg.SlogLevel())
+	o := &slog.HandlerOptions{Level: level}
+	text := cfg.Format == "text"
+	if f, ok := w.(*os.File); ok && cfg.Format == "auto" {
+		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+		text = err == nil
+	}
+	if text {
+		return slog.New(slog.NewTextHandler(w, o))
+	}
+	return slog.New(slog.NewJSONHandler(w, o))
+}

@@ -37,6 +37,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	under.Flags().StringVar(&socket, "device", "", "the socket of the simulated device")
 	device := deviceCommand()
-	root.AddCommand(demo, node, under, device, cli.VersionCommand(root.Name()))
+	root.AddCommand(demo, node, under, device)
 	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }

@@ -30,7 +30,7 @@ import (
 	"sevagent/internal/localapi"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simca"
-	"sevagent/internal/snp"
+	"sevagent/internal/sim/simdevice"
 )
 
 // bin is where TestMain has built the two programs.
@@ -57,16 +57,6 @@ func TestMain(m *testing.M) {
 		return m.Run()
 	}())
 }
-
-// pspDevice is the simulated secure processor as the worker's device.
-type pspDevice struct{ psp *sim.PSP }
-
-func (d pspDevice) Report(reportData [snp.ReportDataSize]byte) (attest.Quote, error) {
-	report, certs, err := d.psp.Report(reportData, 0)
-	return attest.Quote{Report: report, CertTable: certs}, err
-}
-func (pspDevice) Name() string { return "sim" }
-func (pspDevice) Close() error { return nil }
 
 // node is an agent on a simulated SNP guest, what it has published, and the relying party's files.
 type node struct {
@@ -114,7 +104,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	// It does not enforce: what a bad report is worth is for the relying party to find out.
-	worker := attest.New(attest.Config{Transport: pspDevice{n.psp}, Verifier: verifier, Rate: 50, Burst: 64,
+	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp}, Verifier: verifier, Rate: 50, Burst: 64,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 	spki := keyHash(n.victim)
 	api := localapi.New(localapi.Config{
@@ -254,11 +244,11 @@ func (n *node) nonce(conn *tls.Conn, random []byte) []byte {
 // evidence asks the node's agent.
 func (n *node) evidence(nonce []byte, bind string) []byte {
 	n.t.Helper()
-	doc, err := n.agent.Evidence(n.t.Context(), nonce, bind)
+	e, err := n.agent.Evidence(n.t.Context(), nonce, bind)
 	if err != nil {
-		n.t.Fatal(err)
+		n.t.Fatalf("ask the agent for evidence: %v", err)
 	}
-	return doc
+	return e.Raw
 }
 
 // answer sends evidence and returns what the server makes of it.

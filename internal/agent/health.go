@@ -5,34 +5,110 @@ import (
 	"time"
 
 	"sevagent/client"
-	"sevagent/internal/localapi"
-	"sevagent/internal/mtls"
-	"sevagent/internal/probe"
-	"sevagent/internal/readers"
+	"sevagent/internal/appraise"
+	"sevagent/internal/attest"
 )
 
-func (a *agent) publicationHealth(h *localapi.Health, now time.Time) {
-	s := a.rotator.Status()
-	publication := localapi.Check{ComponentID: s.Path, Status: localapi.StatusPass, Time: s.PublishedAt}
+// health is readiness: gate passed and a valid set published. What the agent can go on without is a warning.
+func (a *agent) health(now time.Time) *client.Health {
+	h := new(client.Health)
+	a.attestation.health(h, now)
+	a.publishing.health(h, now)
+	if text := a.refused.Load(); text != nil {
+		h.Add("configuration", client.Check{Status: client.Warn, Output: "the last reload was refused: " + *text})
+	}
+	return h
+}
+
+func (a *attestation) health(h *client.Health, now time.Time) {
+	g := a.gate.Load()
+	gate := client.Check{Status: client.Pass, Time: g.at}
+	switch {
+	case !g.passed && g.err == nil:
+		gate.Status, gate.Output = client.Fail, "not passed yet"
+	case !g.passed:
+		gate.Status, gate.Output = client.Fail, g.err.Error()+advice(g.err)
+	case g.err != nil:
+		gate.Status, gate.Output = client.Warn, g.err.Error()+advice(g.err)
+	}
+	h.Add("attestation:gate", gate)
+	if a.off() {
+		return
+	}
+
+	state := a.worker.State()
+	device := client.Check{ComponentID: a.worker.Transport(), Status: client.Pass, Time: state.At}
+	if busy := a.worker.Busy(now); busy > deviceSlow {
+		device.Status = client.Warn
+		device.Output = fmt.Sprintf("a request has been under way for %v: the host throttles, or the device hangs", busy.Round(time.Second))
+	} else if state.Err != nil {
+		device.Status, device.Output = client.Warn, state.Err.Error()+advice(state.Err)
+	}
+	h.Add("attestation:device", device)
+
+	driftHealth(h, state, now)
+	if v := state.Verdict; v != nil {
+		if v.Roots == appraise.RootsCustom {
+			const output = "roots: custom; reports are verified by the policy's own roots, not by AMD's"
+			h.Add("attestation:roots", client.Check{Status: client.Warn, Output: output})
+		}
+		if v.Status != appraise.Pass {
+			h.Add("attestation:verdict", client.Check{Status: client.Warn, Output: v.Code + ": " + v.Reason})
+		}
+	}
+}
+
+// driftShown is how long a change of the node's reports is a warning: long enough for an operator who looks once a day.
+const driftShown = 24 * time.Hour
+
+// driftHealth warns of what changed in the reports lately, and of an endorsement certificate that should have been
+// renewed.
+func driftHealth(h *client.Health, state *attest.State, now time.Time) {
+	for _, c := range state.Drift {
+		if now.Sub(c.At) < driftShown {
+			h.Add("attestation:drift", client.Check{
+				Status: client.Warn, Time: c.At, Output: fmt.Sprintf("%s: %s -> %s", c.What, c.From, c.To),
+			})
+		}
+	}
+	verb := "expires"
+	switch state.Expiry(now) {
+	case "":
+		return
+	case "expired":
+		verb = "expired"
+	}
+	h.Add("attestation:certificate", client.Check{
+		Status: client.Warn, Time: state.At,
+		Output: fmt.Sprintf("the endorsement certificate %s at %s; the host has not got its new one: stop and start the instance "+
+			"so that it moves to another host", verb, state.NotAfter.UTC().Format(time.RFC3339)),
+	})
+}
+
+func (p *publishing) health(h *client.Health, now time.Time) {
+	s := p.rotator.Status()
+	publication := client.Check{ComponentID: s.Path, Status: client.Pass, Time: s.PublishedAt}
 	switch {
 	case len(s.Secrets) > 0 && !s.Ready:
-		publication.Status, publication.Output = localapi.StatusFail, "nothing is published yet"
+		publication.Status, publication.Output = client.Fail, "nothing is published yet"
 		if s.Error != "" {
 			publication.Output += ": " + s.Error
 		}
-	case !s.NotAfter.IsZero() && mtls.Now(s, now).After(s.NotAfter):
-		publication.Status, publication.Output = localapi.StatusFail, "the published certificate expired at "+date(s.NotAfter)
+	case !s.NotAfter.IsZero() && now.After(s.NotAfter):
+		publication.Status = client.Fail
+		publication.Output = "the published certificate expired at " + s.NotAfter.UTC().Format(time.RFC3339)
 	case s.Error != "":
-		publication.Status, publication.Output = localapi.StatusWarn, s.Error
+		publication.Status, publication.Output = client.Warn, s.Error
 	}
 	h.Add("mtls:publication", publication)
 	guardHealth(h, s.Path, s.Guard)
+
 	for _, c := range s.Consumers {
-		check := localapi.Check{ComponentID: c.Path, Status: localapi.StatusPass, Time: c.PublishedAt, Output: c.Error}
+		check := client.Check{ComponentID: c.Path, Status: client.Pass, Time: c.PublishedAt, Output: c.Error}
 		if c.Error != "" {
-			check.Status = localapi.StatusWarn
+			check.Status = client.Warn
 		} else if len(c.Missing) > 0 {
-			check.Status, check.Output = localapi.StatusWarn, fmt.Sprintf("no secret gives %q", c.Missing)
+			check.Status, check.Output = client.Warn, fmt.Sprintf("no secret gives %q", c.Missing)
 		}
 		h.Add("mtls:publication", check)
 		guardHealth(h, c.Path, c.Guard)
@@ -41,32 +117,35 @@ func (a *agent) publicationHealth(h *localapi.Health, now time.Time) {
 		secretHealth(h, secret)
 	}
 	if s.Clock.Error != "" {
-		h.Add("mtls:clock", localapi.Check{Status: localapi.StatusWarn, Time: s.Clock.Checked, Output: s.Clock.Error})
+		h.Add("mtls:clock", client.Check{Status: client.Warn, Time: s.Clock.Checked, Output: s.Clock.Error})
 	}
+	p.readersHealth(h)
 }
 
-func secretHealth(h *localapi.Health, secret client.SecretStatus) {
-	c := localapi.Check{ComponentID: secret.Name, Status: localapi.StatusPass, Time: secret.LastChecked, Output: secret.Error}
+func secretHealth(h *client.Health, secret client.SecretStatus) {
+	c := client.Check{ComponentID: secret.Name, Status: client.Pass, Time: secret.LastChecked, Output: secret.Error}
 	if secret.State != client.SecretCurrent {
-		c.Status = localapi.StatusWarn // the last good set is published, or its own entry fails
+		c.Status = client.Warn // the last good set is published, or its own entry fails
 		if c.Output == "" {
 			c.Output = string(secret.State)
 		}
 	}
 	h.Add("mtls:secret", c)
-	if p := secret.Preflight; p != nil && p.Result == client.PreflightRejected {
-		h.Add("mtls:pending", localapi.Check{ComponentID: secret.Name, Status: localapi.StatusWarn, Time: p.At, Output: "pending version " + p.Version + ": " + p.Reason})
+	if p := secret.Preflight; p != nil && p.Result == "rejected" {
+		h.Add("mtls:pending", client.Check{
+			ComponentID: secret.Name, Status: client.Warn, Time: p.At, Output: "pending version " + p.Version + ": " + p.Reason,
+		})
 	}
 }
 
 // guardHealth fails where what readers find may not be what was published.
-func guardHealth(h *localapi.Health, path string, g client.GuardStatus) {
-	c := localapi.Check{ComponentID: path, Time: g.At}
+func guardHealth(h *client.Health, path string, g client.GuardStatus) {
+	c := client.Check{ComponentID: path, Time: g.At}
 	switch g.State {
 	case client.GuardWarning:
-		c.Status = localapi.StatusWarn
+		c.Status = client.Warn
 	case client.GuardAlarm, client.GuardQuarantined:
-		c.Status = localapi.StatusFail
+		c.Status = client.Fail
 	default:
 		return
 	}
@@ -83,34 +162,26 @@ func guardHealth(h *localapi.Health, path string, g client.GuardStatus) {
 // maxShown bounds the entries of one kind in the health document; the status has all.
 const maxShown = 8
 
-// readersHealth warns of what containers will find, or not. None of it is for the node's own readiness.
-func (a *agent) readersHealth(h *localapi.Health) {
-	for _, e := range a.prober.Status() {
-		if e.Result == probe.Pending || e.Result == probe.NoMaterial {
+// readersHealth warns of what readers will find, or not. None of it concerns the node's own readiness.
+func (p *publishing) readersHealth(h *client.Health) {
+	for _, e := range p.prober.Status() {
+		if e.Result == client.ProbePending || e.Result == client.ProbeNoMaterial {
 			continue
 		}
-		c := localapi.Check{ComponentID: e.Endpoint, Status: localapi.StatusPass, Time: e.LastProbe}
+		c := client.Check{ComponentID: e.Endpoint, Status: client.Pass, Time: e.LastProbe}
 		if !e.OK() {
-			c.Status, c.Output = localapi.StatusWarn, string(e.Result)+reason(e.Reason)
+			c.Status, c.Output = client.Warn, string(e.Result)
+			if e.Reason != "" {
+				c.Output += ": " + e.Reason
+			}
 		}
 		h.Add("mtls:endpoint", c)
 	}
-	stale := a.readers.Status()
+	stale := p.readers.Status()
 	for _, r := range stale.Stale[:min(len(stale.Stale), maxShown)] {
-		h.Add("mtls:stale_reader", localapi.Check{Status: localapi.StatusWarn, Time: stale.Checked, Output: staleReader(r)})
+		h.Add("mtls:stale_reader", client.Check{Status: client.Warn, Time: stale.Checked, Output: r.String()})
 	}
-	if err := a.certificates.reload.Status().Error; err != "" {
-		h.Add("mtls:reload", localapi.Check{Status: localapi.StatusWarn, Output: err})
+	if err := p.reloader.Status().Error; err != "" {
+		h.Add("mtls:reload", client.Check{Status: client.Warn, Output: err})
 	}
-}
-
-func staleReader(r readers.Reader) string {
-	who := fmt.Sprintf("process %d (%s)", r.PID, r.Comm)
-	if r.ContainerID != "" {
-		who = "container " + r.ContainerID
-	}
-	if r.TaskID != "" {
-		who += " of task " + r.TaskID
-	}
-	return fmt.Sprintf("%s mounts %d files or directories of an old generation, which a rotation does not reach; mount the published directory instead, and restart it", who, len(r.Files)+r.FilesOmitted)
 }

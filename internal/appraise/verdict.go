@@ -1,6 +1,7 @@
 package appraise
 
 import (
+	"fmt"
 	"time"
 
 	"sevagent/internal/snp"
@@ -63,6 +64,15 @@ type RuleResult struct {
 	Status   Status `json:"status"`
 	Observed string `json:"observed"`
 	Required string `json:"required"`
+}
+
+// String describes v in one line.
+func (v *Verdict) String() string {
+	tcb := ""
+	if v.Report != nil {
+		tcb = ", TCB " + v.Report.ReportedTCB.String()
+	}
+	return fmt.Sprintf("%s (policy %s, roots: %s, signed by %s %s%s)", v.Status, v.Policy, v.Roots, v.Signer, v.CSPID, tcb)
 }
 
 // Err returns nil for evidence that may be relied on (pass and warn), else a *Rejection.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/snp"
 )
@@ -12,18 +13,8 @@ import (
 // maxDrift is how many changes State keeps: two firmware updates of a host that change all there is, and a margin.
 const maxDrift = 32
 
-// Change is something that a genuine report showed otherwise than an earlier one of the same node.
-type Change struct {
-	// At is when the later report arrived.
-	At time.Time `json:"at"`
-	// What is a field of the report or of its certificate, one of a fixed set: "reported_tcb", "csp_id".
-	What string `json:"what"`
-	From string `json:"from"`
-	To   string `json:"to"`
-}
-
 // grave reports whether no maintenance of the host explains c: a guest keeps its measurement and its cloud for life.
-func (c Change) grave() bool { return c.What == "measurement" || c.What == "csp_id" }
+func grave(c client.Drift) bool { return c.What == "measurement" || c.What == "csp_id" }
 
 // observation is what a report showed of what can drift.
 type observation struct {
@@ -47,16 +38,16 @@ func observe(v *appraise.Verdict) observation {
 }
 
 // changes returns what new shows otherwise than old, in a fixed order.
-func changes(old, new observation) []Change {
-	return slices.DeleteFunc(compare(old, new), func(c Change) bool { return c.From == c.To })
+func changes(old, new observation) []client.Drift {
+	return slices.DeleteFunc(compare(old, new), func(c client.Drift) bool { return c.From == c.To })
 }
 
 // compare returns everything that is watched, changed or not.
-func compare(old, new observation) []Change {
-	pair := func(what string, text func(observation) string) Change {
-		return Change{At: new.at, What: what, From: text(old), To: text(new)}
+func compare(old, new observation) []client.Drift {
+	pair := func(what string, text func(observation) string) client.Drift {
+		return client.Drift{At: new.at, What: what, From: text(old), To: text(new)}
 	}
-	return []Change{
+	return []client.Drift{
 		pair("current_tcb", func(o observation) string { return tcbText(o.currentTCB) }),
 		pair("committed_tcb", func(o observation) string { return tcbText(o.committedTCB) }),
 		pair("launch_tcb", func(o observation) string { return tcbText(o.launchTCB) }),
@@ -128,7 +119,7 @@ func (w *Worker) watch(next *State, verdict *appraise.Verdict) {
 		news := changes(*w.last, seen)
 		for _, c := range news {
 			log := w.cfg.Log.Warn
-			if c.grave() {
+			if grave(c) {
 				log = w.cfg.Log.Error
 			}
 			log("attestation drifted", "what", c.What, "from", c.From, "to", c.To)

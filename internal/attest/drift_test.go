@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
@@ -101,6 +102,10 @@ func genuineVerdict() *appraise.Verdict {
 	}}
 }
 
+func drift(at time.Time, what, from, to string) client.Drift {
+	return client.Drift{At: at, What: what, From: from, To: to}
+}
+
 func TestChanges(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	newTCB := snp.TCB{Bootloader: 4, SNP: 29, Microcode: 222}.Version()
@@ -108,28 +113,28 @@ func TestChanges(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(v *appraise.Verdict)
-		want   []Change
+		want   []client.Drift
 	}{
-		{"nothing", func(v *appraise.Verdict) {}, []Change{}},
+		{"nothing", func(v *appraise.Verdict) {}, []client.Drift{}},
 		{"what differs in every report", func(v *appraise.Verdict) {
 			v.Report.ReportData[0], v.Report.ReportID[0] = 1, 1
-		}, []Change{}},
-		{"renewed certificate", func(v *appraise.Verdict) { v.NotAfter = at.AddDate(1, 0, 0) }, []Change{}},
-		{"current TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB = newTCB }, []Change{{at, "current_tcb", "4.0.24.217", "4.0.29.222"}}},
-		{"committed TCB", func(v *appraise.Verdict) { v.Report.CommittedTCB = newTCB }, []Change{{at, "committed_tcb", "4.0.24.217", "4.0.29.222"}}},
-		{"launch TCB", func(v *appraise.Verdict) { v.Report.LaunchTCB = newTCB }, []Change{{at, "launch_tcb", "4.0.24.217", "4.0.29.222"}}},
-		{"reported TCB", func(v *appraise.Verdict) { v.Report.ReportedTCB = newTCB }, []Change{{at, "reported_tcb", "4.0.24.217", "4.0.29.222"}}},
-		{"reserved byte of a TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB |= 7 << 24 }, []Change{{at, "current_tcb", "4.0.24.217", "4.0.24.217 (0xd918000007000004)"}}},
-		{"report version", func(v *appraise.Verdict) { v.Report.Version = 5 }, []Change{{at, "report_version", "3", "5"}}},
-		{"firmware, not committed", func(v *appraise.Verdict) { v.Report.CurrentVersion.Build = 30 }, []Change{{at, "firmware", "1.55.29", "1.55.30"}}},
-		{"committed firmware", func(v *appraise.Verdict) { v.Report.CommittedVersion.Build = 30 }, []Change{{at, "committed_firmware", "1.55.29", "1.55.30"}}},
-		{"platform info", func(v *appraise.Verdict) { v.Report.PlatformInfo = 0x125 }, []Change{{at, "platform_info", "0x25 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE)", "0x125 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x100)"}}},
-		{"measurement", func(v *appraise.Verdict) { v.Report.Measurement[0] = 0xab }, []Change{{at, "measurement", zeros, "ab" + zeros[2:]}}},
-		{"CSP_ID", func(v *appraise.Verdict) { v.CSPID = "CN=cc-eu-west-1.amazonaws.com" }, []Change{{at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "CN=cc-eu-west-1.amazonaws.com"}}},
-		{"VCEK instead of VLEK", func(v *appraise.Verdict) { v.CSPID = "" }, []Change{{at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "none"}}},
+		}, []client.Drift{}},
+		{"renewed certificate", func(v *appraise.Verdict) { v.NotAfter = at.AddDate(1, 0, 0) }, []client.Drift{}},
+		{"current TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB = newTCB }, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"committed TCB", func(v *appraise.Verdict) { v.Report.CommittedTCB = newTCB }, []client.Drift{drift(at, "committed_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"launch TCB", func(v *appraise.Verdict) { v.Report.LaunchTCB = newTCB }, []client.Drift{drift(at, "launch_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"reported TCB", func(v *appraise.Verdict) { v.Report.ReportedTCB = newTCB }, []client.Drift{drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"reserved byte of a TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB |= 7 << 24 }, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.24.217 (0xd918000007000004)")}},
+		{"report version", func(v *appraise.Verdict) { v.Report.Version = 5 }, []client.Drift{drift(at, "report_version", "3", "5")}},
+		{"firmware, not committed", func(v *appraise.Verdict) { v.Report.CurrentVersion.Build = 30 }, []client.Drift{drift(at, "firmware", "1.55.29", "1.55.30")}},
+		{"committed firmware", func(v *appraise.Verdict) { v.Report.CommittedVersion.Build = 30 }, []client.Drift{drift(at, "committed_firmware", "1.55.29", "1.55.30")}},
+		{"platform info", func(v *appraise.Verdict) { v.Report.PlatformInfo = 0x125 }, []client.Drift{drift(at, "platform_info", "0x25 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE)", "0x125 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x100)")}},
+		{"measurement", func(v *appraise.Verdict) { v.Report.Measurement[0] = 0xab }, []client.Drift{drift(at, "measurement", zeros, "ab"+zeros[2:])}},
+		{"CSP_ID", func(v *appraise.Verdict) { v.CSPID = "CN=cc-eu-west-1.amazonaws.com" }, []client.Drift{drift(at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "CN=cc-eu-west-1.amazonaws.com")}},
+		{"VCEK instead of VLEK", func(v *appraise.Verdict) { v.CSPID = "" }, []client.Drift{drift(at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "none")}},
 		{"several", func(v *appraise.Verdict) {
 			v.Report.Version, v.Report.CurrentTCB, v.Report.ReportedTCB = 5, newTCB, newTCB
-		}, []Change{{at, "current_tcb", "4.0.24.217", "4.0.29.222"}, {at, "reported_tcb", "4.0.24.217", "4.0.29.222"}, {at, "report_version", "3", "5"}}},
+		}, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.29.222"), drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222"), drift(at, "report_version", "3", "5")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := genuineVerdict()
@@ -218,7 +223,7 @@ func TestDriftIsNoticed(t *testing.T) {
 			t.Fatalf("after the change: %s", code)
 		}
 		before := n.State()
-		want := []Change{{time.Now(), "platform_info", snp.PlatformInfo(0x27).String(), snp.PlatformInfo(0x2f).String()}}
+		want := []client.Drift{drift(time.Now(), "platform_info", snp.PlatformInfo(0x27).String(), snp.PlatformInfo(0x2f).String())}
 		if diff := cmp.Diff(want, before.Drift); diff != "" {
 			t.Errorf("drift (-want +got):\n%s", diff)
 		}
@@ -232,7 +237,7 @@ func TestDriftIsNoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.ask(t)
-		want = append(want, Change{time.Now(), "platform_info", want[0].To, want[0].From})
+		want = append(want, drift(time.Now(), "platform_info", want[0].To, want[0].From))
 		if diff := cmp.Diff(want, n.State().Drift); diff != "" {
 			t.Errorf("drift after the way back (-want +got):\n%s", diff)
 		}

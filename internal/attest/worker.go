@@ -21,6 +21,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/snp"
@@ -92,7 +93,7 @@ type State struct {
 	NotAfter time.Time
 	// Drift has the last changes from one genuine report to the next, oldest first; SinceStart has what the last one
 	// showed otherwise than the first.
-	Drift, SinceStart []Change
+	Drift, SinceStart []client.Drift
 }
 
 // request is one caller's wait.

@@ -61,16 +61,6 @@ const (
 	attrTCB         = "sevagent.tcb"
 )
 
-// agentStatus is what bootstrap needs of /v1/status.
-type agentStatus struct {
-	Attestation struct {
-		Verdict     string `json:"verdict"`
-		Measurement string `json:"measurement"`
-		ReportedTCB string `json:"reported_tcb"`
-		Roots       string `json:"roots"`
-	} `json:"attestation"`
-}
-
 // waitForProof waits until the agent is ready, which means proof and first publication, and returns what the
 // verified report says.
 func waitForProof(ctx context.Context, o options) (map[string]string, error) {
@@ -79,8 +69,8 @@ func waitForProof(ctx context.Context, o options) (map[string]string, error) {
 	agent := client.New(o.socket)
 	last := errors.New("it has not answered yet")
 	for {
-		health, ready, err := agent.Ready(ctx)
-		if err == nil && ready {
+		health, err := agent.Health(ctx)
+		if err == nil && health.Ready() {
 			break
 		}
 		if err == nil {
@@ -96,13 +86,9 @@ func waitForProof(ctx context.Context, o options) (map[string]string, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	answer, err := agent.Status(ctx)
+	s, err := agent.Status(ctx)
 	if err != nil {
 		return nil, err
-	}
-	var s agentStatus
-	if err := json.Unmarshal(answer, &s); err != nil {
-		return nil, fmt.Errorf("read the agent's status: %w", err)
 	}
 	// An attribute value has at most 128 characters; a measurement is 96 hex digits.
 	attributes := map[string]string{attrAttested: "false"}
@@ -117,21 +103,18 @@ func waitForProof(ctx context.Context, o options) (map[string]string, error) {
 	return attributes, nil
 }
 
-// failedChecks reads the reasons out of a health document.
-func failedChecks(health []byte) string {
-	var h struct {
-		Checks map[string][]struct{ Status, Output string }
-	}
-	if json.Unmarshal(health, &h) != nil {
-		return "it is not ready, and says not why"
-	}
+// failedChecks joins the reasons of the failed checks.
+func failedChecks(health *client.Health) string {
 	var reasons []string
-	for _, name := range slices.Sorted(maps.Keys(h.Checks)) {
-		for _, c := range h.Checks[name] {
-			if c.Status == "fail" {
+	for _, name := range slices.Sorted(maps.Keys(health.Checks)) {
+		for _, c := range health.Checks[name] {
+			if c.Status == client.Fail {
 				reasons = append(reasons, name+": "+c.Output)
 			}
 		}
+	}
+	if reasons == nil {
+		return "not ready, and it gave no reason"
 	}
 	return strings.Join(reasons, "; ")
 }

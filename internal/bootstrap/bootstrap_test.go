@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"sevagent/client"
 	"sevagent/internal/cli"
 	"sevagent/internal/localapi"
 	"sevagent/internal/sim/simaws"
@@ -228,14 +229,15 @@ func agent(ts *testscript.TestScript, neg bool, args []string) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	api := localapi.New(localapi.Config{
-		Health: func(time.Time) *localapi.Health {
-			h := new(localapi.Health)
-			h.Add("attestation:gate", localapi.Check{Status: args[0], Output: "for a reason"})
+		Health: func(time.Time) *client.Health {
+			h := new(client.Health)
+			h.Add("attestation:gate", client.Check{Status: client.HealthStatus(args[0]), Output: "for a reason"})
 			return h
 		},
-		Status: func(time.Time) any {
-			return map[string]any{"attestation": map[string]string{
-				"verdict": "pass", "roots": "amd", "measurement": strings.Repeat("ab", 48), "reported_tcb": "4.0.29.222"}}
+		Status: func(time.Time) *client.Status {
+			return &client.Status{Attestation: client.Attestation{
+				Verdict: "pass", Roots: "amd", Measurement: strings.Repeat("ab", 48), ReportedTCB: "4.0.29.222",
+			}}
 		},
 		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	})

@@ -38,9 +38,10 @@ func Command() *cobra.Command { return newCommand(&node{out: io.Discard}) }
 
 func newCommand(n *node) *cobra.Command {
 	root := &cobra.Command{
-		Use:   "bootstrap",
-		Short: "Turn a fresh EC2 instance into an attested ECS node",
-		Long:  longHelp(),
+		Use:         "bootstrap",
+		Annotations: map[string]string{cli.CalledAs: "/usr/libexec/sevagent/bootstrap"},
+		Short:       "Turn a fresh EC2 instance into an attested ECS node",
+		Long:        longHelp(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := fromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
 				return failed("options", cli.Usage(err))
@@ -52,7 +53,7 @@ func newCommand(n *node) *cobra.Command {
 		},
 	}
 	addFlags(root.Flags(), &n.options)
-	root.AddCommand(signalCommand(), mayJoinCommand(), cli.VersionCommand(root.Name()))
+	root.AddCommand(signalCommand(), mayJoinCommand())
 	return root
 }
 

@@ -1,5 +1,5 @@
-// Package cli is what the product's commands have in common: signals become a context, errors become one line and an
-// exit status, and the version is the build's.
+// Package cli is what the product's commands share: signals become a context, errors become one line and an exit status,
+// and every program has the commands version, completion and manual.
 package cli
 
 import (
@@ -29,7 +29,7 @@ func Usage(err error) error { return marked{err, statusUsage} }
 // Usagef is Usage of a new error.
 func Usagef(format string, args ...any) error { return Usage(fmt.Errorf(format, args...)) }
 
-// Unreachable marks an error as a failure to reach someone.
+// Unreachable marks an error as a failure to reach AWS, the agent or the network.
 func Unreachable(err error) error { return marked{err, statusUnreachable} }
 
 type marked struct {
@@ -39,7 +39,7 @@ type marked struct {
 
 func (m marked) Unwrap() error { return m.error }
 
-// Main runs a command until it ends, or until the process is told to stop.
+// Main runs a command until it is done or the process is told to stop, and exits with the status that its error stands for.
 func Main(name string, run func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -55,9 +55,10 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 	os.Exit(status)
 }
 
-// Execute runs the command tree under root. What cobra says of flags and arguments is an error in usage; a command
-// that only groups others asks for one of them.
+// Execute runs the command tree under root, with the commands that every program has. What cobra says of flags and
+// arguments is a usage error; a command that only groups others asks for one of them.
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage(err) })
 	prepare(root)
@@ -89,8 +90,8 @@ func prepare(cmd *cobra.Command) {
 	}
 }
 
-// VersionCommand is the command version of the program name.
-func VersionCommand(name string) *cobra.Command {
+// versionCommand is the command version of the program name.
+func versionCommand(name string) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -100,7 +101,7 @@ func VersionCommand(name string) *cobra.Command {
 	}
 }
 
-// Version is what the build noted of the source: a tag, or a pseudo-version with the commit.
+// Version is what the build recorded about the source: a tag, or a pseudo-version with the commit.
 func Version() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version

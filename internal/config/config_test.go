@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"sevagent/internal/configfile"
 )
 
 // write makes a file below dir.
@@ -153,7 +151,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"not YAML", "log: {level: info}\nmtls: [\n", "2: not YAML: did not find expected node content"},
 		{"unknown anchor", "log: *x\n", "1: not YAML: unknown anchor 'x' referenced"},
 		{"second document", "log:\n  level: warn\n---\nlog:\n", "3: a second YAML document; one file holds one"},
-		{"too large", strings.Repeat("#", configfile.Max+1), "1: the file is larger than 1048576 bytes"},
+		{"too large", strings.Repeat("#", maxFile+1), "1: the file is larger than 1048576 bytes"},
 		{"not a mapping", "hello\n", "1: want a mapping with the keys log, attestation, mtls, listen"},
 
 		// Keys.
@@ -308,7 +306,7 @@ func TestTooMuch(t *testing.T) {
 		"values":       "mtls:\n  secrets: [" + strings.Repeat("a,", maxNodes) + "]\n",
 		"unknown keys": "mtls:\n  x" + strings.Repeat(": 1\n  x", maxNodes) + ": 1\n",
 		"nesting":      strings.Repeat("[", 9000),
-		"a long value": "log:\n  level: " + strings.Repeat("x", configfile.Max/2) + "\n",
+		"a long value": "log:\n  level: " + strings.Repeat("x", maxFile/2) + "\n",
 		"a long key":   "log:\n  " + strings.Repeat("x", 1000) + ": x\n",
 	} {
 		_, err := loadText(text)

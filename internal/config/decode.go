@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
-
-	"sevagent/internal/configfile"
 )
 
 // maxNodes bounds the keys and values that are looked at in one file. Aliases, which could multiply them, are refused.
@@ -46,8 +44,8 @@ func (d *decoder) read(file string, data []byte, into any) {
 	d.file, d.nodes = file, 0
 	d.order++
 	d.root = reflect.TypeOf(into).Elem()
-	if len(data) > configfile.Max {
-		d.at(d.line(1), "", "the file is larger than %d bytes", configfile.Max)
+	if len(data) > maxFile {
+		d.at(d.line(1), "", "the file is larger than %d bytes", maxFile)
 		return
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(data))

@@ -7,14 +7,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"sevagent/internal/configfile"
 )
 
 // Load reads a file, or a directory with config.yaml and conf.d/*.yaml, both of which may be absent. The error names
 // every mistake in every file.
 func Load(path string) (Config, error) {
-	files, err := configfile.List(path)
+	files, err := listFiles(path)
 	if err != nil {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
@@ -24,11 +22,11 @@ func Load(path string) (Config, error) {
 // Check returns what Load would of the directory dir if its file name had the given content. The directory need not
 // exist.
 func Check(dir, name string, content []byte) (Config, error) {
-	files, err := configfile.List(dir)
+	files, err := listFiles(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Config{}, fmt.Errorf("read the configuration: %w", err)
 	}
-	file, base := filepath.Join(dir, name), filepath.Join(dir, configfile.Base)
+	file, base := filepath.Join(dir, name), filepath.Join(dir, baseFile)
 	if !slices.Contains(files, file) {
 		files = append(files, file)
 		slices.SortFunc(files, func(a, b string) int {
@@ -44,9 +42,28 @@ func Check(dir, name string, content []byte) (Config, error) {
 	return load(files, map[string][]byte{file: content})
 }
 
-// load decodes the files over the defaults and validates the result. instead holds content to take in place of a
-// file's.
+// Socket returns listen.socket of the configuration at path as far as it can be read. Mistakes elsewhere do not matter:
+// a running agent can be asked although a file has become wrong since.
+func Socket(path string) string {
+	files, err := listFiles(path)
+	if err != nil {
+		return Default().Listen.Socket
+	}
+	cfg, _ := decode(files, nil)
+	return cfg.Listen.Socket
+}
+
 func load(files []string, instead map[string][]byte) (Config, error) {
+	cfg, err := decode(files, instead)
+	if err != nil {
+		return Config{}, err
+	}
+	return cfg, nil
+}
+
+// decode reads the files over the defaults and validates the result, which has all that could be read. instead holds
+// content to take in place of a file's.
+func decode(files []string, instead map[string][]byte) (Config, error) {
 	cfg := Default()
 	d := newDecoder()
 	var errs []error
@@ -54,7 +71,7 @@ func load(files []string, instead map[string][]byte) (Config, error) {
 		data, ok := instead[file]
 		if !ok {
 			var err error
-			if data, err = configfile.Read(file); err != nil {
+			if data, err = readFile(file); err != nil {
 				errs = append(errs, fmt.Errorf("read the configuration: %w", err))
 				continue
 			}
@@ -62,8 +79,5 @@ func load(files []string, instead map[string][]byte) (Config, error) {
 		d.read(file, data, &cfg)
 	}
 	cfg.validate(&d.mistakes)
-	if err := errors.Join(append(errs, d.errors()...)...); err != nil {
-		return Config{}, err
-	}
-	return cfg, nil
+	return cfg, errors.Join(append(errs, d.errors()...)...)
 }

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
-	"sevagent/internal/configfile"
 	"sevagent/internal/snp"
 )
 
@@ -24,11 +23,11 @@ func LoadPolicy(nameOrPath string) (appraise.Policy, error) {
 	if isProfile(nameOrPath) {
 		return appraise.Builtin(nameOrPath)
 	}
-	data, err := configfile.Read(nameOrPath)
+	data, err := readFile(nameOrPath)
 	if err != nil {
 		return appraise.Policy{}, fmt.Errorf("read the policy: %w", err)
 	}
-	return parsePolicy(nameOrPath, data, configfile.Read)
+	return parsePolicy(nameOrPath, data, readFile)
 }
 
 // isProfile tells the name of a built-in profile from a file's path.
@@ -79,8 +78,8 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 // checkPEM reports whether a file holds certificates and nothing else. Whether they are of use as roots is for
 // package appraise to say.
 func checkPEM(file string, data []byte) error {
-	if len(data) > configfile.Max {
-		return fmt.Errorf("%s is larger than %d bytes", file, configfile.Max)
+	if len(data) > maxFile {
+		return fmt.Errorf("%s is larger than %d bytes", file, maxFile)
 	}
 	for n := 0; ; n++ {
 		var block *pem.Block

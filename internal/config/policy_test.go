@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
-	"sevagent/internal/configfile"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 
@@ -138,7 +137,7 @@ func TestPolicyRefuses(t *testing.T) {
 	good := certificatePEM(t)
 	files := map[string]string{
 		"/etc/empty": "", "/etc/key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-		"/etc/half": good + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "/etc/large": good + strings.Repeat("\n", configfile.Max),
+		"/etc/half": good + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "/etc/large": good + strings.Repeat("\n", maxFile),
 	}
 	read := func(file string) ([]byte, error) {
 		if text, ok := files[file]; ok {

@@ -22,6 +22,6 @@ func Command() *cobra.Command {
 	evidence.AddCommand(verifyCommand())
 	policy := &cobra.Command{Use: "policy", Short: "Work with appraisal policies"}
 	policy.AddCommand(explainCommand())
-	root.AddCommand(evidence, policy, clusterCommand(), cli.VersionCommand(root.Name()))
+	root.AddCommand(evidence, policy, clusterCommand())
 	return root
 }

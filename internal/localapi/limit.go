@@ -124,10 +124,11 @@ func credentials(conn *net.UnixConn) (cred *unix.Ucred) {
 
 // tooMany is the answer to who is turned away, whatever was asked.
 var tooMany = func() []byte {
-	p := problem(http.StatusTooManyRequests, "too_many_connections", fmt.Sprintf("a container, or a user, may have %d connections, and so may all on loopback", maxConnections))
-	p.Advice, p.retryAfter = "try again later", time.Second
+	p := problem(http.StatusTooManyRequests, "too_many_connections",
+		fmt.Sprintf("too many connections: at most %d per container or user, and on loopback in total", maxConnections))
+	p.Advice, p.RetryAfter = "try again later", time.Second
 	var body answer
-	p.write(&body)
+	refuse(&body, p)
 	var text bytes.Buffer
 	resp := http.Response{StatusCode: p.Status, ProtoMajor: 1, ProtoMinor: 1, Header: body.Header(), Body: io.NopCloser(&body.Buffer), ContentLength: int64(body.Len()), Close: true}
 	if err := resp.Write(&text); err != nil {

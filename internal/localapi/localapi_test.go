@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -19,49 +17,61 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
-	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
 )
 
-// node is a server over fixed answers, on a socket and on loopback TCP.
+// node is a server over fixed answers, on a socket and on loopback TCP, that can be told to fail.
 type node struct {
-	t        *testing.T
-	socket   string
-	tcp      string
-	health   string
-	evidence error
-	claims   evidence.Claims // of the last request for evidence
+	t                                *testing.T
+	socket                           string
+	tcp                              string
+	alive, evidence, refresh, gather error
+	health                           client.HealthStatus
+	claims                           evidence.Claims // of the last request for evidence
+}
+
+// repair takes back what n was told to fail with.
+func (n *node) repair() {
+	n.alive, n.evidence, n.refresh, n.gather = nil, nil, nil, nil
+	n.health = client.Pass
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "la") // sockets have short paths
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("make a directory for the socket: %v", err)
 	}
-	n := &node{t: t, socket: filepath.Join(dir, "s"), health: localapi.StatusPass}
+	n := &node{t: t, socket: filepath.Join(dir, "s")}
+	n.repair()
 	socket, err := net.Listen("unix", n.socket)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("listen on the socket: %v", err)
 	}
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("listen on loopback: %v", err)
 	}
 	n.tcp = tcp.Addr().String()
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collector(func() error { return n.gather }))
+	health := func(time.Time) *client.Health {
+		h := &client.Health{Version: "v1"}
+		h.Add("x", client.Check{Status: client.Pass})
+		h.Add("x", client.Check{Status: n.health, Output: "<b>reason</b>"})
+		return h
+	}
 	server := localapi.New(localapi.Config{
 		Version: "v1",
-		Alive:   func(time.Time) error { return nil },
-		Health: func(time.Time) *localapi.Health {
-			h := new(localapi.Health)
-			h.Add("x", localapi.Check{Status: localapi.StatusPass})
-			h.Add("x", localapi.Check{Status: n.health, Output: "<b>reason</b>"})
-			return h
+		Alive:   func(time.Time) error { return n.alive },
+		Health:  health,
+		Status: func(now time.Time) *client.Status {
+			return &client.Status{Version: "<script>", Health: *health(now)}
 		},
-		Status:       func(time.Time) any { return map[string]string{"a": "<script>"} },
-		Certificates: func() any { return map[string]string{} },
+		Certificates: func() *client.Certificates { return &client.Certificates{Generation: "g1"} },
 		Evidence: func(_ context.Context, c evidence.Claims) (*evidence.Document, *appraise.Verdict, error) {
 			n.claims = c
 			if n.evidence != nil {
@@ -71,8 +81,8 @@ func newNode(t *testing.T) *node {
 			return doc, nil, err
 		},
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
-		Refresh:  func(context.Context) (any, error) { return map[string]bool{"changed": false}, nil },
-		Metrics:  prometheus.NewRegistry(),
+		Refresh:  func(context.Context) (*client.Refresh, error) { return &client.Refresh{Generation: "g1"}, n.refresh },
+		Metrics:  metrics,
 		Log:      slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -95,7 +105,7 @@ type answer struct {
 }
 
 func (a answer) code() string {
-	var p localapi.Problem
+	var p client.Problem
 	json.Unmarshal([]byte(a.body), &p)
 	return p.Code
 }
@@ -135,58 +145,6 @@ func (n *node) do(network, method, path, body string, header ...string) answer {
 
 const nonce = `"nonce": "AAECAwQFBgcICQoLDA0ODw"` // 16 bytes
 
-func TestRequests(t *testing.T) {
-	n := newNode(t)
-	for _, c := range []struct {
-		name, network, method, path, body string
-		header                            []string
-		status                            int
-		code                              string
-	}{
-		{"liveness", "unix", "GET", "/healthz", "", nil, 200, ""},
-		{"liveness on TCP", "tcp", "GET", "/healthz", "", nil, 200, ""},
-		{"readiness", "tcp", "GET", "/readyz", "", nil, 200, ""},
-		{"metrics", "tcp", "GET", "/metrics", "", nil, 200, ""},
-		{"status", "tcp", "GET", "/v1/status", "", nil, 200, ""},
-		{"certificates", "tcp", "GET", "/v1/certificates", "", nil, 200, ""},
-		{"page", "tcp", "GET", "/", "", nil, 200, ""},
-		{"evidence", "unix", "POST", "/v1/evidence", "{" + nonce + "}", nil, 200, ""},
-		{"evidence bound", "unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "client"}`, nil, 200, ""},
-		{"refresh", "unix", "POST", "/v1/refresh", "", nil, 200, ""},
-
-		{"evidence on TCP", "tcp", "POST", "/v1/evidence", "{" + nonce + "}", nil, 403, "socket_only"},
-		{"refresh on TCP", "tcp", "POST", "/v1/refresh", "", nil, 403, "socket_only"},
-		{"foreign host", "tcp", "GET", "/v1/status", "", []string{"Host", "evil.example.com"}, 403, "foreign_host"},
-		{"foreign origin", "tcp", "GET", "/v1/status", "", []string{"Origin", "http://evil.example.com"}, 403, "foreign_host"},
-		{"null origin", "tcp", "GET", "/v1/status", "", []string{"Origin", "null"}, 403, "foreign_host"},
-		{"own origin", "tcp", "GET", "/v1/status", "", []string{"Origin", "http://localhost:9180"}, 200, ""},
-		{"no such path", "unix", "GET", "/v1/secrets", "", nil, 404, "not_found"},
-		{"traversal", "unix", "GET", "/v1/../../etc/passwd", "", nil, 404, "not_found"},
-		{"wrong method", "unix", "GET", "/v1/evidence", "", nil, 405, "method_not_allowed"},
-		{"delete", "tcp", "DELETE", "/v1/status", "", nil, 405, "method_not_allowed"},
-		{"no body", "unix", "POST", "/v1/evidence", "", nil, 400, "bad_request"},
-		{"no nonce", "unix", "POST", "/v1/evidence", "{}", nil, 400, "bad_request"},
-		{"15 bytes", "unix", "POST", "/v1/evidence", `{"nonce": "AAECAwQFBgcICQoLDA0O"}`, nil, 400, "bad_request"},
-		{"65 bytes", "unix", "POST", "/v1/evidence", `{"nonce": "` + strings.Repeat("AAAA", 21) + `AAA"}`, nil, 400, "bad_request"},
-		{"not base64url", "unix", "POST", "/v1/evidence", `{"nonce": "+++++++++++++++++++++w=="}`, nil, 400, "bad_request"},
-		{"unknown field", "unix", "POST", "/v1/evidence", "{" + nonce + `, "report_data": "00"}`, nil, 400, "bad_request"},
-		{"two values", "unix", "POST", "/v1/evidence", "{" + nonce + "}{}", nil, 400, "bad_request"},
-		{"unknown bind", "unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "peer"}`, nil, 400, "bad_request"},
-		{"bind without certificate", "unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "server"}`, nil, 409, "no_certificate"},
-		{"large body", "unix", "POST", "/v1/evidence", `{"nonce": "` + strings.Repeat("A", 5000) + `"}`, nil, 413, "bad_request"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			got := n.do(c.network, c.method, c.path, c.body, c.header...)
-			if got.status != c.status || got.code() != c.code {
-				t.Errorf("%d %q: %s, want %d %q", got.status, got.code(), got.body, c.status, c.code)
-			}
-			if c.code != "" && got.header.Get("Content-Type") != "application/problem+json" {
-				t.Errorf("Content-Type = %q", got.header.Get("Content-Type"))
-			}
-		})
-	}
-}
-
 func TestCallerIsKnownByItsSocket(t *testing.T) {
 	n := newNode(t)
 	n.do("unix", "POST", "/v1/evidence", "{"+nonce+"}")
@@ -195,51 +153,6 @@ func TestCallerIsKnownByItsSocket(t *testing.T) {
 	}
 	if n.claims.Purpose != evidence.PurposeClient {
 		t.Errorf("purpose is %q", n.claims.Purpose)
-	}
-}
-
-func TestReadiness(t *testing.T) {
-	n := newNode(t)
-	for _, c := range []struct {
-		health string
-		status int
-	}{{localapi.StatusPass, 200}, {localapi.StatusWarn, 200}, {localapi.StatusFail, 503}} {
-		n.health = c.health
-		got := n.do("tcp", "GET", "/readyz", "")
-		var h localapi.Health
-		if err := json.Unmarshal([]byte(got.body), &h); err != nil {
-			t.Fatal(err)
-		}
-		if got.status != c.status || h.Status != c.health || got.header.Get("Content-Type") != "application/health+json" {
-			t.Errorf("%s: %d %s %s", c.health, got.status, h.Status, got.header.Get("Content-Type"))
-		}
-		if got.status == 503 && got.header.Get("Retry-After") == "" {
-			t.Error("503 without Retry-After")
-		}
-	}
-}
-
-func TestDeviceErrorsBecomeProblems(t *testing.T) {
-	n := newNode(t)
-	for _, c := range []struct {
-		err    error
-		status int
-		code   string
-	}{
-		{attest.ErrNoDevice, 503, "device_missing"},
-		{fmt.Errorf("ask for evidence: %w", attest.ErrQueueFull), 429, "queue_full"},
-		{attest.ErrThrottled, 503, "throttled"},
-		{attest.ErrVMPCKDisabled, 503, "vmpck_disabled"},
-		{&attest.FirmwareError{Status: 0x27}, 503, "firmware_error"},
-		{context.DeadlineExceeded, 503, "deadline"},
-		{&appraise.Rejection{Code: "policy_rejected", Reason: "x"}, 503, "policy_rejected"},
-		{errors.New("else"), 503, "attestation_failed"},
-	} {
-		n.evidence = c.err
-		got := n.do("unix", "POST", "/v1/evidence", "{"+nonce+"}")
-		if got.status != c.status || got.code() != c.code || got.header.Get("Retry-After") == "" {
-			t.Errorf("%v: %d %q, Retry-After %q, want %d %q", c.err, got.status, got.code(), got.header.Get("Retry-After"), c.status, c.code)
-		}
 	}
 }
 

@@ -6,35 +6,29 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"sevagent/client"
 )
 
-// Problem is an error document: RFC 9457, application/problem+json. Code is stable and for programs, Detail and
-// Advice are for people.
-type Problem struct {
-	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Code   string `json:"code"`
-	Detail string `json:"detail"`
-	Advice string `json:"advice,omitempty"`
-
-	retryAfter time.Duration
+func problem(status int, code, detail string) *client.Problem {
+	return &client.Problem{
+		Type:   "urn:sevagent:problem:" + code,
+		Title:  http.StatusText(status),
+		Status: status,
+		Code:   code,
+		Detail: detail,
+	}
 }
 
-func problem(status int, code, detail string) *Problem {
-	return &Problem{Status: status, Code: code, Detail: detail}
-}
-
-func (p *Problem) write(w http.ResponseWriter) {
-	p.Type = "urn:sevagent:problem:" + p.Code
-	p.Title = http.StatusText(p.Status)
+// refuse answers with p. 429 and 503 always carry Retry-After.
+func refuse(w http.ResponseWriter, p *client.Problem) {
+	if p.RetryAfter == 0 && (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) {
+		p.RetryAfter = 30 * time.Second
+	}
 	h := w.Header()
 	h.Set("Content-Type", "application/problem+json")
-	if p.retryAfter == 0 && (p.Status == http.StatusTooManyRequests || p.Status == http.StatusServiceUnavailable) {
-		p.retryAfter = 30 * time.Second
-	}
-	if p.retryAfter > 0 {
-		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(p.retryAfter.Seconds()))))
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(int(math.Ceil(p.RetryAfter.Seconds()))))
 	}
 	w.WriteHeader(p.Status)
 	json.NewEncoder(w).Encode(p)

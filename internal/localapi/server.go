@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
@@ -46,20 +47,20 @@ type Config struct {
 	Version string
 	// Alive returns why a loop does not turn, or nil.
 	Alive func(now time.Time) error
-	// Health judges readiness.
-	Health func(now time.Time) *Health
-	// Status is the value of /v1/status, for JSON.
-	Status func(now time.Time) any
-	// Certificates is the value of /v1/certificates, for JSON.
-	Certificates func() any
+	// Health serves /readyz.
+	Health func(now time.Time) *client.Health
+	// Status serves /v1/status.
+	Status func(now time.Time) *client.Status
+	// Certificates serves /v1/certificates.
+	Certificates func() *client.Certificates
 	// Evidence serves /v1/evidence.
 	Evidence func(context.Context, evidence.Claims) (*evidence.Document, *appraise.Verdict, error)
-	// Callers finds the container and task of who asks for evidence. Nil means that a caller is known by uid only.
+	// Callers finds the container and task of the caller that asks for evidence. Nil: a caller is known by uid only.
 	Callers *Callers
 	// BoundKey returns the SHA-256 of the published client's or server's SubjectPublicKeyInfo.
 	BoundKey func(kind string) ([]byte, bool)
-	// Refresh pulls the secrets now and returns what changed, for JSON.
-	Refresh func(context.Context) (any, error)
+	// Refresh pulls the secrets now and returns what changed.
+	Refresh func(context.Context) (*client.Refresh, error)
 	Metrics prometheus.Gatherer
 	Log     *slog.Logger
 }
@@ -215,11 +216,11 @@ func (s *Server) tcpHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin, err := url.Parse(r.Header.Get("Origin"))
 		if !loopbackHost(r.Host) || err != nil || r.Header.Get("Origin") != "" && !loopbackHost(origin.Host) {
-			problem(http.StatusForbidden, "foreign_host", "the Host or Origin of the request is not this machine's loopback address").write(w)
+			refuse(w, problem(http.StatusForbidden, "foreign_host", "the Host or Origin of the request is not this machine's loopback address"))
 			return
 		}
 		if r.URL.Path == "/v1/evidence" || r.URL.Path == "/v1/refresh" {
-			problem(http.StatusForbidden, "socket_only", "this is served on the Unix socket only, where callers are known").write(w)
+			refuse(w, problem(http.StatusForbidden, "socket_only", "this is served on the Unix socket only, where callers are known"))
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -252,17 +253,17 @@ func (s *Server) problems(mux *http.ServeMux) http.Handler {
 			other := &http.Request{Method: method, URL: r.URL, Host: r.Host}
 			if _, pattern := mux.Handler(other); pattern != "" {
 				w.Header().Set("Allow", method)
-				problem(http.StatusMethodNotAllowed, "method_not_allowed", fmt.Sprintf("%s takes %s", r.URL.Path, method)).write(w)
+				refuse(w, problem(http.StatusMethodNotAllowed, "method_not_allowed", fmt.Sprintf("%s takes %s", r.URL.Path, method)))
 				return
 			}
 		}
-		problem(http.StatusNotFound, "not_found", "there is no such path").write(w)
+		refuse(w, problem(http.StatusNotFound, "not_found", "there is no such path"))
 	})
 }
 
 func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
 	if err := s.cfg.Alive(time.Now()); err != nil {
-		problem(http.StatusServiceUnavailable, "stuck", err.Error()).write(w)
+		refuse(w, problem(http.StatusServiceUnavailable, "stuck", err.Error()))
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -273,23 +274,17 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 	h := s.cfg.Health(time.Now())
 	h.Version = s.cfg.Version
 	w.Header().Set("Content-Type", "application/health+json")
-	if h.httpStatus() != http.StatusOK {
+	if !h.Ready() {
 		w.Header().Set("Retry-After", "5")
+		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	w.WriteHeader(h.httpStatus())
 	json.NewEncoder(w).Encode(h)
 }
 
-// evidenceRequest is the body of POST /v1/evidence.
-type evidenceRequest struct {
-	Nonce evidence.B64URL `json:"nonce"`
-	Bind  string          `json:"bind"`
-}
-
 func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
-	var body evidenceRequest
+	var body client.EvidenceRequest
 	if p := readJSON(r.Body, &body); p != nil {
-		p.write(w)
+		refuse(w, p)
 		return
 	}
 	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone}}
@@ -298,16 +293,16 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 	case evidence.BindClient, evidence.BindServer:
 		key, ok := s.cfg.BoundKey(body.Bind)
 		if !ok {
-			problem(http.StatusConflict, "no_certificate", fmt.Sprintf("no %s certificate is published that evidence could be bound to", body.Bind)).write(w)
+			refuse(w, problem(http.StatusConflict, "no_certificate", fmt.Sprintf("no %s certificate is published that evidence could be bound to", body.Bind)))
 			return
 		}
 		claims.Binding = evidence.Binding{Kind: body.Bind, SPKISHA256: key}
 	default:
-		problem(http.StatusBadRequest, "bad_request", fmt.Sprintf("bind is %q, want none, client or server", body.Bind)).write(w)
+		refuse(w, problem(http.StatusBadRequest, "bad_request", fmt.Sprintf("bind is %q, want none, client or server", body.Bind)))
 		return
 	}
 	if err := claims.Check(); err != nil {
-		problem(http.StatusBadRequest, "bad_request", err.Error()).write(w)
+		refuse(w, problem(http.StatusBadRequest, "bad_request", err.Error()))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), evidenceTimeout)
@@ -316,29 +311,30 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 	s.cfg.Log.Debug("evidence requested", "uid", claims.Caller.UID, "container_id", claims.Caller.ContainerID, "task_arn", claims.Caller.TaskARN)
 	doc, _, err := s.cfg.Evidence(ctx, claims)
 	if err != nil {
-		attestProblem(err).write(w)
+		refuse(w, attestProblem(err))
 		return
 	}
 	writeJSON(w, doc)
 }
 
-func attestProblem(err error) *Problem {
-	p := problem(http.StatusServiceUnavailable, attest.Code(err), err.Error())
+func attestProblem(err error) *client.Problem {
+	status := http.StatusServiceUnavailable
 	if errors.Is(err, attest.ErrQueueFull) {
-		p.Status = http.StatusTooManyRequests
+		status = http.StatusTooManyRequests
 	}
+	p := problem(status, attest.Code(err), err.Error())
 	p.Advice = attest.Advice(err)
-	p.retryAfter = attest.RetryAfter(err)
+	p.RetryAfter = attest.RetryAfter(err)
 	return p
 }
 
 func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 	if uid := callerUID(r.Context()); uid != 0 && uid != ownUID {
-		problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", uid)).write(w)
+		refuse(w, problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", uid)))
 		return
 	}
 	if s.inContainer(r.Context()) {
-		problem(http.StatusForbidden, "forbidden", "refresh is for root of the node, not of a container").write(w)
+		refuse(w, problem(http.StatusForbidden, "forbidden", "refresh is for root of the node, not of a container"))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)
@@ -347,14 +343,14 @@ func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		p := problem(http.StatusServiceUnavailable, "refresh_failed", err.Error())
 		p.Advice = "see 'sevagent status' for each secret"
-		p.write(w)
+		refuse(w, p)
 		return
 	}
 	writeJSON(w, change)
 }
 
 // readJSON decodes exactly one JSON object without unknown fields.
-func readJSON(body io.Reader, into any) *Problem {
+func readJSON(body io.Reader, into any) *client.Problem {
 	dec := json.NewDecoder(body)
 	dec.DisallowUnknownFields()
 	err := dec.Decode(into)
@@ -372,11 +368,11 @@ func readJSON(body io.Reader, into any) *Problem {
 	return problem(http.StatusBadRequest, "bad_request", "read the body: "+err.Error())
 }
 
-// writeJSON says how long the answer is, so that half of one is not taken for whole: cmd/sevagent/front takes no other.
+// writeJSON sends Content-Length, so that no client takes half of an answer for the whole.
 func writeJSON(w http.ResponseWriter, v any) {
 	var text bytes.Buffer
 	if err := json.NewEncoder(&text).Encode(v); err != nil {
-		problem(http.StatusInternalServerError, "internal", "encode the answer: "+err.Error()).write(w)
+		refuse(w, problem(http.StatusInternalServerError, "internal", "encode the answer: "+err.Error()))
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

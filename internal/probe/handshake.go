@@ -12,18 +12,20 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"sevagent/client"
 )
 
 // probe makes one handshake with an endpoint. It fills in what one probe can know.
-func (p *Prober) probe(ctx context.Context, endpoint string) Result {
+func (p *Prober) probe(ctx context.Context, endpoint string) client.Endpoint {
 	start := time.Now()
-	r := Result{Endpoint: endpoint, LastProbe: start.UTC()}
+	r := client.Endpoint{Endpoint: endpoint, LastProbe: start.UTC()}
 	cert, roots, err := p.material()
 	if err == nil && (cert == nil || roots == nil) { // no roots would mean the system's
 		err = errors.New("nothing is published yet")
 	}
 	if err != nil {
-		r.fail(NoMaterial, err)
+		fail(&r, client.ProbeNoMaterial, err)
 		return r
 	}
 
@@ -31,7 +33,7 @@ func (p *Prober) probe(ctx context.Context, endpoint string) Result {
 	defer cancel()
 	conn, err := p.dial(ctx, "tcp", endpoint)
 	if err != nil {
-		r.fail(dialCode(err), err)
+		fail(&r, dialCode(err), err)
 		return r
 	}
 	defer conn.Close()
@@ -41,14 +43,14 @@ func (p *Prober) probe(ctx context.Context, endpoint string) Result {
 	return r
 }
 
-func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *Result, cert *tls.Certificate, roots *x509.CertPool) {
+func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoint, cert *tls.Certificate, roots *x509.CertPool) {
 	host, _, err := net.SplitHostPort(r.Endpoint)
 	if err != nil {
-		r.fail(Unreachable, err)
+		fail(r, client.ProbeUnreachable, err)
 		return
 	}
-	var verdict Code // on the server's certificate, if it is bad
-	var asked bool   // for ours
+	var verdict client.ProbeResult // on the server's certificate, if it is bad
+	var asked bool                 // for ours
 	c := tls.Client(conn, &tls.Config{
 		ServerName:         host,
 		InsecureSkipVerify: true, // VerifyConnection verifies, after it has noted what the server shows
@@ -69,7 +71,7 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *Result, cert *
 	if took := time.Since(start); err == nil {
 		r.HandshakeSeconds = took.Seconds()
 		if !asked {
-			r.fail(NotRequested, errors.New("the server does not ask for a client certificate: anyone may connect"))
+			fail(r, client.ProbeNotRequested, errors.New("the server does not ask for a client certificate: anyone may connect"))
 			return
 		}
 		// The verdict takes a round trip, as did the handshake.
@@ -77,23 +79,23 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *Result, cert *
 	}
 	switch op, _ := errors.AsType[*net.OpError](err); {
 	case err == nil:
-		r.Result = OK
+		r.Result = client.ProbeOK
 	case verdict != "":
-		r.fail(verdict, err)
+		fail(r, verdict, err)
 	case isTimeout(err):
-		r.fail(Timeout, fmt.Errorf("the handshake did not end within %v", p.timeout))
+		fail(r, client.ProbeTimeout, fmt.Errorf("the handshake did not end within %v", p.timeout))
 	case op != nil && op.Op == "remote error": // so crypto/tls marks an alert that it has received
 		when := "before it had our certificate"
 		if asked {
 			when = "to our certificate"
 		}
-		r.fail(Alert, fmt.Errorf("the server answered %s with the alert %q", when, strings.TrimPrefix(op.Err.Error(), "tls: ")))
+		fail(r, client.ProbeAlert, fmt.Errorf("the server answered %s with the alert %q", when, strings.TrimPrefix(op.Err.Error(), "tls: ")))
 	case asked && hungUp(err):
-		r.fail(Closed, fmt.Errorf("the server had our certificate and closed the connection with no alert: %w", err))
+		fail(r, client.ProbeClosed, fmt.Errorf("the server had our certificate and closed the connection with no alert: %w", err))
 	case hungUp(err):
-		r.fail(Protocol, fmt.Errorf("the server closed the connection: %w", err))
+		fail(r, client.ProbeProtocol, fmt.Errorf("the server closed the connection: %w", err))
 	default:
-		r.fail(Protocol, err)
+		fail(r, client.ProbeProtocol, err)
 	}
 }
 
@@ -111,39 +113,39 @@ func listen(ctx context.Context, c *tls.Conn, wait time.Duration) error {
 }
 
 // verify judges the chain that a server shows, and then the name: whose a certificate is matters less than who says so.
-func verify(chain []*x509.Certificate, roots *x509.CertPool, host string) (Code, error) {
+func verify(chain []*x509.Certificate, roots *x509.CertPool, host string) (client.ProbeResult, error) {
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)
 	}
 	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: intermediates})
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
-		return Expired, err
+		return client.ProbeExpired, err
 	}
 	if err != nil {
-		return Untrusted, err
+		return client.ProbeUntrusted, err
 	}
 	if err := chain[0].VerifyHostname(host); err != nil {
-		return NameMismatch, err
+		return client.ProbeNameMismatch, err
 	}
 	return "", nil
 }
 
-func (r *Result) fail(code Code, err error) {
+func fail(r *client.Endpoint, code client.ProbeResult, err error) {
 	r.Result, r.Reason = code, printable(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "tls: "), "x509: "))
 }
 
-func dialCode(err error) Code {
+func dialCode(err error) client.ProbeResult {
 	_, dns := errors.AsType[*net.DNSError](err)
 	switch {
 	case dns:
-		return DNS
+		return client.ProbeDNS
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return Refused
+		return client.ProbeRefused
 	case isTimeout(err):
-		return Timeout
+		return client.ProbeTimeout
 	}
-	return Unreachable
+	return client.ProbeUnreachable
 }
 
 func isTimeout(err error) bool {

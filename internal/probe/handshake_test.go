@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sevagent/client"
 	"sevagent/internal/sim/simca"
 )
 
@@ -146,56 +147,56 @@ func TestResults(t *testing.T) {
 		client *simca.CA
 		linger time.Duration // default: long
 		short  bool          // the probe runs into its timeout
-		want   Code
+		want   client.ProbeResult
 		reason string // is part of it
 		shown  bool   // the server's certificate is described
 	}{
-		{name: "good", server: onTLS(), linger: time.Millisecond, want: OK, shown: true},
-		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond, want: OK, shown: true},
-		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)), linger: time.Millisecond, want: OK, shown: true},
-		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error { _, err := io.WriteString(c, "hello"); return err }), want: OK, shown: true},
-		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: Alert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
-		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: Alert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
+		{name: "good", server: onTLS(), linger: time.Millisecond, want: client.ProbeOK, shown: true},
+		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond, want: client.ProbeOK, shown: true},
+		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)), linger: time.Millisecond, want: client.ProbeOK, shown: true},
+		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error { _, err := io.WriteString(c, "hello"); return err }), want: client.ProbeOK, shown: true},
+		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
+		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
 		{name: "refuses our certificate for a reason of its own", server: onTLS(func(c *tls.Config) {
 			c.VerifyConnection = func(tls.ConnectionState) error { return errors.New("no") }
-		}), want: Alert, reason: `"bad certificate"`, shown: true},
-		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake), want: Closed, reason: "no alert", shown: true},
-		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12), want: Closed, reason: "no alert", shown: true},
-		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })), want: Expired, reason: "is after", shown: true},
-		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotBefore = k.now.Add(time.Hour) })), want: Expired, reason: "is before", shown: true},
-		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)), want: Untrusted, reason: "unknown authority", shown: true},
-		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12), want: Untrusted, reason: "unknown authority", shown: true},
-		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) { t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })), want: Untrusted, reason: "key usage", shown: true},
-		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) { t.IPAddresses = []net.IP{{127, 0, 0, 2}} })), want: NameMismatch, reason: "127.0.0.2, not 127.0.0.1", shown: true},
-		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign, func(t *simca.Template) { t.IPAddresses = nil })), want: Untrusted, shown: true},
-		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)), want: NotRequested, reason: "does not ask", shown: true},
-		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12), want: NotRequested, shown: true},
-		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)), linger: time.Millisecond, want: OK, shown: true},
-		{name: "TLS 1.1", server: onTLS(tls11), want: Alert, reason: `before it had our certificate with the alert "protocol version not supported"`},
+		}), want: client.ProbeAlert, reason: `"bad certificate"`, shown: true},
+		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake), want: client.ProbeClosed, reason: "no alert", shown: true},
+		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12), want: client.ProbeClosed, reason: "no alert", shown: true},
+		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })), want: client.ProbeExpired, reason: "is after", shown: true},
+		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotBefore = k.now.Add(time.Hour) })), want: client.ProbeExpired, reason: "is before", shown: true},
+		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)), want: client.ProbeUntrusted, reason: "unknown authority", shown: true},
+		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12), want: client.ProbeUntrusted, reason: "unknown authority", shown: true},
+		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) { t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })), want: client.ProbeUntrusted, reason: "key usage", shown: true},
+		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) { t.IPAddresses = []net.IP{{127, 0, 0, 2}} })), want: client.ProbeNameMismatch, reason: "127.0.0.2, not 127.0.0.1", shown: true},
+		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign, func(t *simca.Template) { t.IPAddresses = nil })), want: client.ProbeUntrusted, shown: true},
+		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)), want: client.ProbeNotRequested, reason: "does not ask", shown: true},
+		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12), want: client.ProbeNotRequested, shown: true},
+		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)), linger: time.Millisecond, want: client.ProbeOK, shown: true},
+		{name: "TLS 1.1", server: onTLS(tls11), want: client.ProbeAlert, reason: `before it had our certificate with the alert "protocol version not supported"`},
 		{name: "not TLS", server: raw(func(c net.Conn) {
 			bufio.NewReader(c).ReadByte()
 			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
 			io.Copy(io.Discard, c)
-		}), want: Protocol, reason: "does not look like a TLS handshake"},
-		{name: "hangs up at once", server: raw(func(net.Conn) {}), want: Protocol, reason: "closed the connection"},
-		{name: "hangs up after the hello", server: raw(func(c net.Conn) { c.Read(make([]byte, 4096)) }), want: Protocol, reason: "closed the connection"},
-		{name: "never answers", server: raw(func(c net.Conn) { io.Copy(io.Discard, c) }), short: true, want: Timeout, reason: "did not end within"},
+		}), want: client.ProbeProtocol, reason: "does not look like a TLS handshake"},
+		{name: "hangs up at once", server: raw(func(net.Conn) {}), want: client.ProbeProtocol, reason: "closed the connection"},
+		{name: "hangs up after the hello", server: raw(func(c net.Conn) { c.Read(make([]byte, 4096)) }), want: client.ProbeProtocol, reason: "closed the connection"},
+		{name: "never answers", server: raw(func(c net.Conn) { io.Copy(io.Discard, c) }), short: true, want: client.ProbeTimeout, reason: "did not end within"},
 		{name: "nobody listens", server: func(*testing.T) string {
 			l := must(net.Listen("tcp", "127.0.0.1:0"))
 			l.Close()
 			return l.Addr().String()
-		}, want: Refused, reason: "refused"},
+		}, want: client.ProbeRefused, reason: "refused"},
 		// RFC 6761 has .invalid never resolve.
-		{name: "no such name", server: func(*testing.T) string { return "enclave.invalid:443" }, want: DNS, reason: "enclave.invalid"},
-		{name: "no port", server: func(*testing.T) string { return "127.0.0.1" }, want: Unreachable, reason: "missing port"},
+		{name: "no such name", server: func(*testing.T) string { return "enclave.invalid:443" }, want: client.ProbeDNS, reason: "enclave.invalid"},
+		{name: "no port", server: func(*testing.T) string { return "127.0.0.1" }, want: client.ProbeUnreachable, reason: "missing port"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			client := test.client
-			if client == nil {
-				client = k.ca
+			issuer := test.client
+			if issuer == nil {
+				issuer = k.ca
 			}
-			p := newProber(t, k.material(client), Settings{})
+			p := newProber(t, k.material(issuer), Settings{})
 			p.timeout, p.linger = long, long
 			if test.linger > 0 {
 				p.linger = test.linger
@@ -208,10 +209,10 @@ func TestResults(t *testing.T) {
 			if r.Result != test.want || !strings.Contains(r.Reason, test.reason) {
 				t.Errorf("%s, %q, want %s, with %q", r.Result, r.Reason, test.want, test.reason)
 			}
-			if r.OK() != (test.want == OK) || r.OK() != (r.Reason == "") {
+			if r.OK() != (test.want == client.ProbeOK) || r.OK() != (r.Reason == "") {
 				t.Errorf("OK is %v with result %s and reason %q", r.OK(), r.Result, r.Reason)
 			}
-			connected := test.want != DNS && test.want != Refused && test.want != Unreachable
+			connected := test.want != client.ProbeDNS && test.want != client.ProbeRefused && test.want != client.ProbeUnreachable
 			if r.Reachable != connected || (r.ConnectSeconds > 0) != connected || r.Reachable != (r.Address == endpoint) {
 				t.Errorf("reachable: %v, after %v s, at %q", r.Reachable, r.ConnectSeconds, r.Address)
 			}
@@ -229,7 +230,7 @@ func TestServerCertificate(t *testing.T) {
 	leaf := pair(must(k.foreign.IssueFrom(simca.Template{Name: "evil\x1b[2J" + strings.Repeat("é", maxText), NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter})))
 	p := newProber(t, k.material(k.ca), Settings{})
 	r := p.probe(t.Context(), serveTLS(t, k.server(func(c *tls.Config) { c.Certificates = []tls.Certificate{*leaf} })))
-	if r.Result != Expired || r.Server == nil {
+	if r.Result != client.ProbeExpired || r.Server == nil {
 		t.Fatalf("%+v", r)
 	}
 	sum := sha256.Sum256(leaf.Certificate[0])
@@ -260,16 +261,16 @@ func TestRotation(t *testing.T) {
 	for _, step := range []struct {
 		name     string
 		material func() (*tls.Certificate, *x509.CertPool, error)
-		want     Code
+		want     client.ProbeResult
 	}{
-		{"an error", func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("half a pair") }, NoMaterial},
-		{"no certificate", func() (*tls.Certificate, *x509.CertPool, error) { return nil, pool(k.ca), nil }, NoMaterial},
-		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(k.leaf(k.ca)), nil, nil }, NoMaterial},
-		{"a foreign certificate", k.material(k.foreign), Alert},
-		{"a good certificate", k.material(k.ca), OK},
+		{"an error", func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("half a pair") }, client.ProbeNoMaterial},
+		{"no certificate", func() (*tls.Certificate, *x509.CertPool, error) { return nil, pool(k.ca), nil }, client.ProbeNoMaterial},
+		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(k.leaf(k.ca)), nil, nil }, client.ProbeNoMaterial},
+		{"a foreign certificate", k.material(k.foreign), client.ProbeAlert},
+		{"a good certificate", k.material(k.ca), client.ProbeOK},
 	} {
 		material = step.material
-		if r := p.probe(t.Context(), endpoint); r.Result != step.want || r.Reachable != (step.want != NoMaterial) {
+		if r := p.probe(t.Context(), endpoint); r.Result != step.want || r.Reachable != (step.want != client.ProbeNoMaterial) {
 			t.Errorf("with %s: %+v, want %s", step.name, r, step.want)
 		}
 	}
@@ -330,12 +331,12 @@ func TestOpenSSL(t *testing.T) {
 			for _, step := range []struct {
 				client *simca.CA
 				linger time.Duration
-				want   Code
+				want   client.ProbeResult
 				reason string
 			}{
-				{k.ca, time.Millisecond, OK, ""},
-				{k.foreign, long, Alert, "to our certificate"},
-				{k.ca, time.Millisecond, OK, ""},
+				{k.ca, time.Millisecond, client.ProbeOK, ""},
+				{k.foreign, long, client.ProbeAlert, "to our certificate"},
+				{k.ca, time.Millisecond, client.ProbeOK, ""},
 			} {
 				p := newProber(t, k.material(step.client), Settings{})
 				p.timeout, p.linger = long, step.linger

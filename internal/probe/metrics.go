@@ -5,6 +5,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"sevagent/client"
 )
 
 // metrics of a Prober. The label endpoint has the configured ones, and result the codes.
@@ -34,7 +36,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 }
 
 // show adds a probe that has ended. What it did not get to know stays as it was.
-func (m *metrics) show(r Result) {
+func (m *metrics) show(r client.Endpoint) {
 	m.attempts.WithLabelValues(r.Endpoint, string(r.Result)).Inc()
 	success := 0.0
 	if r.OK() {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"sevagent/client"
 )
 
 const (
@@ -59,7 +61,7 @@ type Prober struct {
 	metrics  *metrics
 	phase    float64       // of this node: see slot
 	wake     chan struct{} // size one: look at requests
-	status   atomic.Pointer[[]Result]
+	status   atomic.Pointer[[]client.Endpoint]
 
 	// Tests replace these before Run.
 	dial            func(ctx context.Context, network, address string) (net.Conn, error)
@@ -81,7 +83,7 @@ type requests struct {
 
 // endpoint is one that is configured.
 type endpoint struct {
-	result  Result
+	result  client.Endpoint
 	next    time.Time // of the next probe; zero: to be scheduled
 	started time.Time // the last probe; zero: there was none
 	running bool
@@ -106,7 +108,7 @@ func New(c Config) *Prober {
 }
 
 // Status returns what is known of each endpoint, in the order of the settings. The slice belongs to the Prober.
-func (p *Prober) Status() []Result { return *p.status.Load() }
+func (p *Prober) Status() []client.Endpoint { return *p.status.Load() }
 
 // Hint says that other certificates are published. All endpoints are probed within a few seconds. It does not wait.
 func (p *Prober) Hint() { p.request(func(q *requests) { q.hint = true }) }
@@ -128,7 +130,7 @@ func (p *Prober) request(ask func(*requests)) {
 func (p *Prober) Run(ctx context.Context) error {
 	type ended struct {
 		endpoint *endpoint
-		result   Result
+		result   client.Endpoint
 	}
 	results := make(chan ended, maxRunning)
 	var probes sync.WaitGroup
@@ -216,7 +218,7 @@ func (p *Prober) apply(s Settings) {
 		if slices.ContainsFunc(p.endpoints, named) {
 			continue
 		}
-		e := &endpoint{result: Result{Endpoint: name, Result: Pending}}
+		e := &endpoint{result: client.Endpoint{Endpoint: name, Result: client.ProbePending}}
 		if i := slices.IndexFunc(old, named); i >= 0 {
 			e = old[i]
 		}
@@ -234,7 +236,7 @@ func (p *Prober) apply(s Settings) {
 }
 
 // ended takes in the result of a probe.
-func (p *Prober) ended(e *endpoint, r Result) {
+func (p *Prober) ended(e *endpoint, r client.Endpoint) {
 	e.running = false
 	if !slices.Contains(p.endpoints, e) {
 		return // dropped meanwhile
@@ -254,14 +256,14 @@ func (p *Prober) ended(e *endpoint, r Result) {
 	case r.OK() && e.warned:
 		p.log.Info("endpoint is ok again", "endpoint", r.Endpoint, "failures", last.Failures)
 		e.warned = false
-	case !r.OK() && !e.warned && r.Result != NoMaterial: // of which the rotator tells
+	case !r.OK() && !e.warned && r.Result != client.ProbeNoMaterial: // of which the rotator tells
 		p.log.Warn("endpoint fails", "endpoint", r.Endpoint, "result", r.Result, "reason", r.Reason)
 		e.warned = true
 	}
 }
 
 func (p *Prober) show() {
-	list := make([]Result, len(p.endpoints))
+	list := make([]client.Endpoint, len(p.endpoints))
 	for i, e := range p.endpoints {
 		list[i] = e.result
 	}

@@ -22,6 +22,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"sevagent/client"
 )
 
 // network stands in for the real one, which synctest cannot wait for. It notes every dial, and does what is said of
@@ -143,9 +145,9 @@ func (n *node) series(t *testing.T, name string) map[string]float64 {
 	return list
 }
 
-func (n *node) result(endpoint string) Result {
+func (n *node) result(endpoint string) client.Endpoint {
 	list := n.Status()
-	return list[slices.IndexFunc(list, func(r Result) bool { return r.Endpoint == endpoint })]
+	return list[slices.IndexFunc(list, func(r client.Endpoint) bool { return r.Endpoint == endpoint })]
 }
 
 func names(n int) []string {
@@ -173,7 +175,7 @@ func TestSchedule(t *testing.T) {
 		n := start(t, k.material(k.ca), Settings{names(6), time.Minute})
 		defer n.stop()
 		for _, r := range n.Status() {
-			if r.Result != Pending || r.OK() || !r.Since.IsZero() {
+			if r.Result != client.ProbePending || r.OK() || !r.Since.IsZero() {
 				t.Errorf("before the first probe: %+v", r)
 			}
 		}
@@ -199,7 +201,7 @@ func TestSchedule(t *testing.T) {
 				t.Errorf("%s was probed %d times in 5 hours", name, got)
 			}
 		}
-		if r := n.Status()[5]; r.Result != Refused || r.Failures < 270 || r.Since.Sub(begin) >= time.Minute || time.Since(r.LastProbe) > 72*time.Second {
+		if r := n.Status()[5]; r.Result != client.ProbeRefused || r.Failures < 270 || r.Since.Sub(begin) >= time.Minute || time.Since(r.LastProbe) > 72*time.Second {
 			t.Errorf("%+v", r)
 		}
 	})
@@ -224,7 +226,7 @@ func TestHanging(t *testing.T) {
 		if _, most := n.count(); most != maxRunning {
 			t.Errorf("%d probes at once, want %d", most, maxRunning)
 		}
-		if r := n.Status()[0]; r.Result != Timeout || r.Reachable {
+		if r := n.Status()[0]; r.Result != client.ProbeTimeout || r.Reachable {
 			t.Errorf("%+v", r)
 		}
 
@@ -262,7 +264,7 @@ func TestApply(t *testing.T) {
 		n.on("hangs:1", hang)
 		time.Sleep(2 * time.Hour)
 		stays := n.result("127.0.0.1:1")
-		if len(n.Status()) != 3 || !stays.OK() || n.result("gone:1").Result != Refused {
+		if len(n.Status()) != 3 || !stays.OK() || n.result("gone:1").Result != client.ProbeRefused {
 			t.Fatalf("%+v", n.Status())
 		}
 		for _, name := range []string{"success", "attempts_total"} {
@@ -402,7 +404,7 @@ func TestLife(t *testing.T) {
 
 		time.Sleep(time.Hour)
 		r := n.result(endpoint)
-		if r.Result != NoMaterial || r.Reason != "nothing is there" || r.Failures == 0 || len(n.take()) != 0 || n.log.Len() != 0 {
+		if r.Result != client.ProbeNoMaterial || r.Reason != "nothing is there" || r.Failures == 0 || len(n.take()) != 0 || n.log.Len() != 0 {
 			t.Errorf("with nothing published: %+v, log %q", r, n.log)
 		}
 
@@ -427,7 +429,7 @@ func TestLife(t *testing.T) {
 		n.on(endpoint, hang)
 		time.Sleep(time.Hour)
 		r = n.result(endpoint)
-		if r.Result != Timeout || r.Failures < 90 || time.Since(r.Since) > time.Hour || time.Since(r.LastSuccess) < 2*time.Hour || r.Server != nil {
+		if r.Result != client.ProbeTimeout || r.Failures < 90 || time.Since(r.Since) > time.Hour || time.Since(r.LastSuccess) < 2*time.Hour || r.Server != nil {
 			t.Errorf("after two kinds of failures: %+v", r)
 		}
 		if got, want := n.series(t, "success"), map[string]float64{endpoint: 0}; !cmp.Equal(got, want) {
@@ -450,7 +452,7 @@ func TestLife(t *testing.T) {
 			}
 		}
 		attempts := n.series(t, "attempts_total")
-		for _, code := range []Code{OK, NoMaterial, Refused, Timeout} {
+		for _, code := range []client.ProbeResult{client.ProbeOK, client.ProbeNoMaterial, client.ProbeRefused, client.ProbeTimeout} {
 			if attempts[endpoint+" "+string(code)] < 40 {
 				t.Errorf("attempts: %v, want some of %s", attempts, code)
 			}
@@ -464,16 +466,16 @@ func TestLife(t *testing.T) {
 // TestJSON: the names that others read.
 func TestJSON(t *testing.T) {
 	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	full := Result{
-		Endpoint: "enclave:443", Result: Expired, Reason: "because", Since: at, LastProbe: at, LastSuccess: at, Failures: 3, Reachable: true, Address: "10.0.0.1:443",
-		ConnectSeconds: 0.25, HandshakeSeconds: 0.5, TLSVersion: "TLS 1.3", Server: &Certificate{"CN=a", "CN=b", at, at, "00ff"},
+	full := client.Endpoint{
+		Endpoint: "enclave:443", Result: client.ProbeExpired, Reason: "because", Since: at, LastProbe: at, LastSuccess: at, Failures: 3, Reachable: true, Address: "10.0.0.1:443",
+		ConnectSeconds: 0.25, HandshakeSeconds: 0.5, TLSVersion: "TLS 1.3", Server: &client.ServerCertificate{Subject: "CN=a", Issuer: "CN=b", NotBefore: at, NotAfter: at, SHA256: "00ff"},
 	}
 	const date = `"2030-01-02T03:04:05Z"`
 	want := `[{"endpoint":"enclave:443","result":"server_certificate_expired","reason":"because","since":` + date + `,"last_probe":` + date + `,"last_success":` + date +
 		`,"failures":3,"reachable":true,"address":"10.0.0.1:443","connect_seconds":0.25,"handshake_seconds":0.5,"tls_version":"TLS 1.3","server_certificate":` +
 		`{"subject":"CN=a","issuer":"CN=b","not_before":` + date + `,"not_after":` + date + `,"sha256":"00ff"}},` +
 		`{"endpoint":"new:443","result":"pending","failures":0,"reachable":false}]`
-	if got := string(must(json.Marshal([]Result{full, {Endpoint: "new:443", Result: Pending}}))); got != want {
+	if got := string(must(json.Marshal([]client.Endpoint{full, {Endpoint: "new:443", Result: client.ProbePending}}))); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"path/filepath"
 	"strings"
+
+	"sevagent/client"
 )
 
 // genPrefix begins the name of a generation, a directory in the published directory: see package mtls.
@@ -96,7 +98,7 @@ func below(path, dir string) bool {
 
 // pinned returns the mounts of a mount namespace that hold on to something in the published directory: a generation, a
 // file of one, or a published directory that is no more. At most maxFiles of them; omitted counts the others.
-func pinned(mountinfo []byte, dir place) (files []File, omitted int) {
+func pinned(mountinfo []byte, dir place) (files []client.StaleMount, omitted int) {
 	for line := range bytes.Lines(mountinfo) {
 		m, ok := parseMount(line)
 		if !ok || m.device != dir.device || !below(m.root, dir.root) {
@@ -115,7 +117,7 @@ func pinned(mountinfo []byte, dir place) (files []File, omitted int) {
 			omitted++
 			continue
 		}
-		files = append(files, File{MountPoint: cut(m.point), Consumer: consumer, File: file, Generation: generation, Deleted: m.deleted})
+		files = append(files, client.StaleMount{MountPoint: cut(m.point), Consumer: consumer, File: file, Generation: generation, Deleted: m.deleted})
 	}
 	return files, omitted
 }

@@ -18,6 +18,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"golang.org/x/sys/unix"
+
+	"sevagent/client"
 )
 
 const (
@@ -40,20 +42,20 @@ func line(device, root, point string) string {
 func TestPinned(t *testing.T) {
 	for _, c := range []struct {
 		name, root, text string
-		want             []File
+		want             []client.StaleMount
 	}{
-		{"file", "/", line("0:50", "/"+gen1+"/client.crt", "/x.crt"), []File{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1}}},
-		{"file that is deleted", "/", line("0:50", "/"+gen1+"/client.crt//deleted", "/x.crt"), []File{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1, Deleted: true}}},
-		{"generation", "/", line("0:50", "/"+gen1, "/mtls"), []File{{MountPoint: "/mtls", Generation: gen1}}},
-		{"generation that is deleted", "/", line("0:50", "/"+gen1+"//deleted", "/mtls"), []File{{MountPoint: "/mtls", Generation: gen1, Deleted: true}}},
-		{"directory below the tmpfs", "/mtls", line("0:50", "/mtls/"+gen1+"/client.crt", "/x"), []File{{MountPoint: "/x", File: "client.crt", Generation: gen1}}},
-		{"file of a consumer", "/mtls", line("0:50", "/mtls/web/"+gen1+"/client.pem", "/x"), []File{{MountPoint: "/x", Consumer: "web", File: "client.pem", Generation: gen1}}},
-		{"generation of a consumer", "/", line("0:50", "/web/"+gen1, "/x"), []File{{MountPoint: "/x", Consumer: "web", Generation: gen1}}},
+		{"file", "/", line("0:50", "/"+gen1+"/client.crt", "/x.crt"), []client.StaleMount{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1}}},
+		{"file that is deleted", "/", line("0:50", "/"+gen1+"/client.crt//deleted", "/x.crt"), []client.StaleMount{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1, Deleted: true}}},
+		{"generation", "/", line("0:50", "/"+gen1, "/mtls"), []client.StaleMount{{MountPoint: "/mtls", Generation: gen1}}},
+		{"generation that is deleted", "/", line("0:50", "/"+gen1+"//deleted", "/mtls"), []client.StaleMount{{MountPoint: "/mtls", Generation: gen1, Deleted: true}}},
+		{"directory below the tmpfs", "/mtls", line("0:50", "/mtls/"+gen1+"/client.crt", "/x"), []client.StaleMount{{MountPoint: "/x", File: "client.crt", Generation: gen1}}},
+		{"file of a consumer", "/mtls", line("0:50", "/mtls/web/"+gen1+"/client.pem", "/x"), []client.StaleMount{{MountPoint: "/x", Consumer: "web", File: "client.pem", Generation: gen1}}},
+		{"generation of a consumer", "/", line("0:50", "/web/"+gen1, "/x"), []client.StaleMount{{MountPoint: "/x", Consumer: "web", Generation: gen1}}},
 		{"consumer's directory", "/", line("0:50", "/web", "/x"), nil},
-		{"escapes", "/m tls", line("0:50", `/m\040tls/`+gen1+`/a\134b`, `/my\040keys\011\012\043`), []File{{MountPoint: "/my keys\t\n#", File: `a\b`, Generation: gen1}}},
-		{"directory that was replaced", "/mtls", line("0:50", "/mtls//deleted", "/mtls"), []File{{MountPoint: "/mtls", Deleted: true}}},
-		{"two", "/", line("0:50", "/"+gen1+"/a", "/a") + line("0:50", "/"+gen2+"/b", "/b"), []File{{MountPoint: "/a", File: "a", Generation: gen1}, {MountPoint: "/b", File: "b", Generation: gen2}}},
-		{"no optional fields", "/", "36 35 0:50 /" + gen1 + "/a /a rw - tmpfs tmpfs rw", []File{{MountPoint: "/a", File: "a", Generation: gen1}}},
+		{"escapes", "/m tls", line("0:50", `/m\040tls/`+gen1+`/a\134b`, `/my\040keys\011\012\043`), []client.StaleMount{{MountPoint: "/my keys\t\n#", File: `a\b`, Generation: gen1}}},
+		{"directory that was replaced", "/mtls", line("0:50", "/mtls//deleted", "/mtls"), []client.StaleMount{{MountPoint: "/mtls", Deleted: true}}},
+		{"two", "/", line("0:50", "/"+gen1+"/a", "/a") + line("0:50", "/"+gen2+"/b", "/b"), []client.StaleMount{{MountPoint: "/a", File: "a", Generation: gen1}, {MountPoint: "/b", File: "b", Generation: gen2}}},
+		{"no optional fields", "/", "36 35 0:50 /" + gen1 + "/a /a rw - tmpfs tmpfs rw", []client.StaleMount{{MountPoint: "/a", File: "a", Generation: gen1}}},
 
 		{"whole directory", "/", line("0:50", "/", "/mtls"), nil},
 		{"whole directory below the tmpfs", "/mtls", line("0:50", "/mtls", "/mtls"), nil},
@@ -201,7 +203,7 @@ func (p *fakeProc) remove(pid int, name string) {
 	}
 }
 
-func (p *fakeProc) scan() ([]Reader, error) {
+func (p *fakeProc) scan() ([]reader, error) {
 	p.t.Helper()
 	dir, err := placeOf(p.dir, p.published)
 	if err != nil {
@@ -217,7 +219,7 @@ func (p *fakeProc) scan() ([]Reader, error) {
 func TestScan(t *testing.T) {
 	p := newFakeProc(t)
 	pin := p.file(gen1+"/client.crt", "/x.crt")
-	file := File{MountPoint: "/x.crt", File: "client.crt", Generation: gen1}
+	file := client.StaleMount{MountPoint: "/x.crt", File: "client.crt", Generation: gen1}
 	p.set(2, "4026531841", "0::/init.scope\n", pin) // ours: not looked at
 
 	p.set(10, "10", "0::/system.slice/docker.service\n", pin) // nsenter -m, with a low pid
@@ -240,12 +242,12 @@ func TestScan(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	want := []Reader{
-		{ContainerID: idA, TaskID: taskA, PID: 11, Comm: "app11", Files: []File{file, {MountPoint: "/gen", Generation: gen1}}, key: idA},
-		{ContainerID: idB, PID: 42, Comm: "app42", Files: []File{file}, key: idB},
-		{PID: 20, Comm: "app20", Files: []File{file}, key: "mnt:[20]"},
+	want := []reader{
+		{StaleReader: client.StaleReader{ContainerID: idA, TaskID: taskA, PID: 11, Comm: "app11", Files: []client.StaleMount{file, {MountPoint: "/gen", Generation: gen1}}}, key: idA},
+		{StaleReader: client.StaleReader{ContainerID: idB, PID: 42, Comm: "app42", Files: []client.StaleMount{file}}, key: idB},
+		{StaleReader: client.StaleReader{PID: 20, Comm: "app20", Files: []client.StaleMount{file}}, key: "mnt:[20]"},
 	}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(Reader{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(reader{})); diff != "" {
 		t.Errorf("scan (-want +got):\n%s", diff)
 	}
 }
@@ -264,11 +266,11 @@ func TestScanIsBounded(t *testing.T) {
 }
 
 func TestStaleOf(t *testing.T) {
-	pinned := []Reader{
-		{PID: 1, Files: []File{{Generation: gen1}, {Generation: gen2}}},
-		{PID: 2, Files: []File{{Generation: gen2}}},
-		{PID: 3, Files: []File{{Generation: gen2, Deleted: true}}},
-		{PID: 4, Files: []File{{Deleted: true}}},
+	pinned := []reader{
+		{StaleReader: client.StaleReader{PID: 1, Files: []client.StaleMount{{Generation: gen1}, {Generation: gen2}}}},
+		{StaleReader: client.StaleReader{PID: 2, Files: []client.StaleMount{{Generation: gen2}}}},
+		{StaleReader: client.StaleReader{PID: 3, Files: []client.StaleMount{{Generation: gen2, Deleted: true}}}},
+		{StaleReader: client.StaleReader{PID: 4, Files: []client.StaleMount{{Deleted: true}}}},
 	}
 	for _, c := range []struct {
 		current string
@@ -429,7 +431,7 @@ func TestNothingPublished(t *testing.T) {
 }
 
 func TestStatusJSON(t *testing.T) {
-	s := Status{Stale: []Reader{{ContainerID: idA, TaskID: taskA, PID: 7, Comm: "nginx", Files: []File{
+	s := client.Readers{Stale: []client.StaleReader{{ContainerID: idA, TaskID: taskA, PID: 7, Comm: "nginx", Files: []client.StaleMount{
 		{MountPoint: "/x.crt", File: "client.crt", Generation: gen1, Deleted: true}}}}, StaleCount: 1, Checked: time.Date(2026, 11, 24, 2, 41, 12, 0, time.UTC)}
 	want := `{"stale":[{"container_id":"` + idA + `","task_id":"` + taskA + `","pid":7,"comm":"nginx","files":[` +
 		`{"mount_point":"/x.crt","file":"client.crt","generation":"` + gen1 + `","deleted":true}]}],"stale_count":1,"checked":"2026-11-24T02:41:12Z"}`
@@ -438,4 +440,4 @@ func TestStatusJSON(t *testing.T) {
 	}
 }
 
-var ignoreProcess = cmpopts.IgnoreFields(Reader{}, "PID", "Comm", "ContainerID", "TaskID", "key")
+var ignoreProcess = cmpopts.IgnoreFields(client.StaleReader{}, "PID", "Comm", "ContainerID", "TaskID")

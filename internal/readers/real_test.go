@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
+
+	"sevagent/client"
 )
 
 // What TestRealMounts is when it is run by itself: the node, in a mount namespace of its own with a tmpfs, and a
@@ -88,15 +90,15 @@ func testRotation(t *testing.T, dir string) {
 	current := gen1
 	var log logLines
 	w := New(Config{Path: dir, Current: func(string) string { return current }, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(&log, nil))})
-	expect := func(when string, want ...File) {
+	expect := func(when string, want ...client.StaleMount) {
 		t.Helper()
 		w.look()
 		s := w.Status()
-		var wantReaders []Reader
+		var wantReaders []client.StaleReader
 		if len(want) > 0 {
-			wantReaders = []Reader{{Files: want}}
+			wantReaders = []client.StaleReader{{Files: want}}
 		}
-		if diff := cmp.Diff(wantReaders, append([]Reader(nil), s.Stale...), ignoreProcess); diff != "" || s.Error != "" {
+		if diff := cmp.Diff(wantReaders, append([]client.StaleReader(nil), s.Stale...), ignoreProcess); diff != "" || s.Error != "" {
 			t.Errorf("%s: error %q, stale (-want +got):\n%s", when, s.Error, diff)
 		}
 	}
@@ -118,8 +120,8 @@ func testRotation(t *testing.T, dir string) {
 		t.Log(lines.Text())
 	}
 	// Two mounts that stay as they are; that of the whole directory is as it should be.
-	file := File{MountPoint: filepath.Join(target, "x.crt"), File: "client.crt", Generation: gen1}
-	whole := File{MountPoint: filepath.Join(target, "gen"), Generation: gen1}
+	file := client.StaleMount{MountPoint: filepath.Join(target, "x.crt"), File: "client.crt", Generation: gen1}
+	whole := client.StaleMount{MountPoint: filepath.Join(target, "gen"), Generation: gen1}
 	expect("while all is current")
 
 	// As mtls does: the link first, the old generation much later.

@@ -16,10 +16,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sevagent/client"
 	"sevagent/internal/cgroup"
 )
 
-// Bounds of a scan. What is beyond them is told in Status, or counted.
+// Bounds of a scan. What is beyond them is counted, or shown in the status as an error.
 const (
 	maxProcesses = 10_000
 	maxMountinfo = 1 << 20
@@ -28,29 +29,10 @@ const (
 	maxText      = 256      // bytes of a mount point
 )
 
-// File is a mount, in a container, of something in the published directory that stays as it is.
-type File struct {
-	MountPoint string `json:"mount_point"` // in the container
-	// Consumer whose directory it is in; empty: the published directory itself.
-	Consumer string `json:"consumer,omitempty"`
-	// File is the mounted file's name. Empty: a whole directory is mounted.
-	File string `json:"file,omitempty"`
-	// Generation that the file, or the directory, is of. Empty: the published directory itself was replaced.
-	Generation string `json:"generation,omitempty"`
-	Deleted    bool   `json:"deleted"` // from the host; the container has the only copy
-}
-
-// Reader is a container that holds an old generation, or a mount namespace that does and is no container's.
-type Reader struct {
-	ContainerID string `json:"container_id,omitempty"`
-	TaskID      string `json:"task_id,omitempty"` // of ECS: the last part of a task's ARN
-	PID         int    `json:"pid"`
-	Comm        string `json:"comm"` // the process's to choose
-	Files       []File `json:"files"`
-	// FilesOmitted is how many more there are.
-	FilesOmitted int `json:"files_omitted,omitempty"`
-
-	key string // of this Reader from one scan to the next
+// reader is a container that holds a generation, or another mount namespace that does.
+type reader struct {
+	client.StaleReader
+	key string // the same from one scan to the next
 }
 
 // placeOf returns where the published directory is.
@@ -83,7 +65,7 @@ func placeOf(proc, path string) (place, error) {
 //
 // A process is reached through its opened directory in proc, so that all that is read is of one process, even if its
 // pid is given to another meanwhile. One that ends meanwhile is no error.
-func scan(proc, own string, dir place) ([]Reader, error) {
+func scan(proc, own string, dir place) ([]reader, error) {
 	pids, err := processes(proc)
 	if err != nil {
 		return nil, err
@@ -110,7 +92,7 @@ func scan(proc, own string, dir place) ([]Reader, error) {
 		}
 		members[name] = append(members[name], pid)
 	}
-	found := make(map[string]*Reader)
+	found := make(map[string]*reader)
 	for _, name := range order {
 		r, err := look(proc, name, members[name], dir)
 		if err != nil {
@@ -124,7 +106,7 @@ func scan(proc, own string, dir place) ([]Reader, error) {
 			found[r.key].add(r)
 		}
 	}
-	var list []Reader
+	var list []reader
 	for _, key := range slices.Sorted(maps.Keys(found)) {
 		list = append(list, *found[key])
 	}
@@ -132,7 +114,7 @@ func scan(proc, own string, dir place) ([]Reader, error) {
 }
 
 // add adds the files of a namespace of the same container.
-func (r *Reader) add(other *Reader) {
+func (r *reader) add(other *reader) {
 	r.FilesOmitted += other.FilesOmitted
 	for _, f := range other.Files {
 		switch {
@@ -211,7 +193,7 @@ func namespace(proc string, pid int) (string, error) {
 
 // look returns what is pinned in a mount namespace, nil if nothing is. Any process of the namespace shows its mounts;
 // not all of them need be in the container: nsenter(1) joins one and not the other.
-func look(proc, name string, pids []int, dir place) (r *Reader, err error) {
+func look(proc, name string, pids []int, dir place) (r *reader, err error) {
 	for _, pid := range pids {
 		p, e := openProcess(proc, pid)
 		if e != nil {
@@ -238,7 +220,7 @@ func look(proc, name string, pids []int, dir place) (r *Reader, err error) {
 }
 
 // lookAt returns what a process shows of its namespace.
-func lookAt(p *os.Root, name string, pid int, dir place) (*Reader, error) {
+func lookAt(p *os.Root, name string, pid int, dir place) (*reader, error) {
 	text, whole, err := readSome(p.Open, "mountinfo", maxMountinfo)
 	if err != nil {
 		return nil, err
@@ -252,7 +234,7 @@ func lookAt(p *os.Root, name string, pid int, dir place) (*Reader, error) {
 	if len(files) == 0 {
 		return nil, err
 	}
-	r := &Reader{Files: files, FilesOmitted: omitted, key: name}
+	r := &reader{StaleReader: client.StaleReader{Files: files, FilesOmitted: omitted}, key: name}
 	if e := r.identify(p, pid); e != nil {
 		return nil, e
 	}
@@ -260,7 +242,7 @@ func lookAt(p *os.Root, name string, pid int, dir place) (*Reader, error) {
 }
 
 // identify makes p the process to name, if there is none yet or if it is in a container.
-func (r *Reader) identify(p *os.Root, pid int) error {
+func (r *reader) identify(p *os.Root, pid int) error {
 	groups, _, err := readSome(p.Open, "cgroup", maxSmallFile)
 	if err != nil {
 		return err

@@ -26,13 +26,15 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"sevagent/client"
 )
 
 const (
 	defaultInterval = time.Minute
 	// settle is how long after a publication we look: by then whoever restarts containers may have begun to.
 	settle = 2 * time.Second
-	// maxReaders bounds Status.Stale.
+	// maxReaders bounds Readers.Stale.
 	maxReaders = 64
 )
 
@@ -52,27 +54,15 @@ type Config struct {
 	Log        *slog.Logger
 }
 
-// Status is a snapshot. It never changes once made.
-type Status struct {
-	// Stale has the first 64 containers that hold an old generation, in order of their IDs.
-	Stale []Reader `json:"stale"`
-	// StaleCount is how many there are.
-	StaleCount int `json:"stale_count"`
-	// Checked is when the last look ended that saw what Stale says. Zero: there was none.
-	Checked time.Time `json:"checked,omitzero"`
-	// Error is what the last look could not see. Empty: it saw everything.
-	Error string `json:"error,omitempty"`
-}
-
 // Watcher looks for containers that hold an old generation.
 type Watcher struct {
 	cfg    Config
 	hint   chan struct{}
-	status atomic.Pointer[Status]
+	status atomic.Pointer[client.Readers]
 	stale  prometheus.Gauge
 
 	// Owned by Run.
-	known  map[string]Reader // those that were logged, by key
+	known  map[string]reader // those that were logged, by key
 	failed bool              // the last look was not whole, which was logged
 }
 
@@ -87,18 +77,18 @@ func New(cfg Config) *Watcher {
 	w := &Watcher{
 		cfg:   cfg,
 		hint:  make(chan struct{}, 1),
-		known: make(map[string]Reader),
+		known: make(map[string]reader),
 		stale: promauto.With(cfg.Registerer).NewGauge(prometheus.GaugeOpts{
 			Name: "sevagent_mtls_stale_readers",
 			Help: "Containers that hold an old generation of the published directory, and will until they are restarted.",
 		}),
 	}
-	w.status.Store(&Status{Stale: []Reader{}})
+	w.status.Store(&client.Readers{Stale: []client.StaleReader{}})
 	return w
 }
 
 // Status returns what the last look saw.
-func (w *Watcher) Status() *Status { return w.status.Load() }
+func (w *Watcher) Status() *client.Readers { return w.status.Load() }
 
 // Hint says that a generation was published. It never blocks.
 func (w *Watcher) Hint() {
@@ -146,10 +136,13 @@ func (w *Watcher) look() {
 		stale := staleOf(pinned, w.cfg.Current)
 		w.tell(stale, err == nil)
 		w.stale.Set(float64(len(stale)))
-		s = Status{
-			Stale:      slices.Clone(stale[:min(len(stale), maxReaders)]),
+		s = client.Readers{
+			Stale:      make([]client.StaleReader, min(len(stale), maxReaders)),
 			StaleCount: len(stale),
 			Checked:    time.Now(),
+		}
+		for i := range s.Stale {
+			s.Stale[i] = stale[i].StaleReader
 		}
 	}
 	s.Error = ""
@@ -167,7 +160,7 @@ func (w *Watcher) look() {
 }
 
 // scan returns who pins something. seen: it says something, even with an error.
-func (w *Watcher) scan() (pinned []Reader, seen bool, err error) {
+func (w *Watcher) scan() (pinned []reader, seen bool, err error) {
 	dir, err := placeOf(w.cfg.Proc, w.cfg.Path)
 	if errors.Is(err, fs.ErrNotExist) && w.cfg.Current("") == "" {
 		return nil, true, nil // not made yet
@@ -185,10 +178,10 @@ func (w *Watcher) scan() (pinned []Reader, seen bool, err error) {
 
 // staleOf returns the readers of anything but the current generation, and what they read. A mount of a generation that
 // was current when it was seen, and is not current now, is stale: current must be asked for after the scan.
-func staleOf(pinned []Reader, current func(consumer string) string) []Reader {
-	stale := []Reader{}
+func staleOf(pinned []reader, current func(consumer string) string) []reader {
+	stale := []reader{}
 	for _, r := range pinned {
-		r.Files = slices.DeleteFunc(slices.Clone(r.Files), func(f File) bool {
+		r.Files = slices.DeleteFunc(slices.Clone(r.Files), func(f client.StaleMount) bool {
 			now := current(f.Consumer)
 			return !f.Deleted && (now == "" || f.Generation == now)
 		})
@@ -200,7 +193,7 @@ func staleOf(pinned []Reader, current func(consumer string) string) []Reader {
 }
 
 // tell logs what came and, if everything was seen, what went.
-func (w *Watcher) tell(stale []Reader, whole bool) {
+func (w *Watcher) tell(stale []reader, whole bool) {
 	here := make(map[string]bool, len(stale))
 	for _, r := range stale {
 		here[r.key] = true
@@ -222,12 +215,12 @@ func (w *Watcher) tell(stale []Reader, whole bool) {
 	}
 }
 
-func (r *Reader) attrs() []any {
+func (r *reader) attrs() []any {
 	return []any{"container_id", r.ContainerID, "task_id", r.TaskID, "pid", r.PID, "comm", r.Comm}
 }
 
 // fileNames are for a log line: where in the container, what, of which generation.
-func fileNames(files []File) []string {
+func fileNames(files []client.StaleMount) []string {
 	var names []string
 	for _, f := range files {
 		names = append(names, f.MountPoint+" = "+filepath.Join(f.Consumer, f.Generation, f.File))

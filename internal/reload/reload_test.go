@@ -21,6 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"sevagent/client"
 )
 
 const (
@@ -615,7 +617,7 @@ func (silent) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func TestStatusJSON(t *testing.T) {
-	s := Status{Enabled: true, Pending: 1, Last: []Outcome{{ContainerID: idA, Name: "web", Signal: "SIGHUP", Generation: gen1, At: time.Date(2026, 11, 24, 2, 41, 15, 0, time.UTC), Error: "docker answers 500: boom"}}}
+	s := client.Reload{Enabled: true, Pending: 1, Last: []client.ReloadOutcome{{ContainerID: idA, Name: "web", Signal: "SIGHUP", Generation: gen1, At: time.Date(2026, 11, 24, 2, 41, 15, 0, time.UTC), Error: "docker answers 500: boom"}}}
 	want := `{"enabled":true,"pending":1,"last":[{"container_id":"` + idA + `","name":"web","signal":"SIGHUP","generation":"` + gen1 + `","at":"2026-11-24T02:41:15Z","error":"docker answers 500: boom"}]}`
 	if got, err := json.Marshal(s); err != nil || string(got) != want {
 		t.Errorf("got  %s, %v\nwant %s", got, err, want)

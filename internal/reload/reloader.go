@@ -34,6 +34,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"sevagent/client"
 )
 
 const (
@@ -67,28 +69,6 @@ type Settings struct {
 	Splay time.Duration
 }
 
-// Status is a snapshot. It never changes once made.
-type Status struct {
-	Enabled bool `json:"enabled"`
-	// Pending is the number of containers that are to get a signal.
-	Pending int `json:"pending"`
-	// Last has the last outcome for each of the last 64 containers, the latest last.
-	Last []Outcome `json:"last"`
-	// Error is why the containers could not be listed. Empty: they could.
-	Error string `json:"error,omitempty"`
-}
-
-// Outcome is what became of a signal.
-type Outcome struct {
-	ContainerID string    `json:"container_id"`
-	Name        string    `json:"name"`
-	Signal      string    `json:"signal,omitempty"`
-	Generation  string    `json:"generation"`
-	At          time.Time `json:"at"`
-	// Error is why it was not sent. Empty: it was.
-	Error string `json:"error,omitempty"`
-}
-
 // Results, the values of the metric's label.
 const (
 	resultSent     = "sent"
@@ -104,7 +84,7 @@ type Reloader struct {
 	engine  *engine
 	signals *prometheus.CounterVec // result
 	wake    chan struct{}
-	status  atomic.Pointer[Status]
+	status  atomic.Pointer[client.Reload]
 
 	mu   sync.Mutex
 	want want
@@ -114,7 +94,7 @@ type Reloader struct {
 	pending map[string]*delivery // by container ID
 	done    map[string]uint64    // by container ID: the publication after which it had its signal
 	refused map[string]string    // by container ID: why it gets none, which was logged
-	last    []Outcome
+	last    []client.ReloadOutcome
 }
 
 // want is what Run is to do.
@@ -200,7 +180,7 @@ func (r *Reloader) wanted() want {
 }
 
 // Status returns what was done last.
-func (r *Reloader) Status() *Status { return r.status.Load() }
+func (r *Reloader) Status() *client.Reload { return r.status.Load() }
 
 // Run sends signals until ctx ends, and then returns nil.
 func (r *Reloader) Run(ctx context.Context) error {
@@ -357,18 +337,18 @@ func (r *Reloader) send(ctx context.Context, d *delivery) {
 func (r *Reloader) finish(d *delivery, p publication, result string, err error) {
 	delete(r.pending, d.id)
 	r.signals.WithLabelValues(result).Inc()
-	o := Outcome{ContainerID: d.id, Name: d.name, Signal: d.signal, Generation: p.generation, At: time.Now()}
+	o := client.ReloadOutcome{ContainerID: d.id, Name: d.name, Signal: d.signal, Generation: p.generation, At: time.Now()}
 	if err != nil {
 		o.Error = err.Error()
 	}
-	last := slices.DeleteFunc(slices.Clone(r.last), func(old Outcome) bool { return old.ContainerID == d.id })
+	last := slices.DeleteFunc(slices.Clone(r.last), func(old client.ReloadOutcome) bool { return old.ContainerID == d.id })
 	r.last = append(last, o)
 	r.last = r.last[max(0, len(r.last)-maxOutcomes):]
 }
 
 // show makes the Status.
 func (r *Reloader) show(s Settings) {
-	status := &Status{Enabled: s.Enabled, Pending: len(r.pending), Last: append([]Outcome{}, r.last...)}
+	status := &client.Reload{Enabled: s.Enabled, Pending: len(r.pending), Last: append([]client.ReloadOutcome{}, r.last...)}
 	if err := r.listed.err; err != nil {
 		status.Error = err.Error()
 	}

@@ -21,8 +21,6 @@ import (
 	"time"
 
 	"sevagent/client"
-	"sevagent/internal/readers"
-	"sevagent/internal/reload"
 	"sevagent/internal/sim/simca"
 )
 
@@ -37,13 +35,6 @@ type agent struct {
 
 	cmd *exec.Cmd // nil while it is stopped
 	log bytes.Buffer
-}
-
-// status is what the tests need of `sevagent status --json`.
-type status struct {
-	MTLS    *client.Publication `json:"mtls"`
-	Readers *readers.Status     `json:"readers"`
-	Reload  *reload.Status      `json:"reload"`
 }
 
 // startAgent runs the agent without attestation until the test ends. It has published when startAgent returns.
@@ -182,7 +173,7 @@ func (a *agent) rotate() (generation string) {
 }
 
 // status asks with the command.
-func (a *agent) status() (s status) {
+func (a *agent) status() (s client.Status) {
 	a.t.Helper()
 	cmd := exec.Command(filepath.Join(work, "sevagent"), "status", "--json")
 	cmd.Stderr = os.Stderr

@@ -43,9 +43,12 @@ func askEvidence(nonce string) (string, *refusal, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	doc, err := client.New("").Evidence(context.Background(), raw, client.BindClient)
-	r, err := refused(err)
-	return string(doc), r, err
+	e, err := client.New("").Evidence(context.Background(), raw, client.BindClient)
+	if err != nil {
+		r, err := refused(err)
+		return "", r, err
+	}
+	return string(e.Raw), nil, nil
 }
 
 // runTool asks with the command.

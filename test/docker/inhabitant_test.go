@@ -151,9 +151,7 @@ func (in *inhabitant) do(command []string) (r reply, err error) {
 	case "tool":
 		r.Text, err = runTool(command[1])
 	case "refresh":
-		var text []byte
-		text, err = client.New("").Refresh(context.Background())
-		r.Text = string(text)
+		_, err = client.New("").Refresh(context.Background())
 		r.Refused, err = refused(err)
 	case "flood":
 		in.flood = startFlood()

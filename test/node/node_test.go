@@ -269,7 +269,7 @@ func TestDemoWithoutRoot(t *testing.T) {
 	if err := os.Chmod("/dev/shm", 0o1777); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sevagent", "sevagentd", "bootstrap", "sevctl", "sevsim"} {
+	for _, name := range []string{"sevagent", "bootstrap", "sevctl", "sevsim"} {
 		content, err := os.ReadFile(bin(name))
 		if err != nil {
 			t.Fatal(err)

@@ -123,7 +123,7 @@ func attest(ctx context.Context, address string, tlsConfig *tls.Config, agent *c
 	if err != nil {
 		return "", err
 	}
-	if err := attestedtls.WriteMessage(conn, doc); err != nil {
+	if err := attestedtls.WriteMessage(conn, doc.Raw); err != nil {
 		return "", fmt.Errorf("send the evidence: %w", err)
 	}
 	answer, err := attestedtls.ReadMessage(conn)

@@ -1,7 +1,9 @@
-package main
+package cli
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -9,8 +11,48 @@ import (
 	"github.com/spf13/pflag"
 )
 
+// CalledAs is the annotation of a root command that is not called by its name: the path of the program. Its manual pages
+// are in section 8 and have "sevagent-" before their names, since the name alone says too little.
+const CalledAs = "called-as"
+
+// manualCommand writes the manual pages of the tree that it is added to, for the packages.
+func manualCommand() *cobra.Command {
+	var release string
+	var date int64
+	cmd := &cobra.Command{
+		Use: "manual DIRECTORY", Short: "Write the manual pages below a directory", Hidden: true, Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p := program{command: cmd.Root(), page: cmd.Root().Name(), path: cmd.Root().Name(), section: 1}
+			if path := p.command.Annotations[CalledAs]; path != "" {
+				p.page, p.path, p.section = "sevagent-"+p.page, path, 8
+			}
+			dir := filepath.Join(args[0], fmt.Sprintf("man%d", p.section))
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return err
+			}
+			for name, page := range p.manual(release, time.Unix(date, 0).UTC()) {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(page), 0o644); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&release, "release", Version(), "the version that the pages name")
+	cmd.Flags().Int64Var(&date, "date", time.Now().Unix(), "the date that the pages name, in seconds since 1970")
+	return cmd
+}
+
+// program is a command with a manual of its own.
+type program struct {
+	command *cobra.Command
+	page    string // name of its manual page; those of its subcommands begin with it
+	path    string // how it is called
+	section int
+}
+
 // manual returns the pages of a program by their file names: one of its own and one for each command below it. cobra/doc
-// would take the help texts for Markdown, which they are not: columns would run together.
+// takes help texts for Markdown, which these are not: columns would run together.
 func (p program) manual(version string, date time.Time) map[string]string {
 	pages := make(map[string]string)
 	var add func(cmd *cobra.Command)

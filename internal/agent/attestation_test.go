@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,11 +16,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"sevagent/internal/appraise"
+	"sevagent/client"
 	"sevagent/internal/attest"
 	"sevagent/internal/config"
-	"sevagent/internal/localapi"
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/snp"
 )
 
@@ -39,7 +41,7 @@ func TestRecheckAfter(t *testing.T) {
 
 // countingTransport remembers when a simulated device was asked.
 type countingTransport struct {
-	pspTransport
+	simdevice.Transport
 	mu    sync.Mutex
 	asked []time.Time
 }
@@ -48,7 +50,7 @@ func (c *countingTransport) Report(reportData [snp.ReportDataSize]byte) (attest.
 	c.mu.Lock()
 	c.asked = append(c.asked, time.Now())
 	c.mu.Unlock()
-	return c.pspTransport.Report(reportData)
+	return c.Transport.Report(reportData)
 }
 
 // simulatedAgent is an agent past its gate, over a simulated device. Nothing of it runs yet.
@@ -56,27 +58,30 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	t.Helper()
 	psp, err := sim.New(o)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("make a simulated secure processor: %v", err)
 	}
-	policy, err := appraise.Builtin(appraise.AWSShared)
+	dir := t.TempDir()
+	if err := psp.Save(dir); err != nil {
+		t.Fatalf("save the simulated secure processor: %v", err)
+	}
+	policy := filepath.Join(dir, "policy.yaml")
+	if err := os.WriteFile(policy, []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644); err != nil {
+		t.Fatalf("write a policy with its roots: %v", err)
+	}
+	device := &countingTransport{Transport: simdevice.Transport{PSP: psp}}
+	c := Config{
+		Config: config.Default(), Log: slog.New(slog.DiscardHandler), Level: new(slog.LevelVar),
+		OpenDevice: func() (attest.Transport, error) { return device, nil },
+	}
+	c.Config.Attestation.Policy, c.Config.Attestation.KDS = policy, ""
+	cloud, registry := &cloud{region: o.Region}, prometheus.NewRegistry()
+	attestation, err := newAttestation(c, cloud, registry)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("build the attestation of %+v: %v", c.Config.Attestation, err)
 	}
-	policy.RootsPEM = psp.Roots()
-	verifier, err := appraise.New(appraise.Config{Policy: policy, Region: o.Region})
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport := &countingTransport{pspTransport: pspTransport{psp}}
-	cfg, log, registry := config.Default(), slog.New(slog.DiscardHandler), prometheus.NewRegistry()
-	a := &agent{log: log, started: time.Now(), cloud: new(cloud), attest: &attestation{transport: transport, worker: attest.New(attest.Config{
-		Transport: transport, Verifier: verifier, Enforce: true, Rate: 1, Burst: 4, Log: log, Metrics: registry,
-	})}}
-	a.attest.region.Store(&o.Region) // found at the gate
-	a.cfg.Store(&cfg)
-	a.gate.Store(&gate{passed: true, at: time.Now()})
-	a.certificates = a.newCertificates(cfg, registry)
-	return a, transport
+	attestation.gate.Store(&gate{passed: true, at: time.Now()})
+	publishing := newPublishing(c.MTLS, cloud, attestation.publishedEvidence, c.Log, registry)
+	return &agent{cfg: c, log: c.Log, started: time.Now(), attestation: attestation, publishing: publishing}, device
 }
 
 func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
@@ -85,8 +90,8 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		a, device := simulatedAgent(t, o)
 		ctx, cancel := context.WithCancel(t.Context())
 		var group errgroup.Group
-		group.Go(func() error { return a.attest.worker.Run(ctx) })
-		group.Go(func() error { return a.recheck(ctx) })
+		group.Go(func() error { return a.attestation.worker.Run(ctx) })
+		group.Go(func() error { return a.attestation.recheck(ctx) })
 
 		began := time.Now()
 		time.Sleep(10 * 24 * time.Hour)
@@ -108,7 +113,7 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		device.SetFault(sim.FaultBusy)
 		time.Sleep(recheckAfter(1))
 		synctest.Wait()
-		if a.attest.worker.State().Err == nil {
+		if a.attestation.worker.State().Err == nil {
 			t.Error("the failure of a self-check is not noted")
 		}
 		device.SetFault("")
@@ -118,13 +123,13 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		}
 		time.Sleep(recheckAfter(1))
 		synctest.Wait()
-		h := new(localapi.Health)
-		a.attestationHealth(h, time.Now())
+		h := new(client.Health)
+		a.attestation.health(h, time.Now())
 		checks := h.Checks["attestation:drift"]
-		if len(checks) != 1 || checks[0].Status != localapi.StatusWarn || !strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") || !strings.Contains(checks[0].Output, " -> 0x2f (") {
+		if len(checks) != 1 || checks[0].Status != client.Warn || !strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") || !strings.Contains(checks[0].Output, " -> 0x2f (") {
 			t.Errorf("attestation:drift is %+v, want one warning about platform_info from 0x27 to 0x2f", checks)
 		}
-		if h.Status != localapi.StatusWarn {
+		if h.Status != client.Warn {
 			t.Errorf("the whole is %q, want warn: a node that drifted stays ready", h.Status)
 		}
 		shown, err := json.Marshal(a.status(time.Now()).Attestation)
@@ -136,8 +141,8 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 				t.Errorf("status lacks %s:\n%s", want, shown)
 			}
 		}
-		h = new(localapi.Health)
-		a.attestationHealth(h, time.Now().Add(driftShown))
+		h = new(client.Health)
+		a.attestation.health(h, time.Now().Add(driftShown))
 		if checks := h.Checks["attestation:drift"]; checks != nil {
 			t.Errorf("a day later attestation:drift is %+v, want nothing", checks)
 		}
@@ -150,7 +155,7 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 }
 
 func TestRecheckWithoutAttestation(t *testing.T) {
-	if err := new(agent).recheck(t.Context()); err != nil {
+	if err := new(attestation).recheck(t.Context()); err != nil {
 		t.Errorf("recheck = %v", err)
 	}
 }
@@ -169,7 +174,7 @@ func TestHealthOfTheEndorsementCertificate(t *testing.T) {
 		{"over", now.AddDate(0, 0, -1), "the endorsement certificate expired at 2026-02-28T12:00:00Z"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			h := new(localapi.Health)
+			h := new(client.Health)
 			driftHealth(h, &attest.State{NotAfter: c.notAfter}, now)
 			checks := h.Checks["attestation:certificate"]
 			if c.want == "" {
@@ -178,7 +183,7 @@ func TestHealthOfTheEndorsementCertificate(t *testing.T) {
 				}
 				return
 			}
-			if len(checks) != 1 || checks[0].Status != localapi.StatusWarn || !strings.HasPrefix(checks[0].Output, c.want) {
+			if len(checks) != 1 || checks[0].Status != client.Warn || !strings.HasPrefix(checks[0].Output, c.want) {
 				t.Errorf("attestation:certificate is %+v, want a warning %q", checks, c.want)
 			}
 		})

@@ -1,4 +1,4 @@
-package agent
+package main
 
 import (
 	"context"
@@ -17,43 +17,28 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sevagent/internal/attest"
-	"sevagent/internal/cli"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simca"
+	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/sim/simscript"
-	"sevagent/internal/snp"
 )
 
 // simDirVariable tells a sevagent under test where the root of its simulated device is.
 const simDirVariable = "SEVAGENT_TEST_SIM"
 
-// pspTransport is a simulated device within the process.
-type pspTransport struct{ *sim.PSP }
-
-func (t pspTransport) Report(reportData [snp.ReportDataSize]byte) (attest.Quote, error) {
-	report, certs, err := t.PSP.Report(reportData, 0)
-	if err != nil {
-		return attest.Quote{}, attest.ErrThrottled
-	}
-	return attest.Quote{Report: report, CertTable: certs}, nil
-}
-
-func (pspTransport) Name() string { return "simulated" }
-func (pspTransport) Close() error { return nil }
-
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(simDirVariable); dir != "" {
-		testOnlyTransport = func() (attest.Transport, error) {
+		testOnlyOpenDevice = func() (attest.Transport, error) {
 			psp, err := sim.Load(dir, sim.DefaultOptions(time.Now()))
 			if err != nil {
 				return nil, err
 			}
 			psp.FaultFile = filepath.Join(dir, "fault")
-			return pspTransport{psp}, nil
+			return simdevice.Transport{PSP: psp}, nil
 		}
 	}
-	testscript.Main(m, map[string]func(){"sevagent": func() { cli.Main("sevagent", Run) }})
+	testscript.Main(m, map[string]func(){"sevagent": main})
 }
 
 // TestScripts runs the binary as a binary. Each script has a simulated node of its own: $WORK/sim with the device's

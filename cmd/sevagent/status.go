@@ -1,16 +1,51 @@
-package agent
+package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"sevagent/client"
 )
 
+func statusCommand(o *options) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the running agent's state",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := o.client().Status(cmd.Context())
+			if err != nil {
+				return reached(err)
+			}
+			if asJSON {
+				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(s); err != nil {
+					return err
+				}
+			} else {
+				printStatus(cmd.OutOrStdout(), s)
+			}
+			if !s.Health.Ready() {
+				return errors.New("read the agent's status: the node is not ready")
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
 // printStatus writes what sevagent status shows.
-func printStatus(w io.Writer, s *status) {
+func printStatus(w io.Writer, s *client.Status) {
 	fmt.Fprintf(w, "sevagent %s, started %s\n", s.Version, date(s.StartedAt))
 	fmt.Fprintf(w, "ready           %s\n", s.Health.Status)
 	t := s.Attestation
@@ -23,18 +58,18 @@ func printStatus(w io.Writer, s *status) {
 		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n", t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
 		fmt.Fprintf(w, "measurement     %s\n", t.Measurement)
 	}
-	printCertificates(w, s.MTLS)
+	printCertificates(w, &s.MTLS)
 	for _, e := range s.Endpoints {
 		fmt.Fprintf(w, "endpoint        %s: %s%s\n", e.Endpoint, e.Result, reason(e.Reason))
 	}
 	for _, r := range s.Readers.Stale {
-		fmt.Fprintf(w, "stale reader    %s\n", staleReader(r))
+		fmt.Fprintf(w, "stale reader    %s\n", r)
 	}
 	for _, o := range s.Reload.Last {
 		fmt.Fprintf(w, "reload          %s: %s at %s%s\n", o.Name, o.Signal, date(o.At), reason(o.Error))
 	}
 	fmt.Fprintln(w)
-	printHealth(w, s.Health)
+	printHealth(w, &s.Health)
 }
 
 func printCertificates(w io.Writer, m *client.Publication) {
@@ -77,3 +112,15 @@ func reason(text string) string {
 }
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+func printHealth(w io.Writer, h *client.Health) {
+	for _, name := range slices.Sorted(maps.Keys(h.Checks)) {
+		for _, c := range h.Checks[name] {
+			title := name
+			if c.ComponentID != "" {
+				title += " " + c.ComponentID
+			}
+			fmt.Fprintf(w, "%-4s  %s%s\n", c.Status, title, reason(c.Output))
+		}
+	}
+}

@@ -1,0 +1,319 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/attest"
+	"sevagent/internal/cli"
+	"sevagent/internal/config"
+	"sevagent/internal/evidence"
+	"sevagent/internal/mtls"
+)
+
+// attestation is the node's proof: the SNP device with its worker, the policy that reports are appraised by, and the
+// boot gate that the node has to pass before anything is fetched or published.
+type attestation struct {
+	log   *slog.Logger
+	mode  string
+	cloud *cloud
+	gate  atomic.Pointer[gate]
+
+	// All below is for a mode other than off.
+
+	transport attest.Transport
+	worker    *attest.Worker         // nil: the mode is off
+	vceks     *attest.VCEKs          // nil: attestation.kds is ""
+	region    atomic.Pointer[string] // the node's; nil: not known
+
+	// judging is held while the policy or the region changes, so that the worker's verifier is made of the latest of both.
+	judging sync.Mutex
+	policy  appraise.Policy
+}
+
+// gate is the outcome of the check at boot.
+type gate struct {
+	passed bool
+	at     time.Time
+	err    error // why not; with passed: what mode warn let through
+}
+
+// newAttestation opens the device and builds its worker. In mode warn an absent device is no error: every request then
+// says what is missing.
+func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*attestation, error) {
+	cfg := c.Config.Attestation
+	a := &attestation{log: c.Log.With("component", "agent"), mode: cfg.Mode, cloud: cloud}
+	a.gate.Store(&gate{})
+	if cfg.Mode == config.ModeOff {
+		return a, nil
+	}
+	policy, verifier, err := a.load(cfg.Policy)
+	if err != nil {
+		return nil, err
+	}
+	a.policy = policy
+	a.transport, err = c.openDevice()
+	if err != nil {
+		if cfg.Mode == config.ModeEnforce {
+			return nil, withAttestationAdvice(err)
+		}
+		a.log.Warn("going on without the SNP device", "err", err, "advice", attest.Advice(err))
+		a.transport = attest.Unavailable(err)
+	}
+	if cfg.KDS != "" {
+		a.vceks = attest.NewVCEKs(attest.VCEKsConfig{
+			URL:     cfg.KDS,
+			Dir:     cfg.Cache,
+			Log:     c.Log.With("component", "attest"),
+			Metrics: registry,
+		})
+	}
+	a.worker = attest.New(attest.Config{
+		Transport: a.transport,
+		Verifier:  verifier,
+		Enforce:   cfg.Mode == config.ModeEnforce,
+		Rate:      cfg.Rate,
+		Burst:     cfg.Burst,
+		VCEKs:     a.vceks,
+		Log:       c.Log.With("component", "attest"),
+		Metrics:   registry,
+	})
+	return a, nil
+}
+
+func (a *attestation) off() bool { return a.worker == nil }
+
+func (a *attestation) close() {
+	if !a.off() {
+		a.transport.Close()
+	}
+}
+
+// run serves the device until ctx ends.
+func (a *attestation) run(ctx context.Context) error {
+	if a.off() {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.worker.Run(ctx) })
+	if a.vceks != nil {
+		group.Go(func() error { return a.vceks.Run(ctx) })
+	}
+	return group.Wait()
+}
+
+// load reads a policy and builds a verifier for it, for the node's region as far as that is known.
+func (a *attestation) load(name string) (policy appraise.Policy, v *appraise.Verifier, err error) {
+	if policy, err = config.LoadPolicy(name); err != nil {
+		return policy, nil, cli.Usage(err)
+	}
+	if v, err = a.verifier(policy); err != nil {
+		return policy, nil, cli.Usagef("attestation.policy %s: %w", name, err)
+	}
+	return policy, v, nil
+}
+
+func (a *attestation) verifier(policy appraise.Policy) (*appraise.Verifier, error) {
+	region := ""
+	if r := a.region.Load(); r != nil {
+		region = *r
+	}
+	return appraise.New(appraise.Config{Policy: policy, Region: region})
+}
+
+// locate finds the node's region if the policy compares with it, and sets the verifier's region. In mode enforce the
+// gate does not pass without it, since the origin of the report would go unchecked. In mode warn the gate says so and
+// goes on, and only the form of CSP_ID is checked until the next self-check finds the region.
+func (a *attestation) locate(ctx context.Context) error {
+	a.judging.Lock()
+	defer a.judging.Unlock()
+	if !a.policy.NeedsRegion() || a.region.Load() != nil {
+		return nil
+	}
+	if err := a.findRegion(ctx); err != nil {
+		return err
+	}
+	v, err := a.verifier(a.policy)
+	if err == nil {
+		a.worker.SetVerifier(v)
+	}
+	return err
+}
+
+func (a *attestation) findRegion(ctx context.Context) error {
+	region, _, err := a.cloud.find(ctx)
+	if err != nil {
+		return fmt.Errorf("find the region that csp_id is compared with: %w", err)
+	}
+	a.region.Store(&region)
+	return nil
+}
+
+// reconfigure takes over the policy of a new configuration; a bad one leaves the old in force. Everything else waits
+// for a restart.
+func (a *attestation) reconfigure(ctx context.Context, cfg config.Attestation) error {
+	if a.off() {
+		return nil
+	}
+	a.judging.Lock()
+	defer a.judging.Unlock()
+	policy, v, err := a.load(cfg.Policy)
+	if err != nil {
+		return err
+	}
+	if policy.NeedsRegion() && a.region.Load() == nil {
+		if err := a.findRegion(ctx); err != nil {
+			return err
+		}
+		if v, err = a.verifier(policy); err != nil {
+			return err
+		}
+	}
+	a.policy = policy
+	a.worker.SetVerifier(v)
+	return nil
+}
+
+// passGate proves that this is a working SNP guest before anything is fetched or published. In mode enforce it returns
+// nil only with a report that the policy accepts; what waiting cannot repair is an error at once.
+func (a *attestation) passGate(ctx context.Context) error {
+	if a.off() {
+		a.gate.Store(&gate{passed: true, at: time.Now(), err: attest.ErrOff})
+		return nil
+	}
+	enforce := a.mode == config.ModeEnforce
+	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
+		verdict, err := a.prove(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		passed := err == nil || !enforce
+		a.gate.Store(&gate{passed: passed, at: time.Now(), err: err})
+		switch {
+		case err == nil:
+			a.log.Info("boot gate passed", "verdict", verdict.String())
+			return nil
+		case passed:
+			a.log.Warn("boot gate not passed; going on since attestation.mode is warn", "err", err)
+			return nil
+		case attest.Permanent(err):
+			return withAttestationAdvice(err)
+		}
+		a.log.Warn("boot gate not passed yet", "err", err, "retry_in", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// prove gets a report of this node and appraises it.
+func (a *attestation) prove(ctx context.Context) (*appraise.Verdict, error) {
+	if err := a.locate(ctx); err != nil {
+		return nil, err
+	}
+	_, verdict, err := a.worker.Evidence(ctx, ownClaims(evidence.PurposeBoot, evidence.Binding{}))
+	if err != nil {
+		return nil, err
+	}
+	return verdict, verdict.Err()
+}
+
+// ownClaims is what the agent asks for itself: a fresh nonce, and its own user as the caller.
+func ownClaims(purpose evidence.Purpose, binding evidence.Binding) evidence.Claims {
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	return evidence.Claims{Purpose: purpose, Nonce: nonce, Binding: binding, Caller: evidence.Caller{UID: uint32(os.Getuid())}}
+}
+
+// evidence serves a caller of the local API.
+func (a *attestation) evidence(
+	ctx context.Context, claims evidence.Claims,
+) (*evidence.Document, *appraise.Verdict, error) {
+	switch {
+	case a.off():
+		return nil, nil, attest.ErrOff
+	case !a.gate.Load().passed:
+		return nil, nil, attest.ErrNotReady
+	}
+	return a.worker.Evidence(ctx, claims)
+}
+
+// publishedEvidence makes the content of evidence.json for a generation's key. Without attestation there is none; in
+// mode warn a node that cannot attest still publishes.
+func (a *attestation) publishedEvidence(ctx context.Context, b mtls.Binding) ([]byte, error) {
+	if a.off() {
+		return nil, nil
+	}
+	binding := evidence.Binding{Kind: b.Kind, SPKISHA256: b.SPKISHA256[:]}
+	doc, _, err := a.worker.Evidence(ctx, ownClaims(evidence.PurposeMTLS, binding))
+	if err != nil {
+		if a.mode == config.ModeWarn {
+			return nil, nil
+		}
+		return nil, err
+	}
+	return json.Marshal(doc)
+}
+
+// recheckInterval is how often the agent asks for a report that nobody else wants. Hosts get new firmware a few times
+// a year and a certificate runs out over weeks, so hours are soon enough; the device is slow, its rate is shared with
+// callers that wait for evidence, and the host throttles. recheckJitter spreads it by ±20 %: a fleet boots together.
+const (
+	recheckInterval = 6 * time.Hour
+	recheckJitter   = 0.2
+)
+
+// recheckAfter returns how long to wait before the next self-check. random is from [0, 1).
+func recheckAfter(random float64) time.Duration {
+	return time.Duration(float64(recheckInterval) * (1 - recheckJitter + 2*recheckJitter*random))
+}
+
+// recheck gets a report of this node from time to time, once the gate is passed. Without it, drift and a certificate
+// that runs out would show only where somebody asks for evidence.
+func (a *attestation) recheck(ctx context.Context) error {
+	if a.off() {
+		return nil
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(recheckAfter(mathrand.Float64())):
+		}
+		// In mode warn the gate may have gone on without the node's region: find it now.
+		if err := a.locate(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("self-check without the node's region", "err", err)
+		}
+		// The worker records the outcome, good or bad, except for a full queue: then others are asking.
+		_, _, _ = a.worker.Evidence(ctx, ownClaims(evidence.PurposeBoot, evidence.Binding{}))
+	}
+}
+
+// withAttestationAdvice adds to an error of package attest what to do about it.
+func withAttestationAdvice(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("attest this node: %w%s", err, advice(err))
+}
+
+func advice(err error) string {
+	if text := attest.Advice(err); text != "" {
+		return "; " + text
+	}
+	return ""
+}

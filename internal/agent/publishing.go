@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"sevagent/client"
+	"sevagent/client/certs"
+	"sevagent/internal/config"
+	"sevagent/internal/mtls"
+	"sevagent/internal/probe"
+	"sevagent/internal/readers"
+	"sevagent/internal/reload"
+)
+
+// publishing is the rotator and what looks after the readers of its generations.
+type publishing struct {
+	cloud    *cloud
+	rotator  *mtls.Rotator
+	prober   *probe.Prober
+	readers  *readers.Watcher
+	reloader *reload.Reloader
+}
+
+// evidenceFor returns the content of evidence.json for a published key; nil: there is none.
+type evidenceFor func(context.Context, mtls.Binding) ([]byte, error)
+
+func newPublishing(
+	cfg config.MTLS, cloud *cloud, evidence evidenceFor, log *slog.Logger, registry prometheus.Registerer,
+) *publishing {
+	p := &publishing{cloud: cloud}
+	p.rotator = mtls.New(mtls.Config{
+		Path:      cfg.Path,
+		AllowDisk: cfg.AllowDisk,
+		Settings:  p.settings(cfg),
+		Evidence:  evidence,
+		Published: func(generation string) {
+			p.prober.Hint()
+			p.readers.Hint()
+			p.reloader.Published(generation)
+		},
+		Registerer: registry,
+		Log:        log,
+	})
+	p.prober = probe.New(probe.Config{
+		Material:   func() (*tls.Certificate, *x509.CertPool, error) { return published(cfg.Path) },
+		Settings:   probeSettings(cfg),
+		Registerer: registry,
+		Log:        log,
+	})
+	p.readers = readers.New(readers.Config{
+		Path:       cfg.Path,
+		Current:    func(consumer string) string { return p.rotator.Status().GenerationOf(consumer) },
+		Registerer: registry,
+		Log:        log.With("component", "readers"),
+	})
+	p.reloader = reload.New(reload.Config{
+		Path:       cfg.Path,
+		Docker:     cfg.Docker,
+		Settings:   reloadSettings(cfg),
+		Registerer: registry,
+		Log:        log.With("component", "reload"),
+	})
+	return p
+}
+
+func (p *publishing) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.rotator.Run(ctx) })
+	group.Go(func() error { return p.prober.Run(ctx) })
+	group.Go(func() error { return p.readers.Run(ctx) })
+	group.Go(func() error { return p.reloader.Run(ctx) })
+	return group.Wait()
+}
+
+// reconfigure takes over what can change while the agent runs.
+func (p *publishing) reconfigure(cfg config.MTLS) {
+	p.rotator.Apply(p.settings(cfg))
+	p.prober.Apply(probeSettings(cfg))
+	p.reloader.Apply(reloadSettings(cfg))
+}
+
+func probeSettings(cfg config.MTLS) probe.Settings {
+	return probe.Settings{Endpoints: cfg.Endpoints, Interval: cfg.ProbeInterval}
+}
+
+func reloadSettings(cfg config.MTLS) reload.Settings {
+	return reload.Settings{Enabled: cfg.Reload, Splay: cfg.ReloadSplay}
+}
+
+// settings turns the configuration into what the rotator takes.
+func (p *publishing) settings(cfg config.MTLS) mtls.Settings {
+	s := mtls.Settings{
+		PollInterval: cfg.PollInterval,
+		Owner:        mtls.Owner(cfg.Owner),
+		KeyMode:      cfg.KeyMode,
+		CertMode:     cfg.CertMode,
+		CAOverlap:    cfg.CAOverlap,
+	}
+	for _, c := range cfg.Consumers {
+		s.Consumers = append(s.Consumers, mtls.Consumer{Name: c.Name, Owner: mtls.Owner(c.Owner), Files: c.Files})
+	}
+	for _, name := range cfg.Secrets {
+		s.Secrets = append(s.Secrets, mtls.NamedSource{Name: name, Source: p.source(name)})
+	}
+	return s
+}
+
+// source returns where the secret of a name in the configuration comes from.
+func (p *publishing) source(name string) mtls.Source {
+	if path, ok := strings.CutPrefix(name, "file://"); ok {
+		return mtls.FileSource(path)
+	}
+	return secretSource{cloud: p.cloud, id: name}
+}
+
+// published reads the client certificate and the anchors the way that a container does.
+func published(path string) (*tls.Certificate, *x509.CertPool, error) {
+	dir, err := certs.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	set := dir.Set()
+	return set.Client, set.Roots, nil
+}
+
+// certificates serves /v1/certificates.
+func (p *publishing) certificates() *client.Certificates {
+	s := p.rotator.Status()
+	return &client.Certificates{Path: s.Path, Generation: s.Generation, PublishedAt: s.PublishedAt, Certificates: s.Certificates}
+}
+
+func (p *publishing) boundKey(kind string) ([]byte, bool) {
+	key, ok := p.rotator.SPKI(kind)
+	return key[:], ok
+}
