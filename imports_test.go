@@ -25,6 +25,7 @@ var table = map[string][]string{
 	"internal/snp":                 {},
 	"internal/evidence":            {},
 	"internal/ecsconfig":           {},
+	"internal/must":                {},
 	"internal/cli":                 {cobra, "github.com/spf13/pflag"},
 	"internal/atomicfile":          {},
 	"internal/appraise":            {"internal/snp", goSEVGuest, "github.com/google/logger"},
@@ -93,7 +94,7 @@ var never = map[string][]string{
 // clients of AWS that the agent has no use for.
 var clients = append([]string{aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation"}, simulation...)
 
-var simulation = []string{module + "internal/sim", goSEVGuest + "/client", goSEVGuest + "/testing"}
+var simulation = []string{module + "internal/sim", module + "internal/must", "testing", goSEVGuest + "/client", goSEVGuest + "/testing"}
 
 const module = "sevagent/"
 
