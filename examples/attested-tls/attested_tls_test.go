@@ -103,7 +103,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It does not enforce: what a bad report is worth is for the relying party to find out.
+	// It does not enforce: the relying party has to detect a bad report.
 	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp}, Verifier: verifier, Rate: 50, Burst: 64,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 	spki := keyHash(n.victim)
@@ -167,12 +167,12 @@ func (n *node) read(name string) string {
 	return string(text)
 }
 
-// serverArgs are what every server here gets.
+// serverArgs are the arguments of every server here.
 func (n *node) serverArgs(more ...string) []string {
 	return append([]string{"--listen", "127.0.0.1:0", "--cert", n.path("server.pem"), "--key", n.path("server.pem"), "--ca", n.path("ca.crt")}, more...)
 }
 
-// simulator are the flags of a relying party that trusts this test's simulator.
+// simulator has the flags of a relying party that trusts this test's simulator.
 func (n *node) simulator() []string {
 	return []string{"--policy", n.path("policy.yaml"), "--allow-custom-roots", "--region", sim.DefaultOptions(time.Now()).Region}
 }
@@ -214,7 +214,7 @@ func (n *node) startServer(flags ...string) (address string, cmd *exec.Cmd) {
 	return address, cmd
 }
 
-// dial connects to the server with a certificate, and returns what it has sent.
+// dial connects to the server with a certificate, and returns the random number that the server sent.
 func (n *node) dial(address string, pair tls.Certificate) (conn *tls.Conn, random []byte) {
 	n.t.Helper()
 	pool := x509.NewCertPool()
@@ -251,7 +251,7 @@ func (n *node) evidence(nonce []byte, bind string) []byte {
 	return e.Raw
 }
 
-// answer sends evidence and returns what the server makes of it.
+// answer sends evidence and returns the server's answer.
 func (n *node) answer(conn *tls.Conn, doc []byte) string {
 	n.t.Helper()
 	if err := attestedtls.WriteMessage(conn, doc); err != nil {
@@ -270,7 +270,7 @@ func (n *node) runClient(address string) (string, error) {
 	return string(out), err
 }
 
-// TestPrograms: both as they are, once and with the exit status that tells.
+// TestPrograms runs both programs unmodified, with --once and its exit status.
 func TestPrograms(t *testing.T) {
 	n := newNode(t)
 	for _, c := range []struct {
@@ -308,7 +308,7 @@ func exitCode(err error) int {
 	return -1
 }
 
-// TestCustomRoots: who trusts roots that are not AMD's has to say so.
+// TestCustomRoots: a policy with roots other than AMD's needs a flag.
 func TestCustomRoots(t *testing.T) {
 	n := newNode(t)
 	out, err := exec.Command(filepath.Join(bin, "server"), n.serverArgs("--policy", n.path("policy.yaml"))...).CombinedOutput()
@@ -317,7 +317,7 @@ func TestCustomRoots(t *testing.T) {
 	}
 }
 
-// TestRefused: what attackers, and clients with mistakes, may send.
+// TestRefused: the server refuses what attackers, and mistaken clients, may send.
 func TestRefused(t *testing.T) {
 	n := newNode(t)
 	address, _ := n.startServer(n.simulator()...)
@@ -402,7 +402,7 @@ func TestNoClientCertificate(t *testing.T) {
 	}
 }
 
-// TestNonce: both ends of a connection have the same, and no two connections do.
+// TestNonce: both ends of a connection derive the same nonce, and no two connections do.
 func TestNonce(t *testing.T) {
 	n := newNode(t)
 	pool := x509.NewCertPool()
@@ -431,7 +431,7 @@ func TestNonce(t *testing.T) {
 	}
 }
 
-// TestMessages: bounded, and whole or not at all.
+// TestMessages: messages are bounded, and read whole or not at all.
 func TestMessages(t *testing.T) {
 	var b bytes.Buffer
 	most := make([]byte, attestedtls.MaxMessage)
@@ -451,7 +451,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestDocument: what docs/attested-tls.md quotes is what runs.
+// TestDocument: docs/attested-tls.md quotes the code that runs.
 func TestDocument(t *testing.T) {
 	source, err := os.ReadFile("server/verify.go")
 	if err != nil {

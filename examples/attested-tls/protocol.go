@@ -1,5 +1,5 @@
-// Package attestedtls is what the two example programs share: messages of bounded size, and the nonce that ties
-// evidence to one TLS connection. docs/attested-tls.md explains the whole, and what it proves.
+// Package attestedtls holds what the two example programs share: messages of bounded size, and the nonce that ties
+// evidence to one TLS connection. docs/attested-tls.md explains the exchange, and what it proves.
 //
 // After the handshake, in which the client has proved that it holds a private key, three messages follow:
 //
@@ -10,14 +10,14 @@
 // # Why the nonce is derived
 //
 // If the random number itself were the nonce, evidence would be fresh but would not say for which connection it was
-// made. Someone with a copy of the client's key, whom the real client takes for a relying party and connects to, could
-// pass on the server's random number to it and its evidence to the server, and be taken for a guest. Here the nonce is
-// a hash that also covers keying material exported from the connection (RFC 8446, section 7.5), as RFC 9266 does for
-// channel bindings. Both ends of one TLS connection compute the same value, nobody else can, and two connections never
-// share it, even if one man sits at an end of each: evidence made in one is worthless in the other.
+// made. An attacker with a copy of the client's key, to whom the real client connects as to a relying party, could pass
+// the server's random number on to that client and its evidence back to the server, and be taken for a guest. Here the
+// nonce is a hash that also covers keying material exported from the connection (RFC 8446, section 7.5), as RFC 9266
+// does for channel bindings. Both ends of one TLS connection compute the same value, nobody else can, and two
+// connections never share it, even if the attacker is an end of both: evidence made in one is worthless in the other.
 //
-// The derivation does not hinder someone who has a copy of the key and may also ask an agent that publishes it: he
-// chooses the nonce. Who may use an agent's socket is the node's business.
+// The derivation does not stop an attacker who has a copy of the key and may also ask an agent that publishes it: such
+// an attacker chooses the nonce. The node controls who may use an agent's socket.
 package attestedtls
 
 import (
@@ -38,7 +38,7 @@ const NonceSize = 32
 // Accepted is the server's answer to evidence that it relies on. Any other answer is the reason of a refusal.
 const Accepted = "accepted"
 
-// MaxMessage bounds a message in bytes; it is what an evidence document may have.
+// MaxMessage bounds a message in bytes; it is the limit of an evidence document, too.
 const MaxMessage = 256 << 10
 
 const (
@@ -47,11 +47,11 @@ const (
 )
 
 // Nonce returns the nonce to ask the agent for in this connection: SHA-256 over a label, and the server's random
-// number and 32 bytes of exported keying material, each after its length as a 32-bit big-endian number. It fails
-// where the exporter would not be unique to the connection: before TLS 1.3 without extended master secret.
+// number and 32 bytes of exported keying material, each after its length as a 32-bit big-endian number. It fails if the
+// exporter is not unique to the connection: before TLS 1.3 without extended master secret.
 func Nonce(state tls.ConnectionState, random []byte) ([]byte, error) {
 	if len(random) != NonceSize {
-		return nil, fmt.Errorf("derive the nonce: the server's random number has %d bytes, want %d", len(random), NonceSize)
+		return nil, fmt.Errorf("derive the nonce: the random number has %d bytes, want %d", len(random), NonceSize)
 	}
 	exported, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
 	if err != nil {
@@ -75,7 +75,7 @@ func WriteMessage(w io.Writer, message []byte) error {
 	return err
 }
 
-// ReadMessage reads what WriteMessage has written.
+// ReadMessage reads a message that WriteMessage wrote.
 func ReadMessage(r io.Reader) ([]byte, error) {
 	var length [4]byte
 	if _, err := io.ReadFull(r, length[:]); err != nil {

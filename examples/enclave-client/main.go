@@ -1,5 +1,5 @@
 // Command enclave-client is an example of an ECS task that is the client of a service in a Nitro Enclave. It calls the
-// service again and again, each time with the newest certificate that sevagent has published on the node.
+// service repeatedly, each time with the newest certificate that sevagent has published on the node.
 // docs/patterns.md explains it.
 package main
 
@@ -47,10 +47,10 @@ const (
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("enclave-client", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main tells what is wrong
-	endpoint := f.String("endpoint", "", "host:port of the service; the host has to be in its certificate")
+	f.SetOutput(io.Discard) // main reports what is wrong
+	endpoint := f.String("endpoint", "", "host:port of the service; its certificate has to name the host")
 	interval := f.Duration("interval", 5*time.Second, "time between two calls")
-	count := f.Int("count", 0, "stop after so many calls; 0: when told to")
+	count := f.Int("count", 0, "stop after this many calls; 0: run until stopped")
 	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
 		f.SetOutput(stdout)
@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	c := &caller{
 		dir: dir, url: "https://" + *endpoint + "/", stdout: stdout, stderr: stderr,
-		// Connections are kept for 30 s between calls, which has to be shorter than the server's patience.
+		// Keeps connections for 30 s between calls, which has to be shorter than the server's idle timeout.
 		transport: &http.Transport{DialTLSContext: dir.DialTLS, IdleConnTimeout: 30 * time.Second},
 	}
 	return c.run(ctx, *interval, *count)
@@ -79,18 +79,18 @@ type caller struct {
 	dir            *certs.Directory
 	url            string
 	transport      *http.Transport
-	set            *certs.Set // what is in use
+	set            *certs.Set // in use
 	stdout, stderr io.Writer
 }
 
-// run reports failed calls and goes on; in the end they make an error.
+// run reports failed calls and goes on; at the end it returns an error if any failed.
 func (c *caller) run(ctx context.Context, interval time.Duration, count int) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	failed := 0
 	for n := 1; ; n++ {
 		if err := c.call(ctx); ctx.Err() != nil {
-			break // told to stop in the midst of it
+			break // stopped during the call
 		} else if err != nil {
 			failed++
 			fmt.Fprintln(c.stderr, err)
@@ -111,11 +111,11 @@ func (c *caller) run(ctx context.Context, interval time.Duration, count int) err
 	return nil
 }
 
-// call makes one call and shows what came of it.
+// call makes one call and prints the outcome.
 func (c *caller) call(ctx context.Context) error {
-	// A new connection has the newest certificate in any case; one that was kept has that of its handshake. The pointer
-	// is another when there is a new generation: then no connection is kept. (A generation that appears after this line
-	// may be used a call before its name is shown.)
+	// A new connection has the newest certificate in any case; a kept one has that of its handshake. The pointer
+	// changes with a new generation: then no connection is kept. (A generation that appears after this line may be
+	// used one call before its name is printed.)
 	if set := c.dir.Set(); set != c.set {
 		c.transport.CloseIdleConnections()
 		c.set = set

@@ -1,5 +1,5 @@
-// Command client is an example of a container that proves to a relying party, in one TLS connection, that the key
-// which it connects with is published on a SEV-SNP guest. docs/attested-tls.md explains it.
+// Command client is an example of a container that proves to a relying party, within one TLS connection, that the
+// connection's key is published on an SEV-SNP guest. docs/attested-tls.md explains it.
 package main
 
 import (
@@ -43,9 +43,9 @@ func exitStatus(err error) int {
 
 func run(ctx context.Context, args []string, stdout io.Writer) error {
 	f := flag.NewFlagSet("client", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main tells what is wrong
+	f.SetOutput(io.Discard) // main reports what is wrong
 	connect := f.String("connect", "", "host:port of the relying party")
-	serverName := f.String("server-name", "", "the name in the relying party's certificate (default: the host of --connect)")
+	serverName := f.String("server-name", "", "name in the relying party's certificate (default: the host of --connect)")
 	mtlsDir := f.String("mtls-dir", "/etc/ecs/mtls", "the published directory")
 	socket := f.String("socket", client.DefaultSocket, "the agent's socket")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -79,9 +79,9 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	return nil
 }
 
-// loadTLS reads what is published now. It is to be read for every connection: certificates rotate, and the agent binds
-// evidence to the key that is published when it is asked. A rotation between the two makes the server refuse the
-// evidence; whoever then connects again has the new key.
+// loadTLS reads what is published now. Call it for every connection: certificates rotate, and the agent binds evidence
+// to the key that is published when it is asked. After a rotation between the two, the server refuses the evidence; the
+// next connection has the new key.
 func loadTLS(dir, serverName string) (*tls.Config, error) {
 	file := filepath.Join(dir, "client.pem") // key, leaf, intermediates
 	pair, err := tls.LoadX509KeyPair(file, file)
@@ -96,10 +96,13 @@ func loadTLS(dir, serverName string) (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(text) {
 		return nil, errors.New("load the published trust anchors: ca.crt has no certificate")
 	}
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ServerName: serverName}, nil
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
+		RootCAs: pool, ServerName: serverName,
+	}, nil
 }
 
-// attest connects, proves, and returns the server's answer.
+// attest connects, sends the proof, and returns the server's answer.
 func attest(ctx context.Context, address string, tlsConfig *tls.Config, agent *client.Client) (string, error) {
 	conn, err := (&tls.Dialer{Config: tlsConfig}).DialContext(ctx, "tcp", address)
 	if err != nil {
@@ -113,7 +116,7 @@ func attest(ctx context.Context, address string, tlsConfig *tls.Config, agent *c
 
 	random, err := attestedtls.ReadMessage(conn)
 	if err != nil {
-		return "", err // the server's verdict on our certificate, for one
+		return "", err // for example, the server refused our certificate
 	}
 	nonce, err := attestedtls.Nonce(conn.(*tls.Conn).ConnectionState(), random)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Command server is an example of a relying party, which may run in a Nitro Enclave: a TLS server that accepts a
-// client only with evidence that the key of the certificate presented in this very connection is published on a
-// genuine SEV-SNP guest. docs/attested-tls.md explains it.
+// Command server is an example of a relying party, which may run in a Nitro Enclave: a TLS server that accepts a client
+// only with evidence that the key of the certificate presented in this very connection is published on a genuine
+// SEV-SNP guest. docs/attested-tls.md explains it.
 package main
 
 import (
@@ -53,13 +53,15 @@ type options struct {
 func run(ctx context.Context, args []string, stdout io.Writer) error {
 	var o options
 	f := flag.NewFlagSet("server", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main tells what is wrong
+	f.SetOutput(io.Discard) // main reports what is wrong
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address to listen on")
 	f.StringVar(&o.cert, "cert", "", "PEM file with this server's leaf and intermediates")
 	f.StringVar(&o.key, "key", "", "PEM file with the leaf's private key")
 	f.StringVar(&o.ca, "ca", "", "PEM file with the trust anchors of clients")
-	f.StringVar(&o.policy, "policy", appraise.AWSShared, "a built-in policy (aws-shared, aws-dedicated) or a policy file")
-	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false, "accept a policy with roots of its own, as simulators have: such evidence proves nothing about hardware")
+	f.StringVar(&o.policy, "policy", appraise.AWSShared,
+		"a built-in policy (aws-shared, aws-dedicated) or a policy file")
+	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
+		"accept a policy with roots of its own, for simulators: such evidence proves nothing about hardware")
 	f.StringVar(&o.region, "region", "", "the EC2 region that evidence must come from")
 	f.BoolVar(&o.once, "once", false, "serve one connection, and exit with status 0 if the client was accepted")
 	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -95,13 +97,13 @@ func (o *options) verifier() (*appraise.Verifier, error) {
 		return nil, err
 	}
 	if policy.RootsPEM != nil && !o.allowCustomRoots {
-		return nil, fmt.Errorf("policy %s brings roots of its own; give --allow-custom-roots if that is what you want, for a simulator say", o.policy)
+		return nil, fmt.Errorf("policy %s has roots of its own; for a simulator, give --allow-custom-roots", o.policy)
 	}
 	return appraise.New(appraise.Config{Policy: policy, Region: o.region})
 }
 
-// tlsConfig asks every client for a certificate. It takes TLS 1.3 only, whose exporter is unique to a connection, and
-// gives no session tickets, so that a key is shown to be held in every connection and not in an earlier one.
+// tlsConfig requires a certificate of every client. It accepts TLS 1.3 only, whose exporter is unique to a connection,
+// and issues no session tickets, so that every connection, not an earlier one, proves possession of the key.
 func (o *options) tlsConfig() (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(o.cert, o.key)
 	if err != nil {
@@ -113,7 +115,7 @@ func (o *options) tlsConfig() (*tls.Config, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("load --ca: %s has no certificate", o.ca)
+		return nil, fmt.Errorf("load --ca: %s contains no certificate", o.ca)
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
@@ -132,7 +134,7 @@ type server struct {
 	out io.Writer
 }
 
-// serve serves until ctx ends, or one connection. It closes l, and waits for the clients that it has accepted.
+// serve serves until ctx ends or, with once, one connection. It closes l, and waits for the clients that it accepted.
 func (s *server) serve(ctx context.Context, l net.Listener, once bool) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -162,7 +164,7 @@ func (s *server) serve(ctx context.Context, l net.Listener, once bool) error {
 	}
 }
 
-// handle serves one client and tells the outcome, to it and on the output.
+// handle serves one client, and reports the outcome to it and on the output.
 func (s *server) handle(ctx context.Context, raw net.Conn) error {
 	defer raw.Close()
 	raw.SetDeadline(time.Now().Add(attestedtls.Timeout))
@@ -187,12 +189,12 @@ func (s *server) handle(ctx context.Context, raw net.Conn) error {
 	if writeErr := attestedtls.WriteMessage(conn, []byte(answer)); err == nil && writeErr != nil {
 		err = fmt.Errorf("answer: %w", writeErr)
 	}
-	// A server would serve the client now, in this connection. The next one has to be attested anew.
+	// A real server would serve the client now, in this connection. The next one has to be attested again.
 	conn.Close()
 	return err
 }
 
-// attest does the handshake and the exchange. The leaf is nil if there was no handshake.
+// attest performs the handshake and the exchange. The leaf is nil if the handshake failed.
 func (s *server) attest(ctx context.Context, conn *tls.Conn) (*x509.Certificate, error) {
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)

@@ -24,7 +24,7 @@ func verifyPeer(doc []byte, nonce []byte, leaf *x509.Certificate, verifier *appr
 		return errors.New("verify evidence: it is for another nonce: made for another connection, or before")
 	}
 	if d.Purpose != evidence.PurposeClient || d.Binding.Kind != evidence.BindClient {
-		return fmt.Errorf("verify evidence: purpose %q and binding %q, want client and client", d.Purpose, d.Binding.Kind)
+		return fmt.Errorf("verify evidence: purpose %q, binding %q, want client and client", d.Purpose, d.Binding.Kind)
 	}
 	if spki := sha256.Sum256(leaf.RawSubjectPublicKeyInfo); !bytes.Equal(d.Binding.SPKISHA256, spki[:]) {
 		return fmt.Errorf("verify evidence: it is bound to key %s, and the peer's is %x", d.Binding.SPKISHA256, spki)

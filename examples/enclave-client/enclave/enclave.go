@@ -1,7 +1,7 @@
-// Package enclave holds what the example programs that stand for a Nitro Enclave have in common: certificates from
-// files, read at the start and again at SIGHUP, and a server that goes on meanwhile. An enclave has no agent and no
-// published directory; how the files get into it, inside its image or through a key that KMS releases to it alone, is
-// its own business.
+// Package enclave holds what the example programs that stand in for a Nitro Enclave have in common: certificates from
+// files, read at the start and again at SIGHUP, and a server that goes on serving meanwhile. An enclave has no agent
+// and no published directory; how the files get into it, in its image or encrypted for a key that KMS releases only to
+// it, is out of scope here.
 package enclave
 
 import (
@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// shutdownTimeout is what requests have to finish when the program is told to stop.
+// shutdownTimeout is how long requests have to finish when the program is stopped.
 const shutdownTimeout = 5 * time.Second
 
 // LoadPair reads a leaf with its intermediates, and its private key, from PEM files. They may be the same file.
@@ -32,7 +32,7 @@ func LoadPair(cert, key string) (tls.Certificate, error) {
 	return pair, nil
 }
 
-// LoadAnchors reads trust anchors from a PEM file. Two of them, the old CA and the new one, is what a change of the CA needs.
+// LoadAnchors reads trust anchors from a PEM file. A change of the CA needs two of them, the old CA and the new one.
 func LoadAnchors(file string) (*x509.CertPool, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -40,14 +40,16 @@ func LoadAnchors(file string) (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("load trust anchors: %s has no certificate", file)
+		return nil, fmt.Errorf("load trust anchors: %s contains no certificate", file)
 	}
 	return pool, nil
 }
 
-// Serve serves on address until ctx ends, and then lets requests finish. At SIGHUP it calls reload, whose error leaves
-// everything as it was. The server's TLSConfig has to tell what is current by GetConfigForClient.
-func Serve(ctx context.Context, server *http.Server, address string, reload func() error, stdout, stderr io.Writer) error {
+// Serve serves on address until ctx ends, and then lets requests finish. At SIGHUP it calls reload, which has to leave
+// everything unchanged if it fails. The server's TLSConfig has to return the current state from GetConfigForClient.
+func Serve(
+	ctx context.Context, server *http.Server, address string, reload func() error, stdout, stderr io.Writer,
+) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
@@ -57,7 +59,7 @@ func Serve(ctx context.Context, server *http.Server, address string, reload func
 	}
 	fmt.Fprintf(stdout, "listening on %s\n", listener.Addr())
 
-	server.ErrorLog = log.New(stderr, "", 0) // handshakes that fail, for one
+	server.ErrorLog = log.New(stderr, "", 0) // failed handshakes, for example
 	server.ReadHeaderTimeout, server.ReadTimeout = 5*time.Second, 30*time.Second
 	server.WriteTimeout, server.IdleTimeout = time.Minute, 2*time.Minute
 	served := make(chan error, 1)
@@ -66,7 +68,7 @@ func Serve(ctx context.Context, server *http.Server, address string, reload func
 		select {
 		case <-hup:
 			if err := reload(); err != nil {
-				fmt.Fprintf(stderr, "reload: %v; the certificates from before stay\n", err)
+				fmt.Fprintf(stderr, "reload: %v; the old certificates stay in use\n", err)
 			} else {
 				fmt.Fprintln(stdout, "reloaded")
 			}

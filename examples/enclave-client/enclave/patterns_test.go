@@ -572,7 +572,7 @@ func TestBadRequests(t *testing.T) {
 	// Files that do not load leave what was.
 	write(t, e.path("ca.crt"), "nothing")
 	gateway.cmd.Process.Signal(syscall.SIGHUP)
-	gateway.stderr.has(t, 0, "the certificates from before stay", 1)
+	gateway.stderr.has(t, 0, "the old certificates stay in use", 1)
 	if err := post(outside, gateway.address, `{"a": 1}`); err != nil {
 		t.Error(err)
 	}

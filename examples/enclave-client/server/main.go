@@ -1,5 +1,5 @@
-// Command server stands for a service in a Nitro Enclave: it requires client certificates of a CA, and tells each
-// caller by which name it knows it. It reads its files again at SIGHUP. docs/patterns.md explains it.
+// Command server stands in for a service in a Nitro Enclave: it requires client certificates of a CA, and greets each
+// caller by the name in its certificate. It reads its files again at SIGHUP. docs/patterns.md explains it.
 package main
 
 import (
@@ -41,7 +41,7 @@ func exitStatus(err error) int {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var files files
 	f := flag.NewFlagSet("server", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main tells what is wrong
+	f.SetOutput(io.Discard) // main reports what is wrong
 	listen := f.String("listen", "127.0.0.1:8443", "address to listen on")
 	f.StringVar(&files.cert, "cert", "", "PEM file with this server's leaf and intermediates")
 	f.StringVar(&files.key, "key", "", "PEM file with the leaf's private key")
@@ -79,8 +79,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 type files struct{ cert, key, ca string }
 
-// load makes a configuration that lets nobody in without a certificate. It gives no session tickets: a resumed
-// connection would rest on the trust anchors of an earlier one.
+// load makes a configuration that admits nobody without a certificate. It issues no session tickets: a resumed
+// connection would rely on the trust anchors of an earlier one.
 func (f files) load() (*tls.Config, error) {
 	pair, err := enclave.LoadPair(f.cert, f.key)
 	if err != nil {
@@ -96,7 +96,7 @@ func (f files) load() (*tls.Config, error) {
 	}, nil
 }
 
-// hello is the service. Who the caller is has been proved by the handshake.
+// hello is the service. The handshake has proved who the caller is.
 func hello(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "hello %s\n", r.TLS.PeerCertificates[0].Subject)
 }

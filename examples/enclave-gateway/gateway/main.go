@@ -1,5 +1,5 @@
-// Command gateway stands for a gateway in a Nitro Enclave: it ends the TLS connections of the outside, hands each body
-// to the processor, an ECS task, over mutual TLS, and returns the result. It reads its files again at SIGHUP.
+// Command gateway stands in for a gateway in a Nitro Enclave: it terminates TLS connections from outside, passes each
+// body to the processor, an ECS task, over mutual TLS, and returns the result. It reads its files again at SIGHUP.
 // docs/patterns.md explains it.
 package main
 
@@ -52,12 +52,12 @@ const (
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var o options
 	f := flag.NewFlagSet("gateway", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main tells what is wrong
+	f.SetOutput(io.Discard) // main reports what is wrong
 	listen := f.String("listen", ":443", "address to listen on for the outside")
 	f.StringVar(&o.cert, "cert", "", "PEM file with the leaf, and intermediates, that the outside sees")
 	f.StringVar(&o.key, "key", "", "PEM file with its private key")
 	f.StringVar(&o.processor, "processor", "", "host:port of the processor")
-	f.StringVar(&o.name, "processor-name", "", "the name in the processor's certificate (default: the host of --processor)")
+	f.StringVar(&o.name, "processor-name", "", "name in the processor's certificate (default: the host of --processor)")
 	f.StringVar(&o.clientCert, "client-cert", "", "PEM file with the leaf that the processor sees (default: --cert)")
 	f.StringVar(&o.clientKey, "client-key", "", "PEM file with its private key (default: --key)")
 	f.StringVar(&o.ca, "ca", "", "PEM file with the trust anchors of the processor")
@@ -81,7 +81,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return err
 		}
 		if old := g.current.Swap(next); old != nil {
-			old.processor.CloseIdleConnections() // those in use end 30 s after their last request
+			old.processor.CloseIdleConnections() // those in use close 30 s after their last request
 		}
 		return nil
 	}
@@ -104,7 +104,7 @@ type options struct {
 	cert, key, processor, name, clientCert, clientKey, ca string
 }
 
-// identity is what one state of the files gives. It never changes.
+// identity is made from one state of the files. It never changes.
 type identity struct {
 	outside   *tls.Config
 	processor *http.Client // with its own connections, so that no later identity uses them
@@ -125,17 +125,18 @@ func (o *options) load() (*identity, error) {
 	}
 	toProcessor := &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: anchors, ServerName: o.name,
-		// Not Certificates, which would keep ours back when the processor's list of CAs does not have its issuer: the
-		// processor is to say what it does not like.
+		// Not Certificates, which would withhold ours if the processor's list of CAs lacks its issuer: let the
+		// processor report why it refuses it.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &inner, nil },
 	}
 	return &identity{
 		outside: &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{outer}},
-		// Connections are kept for a shorter time than the processor does, or a request could meet one that is closing.
+		// Keeps connections for a shorter time than the processor does, or a request could meet one that is closing.
 		processor: &http.Client{
-			Timeout:       processTimeout,
-			Transport:     &http.Transport{TLSClientConfig: toProcessor, IdleConnTimeout: 30 * time.Second},
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the body goes nowhere else
+			Timeout:   processTimeout,
+			Transport: &http.Transport{TLSClientConfig: toProcessor, IdleConnTimeout: 30 * time.Second},
+			// No redirects: the body goes nowhere else.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}, nil
 }
@@ -146,18 +147,18 @@ type gateway struct {
 	current atomic.Pointer[identity]
 }
 
-// forward hands the body on and returns the result. A real gateway would here decrypt, and encrypt, what is inside.
+// forward passes the body on and returns the result. A real gateway would decrypt and encrypt the content here.
 func (g *gateway) forward(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		http.Error(w, "the body is too large", http.StatusRequestEntityTooLarge)
 		return
 	} else if err != nil {
-		return // the caller is gone
+		return // the caller has gone
 	}
 	status, contentType, reply, err := g.process(r.Context(), body)
 	if err != nil {
-		g.log.Print(err) // what went wrong inside is not for the outside
+		g.log.Print(err) // callers from outside must not see what went wrong inside
 		http.Error(w, "the processor does not answer", http.StatusBadGateway)
 		return
 	}

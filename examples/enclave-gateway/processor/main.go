@@ -1,5 +1,5 @@
-// Command processor is an example of an ECS task that is the server of a gateway in a Nitro Enclave: it processes what
-// the gateway has decrypted, and lets nobody else in. docs/patterns.md explains it.
+// Command processor is an example of an ECS task that serves a gateway in a Nitro Enclave: it processes what the
+// gateway has decrypted, and admits nobody else. docs/patterns.md explains it.
 package main
 
 import (
@@ -53,10 +53,11 @@ const (
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var allow []string
 	f := flag.NewFlagSet("processor", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main tells what is wrong
+	f.SetOutput(io.Discard) // main reports what is wrong
 	listen := f.String("listen", ":8443", "address to listen on")
 	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
-	f.Func("allow", "a DNS name or URI that a caller's certificate has to have; may be given again for others; without: any certificate of the CA", func(name string) error {
+	const usage = "a DNS name or URI that a caller's certificate has to have; repeatable; default: any of the CA"
+	f.Func("allow", usage, func(name string) error {
 		if name == "" {
 			return errors.New("empty") // an unset variable must not open the door
 		}
@@ -78,7 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	if dir.Set().Server == nil {
-		return fmt.Errorf("no server certificate is published in %s: put server_cert and server_key into the secret", *mtlsDir)
+		return fmt.Errorf("%s has no server certificate; put server_cert and server_key into the secret", *mtlsDir)
 	}
 	config := dir.ServerConfig() // follows rotations, and requires a client certificate
 	config.MinVersion = tls.VersionTLS13
@@ -91,13 +92,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "listening on %s\n", listener.Addr())
 
-	// There is one path, and no health check without a certificate: whoever reaches the port has nothing to ask.
+	// There is one path, and no health check without a certificate: a caller without one gets nothing.
 	p := processor{log: log.New(stdout, "", 0)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /{$}", p.process)
 	server := &http.Server{
-		Handler: mux, TLSConfig: config, ErrorLog: log.New(stderr, "", 0), // handshakes that fail, for one
-		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
+		Handler: mux, TLSConfig: config, ErrorLog: log.New(stderr, "", 0), // failed handshakes, for example
+		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
+		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.ServeTLS(listener, "", "") }()
@@ -113,7 +115,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 }
 
-// allowed reports why a certificate, which has been verified, is not that of a caller who is let in.
+// allowed returns an error if leaf, a verified certificate, has none of the names of admitted callers.
 func allowed(leaf *x509.Certificate, names []string) error {
 	for _, name := range leaf.DNSNames {
 		if slices.Contains(names, name) {
@@ -130,7 +132,7 @@ func allowed(leaf *x509.Certificate, names []string) error {
 
 type processor struct{ log *log.Logger }
 
-// result is what comes of a body. The body itself is neither kept nor logged.
+// result describes a body. The body itself is neither kept nor logged.
 type result struct {
 	SHA256 string `json:"sha256"`
 	Length int    `json:"length"`
@@ -142,7 +144,7 @@ func (p processor) process(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the body is too large", http.StatusRequestEntityTooLarge)
 		return
 	} else if err != nil {
-		return // the gateway is gone
+		return // the gateway has gone
 	}
 	if !json.Valid(body) {
 		http.Error(w, "the body is not JSON", http.StatusBadRequest)
