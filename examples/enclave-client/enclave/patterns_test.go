@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// patience bounds what never takes so long.
+// patience bounds waits that normally end far sooner.
 const patience = 30 * time.Second
 
 // node is the agent's part of a node: what is written to its secret, the real Rotator publishes.
@@ -165,7 +165,7 @@ func secret(t *testing.T, leaf simca.Leaf, anchors string, extra map[string]any)
 	return string(text)
 }
 
-// enclave is the files of the programs that stand for an enclave.
+// enclave has the files of the programs that stand in for an enclave.
 type enclave struct {
 	t   *testing.T
 	dir string
@@ -403,7 +403,7 @@ func TestRotation(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		// A request, lest the server logs a connection that was of no use.
+		// A request, or the server would log an unused connection.
 		fmt.Fprintf(conn, "HEAD / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", address)
 		if _, err := io.ReadAll(conn); err != nil {
 			t.Error(err)
@@ -471,14 +471,14 @@ func TestRotation(t *testing.T) {
 	}
 	t.Logf("%d requests by pattern 1, %d and %d by pattern 2", strings.Count(client.stdout.String(), "\n"), outside.good[0].Load(), outside.good[1].Load())
 
-	// And the old ones are of no use.
+	// And the old ones are refused.
 	refused(t, server, peer(t, node1, second.PEM()))
 	refused(t, processor, peer(t, enclave1, second.PEM()))
 }
 
 const unknownAuthority = "certificate signed by unknown authority"
 
-// refused checks that a server does not answer a client, for want of a certificate that it trusts.
+// refused checks that a server does not answer a client that lacks a certificate it trusts.
 func refused(t *testing.T, p *program, client *tls.Config) {
 	t.Helper()
 	refusedFor(t, p, client, unknownAuthority)
@@ -496,7 +496,7 @@ func refusedFor(t *testing.T, p *program, client *tls.Config, reason string) {
 	p.stderr.has(t, from, reason, 1)
 }
 
-// TestForeign: who has no certificate of the CA gets no answer, and no body.
+// TestForeign: a peer without a certificate of the CA gets no answer, and no body.
 func TestForeign(t *testing.T) {
 	t.Parallel()
 	ours, theirs, public := newCA(t, "ours"), newCA(t, "theirs"), newCA(t, "public")
@@ -550,7 +550,7 @@ func TestForeign(t *testing.T) {
 	})
 }
 
-// TestBadRequests: what is no request is refused, with a reason where that tells nothing.
+// TestBadRequests: invalid requests are refused, with a reason unless it would reveal something.
 func TestBadRequests(t *testing.T) {
 	t.Parallel()
 	ours, public := newCA(t, "ours"), newCA(t, "public")
