@@ -1,23 +1,190 @@
-// Command bootstrap runs once, from EC2 user data, and leaves either the machine that was asked for or none: it
-// checks everything, then writes, then starts. Run again, it changes nothing.
+// Command bootstrap runs once, from EC2 user data, and leaves either the machine that was asked for or none: it checks
+// everything, then writes, then starts. Run again, it changes nothing.
 //
 // It reads the instance metadata by IMDSv2 only, configures sevagent, starts it and waits for its proof, writes
-// /etc/ecs/ecs.config with attributes from the verified report, and starts the ECS agent; on Ubuntu it installs that
-// before. If any step fails, it tells CloudFormation at once, with the reason.
+// /etc/ecs/ecs.config with attributes from the verified report, and starts the ECS agent, which it first installs on
+// Ubuntu. If any step fails, it signals CloudFormation at once, with the reason.
 //
-// Whether the node has joined, it cannot tell: on Amazon Linux the ECS agent starts only after the user data. So it
-// leaves /etc/sevagent/signal.json, and starts sevagent-signal.service without waiting. That runs 'bootstrap signal', which
-// waits for the registration and tells CloudFormation of it.
+// It cannot wait for the node to join: on Amazon Linux the ECS agent starts only after the user data. So it leaves
+// /etc/sevagent/signal.json and starts sevagent-signal.service without waiting. That runs 'bootstrap signal', which
+// waits for the registration and signals CloudFormation.
 //
-// A node tells its stack once. What it told is in /var/lib/sevagent/signaled.json, so that neither a reboot nor a second run
-// meddles with a rolling update of other nodes.
+// A node signals its stack once. What it sent is in /var/lib/sevagent/signaled.json, so that neither a reboot nor a
+// second run disturbs a rolling update of other nodes.
 //
-// It is all in package bootstrap.
+// This folder is the command line. What the commands do is in package internal/bootstrap, whose Run lists the steps of
+// the first boot.
 package main
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
 	"sevagent/internal/bootstrap"
 	"sevagent/internal/cli"
 )
 
-func main() { cli.Main("bootstrap", bootstrap.Run) }
+func main() { cli.Main("bootstrap", run) }
+
+// run runs the command that args name until it is done, or ctx ends.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	var o bootstrap.Options
+	began := false
+	root := newCommand(&o, &began)
+	err := cli.Execute(ctx, root, args, stdin, stdout, stderr)
+	if cmd, _, findErr := root.Find(args); err == nil || began || findErr == nil && cmd != root {
+		return err
+	}
+	// A mistake in the flags is a failure like any other, and the stack to signal may come from the environment.
+	_ = fromEnvironment(root.Flags(), os.LookupEnv)
+	return bootstrap.Fail(ctx, o, stdout, err)
+}
+
+// newCommand returns the command bootstrap with all below it. It sets began once bootstrap.Run takes over.
+func newCommand(o *bootstrap.Options, began *bool) *cobra.Command {
+	root := &cobra.Command{
+		Use:         "bootstrap",
+		Annotations: map[string]string{cli.CalledAs: "/usr/libexec/sevagent/bootstrap"},
+		Short:       "Turn a fresh EC2 instance into an attested ECS node",
+		Long:        longHelp(),
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fromEnvironment(cmd.Flags(), os.LookupEnv); err != nil {
+				return cli.Usage(err)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			*began = true
+			return bootstrap.Run(cmd.Context(), *o, cmd.OutOrStdout())
+		},
+	}
+	addFlags(root.Flags(), o)
+	root.AddCommand(signalCommand(), mayJoinCommand())
+	return root
+}
+
+func signalCommand() *cobra.Command {
+	var o bootstrap.SignalOptions
+	cmd := &cobra.Command{
+		Use:   "signal",
+		Short: "Wait until the node has joined the cluster, and signal CloudFormation",
+		Long: `Wait until the ECS agent has registered the node to its cluster, and signal
+SUCCESS to CloudFormation, or FAILURE if it does not register in time. What to
+signal is in signal.json, which bootstrap writes. sevagent-signal.service runs
+this after ecs.service. It signals once: started again, it does nothing.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return bootstrap.Signal(cmd.Context(), o, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	dirFlags(f, &o.Dirs, "the directory that holds signal.json", "the directory that records what was signaled")
+	f.StringVar(&o.Introspection, "introspection", "http://127.0.0.1:51678",
+		"the ECS agent's introspection endpoint, on loopback")
+	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for the registration")
+	signalTimeoutFlag(f, &o.SignalTimeout)
+	return cmd
+}
+
+func mayJoinCommand() *cobra.Command {
+	var dirs bootstrap.Dirs
+	cmd := &cobra.Command{
+		Use:   "may-join",
+		Short: "Report whether the ECS agent may start on this machine",
+		Long: `Report whether the ECS agent may start on this machine. ecs.service has this as
+its condition: a node that bootstrap has begun joins the cluster only once
+bootstrap has finished, on this instance, also after a reboot.
+
+Exit status 0: it may. Bootstrap has finished here, or was never used here,
+because the node is configured in another way. Exit status 1: it may not, and
+the reason is printed. --state-dir holds bootstrapped.json, which records how
+far bootstrap has come. To configure a node in another way after bootstrap has
+begun there, remove that file and 50-bootstrap.yaml.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return bootstrap.MayJoin(cmd.Context(), dirs, cmd.OutOrStdout())
+		},
+	}
+	dirFlags(cmd.Flags(), &dirs,
+		"the agent's configuration directory; 50-bootstrap.yaml in its conf.d means that bootstrap was used",
+		"the directory that records how far bootstrap has come")
+	return cmd
+}
+
+// longHelp also documents what bootstrap sets in ecs.config.
+func longHelp() string {
+	var b strings.Builder
+	b.WriteString(`Turn a fresh EC2 instance into an attested ECS node: configure and start
+sevagent, wait for its proof, write /etc/ecs/ecs.config, start the ECS agent.
+
+Each flag can also be set by the environment: --cluster by
+SEVAGENT_BOOTSTRAP_CLUSTER, and so on; lists are separated by commas there. A
+flag takes precedence.
+
+With --stack, any failure is signaled to --ready-resource and --update-resource
+of that CloudFormation stack, with the step and the cause in the signal's unique
+ID. A resource that does not wait refuses, which is no error. Success is
+signaled by 'bootstrap signal', which sevagent-signal.service runs once the ECS
+agent has been started.
+
+ecs.config gets these keys unless it has them already; --ecs-option sets others,
+or other values, and replaces what is there:
+
+`)
+	for _, s := range bootstrap.Hardening {
+		fmt.Fprintf(&b, "  %s=%s\n      %s\n", s.Key, s.Value, s.Why)
+	}
+	b.WriteString(`
+Exit status: 0 done, 1 the node is not as it should be, 2 wrong usage or
+configuration, 3 AWS, the agent or the network could not be reached.`)
+	return b.String()
+}
+
+func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
+	f.StringVar(&o.Target.Cluster, "cluster", "", "the ECS cluster to join (required)")
+	f.StringVar(&o.Target.Stack, "stack", "", "the CloudFormation stack to signal, by name or ID (default: none)")
+	f.StringVar(&o.Target.ReadyResource, "ready-resource", "",
+		"logical ID of the resource that the stack's creation waits for")
+	f.StringVar(&o.Target.UpdateResource, "update-resource", "",
+		"logical ID of the resource that a rolling update waits for, the Auto Scaling group")
+	f.StringVar(&o.Target.Region, "region", "", "the stack's region (default: the instance's)")
+	f.StringArrayVar(&o.Secrets, "mtls-secret", nil,
+		"a secret with certificates to publish: ARN, name or file:///path; repeatable, or separated by commas")
+	f.StringArrayVar(&o.Endpoints, "enclave-endpoint", nil,
+		"an enclave server, host:port; repeatable, or separated by commas")
+	f.StringVar(&o.MTLSPath, "mtls-path", "", "where certificates are published (default: the agent's, /etc/ecs/mtls)")
+	f.StringVar(&o.Mode, "attestation-mode", "", "enforce, warn or off (default: the agent's, enforce)")
+	dirFlags(f, &o.Dirs, "the agent's configuration directory; 50-bootstrap.yaml goes into its conf.d",
+		"the directory that records how far bootstrap has come and what was signaled")
+	f.StringVar(&o.ECSConfig, "ecs-config", "/etc/ecs/ecs.config",
+		"the ECS agent's configuration, merged with what is there")
+	f.StringArrayVar(&o.ECSOptions, "ecs-option", nil,
+		"KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent; repeatable")
+	f.StringVar(&o.Socket, "socket", "/run/sevagent/sevagent.sock", "the agent's socket")
+	f.StringVar(&o.Services, "services", bootstrap.ServicesSystemd,
+		"systemd: start sevagent, ecs and sevagent-signal; none: leave that to the caller")
+	f.StringVar(&o.Install.When, "install-ecs", bootstrap.InstallAuto,
+		"auto: install Docker and amazon-ecs-init by apt where they are missing; never")
+	f.StringVar(&o.Install.Package, "ecs-package", "",
+		"URL or path of amazon-ecs-init's deb, its signature beside it as .asc (default: Amazon's bucket in the region)")
+	f.StringVar(&o.Install.Key, "ecs-key", "",
+		"URL or path of Amazon's signing key, whose fingerprint is fixed (default: from aws/amazon-ecs-agent)")
+	f.DurationVar(&o.Timeout, "timeout", 10*time.Minute,
+		"how long to wait for the agent's proof and the first certificates")
+	signalTimeoutFlag(f, &o.SignalTimeout)
+}
+
+func dirFlags(f *pflag.FlagSet, d *bootstrap.Dirs, config, state string) {
+	f.StringVar(&d.Config, "config-dir", bootstrap.DefaultDirs.Config, config)
+	f.StringVar(&d.State, "state-dir", bootstrap.DefaultDirs.State, state)
+}
+
+func signalTimeoutFlag(f *pflag.FlagSet, timeout *time.Duration) {
+	f.DurationVar(timeout, "signal-timeout", 5*time.Minute,
+		"how long to try to signal CloudFormation, and to wait for a resource that does not wait yet")
+}

@@ -2,288 +2,340 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/dbus"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/rogpeppe/go-internal/testscript"
 
-	"sevagent/client"
-	"sevagent/internal/cli"
-	"sevagent/internal/localapi"
 	"sevagent/internal/sim/simaws"
-	"sevagent/internal/sim/simscript"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"bootstrap": func() {
-		if dir := os.Getenv("TEST_SYSTEMD"); dir != "" {
-			testOnlyConnect = func(context.Context) (systemd, error) { return fakeSystemd(dir), nil }
-		}
-		testOnlyFingerprint = os.Getenv("TEST_FINGERPRINT")
-		testOnlyUnitDir = os.Getenv("TEST_UNIT_DIR")
-		testOnlyInstanceIDFile = os.Getenv("TEST_INSTANCE_ID")
-		cli.Main("bootstrap", Run)
-	}})
+// lab is a machine with directories of its own, a systemd, AWS on loopback, and a sevagent that is ready. The scripts of
+// cmd/bootstrap test what needs no systemd.
+type lab struct {
+	*testing.T
+	dir      string
+	machine  machine
+	systemd  *fakeSystemd
+	metadata *simaws.IMDS
+	stack    *simaws.CloudFormation
+	options  Options
+	out      strings.Builder // what the last run printed
 }
 
-// fakeSystemd is a directory. What is asked of it is a line of its file calls. A file named after a unit is a unit that it
-// knows; its content is the result of a job that starts it, and lines KEY=VALUE of properties.
-type fakeSystemd string
+func newLab(t *testing.T) *lab {
+	l := &lab{T: t, dir: t.TempDir(), metadata: &simaws.IMDS{Instance: simaws.DefaultInstance()}}
+	l.stack = &simaws.CloudFormation{Region: l.metadata.Instance.Region, AccountID: l.metadata.Instance.AccountID}
+	for name, handler := range map[string]http.Handler{
+		"AWS_EC2_METADATA_SERVICE_ENDPOINT": l.metadata, "AWS_ENDPOINT_URL_CLOUDFORMATION": l.stack,
+	} {
+		s := httptest.NewServer(handler)
+		t.Cleanup(s.Close)
+		t.Setenv(name, s.URL)
+	}
+	l.systemd = &fakeSystemd{units: map[string]fakeUnit{agentUnit: {result: "done"}, ecsUnit: {}, signalUnit: {}}}
+	dirs := Dirs{Config: l.path("etc/sevagent"), State: l.path("var")}
+	l.machine = machine{
+		dirs: dirs, unitDir: l.path("units"), instanceIDFile: l.path("instance-id"),
+		connect: func(context.Context) (systemd, error) { return l.systemd, nil },
+	}
+	l.options = Options{
+		Target: Target{Cluster: "prod"}, Dirs: dirs, SignalTimeout: 10 * time.Second, Timeout: 10 * time.Second,
+		Socket: l.serveAgent(), ECSConfig: l.path("etc/ecs/ecs.config"),
+		Services: ServicesSystemd, Install: Install{When: InstallNever},
+	}
+	return l
+}
 
-func (f fakeSystemd) note(format string, args ...any) error {
-	file, err := os.OpenFile(filepath.Join(string(f), "calls"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+// serveAgent stands in for a sevagent that is ready, and returns its socket.
+func (l *lab) serveAgent() string {
+	short, err := os.MkdirTemp("", "sb") // sockets have short paths
 	if err != nil {
-		return err
+		l.Fatalf("make a directory for the agent's socket: %v", err)
 	}
-	defer file.Close()
-	_, err = fmt.Fprintf(file, format+"\n", args...)
-	return err
-}
-
-func (f fakeSystemd) unit(name string) (lines []string) {
-	data, err := os.ReadFile(filepath.Join(string(f), name))
+	l.Cleanup(func() { os.RemoveAll(short) })
+	socket, err := net.Listen("unix", filepath.Join(short, "s"))
 	if err != nil {
-		return nil
+		l.Fatalf("listen on the agent's socket: %v", err)
 	}
-	return strings.Split(strings.TrimSpace(string(data)), "\n")
+	mux := http.NewServeMux()
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "pass"}`) })
+	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"attestation": {"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0.29.222"}}`)
+	})
+	server := httptest.NewUnstartedServer(mux)
+	server.Listener.Close()
+	server.Listener = socket
+	server.Start()
+	l.Cleanup(server.Close)
+	return socket.Addr().String()
 }
 
-func (f fakeSystemd) Close() {}
+func (l *lab) path(name string) string { return filepath.Join(l.dir, name) }
 
-func (f fakeSystemd) ReloadContext(context.Context) error { return f.note("reload") }
-
-func (f fakeSystemd) EnableUnitFilesContext(_ context.Context, files []string, runtime, force bool) (bool, []dbus.EnableUnitFileChange, error) {
-	return true, nil, f.note("enable %s", files[0])
-}
-
-func (f fakeSystemd) StopUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error) {
-	return 1, f.note("queue stop %s", unit)
-}
-
-func (f fakeSystemd) MaskUnitFilesContext(_ context.Context, files []string, runtime, force bool) ([]dbus.MaskUnitFileChange, error) {
-	return nil, f.note("mask %s", files[0])
-}
-
-func (f fakeSystemd) UnmaskUnitFilesContext(_ context.Context, files []string, runtime bool) ([]dbus.UnmaskUnitFileChange, error) {
-	return nil, f.note("unmask %s", files[0])
-}
-
-func (f fakeSystemd) ResetFailedUnitContext(context.Context, string) error { return nil }
-
-func (f fakeSystemd) StartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error) {
-	return 1, f.job("start", unit, ch)
-}
-
-func (f fakeSystemd) RestartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error) {
-	return 1, f.job("restart", unit, ch)
-}
-
-func (f fakeSystemd) job(what, unit string, ch chan<- string) error {
-	lines := f.unit(unit)
-	if lines == nil {
-		return fmt.Errorf("Unit %s not found.", unit)
+// write puts a file into the lab; its name's directory need not exist.
+func (l *lab) write(name, content string) {
+	l.Helper()
+	if err := os.MkdirAll(filepath.Dir(l.path(name)), 0o755); err != nil {
+		l.Fatalf("make the directory of %s: %v", name, err)
 	}
-	how := "queue"
-	if ch != nil {
-		how = "wait"
-		if lines[0] != "never" {
-			ch <- lines[0]
+	if err := os.WriteFile(l.path(name), []byte(content), 0o755); err != nil {
+		l.Fatalf("write %s: %v", name, err)
+	}
+}
+
+// read returns a file's content, "" if there is none.
+func (l *lab) read(name string) string {
+	data, err := os.ReadFile(l.path(name))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		l.Fatalf("read %s: %v", name, err)
+	}
+	return string(data)
+}
+
+func (l *lab) holds(name, want string) {
+	l.Helper()
+	if got := l.read(name); !strings.Contains(got, want) {
+		l.Errorf("%s does not have %q:\n%s", name, want, got)
+	}
+}
+
+func (l *lab) run() error {
+	l.systemd.calls = nil
+	l.out.Reset()
+	return newNode(l.options, l.machine, &l.out).run(l.Context())
+}
+
+func (l *lab) succeeds() {
+	l.Helper()
+	if err := l.run(); err != nil {
+		l.Fatalf("bootstrap fails: %v\n%s", err, l.out.String())
+	}
+}
+
+func (l *lab) fails(want string) {
+	l.Helper()
+	wantError(l, l.run(), want)
+}
+
+func wantError(t interface {
+	Helper()
+	Errorf(string, ...any)
+}, err error, want string) {
+	t.Helper()
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("the error is %v, want %q in it", err, want)
+	}
+}
+
+func (l *lab) mayJoin() error { return l.machine.mayJoin(l.Context(), l.options.Dirs, sayTo(&l.out)) }
+
+func (l *lab) asked(want ...string) {
+	l.Helper()
+	if !slices.Equal(l.systemd.calls, want) {
+		l.Errorf("systemd was asked for %q, want %q", l.systemd.calls, want)
+	}
+}
+
+// fakeSystemd records what it is asked for, and knows some units.
+type fakeSystemd struct {
+	calls []string
+	units map[string]fakeUnit
+}
+
+type fakeUnit struct {
+	result     string // of a job that is waited for; "": it never ends
+	properties map[string]any
+	broken     bool // loaded, but it cannot be started
+}
+
+func (f *fakeSystemd) call(what, name string) { f.calls = append(f.calls, what+" "+name) }
+
+func (f *fakeSystemd) Close() {}
+
+func (f *fakeSystemd) ReloadContext(context.Context) error {
+	f.calls = append(f.calls, "reload")
+	return nil
+}
+
+func (f *fakeSystemd) EnableUnitFilesContext(_ context.Context, files []string, _, _ bool) (
+	bool, []dbus.EnableUnitFileChange, error) {
+	f.call("enable", files[0])
+	return true, nil, nil
+}
+
+func (f *fakeSystemd) MaskUnitFilesContext(_ context.Context, files []string, _, _ bool) ([]dbus.MaskUnitFileChange, error) {
+	f.call("mask", files[0])
+	return nil, nil
+}
+
+func (f *fakeSystemd) UnmaskUnitFilesContext(_ context.Context, files []string, _ bool) ([]dbus.UnmaskUnitFileChange, error) {
+	f.call("unmask", files[0])
+	return nil, nil
+}
+
+func (f *fakeSystemd) ResetFailedUnitContext(context.Context, string) error { return nil }
+
+func (f *fakeSystemd) StartUnitContext(_ context.Context, unit, _ string, ch chan<- string) (int, error) {
+	return f.job("start", unit, ch)
+}
+
+func (f *fakeSystemd) RestartUnitContext(_ context.Context, unit, _ string, ch chan<- string) (int, error) {
+	return f.job("restart", unit, ch)
+}
+
+func (f *fakeSystemd) StopUnitContext(_ context.Context, unit, _ string, ch chan<- string) (int, error) {
+	return f.job("stop", unit, ch)
+}
+
+func (f *fakeSystemd) job(what, unit string, ch chan<- string) (int, error) {
+	u, ok := f.units[unit]
+	if !ok || u.broken {
+		return 0, errors.New("no job for it")
+	}
+	if ch == nil {
+		what = "queue " + what
+	} else {
+		what = "wait " + what
+		if u.result != "" {
+			ch <- u.result
 		}
 	}
-	return f.note("%s %s %s", how, what, unit)
+	f.call(what, unit)
+	return 1, nil
 }
 
-func (f fakeSystemd) GetAllPropertiesContext(_ context.Context, unit string) (map[string]any, error) {
-	lines := f.unit(unit)
-	if lines == nil {
+func (f *fakeSystemd) GetAllPropertiesContext(_ context.Context, unit string) (map[string]any, error) {
+	u, ok := f.units[unit]
+	if !ok {
 		return map[string]any{"LoadState": "not-found"}, nil
 	}
 	p := map[string]any{"LoadState": "loaded"}
-	for _, line := range lines[1:] {
-		key, value, _ := strings.Cut(line, "=")
+	for key, value := range u.properties {
 		p[key] = value
-		if n, err := strconv.Atoi(value); err == nil {
-			p[key] = int32(n)
-		}
 	}
 	return p, nil
 }
 
-// TestScripts runs the binary as a binary, with AWS and the ECS agent on loopback and, where a script asks for it, the
-// sevagent's real local API in front of a fixed state.
-func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir:   "testdata",
-		Setup: setup,
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits": simscript.Exits,
-			"agent": agent,
-			// metadata-fault STATUS makes the metadata service answer with that HTTP status.
-			"metadata-fault": func(ts *testscript.TestScript, neg bool, args []string) {
-				status, err := strconv.Atoi(args[0])
-				ts.Check(err)
-				ts.Value("metadata").(*simaws.IMDS).SetFault(status)
-			},
-			// no-v1 fails if a request came without a token.
-			"no-v1": func(ts *testscript.TestScript, neg bool, args []string) {
-				if n := ts.Value("metadata").(*simaws.IMDS).V1Requests(); n != 0 {
-					ts.Fatalf("%d requests to the metadata service came without a token", n)
-				}
-			},
-			// stack NAME STATE [RESOURCE=STATE ...] sets what the stack is like. A + at the end: the resource waits.
-			"stack": func(ts *testscript.TestScript, neg bool, args []string) {
-				setStack(ts.Value("cloudformation").(*simaws.CloudFormation), args)
-			},
-			// later-stack is stack after a while.
-			"later-stack": func(ts *testscript.TestScript, neg bool, args []string) {
-				timer := time.AfterFunc(700*time.Millisecond, func() { setStack(ts.Value("cloudformation").(*simaws.CloudFormation), args) })
-				ts.Defer(func() { timer.Stop() })
-			},
-			// signal-fault CODE CALLS makes calls to CloudFormation fail.
-			"signal-fault": func(ts *testscript.TestScript, neg bool, args []string) {
-				calls, err := strconv.Atoi(args[1])
-				ts.Check(err)
-				ts.Value("cloudformation").(*simaws.CloudFormation).Fail(args[0], calls)
-			},
-			// signals [RESOURCE STATUS UNIQUEID ...] fails unless these are the signals that were accepted.
-			"signals": func(ts *testscript.TestScript, neg bool, args []string) {
-				got := []string{}
-				for _, s := range ts.Value("cloudformation").(*simaws.CloudFormation).Signals() {
-					got = append(got, s.Resource, s.Status, s.UniqueID)
-				}
-				if strings.Join(got, "\n") != strings.Join(args, "\n") {
-					ts.Fatalf("signals are %q, want %q", got, args)
-				}
-			},
-			// registered CLUSTER [ARN] makes the ECS agent say so.
-			"registered": func(ts *testscript.TestScript, neg bool, args []string) {
-				ts.Value("ecs").(*simaws.ECSAgent).Register(args[0], strings.Join(args[1:], ""))
-			},
-			// waits-for FILE waits until it is there.
-			"waits-for": func(ts *testscript.TestScript, neg bool, args []string) {
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-					if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
-						return
-					}
-					if time.Now().After(deadline) {
-						ts.Fatalf("%s is not there after 20 s", args[0])
-					}
-				}
-			},
-			// sign FILE makes FILE.asc by a new key, puts the key into KEY.asc, and its fingerprint into $FINGERPRINT.
-			"sign": sign,
-		},
-	})
-}
+var (
+	running     = fakeUnit{properties: map[string]any{"ActiveState": "active"}}
+	agentFailed = fakeUnit{result: "failed", properties: map[string]any{
+		"Result": "exit-code", "ExecMainStatus": int32(1), "StatusText": "proving"}}
+)
 
-func setup(env *testscript.Env) error {
-	metadata := &simaws.IMDS{Instance: simaws.DefaultInstance()}
-	cfn := &simaws.CloudFormation{Region: metadata.Instance.Region, AccountID: metadata.Instance.AccountID}
-	ecs := new(simaws.ECSAgent)
-	ms, cs, es := httptest.NewServer(metadata), httptest.NewServer(cfn), httptest.NewServer(ecs)
-	for _, s := range []*httptest.Server{ms, cs, es} {
-		env.Defer(s.Close)
-	}
-	env.Values["metadata"], env.Values["cloudformation"], env.Values["ecs"] = metadata, cfn, ecs
-	short, err := os.MkdirTemp("", "sb") // sockets have short paths
-	if err != nil {
-		return err
-	}
-	env.Defer(func() { os.RemoveAll(short) })
-	for name, value := range map[string]string{
-		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_CLOUDFORMATION": cs.URL, "HOME": env.WorkDir,
-		"TEST_UNIT_DIR": filepath.Join(env.WorkDir, "units"), "TEST_INSTANCE_ID": filepath.Join(env.WorkDir, "instance-id"),
-		"AWS_REGION": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "", "STACK_ID": cfn.StackID("prod"),
-		"SOCKET":                        filepath.Join(short, "s"),
-		"SEVAGENT_BOOTSTRAP_SERVICES":   servicesNone,
-		"SEVAGENT_BOOTSTRAP_SOCKET":     filepath.Join(short, "s"),
-		"SEVAGENT_BOOTSTRAP_CONFIG_DIR": filepath.Join(env.WorkDir, "etc/sevagent"),
-		"SEVAGENT_BOOTSTRAP_STATE_DIR":  filepath.Join(env.WorkDir, "var"),
-		"SEVAGENT_BOOTSTRAP_ECS_CONFIG": filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
-		"SEVAGENT_BOOTSTRAP_TIMEOUT":    "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
-		"SEVAGENT_BOOTSTRAP_INTROSPECTION": es.URL,
-		"GORACE":                           "atexit_sleep_ms=0", // or every program takes a second to end
-		// Nothing on loopback is asked through a proxy.
-		"HTTP_PROXY": "http://192.0.2.1:9", "http_proxy": "http://192.0.2.1:9",
-	} {
-		env.Setenv(name, value)
-	}
-	return os.MkdirAll(filepath.Join(env.WorkDir, "etc/sevagent"), 0o755)
-}
+// TestServices: the agent is waited for; the ECS agent and the signal are queued, since both come after the unit that
+// runs bootstrap.
+func TestServices(t *testing.T) {
+	l := newLab(t)
+	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
+	l.succeeds()
+	first := []string{"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service",
+		"enable ecs.service", "queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service"}
+	l.asked(first...)
 
-// agent STATUS starts a local API whose readiness is STATUS and whose last verdict is pass, by AMD's roots.
-func agent(ts *testscript.TestScript, neg bool, args []string) {
-	l, err := net.Listen("unix", ts.Getenv("SOCKET"))
-	ts.Check(err)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	api := localapi.New(localapi.Config{
-		Health: func(time.Time) *client.Health {
-			h := new(client.Health)
-			h.Add("attestation:gate", client.Check{Status: client.HealthStatus(args[0]), Output: "for a reason"})
-			return h
-		},
-		Status: func(time.Time) *client.Status {
-			return &client.Status{Attestation: client.Attestation{
-				Verdict: "pass", Roots: "amd", Measurement: strings.Repeat("ab", 48), ReportedTCB: "4.0.29.222",
-			}}
-		},
-		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
-	})
-	go func() { done <- api.Run(ctx, l, nil) }()
-	ts.Defer(func() { cancel(); <-done })
-}
+	l.succeeds()
+	again := slices.Clone(first) // nothing is restarted
+	again[3], again[5] = "wait start sevagent.service", "queue start ecs.service"
+	l.asked(again...)
 
-func setStack(cfn *simaws.CloudFormation, args []string) {
-	cfn.SetStack(args[0], args[1])
-	for _, resource := range args[2:] {
-		id, state, _ := strings.Cut(resource, "=")
-		state, waits := strings.CutSuffix(state, "+")
-		cfn.SetResource(args[0], id, state, waits)
+	// A missing unit is found before anything is written.
+	delete(l.systemd.units, ecsUnit)
+	os.RemoveAll(l.path("etc"))
+	l.fails("services: look for ecs.service: not-found")
+	if l.read("etc/sevagent/conf.d/50-bootstrap.yaml") != "" {
+		t.Error("the agent is configured although ecs.service is missing")
 	}
 }
 
-func sign(ts *testscript.TestScript, neg bool, args []string) {
-	for _, tool := range []string{"gpg", "gpgv"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			ts.Fatalf("%s is missing", tool)
+// TestAgentFails: the reason is the agent's own last line, and the ECS agent, which is queued behind the user data, does
+// not join with the AMI's configuration.
+func TestAgentFails(t *testing.T) {
+	l := newLab(t)
+	l.write("bin/journalctl", `#!/bin/sh
+echo '{"time":"t","level":"INFO","msg":"gate not passed","err":"no"}'
+echo 'sevagent: pass the gate: device_missing: /dev/sev-guest is not there; see the guide'
+echo '{"time":"t","level":"INFO","msg":"bye"}'
+`)
+	t.Setenv("PATH", l.path("bin")+":"+os.Getenv("PATH"))
+	l.stack.SetStack("prod", "CREATE_IN_PROGRESS")
+	l.stack.SetResource("prod", "NodesReady", "CREATE_IN_PROGRESS", true)
+	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
+	l.systemd.units[agentUnit] = agentFailed
+	l.fails("start sevagent: sevagent.service: job failed, result exit-code, exit status 1: " +
+		"pass the gate: device_missing: /dev/sev-guest is not there; see 'journalctl -u sevagent.service'")
+	want := simaws.Signal{Stack: "prod", Resource: "NodesReady", Status: "FAILURE",
+		UniqueID: "9abcdef0:start sevagent: /dev/sev-guest is not there"}
+	if got := l.stack.Signals(); !slices.Equal(got, []simaws.Signal{want}) {
+		t.Errorf("the signals are %v, want %v", got, want)
+	}
+	l.asked("unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service",
+		"mask ecs.service", "queue stop ecs.service")
+
+	// A running ECS agent is left alone: a later run of bootstrap has failed.
+	l.systemd.units[ecsUnit] = running
+	l.fails("start sevagent: ")
+	l.asked("unmask ecs.service", "reload", "enable sevagent.service", "wait start sevagent.service")
+
+	// Without a journal, the reason is the unit's status; and this one never becomes ready.
+	l.write("bin/journalctl", "#!/bin/sh\nexit 1\n")
+	l.options.Timeout = 300 * time.Millisecond
+	l.systemd.units[agentUnit] = fakeUnit{properties: map[string]any{"Result": "success", "StatusText": "waiting for a secret"}}
+	l.fails("sevagent.service: not ready within 300ms: waiting for a secret; see")
+}
+
+// TestMayJoinAfterFailure: which failures take the permission to join away. The script mayjoin of cmd/bootstrap has the
+// rest.
+func TestMayJoinAfterFailure(t *testing.T) {
+	l := newLab(t)
+	may := func(want string) {
+		t.Helper()
+		if err := l.mayJoin(); want != "" {
+			wantError(t, err, want)
+		} else if err != nil {
+			t.Errorf("the node may not join: %v", err)
 		}
 	}
-	home, err := os.MkdirTemp("", "gpg") // sockets have short paths
-	ts.Check(err)
-	gpg := func(args ...string) string {
-		cmd := exec.Command("gpg", append([]string{"--homedir", home, "--batch", "--quiet", "--yes", "--pinentry-mode=loopback", "--passphrase="}, args...)...)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			ts.Fatalf("%v: %v\n%s", cmd.Args, err, out)
-		}
-		return string(out)
-	}
-	ts.Defer(func() {
-		exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
-		os.RemoveAll(home)
-	})
-	gpg("--quick-generate-key", "test@example.com", "rsa2048", "sign", "never")
-	for line := range strings.Lines(gpg("--list-keys", "--with-colons")) {
-		if fields := strings.Split(line, ":"); fields[0] == "fpr" && ts.Getenv("FINGERPRINT") != fields[9] {
-			ts.Setenv("FINGERPRINT", fields[9])
-			gpg("--quick-add-key", fields[9], "rsa2048", "sign", "never") // as Amazon does, sign by a subkey
-			break
-		}
-	}
-	gpg("--armor", "--output", ts.MkAbs("key.asc"), "--export")
-	for _, file := range args {
-		gpg("--armor", "--output", ts.MkAbs(file+".asc"), "--detach-sign", ts.MkAbs(file))
-	}
+	l.succeeds()
+	may("")
+
+	// Without the metadata service, cloud-init knows which instance this is, or nobody does.
+	l.metadata.SetFault(http.StatusUnauthorized)
+	may("it is not known whether this is it: get the instance identity document by IMDSv2")
+	l.write("instance-id", "i-0123456789abcdef0\n")
+	may("")
+	l.write("instance-id", "i-00000000000000000\n")
+	may("has finished on i-0123456789abcdef0, and this is i-00000000000000000: the AMI was made from a node;")
+	os.Remove(l.path("instance-id"))
+	l.metadata.SetFault(0)
+
+	// A run that fails while the ECS agent runs is a later one, of a node that may join again after a reboot.
+	l.systemd.units[ecsUnit], l.systemd.units[agentUnit] = running, agentFailed
+	l.fails("start sevagent")
+	may("")
+
+	// A run that fails while it does not run takes the permission away, also where the metadata service does not answer.
+	l.systemd.units[ecsUnit] = fakeUnit{}
+	l.fails("start sevagent")
+	may("bootstrap has not finished well on i-0123456789abcdef0;")
+	l.metadata.SetFault(http.StatusUnauthorized)
+	may("bootstrap has not finished well on this machine;")
+	l.metadata.SetFault(0)
+
+	// And so does a failure after ecs.service was queued.
+	l.systemd.units[agentUnit] = fakeUnit{result: "done"}
+	l.succeeds()
+	may("")
+	l.systemd.units[signalUnit] = fakeUnit{broken: true}
+	l.options.Target.Stack, l.options.Target.ReadyResource, l.options.SignalTimeout = "prod", "NodesReady", time.Millisecond
+	l.fails("start signal: sevagent-signal.service: no job for it")
+	may("bootstrap has not finished well")
 }

@@ -4,10 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha1"
-	"encoding/base64"
-	"encoding/binary"
-	"encoding/hex"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -16,28 +13,35 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
 	"sevagent/internal/cli"
 )
 
-// Values of --install-ecs.
+// Install is whether and from where to install the ECS agent on a node of the Debian family.
+type Install struct {
+	When    string // InstallAuto or InstallNever
+	Package string // URL or path of amazon-ecs-init's deb, its signature beside it as .asc; empty: Amazon's
+	Key     string // URL or path of the key that signed it; empty: Amazon's
+}
+
+// Values of Install.When.
 const (
-	installAuto  = "auto"
-	installNever = "never"
+	InstallAuto  = "auto"
+	InstallNever = "never"
 )
 
 // ecsKeyFingerprint is of the primary key that Amazon signs amazon-ecs-init with, through subkeys: Amazon ECS Developer
 // Guide, "Updating the Amazon ECS agent on an external instance". The key itself comes from where Amazon's own
-// installer takes it from; whatever comes from there counts only if it is this one.
+// installer (aws/amazon-ecs-agent, scripts/ecs-anywhere-install.sh) takes it. What comes from there needs no parsing
+// before it is used: gpgv names the primary key of a signature that it accepts, and only this one counts.
 const (
 	ecsKeyFingerprint = "F34C3DDAE72926B079BEAEC6BCE9D9A42D51784F"
 	ecsKeyURL         = "https://raw.githubusercontent.com/aws/amazon-ecs-agent/master/scripts/amazon-ecs-agent.gpg"
 )
-
-// testOnlyFingerprint takes the place of Amazon's key.
-var testOnlyFingerprint string
 
 // Limits in bytes: the package has the agent's image in it, some 100 MB.
 const (
@@ -51,51 +55,61 @@ const (
 	packageECSInit = "amazon-ecs-init"
 )
 
-// checkSource wants https, a file's path, or http on loopback, which is for tests.
-func checkSource(flag, source string) error {
-	u, err := url.Parse(source)
-	if source == "" || filepath.IsAbs(source) || err == nil && allowedURL(u) {
-		return nil
+func (i Install) check() error {
+	var m mistakes
+	if i.When != InstallAuto && i.When != InstallNever {
+		m.add("--install-ecs is %q, want %s or %s", i.When, InstallAuto, InstallNever)
 	}
-	return fmt.Errorf("%s is %q, want an https:// URL or a file's absolute path", flag, source)
+	for _, f := range [][2]string{{"--ecs-package", i.Package}, {"--ecs-key", i.Key}} {
+		u, err := url.Parse(f[1])
+		if f[1] != "" && !filepath.IsAbs(f[1]) && (err != nil || !allowedURL(u)) {
+			m.add("%s is %q, want an https:// URL or a file's absolute path", f[0], f[1])
+		}
+	}
+	return errors.Join(m...)
 }
 
+// allowedURL reports whether u is https, or http on loopback, which is for tests.
 func allowedURL(u *url.URL) bool {
 	return u.Scheme == "https" && u.Host != "" || u.Scheme == "http" && loopback(u.Hostname())
 }
 
-// missingPackages are those to install: none where --services=none, since who starts services has installed them, and
-// none without apt, where the AMI has the ECS agent.
-func (n *node) missingPackages(ctx context.Context) (missing []string, err error) {
-	if n.installECS == installNever || n.services == servicesNone {
-		return nil, nil
+// planInstall finds the packages to install: none without systemd, since the caller who starts services has installed
+// them, and none without apt, where the AMI has the ECS agent.
+func (n *node) planInstall(ctx context.Context) error {
+	if n.Install.When == InstallNever || n.Services == ServicesNone {
+		return nil
 	}
 	for _, tool := range []string{"apt-get", "dpkg-query"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			return nil, nil
+			return nil
 		}
 	}
 	if _, err := exec.LookPath("docker"); err != nil { // docker.io or docker-ce, as the AMI has it
-		missing = append(missing, packageDocker)
+		n.missing = append(n.missing, packageDocker)
 	}
-	status, err := exec.CommandContext(ctx, "dpkg-query", "--show", "--showformat=${Status}", packageECSInit).Output()
+	query := exec.CommandContext(ctx, "dpkg-query", "--show", "--showformat=${Status}", packageECSInit)
+	status, err := query.Output()
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	if err != nil || string(status) != "install ok installed" { // an error says that dpkg has never heard of it
-		missing = append(missing, packageECSInit)
+	if err != nil || string(status) != "install ok installed" { // an error means that dpkg does not know the package
+		n.missing = append(n.missing, packageECSInit)
 	}
-	return missing, nil
+	return nil
 }
 
 // install brings Docker from the distribution, and the ECS agent from Amazon's bucket, its signature verified.
-func (n *node) install(ctx context.Context, missing []string) error {
+func (n *node) install(ctx context.Context) error {
+	if n.missing == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Minute, errors.New("not done within 15m"))
 	defer cancel()
 	if err := apt(ctx, "update"); err != nil {
 		return err
 	}
-	for _, name := range missing {
+	for _, name := range n.missing {
 		var err error
 		if name == packageECSInit {
 			err = n.installECSInit(ctx)
@@ -106,6 +120,7 @@ func (n *node) install(ctx context.Context, missing []string) error {
 			return err
 		}
 	}
+	n.say("install", "%v", n.missing)
 	return nil
 }
 
@@ -118,23 +133,24 @@ func (n *node) installECSInit(ctx context.Context) error {
 	if err := os.Chmod(dir, 0o755); err != nil { // apt reads it as another user
 		return err
 	}
-	source, keySource := n.ecsPackage, n.ecsKey
+	source, keySource := n.Install.Package, n.Install.Key
 	if source == "" {
-		source = ecsPackageURL(n.target.Region)
+		source = ecsPackageURL(n.Target.Region)
 	}
 	if keySource == "" {
 		keySource = ecsKeyURL
 	}
-	deb, sig, armored := filepath.Join(dir, "amazon-ecs-init.deb"), filepath.Join(dir, "deb.asc"), filepath.Join(dir, "key.asc")
+	file := func(name string) string { return filepath.Join(dir, name) }
+	deb, sig, key := file("amazon-ecs-init.deb"), file("deb.asc"), file("key.asc")
 	for _, f := range []struct {
 		from, to string
 		limit    int64
-	}{{keySource, armored, maxKey}, {source + ".asc", sig, maxKey}, {source, deb, maxPackage}} {
+	}{{keySource, key, maxKey}, {source + ".asc", sig, maxKey}, {source, deb, maxPackage}} {
 		if err := download(ctx, f.from, f.to, f.limit); err != nil {
 			return err
 		}
 	}
-	if err := verify(ctx, dir, armored, sig, deb); err != nil {
+	if err := verify(ctx, n.machine.ecsKey, key, sig, deb); err != nil {
 		return fmt.Errorf("verify %s: %w", source, err)
 	}
 	return apt(ctx, "install", "--yes", "--option=Dpkg::Options::=--force-confold", deb)
@@ -149,10 +165,9 @@ func ecsPackageURL(region string) string {
 	return fmt.Sprintf("https://s3.%s.%s/amazon-ecs-agent-%s/amazon-ecs-init-latest.amd64.deb", region, domain, region)
 }
 
-// apt runs apt-get, which waits for others who hold its lock. Its error is the last line that it wrote.
+// apt runs apt-get, which waits for others that hold its lock. Its error is the last line that it wrote.
 func apt(ctx context.Context, args ...string) error {
-	args = append([]string{"--quiet", "--option=DPkg::Lock::Timeout=300"}, args...)
-	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"--quiet", "--option=DPkg::Lock::Timeout=300"}, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "LC_ALL=C")
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()
@@ -162,11 +177,15 @@ func apt(ctx context.Context, args ...string) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-	return fmt.Errorf("%s: %w: %s", strings.Join(append([]string{"apt-get"}, args[2:]...), " "), err, lines[len(lines)-1])
+	return fmt.Errorf("apt-get %s: %w: %s", strings.Join(args, " "), err, lastLine(out))
 }
 
-// download copies a URL, or a file, of at most limit bytes. What the network or the server breaks is tried again.
+func lastLine(output []byte) string {
+	text := strings.TrimSpace(string(output))
+	return text[strings.LastIndexByte(text, '\n')+1:]
+}
+
+// download copies a URL, or a file, of at most limit bytes. It tries again what the network or the server breaks.
 func download(ctx context.Context, from, to string, limit int64) error {
 	if filepath.IsAbs(from) {
 		data, err := os.ReadFile(from)
@@ -181,42 +200,27 @@ func download(ctx context.Context, from, to string, limit int64) error {
 		}
 		return nil
 	}}
-	var err error
-	for attempt := range 5 {
-		if attempt > 0 {
-			select {
-			case <-ctx.Done():
-				return cli.Unreachable(fmt.Errorf("download %s: %w: %w", from, context.Cause(ctx), err))
-			case <-time.After(time.Second << attempt / 2):
-			}
-		}
-		var again bool
-		if again, err = get(ctx, client, from, to, limit); err == nil {
-			return nil
-		}
-		err = fmt.Errorf("download %s: %w", from, err)
-		if !again {
-			return cli.Unreachable(err)
-		}
+	attempts := 0
+	err := retry(ctx, time.Second, 8*time.Second, func() (again bool, err error) {
+		attempts++
+		again, err = get(ctx, client, from, to, limit)
+		return again && attempts < 5, err
+	})
+	if err != nil {
+		return cli.Unreachable(fmt.Errorf("download %s: %w", from, err))
 	}
-	return cli.Unreachable(err)
+	return nil
 }
 
 func get(ctx context.Context, client *http.Client, from, to string, limit int64) (again bool, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	resp, err := request(ctx, client, from)
 	if err != nil {
-		return false, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		if wrapped, ok := errors.AsType[*url.Error](err); ok {
-			err = wrapped.Err
-		}
 		return true, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests, fmt.Errorf("HTTP status %s", resp.Status)
+		again = resp.StatusCode >= 500 || resp.StatusCode == http.StatusTooManyRequests
+		return again, fmt.Errorf("HTTP status %s", resp.Status)
 	}
 	f, err := os.OpenFile(to, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -233,98 +237,61 @@ func get(ctx context.Context, client *http.Client, from, to string, limit int64)
 	return false, f.Close()
 }
 
-// verify asks gpgv whether a file is signed by the pinned key, or by a subkey that it vouches for. That some key in the
-// keyring has signed is not enough: the keyring came from outside.
-func verify(ctx context.Context, dir, key, sig, file string) error {
-	want := ecsKeyFingerprint
-	if testOnlyFingerprint != "" {
-		want = testOnlyFingerprint
+// request gets a URL, which its error leaves out: the caller's names it.
+func request(ctx context.Context, client *http.Client, from string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return nil, err
 	}
+	resp, err := client.Do(req)
+	if wrapped, ok := errors.AsType[*url.Error](err); ok {
+		err = wrapped.Err
+	}
+	return resp, err
+}
+
+// verify asks gpgv whether a file is signed by the wanted key, or by a subkey that it vouches for. A signature by some
+// key in the keyring is not enough: the keyring came from outside.
+func verify(ctx context.Context, want, key, sig, file string) error {
 	data, err := os.ReadFile(key)
 	if err != nil {
 		return err
 	}
-	if data, err = dearmor(data); err != nil {
-		return fmt.Errorf("read the signing key: %w", err)
-	}
-	got, err := fingerprint(data)
-	if err != nil {
-		return fmt.Errorf("read the signing key: %w", err)
-	}
-	if got != want {
-		return fmt.Errorf("the signing key is %s, want %s", got, want)
-	}
-	ring := filepath.Join(dir, "key.gpg")
-	if err := os.WriteFile(ring, data, 0o644); err != nil {
+	ring := filepath.Join(filepath.Dir(key), "key.gpg")
+	if err := os.WriteFile(ring, dearmor(data), 0o644); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "gpgv", "--status-fd", "1", "--keyring", ring, sig, file)
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "GNUPGHOME="+dir)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "GNUPGHOME="+filepath.Dir(key))
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	status, err := cmd.Output()
 	if err != nil {
-		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
-		return fmt.Errorf("gpgv: %w: %s", err, lines[len(lines)-1])
+		return fmt.Errorf("gpgv: %w: %s", err, lastLine(stderr.Bytes()))
 	}
-	if !signedBy(status, want) {
-		return fmt.Errorf("gpgv: no valid signature by %s", want)
+	if signers := signedBy(status); !slices.Contains(signers, want) {
+		return fmt.Errorf("gpgv: signed by %v, want %s", signers, want)
 	}
 	return nil
 }
 
-// signedBy looks for a valid signature whose primary key is the wanted one: the last field of VALIDSIG (GnuPG, doc/DETAILS).
-func signedBy(status []byte, want string) bool {
+// signedBy returns the primary keys of valid signatures: the last field of VALIDSIG (GnuPG, doc/DETAILS).
+func signedBy(status []byte) (primary []string) {
 	for s := bufio.NewScanner(bytes.NewReader(status)); s.Scan(); {
-		fields := strings.Fields(s.Text())
-		if len(fields) == 12 && fields[0] == "[GNUPG:]" && fields[1] == "VALIDSIG" && fields[11] == want {
-			return true
+		if f := strings.Fields(s.Text()); len(f) == 12 && f[0] == "[GNUPG:]" && f[1] == "VALIDSIG" {
+			primary = append(primary, f[11])
 		}
 	}
-	return false
+	return primary
 }
 
-// dearmor returns the bytes of a key that may be ASCII-armored (RFC 9580, section 6). The checksum is of no use to what
-// is checked by fingerprint.
-func dearmor(data []byte) ([]byte, error) {
-	_, after, ok := strings.Cut(strings.ReplaceAll(string(data), "\r\n", "\n"), "-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
-	if !ok {
-		return data, nil
-	}
-	block, _, ok := strings.Cut(after, "-----END PGP PUBLIC KEY BLOCK-----")
-	_, body, split := strings.Cut("\n"+block, "\n\n") // after the headers
-	if !ok || !split {
-		return nil, errors.New("the armor has no end")
-	}
-	var text strings.Builder
-	for line := range strings.Lines(body) {
-		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "=") {
-			text.WriteString(line)
-		}
-	}
-	return base64.StdEncoding.DecodeString(text.String())
-}
+// armorChecksum is the line of an ASCII armor that PEM does not have (RFC 9580, section 6.1).
+var armorChecksum = regexp.MustCompile(`(?m)^=[A-Za-z0-9+/]{4}\r?$`)
 
-// fingerprint is of the key that a keyring begins with: SHA-1 over 0x99, the length and the body of a version 4 public key
-// packet (RFC 9580, sections 4.2, 5.5.2 and 5.5.4.2).
-func fingerprint(ring []byte) (string, error) {
-	if len(ring) < 6 {
-		return "", errors.New("no key")
+// dearmor returns the bytes of a key that may be ASCII-armored: gpgv reads no armored keyring.
+func dearmor(key []byte) []byte {
+	if block, _ := pem.Decode(armorChecksum.ReplaceAll(key, nil)); block != nil {
+		return block.Bytes
 	}
-	var size, at int
-	switch {
-	case ring[0] == 0x99: // old format, tag 6, length in two bytes
-		size, at = int(binary.BigEndian.Uint16(ring[1:])), 3
-	case ring[0] == 0xc6 && ring[1] >= 192 && ring[1] < 224: // new format, likewise
-		size, at = (int(ring[1])-192)<<8+int(ring[2])+192, 3
-	default:
-		return "", errors.New("it does not begin with a public key")
-	}
-	if len(ring) < at+size || size == 0 || ring[at] != 4 {
-		return "", errors.New("no whole public key of version 4")
-	}
-	h := sha1.New()
-	h.Write([]byte{0x99, byte(size >> 8), byte(size)})
-	h.Write(ring[at : at+size])
-	return strings.ToUpper(hex.EncodeToString(h.Sum(nil))), nil
+	return key
 }

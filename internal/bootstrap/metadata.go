@@ -13,20 +13,21 @@ import (
 	"sevagent/internal/cli"
 )
 
-// metadataTimeout bounds all that is asked of the metadata service, with the SDK's retries.
+// metadataTimeout bounds a question to the metadata service, with the SDK's retries.
 const metadataTimeout = time.Minute
 
-// onlyV2 makes a client that never tries version 1.
+// onlyV2 keeps a client from trying version 1.
 func onlyV2(o *imds.Options) { o.EnableFallback = aws.FalseTernary }
 
-// loadAWS loads the SDK's configuration. The role's credentials, too, are asked for by IMDSv2 only.
+// loadAWS loads the SDK's configuration. The role's credentials, too, come by IMDSv2 only.
 func loadAWS(ctx context.Context, region string) (aws.Config, error) {
 	var cfg aws.Config
 	plain, err := config.LoadDefaultConfig(ctx)
 	if err == nil {
-		cfg, err = config.LoadDefaultConfig(ctx, config.WithRegion(region), config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) {
+		credentials := config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) {
 			o.Client = imds.NewFromConfig(plain, onlyV2)
-		}))
+		})
+		cfg, err = config.LoadDefaultConfig(ctx, config.WithRegion(region), credentials)
 	}
 	if err != nil {
 		return cfg, fmt.Errorf("load the AWS configuration: %w", err)

@@ -6,7 +6,7 @@ import (
 	"unicode"
 )
 
-// stepError is a failure of a step of bootstrap's.
+// stepError is the failure of a step.
 type stepError struct {
 	step string
 	err  error
@@ -15,7 +15,7 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
-// failed says which step an error is of. A nil error stays nil.
+// failed adds the step to an error. A nil error stays nil.
 func failed(step string, err error) error {
 	if err == nil {
 		return nil
@@ -23,7 +23,7 @@ func failed(step string, err error) error {
 	return &stepError{step, err}
 }
 
-// advised is an error with what to do about it, which a person reads in the journal but a stack's event has no room for.
+// advised is an error with advice, which a person reads in the journal; a stack's event has no room for it.
 type advised struct {
 	error
 	advice string
@@ -39,7 +39,7 @@ const maxUniqueID = 64
 //
 //	Received FAILURE signal with UniqueId 9abcdef0:proof: attestation:gate: no device
 //
-// It names the end of the instance's ID, the step, and as much of the error's end, where the cause is, as there is room for.
+// It names the end of the instance's ID, the step, and as much of the error's end, where the cause is, as fits.
 func failureID(instance string, err error) string {
 	step := "bootstrap"
 	if s, ok := errors.AsType[*stepError](err); ok {
@@ -59,9 +59,9 @@ func failureID(instance string, err error) string {
 	return head + shortCause(printable(text), maxUniqueID-len(head))
 }
 
-// shortCause returns at most room bytes of an error's text. Errors here read from what was tried to the cause, with ": "
-// between: the parts at the end are kept, and only a last part that is too long for itself is cut. Of an error of
-// AWS's, it is the start that counts, "AccessDenied: User: arn:…", and that is in the middle.
+// shortCause returns at most room bytes of an error's text. Errors here read from what was tried to the cause, with ":
+// " between: the parts at the end are kept, and only a last part that is too long by itself is cut. What matters of an
+// AWS error is in the middle: "AccessDenied: User: arn:…".
 func shortCause(text string, room int) string {
 	if _, api, ok := strings.Cut(text, "api error "); ok {
 		return cut(api, room)
@@ -84,8 +84,8 @@ func cut(text string, room int) string {
 	return strings.TrimRight(text[:max(room-3, 0)], " :") + "..."
 }
 
-// printable makes one line of printable ASCII, in which a byte is a character and can be cut off: what else the API would
-// take for a UniqueId, and how it counts it, is not documented.
+// printable makes one line of printable ASCII, in which a byte is a character and can be cut off: which other
+// characters the API accepts in a UniqueId, and how it counts them, is not documented.
 func printable(text string) string {
 	text = strings.Map(func(c rune) rune {
 		switch {

@@ -18,21 +18,15 @@ import (
 	"sevagent/internal/config"
 )
 
-// unitDir is where an administrator's units are. They come before those of packages.
-const unitDir = "/etc/systemd/system"
-
 const runDir = "/run/"
 
-// testOnlyUnitDir takes its place.
-var testOnlyUnitDir string
-
-// dropIn is what sevagent.service is granted beyond the package's unit, below unitDir.
+// dropIn is the file, below the unit directory, with what sevagent.service is granted beyond the package's unit.
 const dropIn = agentUnit + ".d/50-bootstrap.conf"
 
-// ourUnit is the first line of what is written there. By it, what an earlier run has left is found.
+// ourUnit is the first line of each file that bootstrap writes there, and marks what an earlier run has left.
 const ourUnit = "# Written by sevagent's bootstrap, for what the configuration asks; removed when it no longer does.\n"
 
-// mountUnit is etc-ecs-mtls.mount of the package, less its comments; a test compares the two.
+// mountUnit is etc-ecs-mtls.mount of the package without its comments; a test compares the two.
 const mountUnit = `[Unit]
 Description=Published certificates of the ECS node (memory)
 Documentation=man:sevagent(1)
@@ -46,17 +40,18 @@ Options=mode=0755,size=16M,nr_inodes=16k,nosuid,nodev,noexec
 DirectoryMode=0755
 `
 
-// unitFiles are what systemd has to be told of the agent's configuration: nothing, the zero value, for what the package's
-// units are made for.
+// unitFiles are what systemd needs for the agent's configuration: nothing, the zero value, for what the package's units
+// provide.
 type unitFiles struct {
-	files map[string][]byte // by path below unitDir
+	files map[string][]byte // by path below the unit directory
 	disk  string            // a directory that no mount unit makes
 }
 
-// unitFilesFor are for another published directory, for files that are not root's, and for Docker's API.
+// unitFilesFor returns the files for another published directory, for files that are not root's, and for Docker's API.
 func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 	if under, ok := strings.CutPrefix(mtls.Path, "/var"+runDir); ok {
-		return u, fmt.Errorf("mtls.path is %q: /var/run is a link, through which systemd mounts nothing; say %s", mtls.Path, runDir+under)
+		return u, fmt.Errorf("mtls.path is %q: /var/run is a link, through which systemd mounts nothing; use %s",
+			mtls.Path, runDir+under)
 	}
 	text, err := unitPath(mtls.Path)
 	if err != nil {
@@ -77,10 +72,12 @@ func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 		if mtls.AllowDisk {
 			u.disk = mtls.Path
 		} else {
-			u.files[unit.UnitNamePathEscape(mtls.Path)+".mount"] = []byte(ourUnit + "\n" + strings.ReplaceAll(mountUnit, "PATH", text))
+			mount := ourUnit + "\n" + strings.ReplaceAll(mountUnit, "PATH", text)
+			u.files[unit.UnitNamePathEscape(mtls.Path)+".mount"] = []byte(mount)
 		}
 	}
-	if mtls.Owner != (config.Owner{}) || slices.ContainsFunc(mtls.Consumers, func(c config.Consumer) bool { return c.Owner != config.Owner{} }) {
+	owned := func(c config.Consumer) bool { return c.Owner != config.Owner{} }
+	if mtls.Owner != (config.Owner{}) || slices.ContainsFunc(mtls.Consumers, owned) {
 		grants = append(grants,
 			"# mtls.owner: to give files away, and to check and renew them afterwards.",
 			"CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
@@ -92,7 +89,9 @@ func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 			return u, fmt.Errorf("mtls.docker is %q: %w", mtls.Docker, err)
 		}
 		order = append(order, "After=docker.socket docker.service")
-		grants = append(grants, "# mtls.reload: Docker's API, and with it all that root can do.", "BindPaths="+quoted("-"+socket))
+		grants = append(grants,
+			"# mtls.reload: Docker's API, and with it all that root can do.",
+			"BindPaths="+quoted("-"+socket))
 	}
 	if grants == nil {
 		return u, nil
@@ -107,10 +106,10 @@ func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 	return u, nil
 }
 
-// bindPath is a path for BindPaths=, in the agent's own /run.
+// bindPath returns a path for BindPaths=, in the agent's own /run.
 func bindPath(path string) (string, error) {
 	if strings.Contains(path, ":") {
-		return "", errors.New("a unit file cannot have it: a colon")
+		return "", errors.New("must not contain a colon: unit files cannot express it")
 	}
 	if under, ok := strings.CutPrefix(path, "/var"+runDir); ok { // a link to the same
 		path = runDir + under
@@ -118,17 +117,17 @@ func bindPath(path string) (string, error) {
 	return unitPath(path)
 }
 
-// unitPath is a path as unit files have it, but for quotes. What systemd would read differently in one of the places where
-// it stands, or not at all, is refused: Where= takes a line as it is, ReadWritePaths= is a list of words in which a
-// backslash escapes nothing (systemd: src/core/load-fragment.c).
+// unitPath returns a path as unit files have it, but for quotes. It refuses what systemd would read differently, or not
+// at all, in one of the places where the path stands: Where= takes a line as it is, ReadWritePaths= is a list of words
+// in which a backslash escapes nothing (systemd: src/core/load-fragment.c).
 func unitPath(path string) (string, error) {
 	switch {
 	case !utf8.ValidString(path) || strings.ContainsFunc(path, unicode.IsControl):
-		return "", errors.New("a unit file cannot have it: control characters, or not UTF-8")
+		return "", errors.New("must be UTF-8 without control characters: unit files cannot express them")
 	case strings.ContainsAny(path, `"'\`):
-		return "", errors.New("a unit file cannot have it: quotes or a backslash")
+		return "", errors.New("must not contain quotes or a backslash: unit files cannot express them")
 	case strings.HasSuffix(path, " "):
-		return "", errors.New("a unit file cannot have it: a blank at its end")
+		return "", errors.New("must not end in a blank: unit files cannot express it")
 	case filepath.Clean(path) == "/":
 		return "", errors.New("nothing can be mounted there")
 	case len(unit.UnitNamePathEscape(path)+".mount") > 255: // systemd: src/basic/unit-name.h, UNIT_NAME_MAX
@@ -137,7 +136,7 @@ func unitPath(path string) (string, error) {
 	return strings.ReplaceAll(path, "%", "%%"), nil
 }
 
-// quoted is for lists of words.
+// quoted returns a path for a list of words.
 func quoted(text string) string {
 	if strings.Contains(text, " ") {
 		return `"` + text + `"`
@@ -145,13 +144,9 @@ func quoted(text string) string {
 	return text
 }
 
-// place writes the files, removes what an earlier run has left, and reports whether anything has changed. What is mounted
-// stays so.
-func (u unitFiles) place(say func(step, format string, args ...any)) (changed bool, err error) {
-	dir := unitDir
-	if testOnlyUnitDir != "" {
-		dir = testOnlyUnitDir
-	}
+// place writes the files to dir, removes what an earlier run has left, and reports whether anything has changed. It
+// unmounts nothing.
+func (u unitFiles) place(dir string, say say) (changed bool, err error) {
 	if u.disk != "" {
 		if err := os.MkdirAll(u.disk, 0o755); err != nil {
 			return false, err

@@ -77,7 +77,8 @@ func (f *File) Get(key string) (value string, ok bool) {
 
 // Set gives a key a value, in place of the assignment that was in effect; others of the same key, which had none, are
 // removed. A new key goes below the others that Set has added, at first to the end of the file. Set refuses what the
-// two readers would read differently, and a place where it cannot tell what else it would change; nothing is changed then.
+// two readers would read differently, and a place where it cannot tell what else it would change; nothing is changed
+// then.
 func (f *File) Set(key, value string) error {
 	if !validName(key) {
 		return fmt.Errorf("set %q: a name has letters, digits and _, and no digit first", key)

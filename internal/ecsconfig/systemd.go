@@ -127,7 +127,8 @@ func (s *scanner) skipComment() int {
 	}
 }
 
-// takeKey takes what comes before a '=', or a line that has none. The first byte belongs to the key even if it is a '='.
+// takeKey takes what comes before a '=', or a line that has none. The first byte belongs to the key even if it is a
+// '='.
 func (s *scanner) takeKey() (key string, ok bool) {
 	b := []byte{byte(s.take())}
 	for {

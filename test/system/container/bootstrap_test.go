@@ -92,7 +92,7 @@ func TestBootstrap(t *testing.T) {
 	if state := m.show("ecs.service", "ActiveState"); state == "active" {
 		t.Error("the ECS agent runs on an instance made of a node's image, without bootstrap")
 	}
-	m.says("ecs.service", "the AMI was made of a node")
+	m.says("ecs.service", "the AMI was made from a node")
 }
 
 // TestBootstrapWithoutDevice: no proof, no membership, at this boot and at the next, and the stack is told why.

@@ -13,10 +13,10 @@ import (
 	"github.com/coreos/go-systemd/v22/dbus"
 )
 
-// Values of --services.
+// Values of Options.Services.
 const (
-	servicesSystemd = "systemd"
-	servicesNone    = "none"
+	ServicesSystemd = "systemd"
+	ServicesNone    = "none"
 )
 
 const (
@@ -28,7 +28,8 @@ const (
 // systemd is what bootstrap asks of systemd: methods of *dbus.Conn.
 type systemd interface {
 	ReloadContext(ctx context.Context) error
-	EnableUnitFilesContext(ctx context.Context, files []string, runtime, force bool) (bool, []dbus.EnableUnitFileChange, error)
+	EnableUnitFilesContext(ctx context.Context, files []string, runtime, force bool) (
+		bool, []dbus.EnableUnitFileChange, error)
 	ResetFailedUnitContext(ctx context.Context, unit string) error
 	StartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error)
 	RestartUnitContext(ctx context.Context, unit, mode string, ch chan<- string) (int, error)
@@ -39,23 +40,17 @@ type systemd interface {
 	Close()
 }
 
-// testOnlyConnect takes the place of a connection to the system bus.
-var testOnlyConnect func(ctx context.Context) (systemd, error)
-
-// units starts services. The zero value starts none: somebody else does.
+// units starts services. The zero value starts none: the caller of bootstrap does.
 type units struct{ systemd systemd }
 
-func connectUnits(ctx context.Context, services string) (units, error) {
-	if services == servicesNone {
+func (m machine) units(ctx context.Context, services string) (units, error) {
+	if services == ServicesNone {
 		return units{}, nil
 	}
-	connect := testOnlyConnect
-	if connect == nil {
-		connect = func(ctx context.Context) (systemd, error) { return dbus.NewSystemConnectionContext(ctx) }
-	}
-	conn, err := connect(ctx)
+	conn, err := m.connect(ctx)
 	if err != nil {
-		return units{}, advised{fmt.Errorf("connect to systemd: %w", err), "use --services=" + servicesNone + " where there is none"}
+		err = fmt.Errorf("connect to systemd: %w", err)
+		return units{}, advised{err, "use --services=" + ServicesNone + " where there is none"}
 	}
 	return units{conn}, nil
 }
@@ -66,12 +61,13 @@ func (u units) close() {
 	}
 }
 
-// check says which of the units systemd does not know, or must not start.
+// check reports the units that systemd does not know, or must not start.
 func (u units) check(ctx context.Context, names ...string) error {
 	if u.systemd == nil {
 		return nil
 	}
-	if _, err := u.systemd.UnmaskUnitFilesContext(ctx, []string{ecsUnit}, true); err != nil { // what refuseECS did in an earlier run
+	// An earlier run may have masked it: refuseECS.
+	if _, err := u.systemd.UnmaskUnitFilesContext(ctx, []string{ecsUnit}, true); err != nil {
 		return fmt.Errorf("unmask %s: %w", ecsUnit, err)
 	}
 	if err := u.reload(ctx); err != nil { // a package may just have brought them
@@ -101,9 +97,9 @@ func (u units) reload(ctx context.Context) error {
 	return nil
 }
 
-// startAgent starts sevagent.service, or restarts it if its configuration has changed, and waits until it is ready: the
-// gate is passed then, and the first certificates are published. That can be waited for within user data, since the unit
-// is not ordered after cloud-final.service.
+// startAgent starts sevagent.service, or restarts it if its configuration has changed, and waits until it is ready: it
+// has passed the gate then, and published the first certificates. User data can wait for that, since the unit is not
+// ordered after cloud-final.service.
 func (u units) startAgent(ctx context.Context, changed bool, timeout time.Duration) error {
 	if u.systemd == nil {
 		return nil
@@ -111,17 +107,13 @@ func (u units) startAgent(ctx context.Context, changed bool, timeout time.Durati
 	if err := u.enable(ctx, agentUnit); err != nil {
 		return err
 	}
-	// What has failed too often before would not be started. An error says that it has not been loaded yet.
+	// A unit that has failed too often would not be started. An error means that it has not been loaded yet.
 	_ = u.systemd.ResetFailedUnitContext(ctx, agentUnit)
-	start := u.systemd.StartUnitContext
-	if changed {
-		start = u.systemd.RestartUnitContext
-	}
 	waiting, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("not ready within %v", timeout))
 	defer cancel()
 	began := time.Now()
-	job := make(chan string, 1) // the connection blocks until its result is taken
-	if _, err := start(waiting, agentUnit, "replace", job); err != nil {
+	job := make(chan string, 1) // the connection blocks until the result is received
+	if _, err := u.startOrRestart(changed)(waiting, agentUnit, "replace", job); err != nil {
 		return fmt.Errorf("%s: %w", agentUnit, err)
 	}
 	select {
@@ -135,23 +127,6 @@ func (u units) startAgent(ctx context.Context, changed bool, timeout time.Durati
 	}
 }
 
-// startECS starts ecs.service without waiting: the unit is ordered after cloud-final.service, within which
-// bootstrap runs, so that waiting would never end (aws/amazon-ecs-agent issues 1707 and 4818). One that runs already
-// is restarted if its configuration has changed.
-func (u units) startECS(ctx context.Context, changed bool) error {
-	if u.systemd == nil {
-		return nil
-	}
-	if err := u.enable(ctx, ecsUnit); err != nil {
-		return err
-	}
-	start := u.systemd.StartUnitContext
-	if changed {
-		start = u.systemd.RestartUnitContext
-	}
-	return queueJob(ctx, ecsUnit, start)
-}
-
 // runsECS reports whether ecs.service is known to run.
 func (u units) runsECS(ctx context.Context) bool {
 	if u.systemd == nil {
@@ -161,8 +136,8 @@ func (u units) runsECS(ctx context.Context) bool {
 	return err == nil && p["ActiveState"] == "active"
 }
 
-// refuseECS keeps ecs.service from being started until the next boot, or until bootstrap has run well: on Amazon Linux it
-// is queued already, behind the user data, and would join with what the AMI says.
+// refuseECS keeps ecs.service from starting until the next boot, or until bootstrap has finished: on Amazon Linux it is
+// queued already, behind the user data, and would join with the AMI's configuration.
 func (u units) refuseECS(ctx context.Context) error {
 	if u.systemd == nil {
 		return nil
@@ -172,22 +147,13 @@ func (u units) refuseECS(ctx context.Context) error {
 	if p["LoadState"] != "loaded" {
 		return err
 	}
-	return errors.Join(err, queueJob(ctx, ecsUnit, u.systemd.StopUnitContext))
+	if _, stopErr := u.systemd.StopUnitContext(ctx, ecsUnit, "replace", nil); stopErr != nil {
+		err = errors.Join(err, fmt.Errorf("stop %s: %w", ecsUnit, stopErr))
+	}
+	return err
 }
 
-// startSignal starts, without waiting, what waits for the node's registration, and enables it, in case that the node
-// reboots before.
-func (u units) startSignal(ctx context.Context) error {
-	if u.systemd == nil {
-		return nil
-	}
-	if err := u.enable(ctx, signalUnit); err != nil {
-		return err
-	}
-	return queueJob(ctx, signalUnit, u.systemd.StartUnitContext)
-}
-
-// enable makes a unit start at every boot, if it says of itself when.
+// enable makes a unit start at every boot, if its [Install] section asks for that.
 func (u units) enable(ctx context.Context, unit string) error {
 	_, changes, err := u.systemd.EnableUnitFilesContext(ctx, []string{unit}, false, false)
 	if err == nil && len(changes) > 0 {
@@ -199,15 +165,32 @@ func (u units) enable(ctx context.Context, unit string) error {
 	return nil
 }
 
-// queueJob asks for a job in mode replace. Without a channel the call returns once the job is queued.
-func queueJob(ctx context.Context, unit string, start func(context.Context, string, string, chan<- string) (int, error)) error {
-	if _, err := start(ctx, unit, "replace", nil); err != nil {
+// start enables a unit and queues a job that starts it, or restarts it if its configuration has changed. Nothing may
+// wait for the job: ecs.service is ordered after cloud-final.service, within which bootstrap runs, so that waiting
+// would never end (aws/amazon-ecs-agent issues 1707 and 4818), and sevagent-signal.service after ecs.service. That one
+// is enabled in case the node reboots before it has registered.
+func (u units) start(ctx context.Context, unit string, changed bool) error {
+	if u.systemd == nil {
+		return nil
+	}
+	if err := u.enable(ctx, unit); err != nil {
+		return err
+	}
+	// Without a channel the call returns once the job is queued.
+	if _, err := u.startOrRestart(changed)(ctx, unit, "replace", nil); err != nil {
 		return fmt.Errorf("%s: %w", unit, err)
 	}
 	return nil
 }
 
-// explain is the error of a service that did not start: in its own last words where they can be had.
+func (u units) startOrRestart(changed bool) func(context.Context, string, string, chan<- string) (int, error) {
+	if changed {
+		return u.systemd.RestartUnitContext
+	}
+	return u.systemd.StartUnitContext
+}
+
+// explain returns the error of a service that did not start, with the reason that the service itself gave, if any.
 func (u units) explain(ctx context.Context, unit, what string, since time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -229,8 +212,8 @@ func (u units) explain(ctx context.Context, unit, what string, since time.Time) 
 	return advised{err, "see 'journalctl -u " + unit + "'"}
 }
 
-// lastWords is the last line that a unit's processes wrote to the journal, "" if there is none or no journalctl. A
-// command's own error, "sevagent: …", goes before what it logged around it.
+// lastWords returns the last line that a unit's processes wrote to the journal, "" if there is none or no journalctl.
+// It prefers a command's own error, "sevagent: …", to what was logged around it.
 func lastWords(ctx context.Context, unit string, since time.Time) (line string) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -246,7 +229,7 @@ func lastWords(ctx context.Context, unit string, since time.Time) (line string) 
 	for text := range strings.Lines(out.String()) {
 		text = strings.TrimSpace(text)
 		if after, ok := strings.CutPrefix(text, "sevagent: "); ok {
-			own, _, _ = strings.Cut(after, "; ") // less the advice
+			own, _, _ = strings.Cut(after, "; ") // without the advice
 		} else if text != "" {
 			line = fromLog(text)
 		}
@@ -257,7 +240,7 @@ func lastWords(ctx context.Context, unit string, since time.Time) (line string) 
 	return line
 }
 
-// fromLog makes a phrase of a line that the agent logged as JSON.
+// fromLog turns a line that the agent logged as JSON into a phrase.
 func fromLog(line string) string {
 	var entry struct{ Msg, Err string }
 	if json.Unmarshal([]byte(line), &entry) != nil || entry.Msg == "" {

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"sevagent/client"
+	"sevagent/internal/bootstrap"
+	"sevagent/internal/localapi"
+	"sevagent/internal/sim/simaws"
+	"sevagent/internal/sim/simscript"
+)
+
+func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"bootstrap": main}) }
+
+// TestScripts runs the binary as a binary, with AWS and the ECS agent on loopback and, where a script asks for it, the
+// real local API of sevagent in front of a fixed state.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:   "testdata",
+		Setup: setup,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits": simscript.Exits,
+			"agent": agent,
+			// metadata-fault STATUS makes the metadata service answer with that HTTP status.
+			"metadata-fault": func(ts *testscript.TestScript, neg bool, args []string) {
+				status, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				ts.Value("metadata").(*simaws.IMDS).SetFault(status)
+			},
+			// no-v1 fails if a request came without a token.
+			"no-v1": func(ts *testscript.TestScript, neg bool, args []string) {
+				if n := ts.Value("metadata").(*simaws.IMDS).V1Requests(); n != 0 {
+					ts.Fatalf("%d requests to the metadata service came without a token", n)
+				}
+			},
+			// stack NAME STATE [RESOURCE=STATE ...] puts the stack into a state. A + at the end: the resource waits.
+			"stack": func(ts *testscript.TestScript, neg bool, args []string) {
+				setStack(ts.Value("cloudformation").(*simaws.CloudFormation), args)
+			},
+			// later-stack is stack after a while.
+			"later-stack": func(ts *testscript.TestScript, neg bool, args []string) {
+				cfn := ts.Value("cloudformation").(*simaws.CloudFormation)
+				timer := time.AfterFunc(700*time.Millisecond, func() { setStack(cfn, args) })
+				ts.Defer(func() { timer.Stop() })
+			},
+			// signal-fault CODE CALLS makes calls to CloudFormation fail.
+			"signal-fault": func(ts *testscript.TestScript, neg bool, args []string) {
+				calls, err := strconv.Atoi(args[1])
+				ts.Check(err)
+				ts.Value("cloudformation").(*simaws.CloudFormation).Fail(args[0], calls)
+			},
+			// signals [RESOURCE STATUS UNIQUEID ...] fails unless these are the signals that were accepted.
+			"signals": func(ts *testscript.TestScript, neg bool, args []string) {
+				got := []string{}
+				for _, s := range ts.Value("cloudformation").(*simaws.CloudFormation).Signals() {
+					got = append(got, s.Resource, s.Status, s.UniqueID)
+				}
+				if !slices.Equal(got, args) {
+					ts.Fatalf("signals are %q, want %q", got, args)
+				}
+			},
+			// registered CLUSTER [ARN] makes the ECS agent report that.
+			"registered": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("ecs").(*simaws.ECSAgent).Register(args[0], strings.Join(args[1:], ""))
+			},
+			// waits-for FILE waits until the file exists.
+			"waits-for": func(ts *testscript.TestScript, neg bool, args []string) {
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+					if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s does not exist after 20 s", args[0])
+					}
+				}
+			},
+		},
+	})
+}
+
+func setup(env *testscript.Env) error {
+	metadata := &simaws.IMDS{Instance: simaws.DefaultInstance()}
+	cfn := &simaws.CloudFormation{Region: metadata.Instance.Region, AccountID: metadata.Instance.AccountID}
+	ecs := new(simaws.ECSAgent)
+	ms, cs, es := httptest.NewServer(metadata), httptest.NewServer(cfn), httptest.NewServer(ecs)
+	for _, s := range []*httptest.Server{ms, cs, es} {
+		env.Defer(s.Close)
+	}
+	env.Values["metadata"], env.Values["cloudformation"], env.Values["ecs"] = metadata, cfn, ecs
+	short, err := os.MkdirTemp("", "sb") // sockets have short paths
+	if err != nil {
+		return err
+	}
+	env.Defer(func() { os.RemoveAll(short) })
+	for name, value := range map[string]string{
+		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_CLOUDFORMATION": cs.URL, "HOME": env.WorkDir,
+		"AWS_REGION": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
+		"STACK_ID":                      cfn.StackID("prod"),
+		"SOCKET":                        filepath.Join(short, "s"),
+		"SEVAGENT_BOOTSTRAP_SERVICES":   bootstrap.ServicesNone,
+		"SEVAGENT_BOOTSTRAP_SOCKET":     filepath.Join(short, "s"),
+		"SEVAGENT_BOOTSTRAP_CONFIG_DIR": filepath.Join(env.WorkDir, "etc/sevagent"),
+		"SEVAGENT_BOOTSTRAP_STATE_DIR":  filepath.Join(env.WorkDir, "var"),
+		"SEVAGENT_BOOTSTRAP_ECS_CONFIG": filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
+		"SEVAGENT_BOOTSTRAP_TIMEOUT":    "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
+		"SEVAGENT_BOOTSTRAP_INTROSPECTION": es.URL,
+		"GORACE":                           "atexit_sleep_ms=0", // or every program takes a second to end
+		// Nothing here asks the systemd of the machine that runs the tests.
+		"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=" + filepath.Join(short, "no-bus"),
+		// Requests to loopback bypass the proxy.
+		"HTTP_PROXY": "http://192.0.2.1:9", "http_proxy": "http://192.0.2.1:9",
+	} {
+		env.Setenv(name, value)
+	}
+	return os.MkdirAll(filepath.Join(env.WorkDir, "etc/sevagent"), 0o755)
+}
+
+// agent STATUS starts a local API whose readiness is STATUS and whose last verdict is pass, by AMD's roots.
+func agent(ts *testscript.TestScript, neg bool, args []string) {
+	l, err := net.Listen("unix", ts.Getenv("SOCKET"))
+	ts.Check(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	api := localapi.New(localapi.Config{
+		Health: func(time.Time) *client.Health {
+			h := new(client.Health)
+			h.Add("attestation:gate", client.Check{Status: client.HealthStatus(args[0]), Output: "for a reason"})
+			return h
+		},
+		Status: func(time.Time) *client.Status {
+			return &client.Status{Attestation: client.Attestation{
+				Verdict: "pass", Roots: "amd", Measurement: strings.Repeat("ab", 48), ReportedTCB: "4.0.29.222",
+			}}
+		},
+		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+	})
+	go func() { done <- api.Run(ctx, l, nil) }()
+	ts.Defer(func() { cancel(); <-done })
+}
+
+func setStack(cfn *simaws.CloudFormation, args []string) {
+	cfn.SetStack(args[0], args[1])
+	for _, resource := range args[2:] {
+		id, state, _ := strings.Cut(resource, "=")
+		state, waits := strings.CutSuffix(state, "+")
+		cfn.SetResource(args[0], id, state, waits)
+	}
+}
+
+func TestSplit(t *testing.T) {
+	for _, c := range []struct {
+		flag     string
+		in, want []string
+	}{
+		{"mtls-secret", []string{"a, b", "c"}, []string{"a", "b", "c"}},
+		{"mtls-secret", []string{""}, nil},
+		{"ecs-option", []string{`A=[1,2], B={"x":"y","z":"w"},C=`}, []string{"A=[1,2]", `B={"x":"y","z":"w"}`, "C="}},
+		{"ecs-option", []string{"A=1", "nonsense"}, []string{"A=1", "nonsense"}},
+	} {
+		if got := split(c.flag, c.in); !slices.Equal(got, c.want) {
+			t.Errorf("split(%s, %q) = %q, want %q", c.flag, c.in, got, c.want)
+		}
+	}
+}

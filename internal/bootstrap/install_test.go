@@ -1,0 +1,194 @@
+package bootstrap
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestInstall: Docker and the ECS agent are installed where they are missing, and only after the proof. apt and dpkg are
+// fakes here; gpg, gpgv and the signature are not.
+func TestInstall(t *testing.T) {
+	if _, err := exec.LookPath("gpg"); err != nil {
+		t.Skip("needs gpg")
+	}
+	gpgv, err := exec.LookPath("gpgv")
+	if err != nil {
+		t.Skip("needs gpgv")
+	}
+	l := newLab(t)
+	l.write("bin/apt-get", "#!/bin/sh\necho \"$@\" >>"+l.path("apt.log")+"\n"+
+		"if [ -n \"$APT_FAILS\" ]; then echo 'E: no network'; exit 100; fi\n")
+	l.write("bin/dpkg-query", "#!/bin/sh\n[ -n \"$DPKG_STATUS\" ] || exit 1\nprintf %s \"$DPKG_STATUS\"\n")
+	if err := os.Symlink(gpgv, l.path("bin/gpgv")); err != nil {
+		t.Fatalf("link gpgv: %v", err)
+	}
+	key, other := newKey(l), newKey(l)
+	key.sign("deb")
+	other.sign("foreign")
+	l.machine.ecsKey = key.fingerprint
+	t.Setenv("PATH", l.path("bin")) // without Docker
+	l.options.Install = Install{InstallAuto, l.path("deb"), key.file}
+	installs := func(want bool, why string) {
+		t.Helper()
+		if got := strings.Contains(l.read("apt.log"), "amazon-ecs-init.deb"); got != want {
+			t.Errorf("%s: the package is installed: %v, want %v; apt-get was called with\n%s", why, got, want, l.read("apt.log"))
+		}
+		os.Remove(l.path("apt.log"))
+	}
+
+	// A failure before the proof installs nothing.
+	l.systemd.units[agentUnit] = agentFailed
+	l.fails("start sevagent: ")
+	installs(false, "before the proof")
+	l.systemd.units[agentUnit] = fakeUnit{result: "done"}
+
+	delete(l.systemd.units, ecsUnit) // the package brings it
+	l.fails("start ecs: ecs.service: no job for it")
+	l.holds("apt.log", "install --yes docker.io")
+	l.holds("apt.log", "install --yes --option=Dpkg::Options::=--force-confold ")
+	installs(true, "the real package")
+	l.systemd.units[ecsUnit] = fakeUnit{}
+	l.succeeds()
+	os.Remove(l.path("apt.log"))
+
+	// A package that its signature is not for.
+	l.write("tampered", "another package")
+	l.write("tampered.asc", l.read("deb.asc"))
+	l.options.Install.Package = l.path("tampered")
+	l.fails("verify " + l.path("tampered") + ": gpgv: exit status 1: gpgv: BAD signature from")
+	installs(false, "a tampered package")
+
+	// A good signature by another key, alone in the keyring and behind the real one.
+	l.options.Install.Package = l.path("foreign")
+	l.write("both.gpg", l.read(filepath.Base(key.file))+l.read(filepath.Base(other.file)))
+	for _, ring := range []string{other.file, l.path("both.gpg")} {
+		l.options.Install.Key = ring
+		l.fails("gpgv: signed by [" + other.fingerprint + "], want " + key.fingerprint)
+		installs(false, "a package signed by another key, keyring "+ring)
+	}
+
+	// An armored keyring, as Amazon publishes its own.
+	l.options.Install = Install{InstallAuto, l.path("deb"), key.armored}
+	l.succeeds()
+	installs(true, "an armored key")
+	l.write("noise.asc", "no key")
+	l.options.Install.Key = l.path("noise.asc")
+	l.fails("gpgv: exit status 2: gpgv: Can't check signature: No public key")
+	installs(false, "no key at all")
+	l.options.Install.Key = key.file
+
+	// What apt prints last is the reason.
+	t.Setenv("APT_FAILS", "1")
+	l.fails("install: apt-get update: exit status 100: E: no network")
+	t.Setenv("APT_FAILS", "")
+
+	// Already there, or not wanted.
+	os.Remove(l.path("apt.log"))
+	t.Setenv("DPKG_STATUS", "install ok installed")
+	l.write("bin/docker", "#!/bin/sh\n")
+	l.succeeds()
+	t.Setenv("DPKG_STATUS", "")
+	l.options.Install.When = InstallNever
+	l.succeeds()
+	if log := l.read("apt.log"); log != "" {
+		t.Errorf("apt-get was called with\n%s", log)
+	}
+
+	l.options.Install = Install{When: "sometimes", Key: "http://example.com/key"}
+	l.fails(`--install-ecs is "sometimes"`)
+	l.fails(`--ecs-key is "http://example.com/key", want an https:// URL`)
+}
+
+// testKey signs by a subkey, as Amazon does.
+type testKey struct {
+	*lab
+	home, fingerprint, file, armored string
+}
+
+func newKey(l *lab) testKey {
+	home, err := os.MkdirTemp("", "gpg") // sockets have short paths
+	if err != nil {
+		l.Fatalf("make a directory for gpg: %v", err)
+	}
+	k := testKey{lab: l, home: home, file: l.path(filepath.Base(home) + ".gpg"), armored: l.path(filepath.Base(home) + ".asc")}
+	l.Cleanup(func() {
+		exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
+		os.RemoveAll(home)
+	})
+	k.gpg("--quick-generate-key", "test@example.com", "rsa2048", "sign", "never")
+	_, list, _ := strings.Cut(k.gpg("--list-keys", "--with-colons"), "\nfpr:")
+	k.fingerprint = strings.Trim(list[:strings.IndexByte(list, '\n')], ":")
+	k.gpg("--quick-add-key", k.fingerprint, "rsa2048", "sign", "never")
+	k.gpg("--output", k.file, "--export")
+	k.gpg("--armor", "--output", k.armored, "--export")
+	return k
+}
+
+func (k testKey) gpg(args ...string) string {
+	k.Helper()
+	args = append([]string{"--homedir", k.home, "--batch", "--quiet", "--yes", "--pinentry-mode=loopback", "--passphrase="}, args...)
+	out, err := exec.Command("gpg", args...).CombinedOutput()
+	if err != nil {
+		k.Fatalf("gpg %v: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+// sign makes a package and its signature.
+func (k testKey) sign(name string) {
+	k.write(name, "a package")
+	k.gpg("--armor", "--output", k.path(name+".asc"), "--detach-sign", k.path(name))
+}
+
+func TestECSPackageURL(t *testing.T) {
+	for region, want := range map[string]string{
+		"us-east-2":  "https://s3.us-east-2.amazonaws.com/amazon-ecs-agent-us-east-2/amazon-ecs-init-latest.amd64.deb",
+		"cn-north-1": "https://s3.cn-north-1.amazonaws.com.cn/amazon-ecs-agent-cn-north-1/amazon-ecs-init-latest.amd64.deb",
+	} {
+		if got := ecsPackageURL(region); got != want {
+			t.Errorf("the package for %s is at %s, want %s", region, got, want)
+		}
+	}
+}
+
+// TestDownload breaks the server once, and redirects where nothing may be fetched from.
+func TestDownload(t *testing.T) {
+	calls := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch calls++; {
+		case r.URL.Path == "/away":
+			http.Redirect(w, r, "http://192.0.2.1/", http.StatusFound)
+		case r.URL.Path == "/gone":
+			http.NotFound(w, r)
+		case calls == 1:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			fmt.Fprint(w, "content")
+		}
+	}))
+	defer server.Close()
+	to := filepath.Join(t.TempDir(), "file")
+	if err := download(t.Context(), server.URL+"/file", to, 7); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(to); err != nil || string(data) != "content" {
+		t.Errorf("downloaded %q, %v", data, err)
+	}
+	for path, want := range map[string]string{"/file": "more than 6 bytes", "/gone": "HTTP status 404"} {
+		if err := download(t.Context(), server.URL+path, to, 6); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", path, err, want)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := download(ctx, server.URL+"/away", to, 6); err == nil {
+		t.Error("a canceled download succeeds")
+	}
+}

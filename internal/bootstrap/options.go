@@ -1,0 +1,132 @@
+package bootstrap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"time"
+)
+
+// Options is the node to make.
+type Options struct {
+	Target        Target // Cluster is required, InstanceID is left to bootstrap
+	Dirs          Dirs
+	SignalTimeout time.Duration // to signal CloudFormation, the wait for a resource that does not wait yet included
+
+	// The agent's configuration; empty: its default.
+	Secrets, Endpoints []string
+	MTLSPath, Mode     string
+
+	Socket  string        // the agent's
+	Timeout time.Duration // for the agent's proof and the first certificates
+
+	ECSConfig  string   // the path of ecs.config
+	ECSOptions []string // KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent
+	Services   string   // ServicesSystemd or ServicesNone
+	Install    Install
+}
+
+// Dirs are the directories of bootstrap's files.
+type Dirs struct {
+	Config string // the agent's configuration; 50-bootstrap.yaml goes into its conf.d, signal.json beside that
+	State  string // how far bootstrap has come, and what was signaled
+}
+
+// DefaultDirs are those that the package's units and sevagent use.
+var DefaultDirs = Dirs{Config: "/etc/sevagent", State: "/var/lib/sevagent"}
+
+// What ECS and CloudFormation accept.
+var (
+	clusterName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
+	stackName   = regexp.MustCompile(`^([a-zA-Z][-a-zA-Z0-9]{0,127}|arn:aws[a-z-]*:cloudformation:[-a-zA-Z0-9:/._+]+)$`)
+	logicalID   = regexp.MustCompile(`^[A-Za-z0-9]{0,255}$`)
+	regionName  = regexp.MustCompile(`^([a-z0-9]+(-[a-z0-9]+)+)?$`)
+)
+
+// mistakes collects what is wrong with options.
+type mistakes []error
+
+func (m *mistakes) add(format string, args ...any) { *m = append(*m, fmt.Errorf(format, args...)) }
+
+func (m *mistakes) positive(flag string, d time.Duration) {
+	if d <= 0 {
+		m.add("%s is %v, want a positive duration", flag, d)
+	}
+}
+
+// check reports every mistake in the options that can be seen without the agent's own configuration. units are the
+// directories that the units use.
+func (o Options) check(units Dirs) error {
+	var m mistakes
+	if !clusterName.MatchString(o.Target.Cluster) {
+		m.add("--cluster is %q, want a letter followed by letters, digits, - and _, at most 255", o.Target.Cluster)
+	}
+	if o.Services != ServicesSystemd && o.Services != ServicesNone {
+		m.add("--services is %q, want %s or %s", o.Services, ServicesSystemd, ServicesNone)
+	}
+	m.positive("--timeout", o.Timeout)
+	if _, _, err := o.ecsSettings(); err != nil {
+		m = append(m, err)
+	}
+	if o.Services == ServicesSystemd && o.Dirs != units {
+		m.add("--config-dir is %q and --state-dir %q, and the units use %q and %q; use --services=%s with others",
+			o.Dirs.Config, o.Dirs.State, units.Config, units.State, ServicesNone)
+	}
+	// The agent's configuration reports what is not an absolute path.
+	if filepath.IsAbs(o.MTLSPath) && o.Services == ServicesSystemd {
+		if _, err := unitPath(o.MTLSPath); err != nil {
+			m.add("--mtls-path is %q: %w", o.MTLSPath, err)
+		}
+	}
+	return errors.Join(append(m, o.checkSignal(), o.Install.check())...)
+}
+
+// checkSignal checks the options that are about CloudFormation.
+func (o Options) checkSignal() error {
+	var m mistakes
+	t := o.Target
+	named := t.ReadyResource != "" || t.UpdateResource != ""
+	switch {
+	case t.Stack == "" && named:
+		m.add("--stack is missing: the stack of the resources to signal")
+	case t.Stack != "" && !named:
+		m.add("--ready-resource or --update-resource is missing: a resource of stack %s to signal", t.Stack)
+	case t.Stack != "" && !stackName.MatchString(t.Stack):
+		m.add("--stack is %q, want a stack's name or ID", t.Stack)
+	}
+	for _, r := range [][2]string{{"--ready-resource", t.ReadyResource}, {"--update-resource", t.UpdateResource}} {
+		if !logicalID.MatchString(r[1]) {
+			m.add("%s is %q, want a logical ID: letters and digits", r[0], r[1])
+		}
+	}
+	if !regionName.MatchString(t.Region) {
+		m.add("--region is %q, want a region such as us-east-2", t.Region)
+	}
+	m.positive("--signal-timeout", o.SignalTimeout)
+	return errors.Join(m...)
+}
+
+// SignalOptions is what Signal waits for, and for how long.
+type SignalOptions struct {
+	Dirs                   Dirs
+	Introspection          string        // URL of the ECS agent's introspection endpoint, on loopback
+	Timeout, SignalTimeout time.Duration // for the registration, and for CloudFormation
+}
+
+func (o SignalOptions) check() error {
+	var m mistakes
+	if u, err := url.Parse(o.Introspection); err != nil || u.Scheme != "http" || !loopback(u.Hostname()) {
+		m.add("--introspection is %q, want http:// and a loopback address", o.Introspection)
+	}
+	m.positive("--timeout", o.Timeout)
+	m.positive("--signal-timeout", o.SignalTimeout)
+	return errors.Join(m...)
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}

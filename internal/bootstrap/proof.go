@@ -1,0 +1,131 @@
+package bootstrap
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"sevagent/client"
+	"sevagent/internal/cli"
+	"sevagent/internal/config"
+)
+
+// overlay is bootstrap's own file in the agent's configuration directory.
+const overlay = "conf.d/50-bootstrap.yaml"
+
+// planAgent makes the content of 50-bootstrap.yaml, and the unit files that the agent's configuration needs with it.
+// The agent's own loader checks it, together with the other files of the directory.
+func (n *node) planAgent(context.Context) error {
+	n.agentConfig = n.overlay()
+	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
+	if err == nil && n.Services == ServicesSystemd {
+		n.unitFiles, err = unitFilesFor(cfg.MTLS)
+	}
+	if err != nil {
+		return cli.Usage(err)
+	}
+	return nil
+}
+
+// overlay is the content of 50-bootstrap.yaml. Values are JSON, which is YAML.
+func (o Options) overlay() []byte {
+	var b bytes.Buffer
+	b.WriteString("# Written by bootstrap; settings of your own go into config.yaml or a later file.\n")
+	if o.Mode != "" {
+		fmt.Fprintf(&b, "attestation:\n  mode: %s\n", toJSON(o.Mode))
+	}
+	var mtls []string
+	if o.MTLSPath != "" {
+		mtls = append(mtls, "path: "+toJSON(o.MTLSPath))
+	}
+	if o.Secrets != nil {
+		mtls = append(mtls, "secrets: "+toJSON(o.Secrets))
+	}
+	if o.Endpoints != nil {
+		mtls = append(mtls, "endpoints: "+toJSON(o.Endpoints))
+	}
+	if mtls != nil {
+		fmt.Fprintf(&b, "mtls:\n  %s\n", strings.Join(mtls, "\n  "))
+	}
+	return b.Bytes()
+}
+
+// toJSON is for text, times, and lists and structs of them, which always marshal.
+func toJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
+func (n *node) writeAgentConfig(context.Context) (err error) {
+	n.agentChanged, err = n.write("agent", filepath.Join(n.Dirs.Config, overlay), n.agentConfig, 0o644)
+	return err
+}
+
+// Attributes of the container instance; ECS takes them at its first registration only.
+const (
+	attrAttested    = "sevagent.attested"
+	attrMeasurement = "sevagent.measurement"
+	attrTCB         = "sevagent.tcb"
+)
+
+// waitForProof waits until the agent is ready, which means proof and first publication, and takes the node's attributes
+// from the verified report.
+func (n *node) waitForProof(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, n.Timeout, fmt.Errorf("not ready within %v", n.Timeout))
+	defer cancel()
+	agent := client.New(n.Socket)
+	err := retry(ctx, 100*time.Millisecond, 100*time.Millisecond, func() (again bool, err error) {
+		health, err := agent.Health(ctx)
+		if err == nil && !health.Ready() {
+			err = errors.New(failedChecks(health))
+		}
+		return err != nil, err
+	})
+	if err != nil {
+		err = cli.Unreachable(fmt.Errorf("wait for the agent at %s: %w", n.Socket, err))
+		return advised{err, "see 'journalctl -u sevagent'"}
+	}
+	status, err := agent.Status(ctx)
+	if err != nil {
+		return err
+	}
+	// An attribute value has at most 128 characters; a measurement is 96 hex digits.
+	proof, a := status.Attestation, map[string]string{attrAttested: "false"}
+	if proof.Verdict == "pass" || proof.Verdict == "warn" {
+		a[attrAttested] = "true"
+		if proof.Roots != "amd" {
+			a[attrAttested] = "simulated"
+		}
+		a[attrMeasurement] = proof.Measurement
+		a[attrTCB] = proof.ReportedTCB
+	}
+	n.attributes = a
+	n.say("proof", "attested=%s tcb=%s measurement=%.16s…", a[attrAttested], a[attrTCB], a[attrMeasurement])
+	return nil
+}
+
+// failedChecks joins the reasons of the failed checks.
+func failedChecks(health *client.Health) string {
+	var reasons []string
+	for _, name := range slices.Sorted(maps.Keys(health.Checks)) {
+		for _, c := range health.Checks[name] {
+			if c.Status == client.Fail {
+				reasons = append(reasons, name+": "+c.Output)
+			}
+		}
+	}
+	if reasons == nil {
+		return "not ready, and it gave no reason"
+	}
+	return strings.Join(reasons, "; ")
+}

@@ -1,0 +1,28 @@
+package bootstrap
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// retry calls try until it succeeds, or fails for good, and pauses in between, twice as long each time. When ctx ends,
+// the error says why it ended, and then what try failed with last.
+func retry(ctx context.Context, pause, longest time.Duration, try func() (again bool, err error)) error {
+	var last error
+	for {
+		again, err := try()
+		if !again {
+			return err
+		}
+		if ctx.Err() == nil || last == nil { // else the error before explains more
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
+		case <-time.After(pause):
+			pause = min(2*pause, longest)
+		}
+	}
+}
