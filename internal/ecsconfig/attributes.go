@@ -14,7 +14,7 @@ import (
 
 const instanceAttributes = "ECS_INSTANCE_ATTRIBUTES"
 
-// What ECS takes for the name and the value of an attribute, less the backslash, which the file cannot carry:
+// What ECS accepts as the name and the value of an attribute, except the backslash, which the file cannot carry:
 // https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_Attribute.html
 var (
 	attributeName  = regexp.MustCompile(`^[A-Za-z0-9_./-]{1,128}$`)
@@ -22,7 +22,7 @@ var (
 )
 
 // SetAttributes adds attributes to those in ECS_INSTANCE_ATTRIBUTES. It refuses if the readers do not agree on what
-// is there: attributes of others would be lost without a word.
+// is there: attributes of others would be lost silently.
 func (f *File) SetAttributes(add map[string]string) error {
 	places, err := f.places(instanceAttributes)
 	if err != nil {
@@ -38,7 +38,7 @@ func (f *File) SetAttributes(add map[string]string) error {
 		}
 		existing, _ = f.Get(instanceAttributes)
 	}
-	value, err := MergeAttributes(existing, add)
+	value, err := mergeAttributes(existing, add)
 	if err != nil {
 		return err
 	}
@@ -48,17 +48,18 @@ func (f *File) SetAttributes(add map[string]string) error {
 	return f.Set(instanceAttributes, value)
 }
 
-// MergeAttributes adds attributes to a value of ECS_INSTANCE_ATTRIBUTES, "" or a JSON object, and returns the new
-// value: one line of JSON, sorted by name. Attributes that were there stay as they are: whether ECS takes those is
-// for their owner to know. If nothing is new, existing stays as it is written.
-func MergeAttributes(existing string, add map[string]string) (string, error) {
+// mergeAttributes adds attributes to a value of ECS_INSTANCE_ATTRIBUTES, "" or a JSON object, and returns the new
+// value: one line of JSON, sorted by name. Attributes that were there stay as they are: their owner answers for whether
+// ECS accepts them. If nothing is new, existing keeps its bytes.
+func mergeAttributes(existing string, add map[string]string) (string, error) {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(add)) {
 		if !attributeName.MatchString(name) {
 			errs = append(errs, fmt.Errorf("attribute %q: a name has 1 to 128 letters, digits, - _ . and /", name))
 		}
 		if !attributeValue.MatchString(add[name]) {
-			errs = append(errs, fmt.Errorf("attribute %q: value %q: 1 to 128 letters, digits, - _ . @ / : and blanks within", name, add[name]))
+			errs = append(errs,
+				fmt.Errorf("attribute %q: value %q: 1 to 128 letters, digits, - _ . @ / : and blanks within", name, add[name]))
 		}
 	}
 	if errs != nil {
@@ -66,7 +67,7 @@ func MergeAttributes(existing string, add map[string]string) (string, error) {
 	}
 	var there map[string]string
 	if strings.TrimSpace(existing) != "" {
-		if !utf8.ValidString(existing) { // the decoder would mend that, and change what is not ours
+		if !utf8.ValidString(existing) { // the decoder would replace that, and change attributes of others
 			return "", fmt.Errorf("read %s: not UTF-8", instanceAttributes)
 		}
 		if err := json.Unmarshal([]byte(existing), &there); err != nil {

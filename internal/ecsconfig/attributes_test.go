@@ -23,7 +23,7 @@ func TestMergeAttributes(t *testing.T) {
 			`{"` + strings.Repeat("n", 128) + `":"` + strings.Repeat("v", 128) + `"}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := MergeAttributes(c.existing, c.add)
+			got, err := mergeAttributes(c.existing, c.add)
 			if err != nil || got != c.want {
 				t.Errorf("got %s, %v, want %s", got, err, c.want)
 			}
@@ -53,7 +53,7 @@ func TestMergeAttributesRefuses(t *testing.T) {
 		{"not ASCII", "", "a", "ü", "1 to 128"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := MergeAttributes(c.existing, env{c.key: c.value})
+			got, err := mergeAttributes(c.existing, env{c.key: c.value})
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %s, %v, want an error that says %q", got, err, c.want)
 			}
@@ -61,24 +61,23 @@ func TestMergeAttributesRefuses(t *testing.T) {
 	}
 }
 
-// Attributes of others are never lost without a word.
+// TestSetAttributesRefuses: attributes of others are never lost silently.
 func TestSetAttributesRefuses(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"quoted", `ECS_INSTANCE_ATTRIBUTES='{"a":"b"}'`, "set ECS_INSTANCE_ATTRIBUTES: line 1: ecs-init reads"},
-		{"blanks around =", "# x\nECS_INSTANCE_ATTRIBUTES = {\"a\":\"b\"}\n", "set ECS_INSTANCE_ATTRIBUTES: line 2: ecs-init reads"},
-		{"over two lines", "ECS_INSTANCE_ATTRIBUTES={\"a\":\\\n\"b\"}\n", "set ECS_INSTANCE_ATTRIBUTES: line 1: systemd reads its value on"},
+		{"blanks around =", "# x\nECS_INSTANCE_ATTRIBUTES = {\"a\":\"b\"}\n",
+			"set ECS_INSTANCE_ATTRIBUTES: line 2: ecs-init reads"},
+		{"over two lines", "ECS_INSTANCE_ATTRIBUTES={\"a\":\\\n\"b\"}\n",
+			"set ECS_INSTANCE_ATTRIBUTES: line 1: systemd reads its value on"},
 		{"not JSON", "ECS_INSTANCE_ATTRIBUTES=a\n", "read ECS_INSTANCE_ATTRIBUTES: want a JSON object"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f, err := Parse([]byte(c.text))
-			if err != nil {
-				t.Fatal(err)
-			}
+			f := parse(t, c.text)
 			if err := f.SetAttributes(env{"x": "y"}); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("got %v, want %s…", err, c.want)
 			}
 			if got := string(f.Bytes()); got != c.text {
-				t.Errorf("refused, it left %q", got)
+				t.Errorf("after the refusal, the file is %q", got)
 			}
 		})
 	}

@@ -1,13 +1,12 @@
 // Package ecsconfig owns the syntax of /etc/ecs/ecs.config: parse what is there, set keys, encode.
 //
 // Two programs read that file and disagree about it. systemd reads it as an EnvironmentFile=, where quotes,
-// backslashes, carriage returns and comments have a meaning, and hands it to ecs-init as environment. ecs-init reads
-// it again, splits each line at the first '=', takes the rest as it stands, and hands that to the ECS agent.
+// backslashes, carriage returns and comments have a meaning, and passes it to ecs-init as environment. ecs-init reads
+// it again, splits each line at the first '=', takes the rest as it stands, and passes that to the ECS agent.
 //
-// The package promises: what [File.Encode] accepts, both read the same, whatever the version of systemd; what it
-// refuses is named by its line, with what each of them would make of it; a line that was not to be changed keeps its
-// bytes; and setting the same keys again changes nothing. It does no I/O: reading the file and replacing it is for
-// the caller.
+// The package promises: both read a file the same that [File.Encode] accepts, whatever the version of systemd; a
+// refusal names the line, and what each of them would read there; a line that was not to be changed keeps its bytes;
+// and setting the same keys again changes nothing. It does no I/O: the caller reads the file and replaces it.
 package ecsconfig
 
 import (
@@ -19,11 +18,11 @@ import (
 	"unicode/utf8"
 )
 
-// maxSize bounds the file in bytes. The kernel takes no environment variable of more (MAX_ARG_STRLEN, 128 KiB), so
-// that what fits the file can be an environment.
+// maxSize bounds the file in bytes. The kernel accepts no longer environment variable (MAX_ARG_STRLEN, 128 KiB), so
+// that every line of the file can be one.
 const maxSize = 128<<10 - 1
 
-// managed stands above the keys that Set has added. It has no '=', so that ecs-init makes no variable of it.
+// managed is the line above the keys that Set has added. It has no '=', so that ecs-init makes no variable of it.
 const managed = "# Set by sevagent's bootstrap:"
 
 // File is the content of an ecs.config.
@@ -31,12 +30,12 @@ type File struct {
 	lines []line
 }
 
-// line is a line without its end, and the end: "\n", "\r\n", or "" if the file ends without.
+// line is a line without its end, and the end: "\n", "\r\n", or "" if the file ends there.
 type line struct {
 	text, end string
 }
 
-// Parse takes a file as it is, odd lines too: Encode is the one to refuse them. It refuses only what is no text.
+// Parse accepts odd lines, too: Encode refuses them. It refuses only what is not text.
 func Parse(data []byte) (*File, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("parse: %d bytes, at most %d are allowed", len(data), maxSize)
@@ -55,7 +54,7 @@ func Parse(data []byte) (*File, error) {
 	return f, nil
 }
 
-// Bytes returns the content as it stands, whoever reads it how.
+// Bytes returns the content as it stands, even if the readers disagree about it.
 func (f *File) Bytes() []byte {
 	var b bytes.Buffer
 	for _, l := range f.lines {
@@ -65,7 +64,7 @@ func (f *File) Bytes() []byte {
 	return b.Bytes()
 }
 
-// Clone returns a copy that can be changed apart.
+// Clone returns a copy that can be changed independently.
 func (f *File) Clone() *File { return &File{lines: slices.Clone(f.lines)} }
 
 // Get returns the value of a key as ecs-init, and so the ECS agent, reads it. systemd reads the same if Encode
@@ -75,10 +74,9 @@ func (f *File) Get(key string) (value string, ok bool) {
 	return value, ok
 }
 
-// Set gives a key a value, in place of the assignment that was in effect; others of the same key, which had none, are
-// removed. A new key goes below the others that Set has added, at first to the end of the file. Set refuses what the
-// two readers would read differently, and a place where it cannot tell what else it would change; nothing is changed
-// then.
+// Set gives a key a value, in place of the assignment that was in effect; it removes others of the same key, which had
+// no effect. A new key goes below the others that Set has added, at first to the end of the file. Set refuses, and
+// changes nothing, if the readers would read the value differently, or if it might change another key as well.
 func (f *File) Set(key, value string) error {
 	if !validName(key) {
 		return fmt.Errorf("set %q: a name has letters, digits and _, and no digit first", key)
@@ -90,7 +88,7 @@ func (f *File) Set(key, value string) error {
 	if err := next.set(key, value); err != nil {
 		return fmt.Errorf("set %s: %w", key, err)
 	}
-	// A backslash that ends the file is harmless for as long as no line comes after it.
+	// A backslash that ends the file is harmless only until a line comes after it.
 	if len(f.Problems()) == 0 {
 		if problems := next.Problems(); len(problems) > 0 {
 			return fmt.Errorf("set %s: %s", key, problems[0])
@@ -124,8 +122,8 @@ func holds(env map[string]string, key, value string) bool {
 	return ok && got == value
 }
 
-// places returns the lines, from 0, that assign a key for one reader at least. Each is a line of its own for systemd,
-// so that it can be replaced without a change to another key; if one is not, places fails.
+// places returns the lines, from 0, that assign a key for at least one reader. It fails unless systemd, too, takes each
+// for a line of its own, so that replacing it changes no other key.
 func (f *File) places(key string) ([]int, error) {
 	var places []int
 	for i, l := range f.lines {
@@ -152,7 +150,7 @@ func (f *File) places(key string) ([]int, error) {
 	return places, nil
 }
 
-// add puts a new line below those that were added before.
+// add inserts a new line below those that were added before.
 func (f *File) add(text string) {
 	at := len(f.lines)
 	if i := slices.IndexFunc(f.lines, func(l line) bool { return l.text == managed }); i >= 0 {
@@ -170,13 +168,13 @@ func (f *File) add(text string) {
 	f.lines = slices.Insert(f.lines, at, line{text, "\n"})
 }
 
-// closes tells whether a line ends the managed block: a blank line, or another comment.
+// closes reports whether a line ends the managed block: a blank line, or another comment.
 func (l line) closes() bool {
 	text := strings.TrimSpace(l.text)
 	return text == "" || isComment(text)
 }
 
-// refusal says why a value cannot be written so that both readers read it, or "".
+// refusal returns why no line with that value reads the same to both readers, "" if one does.
 func refusal(value string) string {
 	n := 0
 	for i, c := range value {

@@ -14,8 +14,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// TestGolden applies NAME.set to NAME.in and wants NAME.out: what bootstrap does to files as operators have them. A
-// line of NAME.set is KEY=VALUE, or @NAME=VALUE for an attribute.
+// TestGolden applies NAME.set to NAME.in and wants NAME.out, on files as operators have them. A line of NAME.set is
+// KEY=VALUE, or @NAME=VALUE for an attribute.
 func TestGolden(t *testing.T) {
 	inputs, err := filepath.Glob("testdata/*.in")
 	if err != nil || len(inputs) == 0 {
@@ -29,7 +29,7 @@ func TestGolden(t *testing.T) {
 			got, refused := apply(t, in, set)
 			if *update {
 				if err := os.WriteFile(base+".out", got, 0o644); err != nil {
-					t.Fatal(err)
+					t.Fatalf("update the golden file: %v", err)
 				}
 			}
 			if diff := cmp.Diff(string(readFile(t, base+".out")), string(got)); diff != "" {
@@ -39,28 +39,35 @@ func TestGolden(t *testing.T) {
 				return
 			}
 			if again, _ := apply(t, got, set); !bytes.Equal(again, got) {
-				t.Errorf("done twice, it changes again (-first +second):\n%s", cmp.Diff(string(got), string(again)))
+				t.Errorf("applied twice, it changes again (-first +second):\n%s", cmp.Diff(string(got), string(again)))
 			}
 		})
 	}
 }
 
-func readFile(t *testing.T, path string) []byte {
+func readFile(t testing.TB, path string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("read a golden file: %v", err)
 	}
 	return data
+}
+
+func parse(t *testing.T, text string) *File {
+	t.Helper()
+	f, err := Parse([]byte(text))
+	if err != nil {
+		t.Fatalf("Parse(%q): %v", text, err)
+	}
+	return f
 }
 
 // apply returns the file after the sets, or why it is refused.
 func apply(t *testing.T, in, set []byte) (out []byte, refused bool) {
 	t.Helper()
-	f, err := Parse(in)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := parse(t, string(in))
+	var err error
 	attributes := make(map[string]string)
 	for text := range strings.Lines(string(set)) {
 		key, value, _ := strings.Cut(strings.TrimSuffix(text, "\n"), "=")
@@ -105,30 +112,25 @@ func TestSetRefuses(t *testing.T) {
 		{"noncharacter", "X", "a\ufffe", "set X: character 2 of the value is not UTF-8"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f, err := Parse([]byte("X=old\n"))
-			if err != nil {
-				t.Fatal(err)
-			}
+			f := parse(t, "X=old\n")
 			if err := f.Set(c.key, c.value); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("Set(%q, %q) = %v, want %s…", c.key, c.value, err, c.want)
 			}
 			if got := string(f.Bytes()); got != "X=old\n" {
-				t.Errorf("refused, it left %q", got)
+				t.Errorf("after the refusal, the file is %q", got)
 			}
 		})
 	}
 }
 
-// Values that look as if they had a meaning, and have none to either reader.
+// TestSetAccepts has values that look as if they had a meaning, and have none to either reader.
 func TestSetAccepts(t *testing.T) {
 	for _, value := range []string{
-		"", "a", "a b", "a\tb", "#a", ";a", "a # b", "a=b", "=", `a"b`, `a 'b'`, "$A ${B} %n", "`a`", "ü", "\ufffd", "\ufeffa",
+		"", "a", "a b", "a\tb", "#a", ";a", "a # b", "a=b", "=", `a"b`, `a 'b'`, "$A ${B} %n",
+		"`a`", "ü", "\ufffd", "\ufeffa",
 		`{"a":"b c"}`, `["json-file","awslogs"]`,
 	} {
-		f, err := Parse([]byte("# comment\nA=1"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		f := parse(t, "# comment\nA=1")
 		if err := f.Set("X", value); err != nil {
 			t.Errorf("%q: %v", value, err)
 			continue
@@ -143,25 +145,23 @@ func TestSetAccepts(t *testing.T) {
 	}
 }
 
-// Set does not touch a place where it would change another key as well.
+// TestSetRefusesPlace: Set does not touch a line where it would change another key as well.
 func TestSetRefusesPlace(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"continuation", "A=1\nX=a\\\nB=2\n", "set X: line 2: systemd reads its value on to line 3"},
 		{"open quote", "X='a\nB=2\nC=3", "set X: line 1: systemd reads its value on to line 3"},
-		{"open quote in an assignment without effect", "X='a\n'\nX=b\n", "set X: line 1: systemd reads its value on to line 2"},
+		{"open quote in an assignment without effect", "X='a\n'\nX=b\n",
+			"set X: line 1: systemd reads its value on to line 2"},
 		{"carriage return", "X=a\rB=2\n", "set X: line 1: a carriage return"},
 		{"carriage return before", "B='\n'\rX=a\n", "set X: line 2: a carriage return"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f, err := Parse([]byte(c.text))
-			if err != nil {
-				t.Fatal(err)
-			}
+			f := parse(t, c.text)
 			if err := f.Set("X", "v"); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("Set = %v, want %s…", err, c.want)
 			}
 			if got := string(f.Bytes()); got != c.text {
-				t.Errorf("refused, it left %q", got)
+				t.Errorf("after the refusal, the file is %q", got)
 			}
 		})
 	}
@@ -186,13 +186,10 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestClone(t *testing.T) {
-	f, err := Parse([]byte("A=1\nA=2\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := parse(t, "A=1\nA=2\n")
 	g := f.Clone()
 	if err := g.Set("A", "3"); err != nil {
-		t.Fatal(err)
+		t.Fatalf("Set(A, 3): %v", err)
 	}
 	if got := string(f.Bytes()); got != "A=1\nA=2\n" {
 		t.Errorf("a change to the clone left %q", got)
@@ -222,8 +219,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzEncode: what Encode accepts, both readers read the same, and that is what was set and what was there. Set again,
-// nothing changes.
+// FuzzEncode: both readers read a file the same that Encode accepts, and that is what was set and what was there. Set
+// again, nothing changes.
 func FuzzEncode(f *testing.F) {
 	seed(f, func(text string) {
 		f.Add([]byte(text), "A", "1")
@@ -276,7 +273,7 @@ func FuzzEncode(f *testing.F) {
 	})
 }
 
-// seed gives the texts that mean something to add.
+// seed passes the texts that mean something to add.
 func seed(f *testing.F, add func(text string)) {
 	f.Helper()
 	for _, c := range readerTests {
@@ -287,10 +284,6 @@ func seed(f *testing.F, add func(text string)) {
 		f.Fatalf("no golden files: %v", err)
 	}
 	for _, input := range inputs {
-		data, err := os.ReadFile(input)
-		if err != nil {
-			f.Fatal(err)
-		}
-		add(string(data))
+		add(string(readFile(f, input)))
 	}
 }

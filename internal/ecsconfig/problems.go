@@ -9,10 +9,10 @@ import (
 	"unicode/utf8"
 )
 
-// Problem is a line to mend: the two readers make different things of it, or of those after it.
+// Problem is a line to fix: the two readers read it, or lines after it, differently.
 type Problem struct {
 	Line   int    // from 1
-	Reason string // what each of them makes of it, for people
+	Reason string // what each of them reads, for people
 }
 
 func (p Problem) String() string { return fmt.Sprintf("line %d: %s", p.Line, p.Reason) }
@@ -27,7 +27,7 @@ func (f *File) Encode() ([]byte, error) {
 	if len(data) > maxSize {
 		errs = append(errs, fmt.Errorf("encode: %d bytes, at most %d are allowed", len(data), maxSize))
 	}
-	// The law itself, in case that a line by line look has missed something.
+	// The law itself, in case the look at each line has missed something.
 	if errs == nil && !agree(data) {
 		errs = append(errs, errors.New("encode: systemd and ecs-init would read the file differently"))
 	}
@@ -37,15 +37,15 @@ func (f *File) Encode() ([]byte, error) {
 	return data, nil
 }
 
-// agree tells whether both readers read the same variables, whatever the version of systemd.
+// agree reports whether both readers read the same variables, whatever the version of systemd.
 func agree(data []byte) bool {
 	env := ReadECSInit(data)
 	maps.DeleteFunc(env, func(key, _ string) bool { return isComment(key) })
 	return maps.Equal(env, readSystemd(data, before254)) && maps.Equal(env, readSystemd(data, since254))
 }
 
-// Problems returns what is to be mended before both readers read the file the same, in the order of lines. Lines that
-// systemd takes for a part of an earlier one are told of there. Values of keys that may hold a secret are not shown.
+// Problems returns what to fix before both readers read the file the same, in the order of lines. A line that systemd
+// takes for a part of an earlier one is reported there. Values of keys that may hold a secret are not shown.
 func (f *File) Problems() []Problem {
 	var problems []Problem
 	data := f.Bytes()
@@ -77,8 +77,8 @@ func byLine(all []statement) map[int][]statement {
 	return m
 }
 
-// compare says what is wrong with line i, "" if nothing is. statements are those that systemd begins there; inside
-// means that it takes the line's start for a part of an earlier one.
+// compare returns what is wrong with line i, "" if nothing is. statements are those that systemd begins there; inside
+// means that it takes the start of the line for a part of an earlier one.
 func (f *File) compare(i int, statements []statement, inside bool) string {
 	key, value, ok := cutECSInit(f.lines[i].text)
 	if isComment(key) {
@@ -88,7 +88,8 @@ func (f *File) compare(i int, statements []statement, inside bool) string {
 	for _, s := range statements {
 		if s.comment {
 			if n := f.swallowed(s); n > 0 {
-				return fmt.Sprintf("a comment that ends in a backslash: before version 254 systemd takes line %d for a part of it, ecs-init does not", n+1)
+				return fmt.Sprintf("a comment that ends in a backslash: "+
+					"before version 254 systemd takes line %d for a part of it, ecs-init does not", n+1)
 			}
 			continue
 		}
@@ -104,14 +105,15 @@ func (f *File) compare(i int, statements []statement, inside bool) string {
 	}
 	switch {
 	case inside && len(systemd) == 0:
-		return "" // told of where it begins
+		return "" // reported where it begins
 	case !ok && len(systemd) == 0:
 		return ""
 	case ok && len(systemd) == 1 && systemd[0].key == key && systemd[0].value == value:
 		return ""
 	case len(systemd) == 0:
 		key, _, _ = strings.Cut(f.lines[i].text, "=") // not trimmed: the blank may be what is wrong
-		return fmt.Sprintf("%s is not the name of a variable%s: systemd ignores the line, ecs-init passes it on", showKey(key), hint(key))
+		return fmt.Sprintf("%s is not the name of a variable%s: systemd ignores the line, ecs-init passes it on",
+			showKey(key), hint(key))
 	}
 	reads := "nothing"
 	if ok {
@@ -134,7 +136,7 @@ func (f *File) swallowed(s statement) int {
 	return 0
 }
 
-// hint names the mistake behind a key, where it is a known one.
+// hint names the mistake behind a key, if it is a known one.
 func hint(key string) string {
 	switch {
 	case strings.HasPrefix(key, "\ufeff"):
@@ -145,9 +147,9 @@ func hint(key string) string {
 	return ""
 }
 
-// What is wrong with the file goes to logs and to CloudFormation's events, and the file may hold credentials of
-// registries (ECS_ENGINE_AUTH_DATA), of which a part can stand where a key is expected. So what is shown is a key
-// that looks like one, which no base64 does, and a value that neither its key nor itself makes suspect.
+// Problems go to logs and to CloudFormation's events, and the file may hold credentials of registries
+// (ECS_ENGINE_AUTH_DATA), of which a part can stand where a key is expected. So only a key is shown that looks like
+// one, which no base64 does, and only a value that neither its key nor the value itself makes suspect.
 var (
 	plainKey = regexp.MustCompile(`^[\s\v\pZ]*\x{feff}?(export\s+)?([A-Z0-9_.-]{1,60}|[a-z0-9_.-]{1,60})[\s\v\pZ]*$`)
 	suspect  = regexp.MustCompile(`(?i)auth|secret|token|pass|pwd|cred|key|@`)

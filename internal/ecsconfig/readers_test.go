@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -17,8 +16,8 @@ import (
 
 type env = map[string]string
 
-// readerTests are lines as people write them, and the corners of systemd's parser. What systemd makes of them was
-// taken from systemd 252; TestReadSystemdIsFaithful holds it to that.
+// readerTests are lines as people write them, and the corners of systemd's parser. What systemd reads was taken from
+// systemd 252; TestReadSystemdIsFaithful holds the model to that.
 var readerTests = []struct {
 	name, text   string
 	ecs, systemd env
@@ -86,7 +85,7 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// systemd 254 ended comments at the end of their line.
+// TestReadSystemdSince254: systemd 254 ended comments at the end of their line.
 func TestReadSystemdSince254(t *testing.T) {
 	for text, want := range map[string]env{
 		"# a\\\nX=1\n":  {"X": "1"},
@@ -103,7 +102,7 @@ func TestReadSystemdSince254(t *testing.T) {
 }
 
 // TestReadSystemdIsFaithful compares the model with systemd's own code, on the table, the golden files and random
-// text made of what means something to either reader.
+// text made of pieces that mean something to either reader.
 func TestReadSystemdIsFaithful(t *testing.T) {
 	var texts []string
 	for _, c := range readerTests {
@@ -111,14 +110,10 @@ func TestReadSystemdIsFaithful(t *testing.T) {
 	}
 	inputs, err := filepath.Glob("testdata/*.in")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("list the golden files: %v", err)
 	}
 	for _, input := range inputs {
-		data, err := os.ReadFile(input)
-		if err != nil {
-			t.Fatal(err)
-		}
-		texts = append(texts, string(data))
+		texts = append(texts, string(readFile(t, input)))
 	}
 	pieces := strings.Split("A,B=,=,=,A=,#,;,\\,\\,\",\",', , ,\t,\r,\n,\n,\r\n,$,`,x,é,\u00a0,\ufeff,\v,{\"a\":1}", ",")
 	rare := []string{"\xff", "\x00", "\x01", "\ufffe"} // each ends a text's interest early

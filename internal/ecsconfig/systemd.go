@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// ReadSystemd returns what systemd 252, that of Amazon Linux 2023, makes of the file as an EnvironmentFile=. Nothing
-// at all if one variable is not UTF-8 or there is a NUL byte: systemd then drops the whole file.
+// ReadSystemd returns what systemd 252, that of Amazon Linux 2023, reads in the file as an EnvironmentFile=: nothing at
+// all if one variable is not UTF-8 or there is a NUL byte, since systemd then drops the whole file.
 func ReadSystemd(data []byte) map[string]string {
 	return readSystemd(data, before254)
 }
@@ -33,7 +33,7 @@ func readSystemd(data []byte, d dialect) map[string]string {
 }
 
 // dialect is the one difference between the versions of systemd that ECS nodes run (Ubuntu 22.04: 249, Amazon
-// Linux 2023: 252, Ubuntu 24.04: 255): whether a comment that ends in a backslash goes on in the next line.
+// Linux 2023: 252, Ubuntu 24.04: 255): whether a comment that ends in a backslash continues in the next line.
 // https://github.com/systemd/systemd/issues/27975
 type dialect bool
 
@@ -49,7 +49,7 @@ type statement struct {
 	key, value  string
 }
 
-// scanSystemd splits data into systemd's statements. A line without '=' is none. Names are not checked yet.
+// scanSystemd splits data into systemd's statements. A line without '=' is none. It does not check names.
 func scanSystemd(data []byte, d dialect) []statement {
 	s := scanner{rest: data, dialect: d}
 	lines := bytes.Count(data, []byte("\n")) // a newline at the end of the file begins no line
@@ -80,7 +80,7 @@ func scanSystemd(data []byte, d dialect) []statement {
 	}
 }
 
-// end is what a scanner returns behind the last byte.
+// end is what a scanner returns after the last byte.
 const end = -1
 
 // scanner reads an environment file as systemd's src/basic/env-file.c does. To it a carriage return ends a line as
@@ -215,7 +215,7 @@ func (s *scanner) endLine() int {
 	return line
 }
 
-// validName tells whether systemd lets a name into an environment (src/basic/env-util.c, env_name_is_valid).
+// validName reports whether systemd lets a name into an environment (src/basic/env-util.c, env_name_is_valid).
 func validName(name string) bool {
 	for i, c := range []byte(name) {
 		letter := c == '_' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
@@ -226,7 +226,7 @@ func validName(name string) bool {
 	return name != ""
 }
 
-// validUTF8 is stricter than Go: noncharacters are wrong to systemd (src/basic/utf8.c, unichar_is_valid).
+// validUTF8 is stricter than Go: systemd refuses noncharacters (src/basic/utf8.c, unichar_is_valid).
 func validUTF8(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, isNoncharacter)
 }
