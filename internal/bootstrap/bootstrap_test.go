@@ -19,8 +19,8 @@ import (
 	"sevagent/internal/sim/simaws"
 )
 
-// lab is a machine with directories of its own, a systemd, AWS on loopback, and a sevagent that is ready. The scripts of
-// cmd/bootstrap test what needs no systemd.
+// lab is a machine with directories of its own, a systemd, AWS on loopback, and a sevagent that is ready. The scripts
+// of cmd/bootstrap test what needs no systemd.
 type lab struct {
 	*testing.T
 	dir      string
@@ -70,7 +70,7 @@ func (l *lab) serveAgent() string {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "pass"}`) })
 	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"attestation": {"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0.29.222"}}`)
+		fmt.Fprint(w, `{"attestation": {"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}}`)
 	})
 	server := httptest.NewUnstartedServer(mux)
 	server.Listener.Close()
@@ -173,12 +173,14 @@ func (f *fakeSystemd) EnableUnitFilesContext(_ context.Context, files []string, 
 	return true, nil, nil
 }
 
-func (f *fakeSystemd) MaskUnitFilesContext(_ context.Context, files []string, _, _ bool) ([]dbus.MaskUnitFileChange, error) {
+func (f *fakeSystemd) MaskUnitFilesContext(_ context.Context, files []string, _, _ bool) (
+	[]dbus.MaskUnitFileChange, error) {
 	f.call("mask", files[0])
 	return nil, nil
 }
 
-func (f *fakeSystemd) UnmaskUnitFilesContext(_ context.Context, files []string, _ bool) ([]dbus.UnmaskUnitFileChange, error) {
+func (f *fakeSystemd) UnmaskUnitFilesContext(_ context.Context, files []string, _ bool) (
+	[]dbus.UnmaskUnitFileChange, error) {
 	f.call("unmask", files[0])
 	return nil, nil
 }
@@ -238,8 +240,10 @@ func TestServices(t *testing.T) {
 	l := newLab(t)
 	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
 	l.succeeds()
-	first := []string{"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service",
-		"enable ecs.service", "queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service"}
+	first := []string{
+		"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service", "enable ecs.service",
+		"queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service",
+	}
 	l.asked(first...)
 
 	l.succeeds()
@@ -256,8 +260,8 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestAgentFails: the reason is the agent's own last line, and the ECS agent, which is queued behind the user data, does
-// not join with the AMI's configuration.
+// TestAgentFails: the reason is the agent's own last line, and the ECS agent, which is queued behind the user data,
+// does not join with the AMI's configuration.
 func TestAgentFails(t *testing.T) {
 	l := newLab(t)
 	l.write("bin/journalctl", `#!/bin/sh
@@ -288,7 +292,7 @@ echo '{"time":"t","level":"INFO","msg":"bye"}'
 	// Without a journal, the reason is the unit's status; and this one never becomes ready.
 	l.write("bin/journalctl", "#!/bin/sh\nexit 1\n")
 	l.options.Timeout = 300 * time.Millisecond
-	l.systemd.units[agentUnit] = fakeUnit{properties: map[string]any{"Result": "success", "StatusText": "waiting for a secret"}}
+	l.systemd.units[agentUnit] = fakeUnit{properties: map[string]any{"StatusText": "waiting for a secret"}}
 	l.fails("sevagent.service: not ready within 300ms: waiting for a secret; see")
 }
 
@@ -335,7 +339,8 @@ func TestMayJoinAfterFailure(t *testing.T) {
 	l.succeeds()
 	may("")
 	l.systemd.units[signalUnit] = fakeUnit{broken: true}
-	l.options.Target.Stack, l.options.Target.ReadyResource, l.options.SignalTimeout = "prod", "NodesReady", time.Millisecond
+	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
+	l.options.SignalTimeout = time.Millisecond
 	l.fails("start signal: sevagent-signal.service: no job for it")
 	may("bootstrap has not finished well")
 }

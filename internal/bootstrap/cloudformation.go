@@ -127,7 +127,8 @@ func (r reporter) signal(ctx context.Context, status types.ResourceSignalStatus,
 
 // send signals a resource, and reports whether it accepted.
 func (r reporter) send(
-	ctx context.Context, client *cloudformation.Client, resource string, status types.ResourceSignalStatus, uniqueID string,
+	ctx context.Context, client *cloudformation.Client,
+	resource string, status types.ResourceSignalStatus, uniqueID string,
 ) (accepted bool, err error) {
 	err = retry(ctx, 250*time.Millisecond, 15*time.Second, func() (again bool, err error) {
 		_, err = client.SignalResource(ctx, &cloudformation.SignalResourceInput{

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// TestInstall: Docker and the ECS agent are installed where they are missing, and only after the proof. apt and dpkg are
-// fakes here; gpg, gpgv and the signature are not.
+// TestInstall: Docker and the ECS agent are installed where they are missing, and only after the proof. apt and dpkg
+// are fakes here; gpg, gpgv and the signature are not.
 func TestInstall(t *testing.T) {
 	if _, err := exec.LookPath("gpg"); err != nil {
 		t.Skip("needs gpg")
@@ -117,7 +117,8 @@ func newKey(l *lab) testKey {
 	if err != nil {
 		l.Fatalf("make a directory for gpg: %v", err)
 	}
-	k := testKey{lab: l, home: home, file: l.path(filepath.Base(home) + ".gpg"), armored: l.path(filepath.Base(home) + ".asc")}
+	k := testKey{lab: l, home: home}
+	k.file, k.armored = l.path(filepath.Base(home)+".gpg"), l.path(filepath.Base(home)+".asc")
 	l.Cleanup(func() {
 		exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
 		os.RemoveAll(home)
@@ -133,8 +134,8 @@ func newKey(l *lab) testKey {
 
 func (k testKey) gpg(args ...string) string {
 	k.Helper()
-	args = append([]string{"--homedir", k.home, "--batch", "--quiet", "--yes", "--pinentry-mode=loopback", "--passphrase="}, args...)
-	out, err := exec.Command("gpg", args...).CombinedOutput()
+	quiet := []string{"--homedir", k.home, "--batch", "--quiet", "--yes", "--pinentry-mode=loopback", "--passphrase="}
+	out, err := exec.Command("gpg", append(quiet, args...)...).CombinedOutput()
 	if err != nil {
 		k.Fatalf("gpg %v: %v\n%s", args, err, out)
 	}
