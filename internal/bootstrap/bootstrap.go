@@ -59,7 +59,7 @@ func thisMachine() machine {
 type node struct {
 	Options
 	machine machine
-	say     say
+	report  report
 	units   units
 
 	agentConfig []byte
@@ -74,13 +74,13 @@ type node struct {
 }
 
 func newNode(o Options, m machine, out io.Writer) *node {
-	return &node{Options: o, machine: m, say: sayTo(out)}
+	return &node{Options: o, machine: m, report: reportTo(out)}
 }
 
-// say prints a line about a step.
-type say func(step, format string, args ...any)
+// report prints a line about a step.
+type report func(step, format string, args ...any)
 
-func sayTo(out io.Writer) say {
+func reportTo(out io.Writer) report {
 	return func(step, format string, args ...any) {
 		fmt.Fprintf(out, "%-12s %s\n", step, fmt.Sprintf(format, args...))
 	}
@@ -119,7 +119,7 @@ func (n *node) run(ctx context.Context) error {
 			return n.fail(ctx, &stepError{step.name, err})
 		}
 	}
-	n.say("done", "cluster %s", n.Target.Cluster)
+	n.report("done", "cluster %s", n.Target.Cluster)
 	return nil
 }
 
@@ -145,7 +145,7 @@ func (n *node) identify(ctx context.Context) error {
 	if n.Target.Region == "" {
 		n.Target.Region = m.Region
 	}
-	n.say("metadata", "%s, %s in %s (IMDSv2)", m.InstanceID, m.InstanceType, m.Region)
+	n.report("metadata", "%s, %s in %s (IMDSv2)", m.InstanceID, m.InstanceType, m.Region)
 	return nil
 }
 
@@ -165,7 +165,7 @@ func (n *node) placeUnitFiles(ctx context.Context) error {
 	if n.Services != ServicesSystemd {
 		return nil
 	}
-	changed, err := n.unitFiles.place(n.machine.unitDir, n.say)
+	changed, err := n.unitFiles.place(n.machine.unitDir, n.report)
 	if err != nil || !changed {
 		return err
 	}
@@ -216,7 +216,7 @@ func (n *node) fail(ctx context.Context, err error) error {
 	if s, ok := errors.AsType[*stepError](err); n.Target.InstanceID == "" && !(ok && s.step == "metadata") {
 		_ = n.identify(ctx) // a failure shows in what follows
 	}
-	r := reporter{n.Target, n.Dirs.State, timeout, n.say}
+	r := signaler{n.Target, n.Dirs.State, timeout, n.report}
 	return r.failure(ctx, err)
 }
 
@@ -244,7 +244,7 @@ func (n *node) refuse(ctx context.Context) error {
 func (n *node) write(step, path string, data []byte, perm fs.FileMode) (changed bool, err error) {
 	changed, err = writeIfChanged(path, data, perm)
 	if err == nil {
-		n.say(step, "%s %s", path, wording(changed))
+		n.report(step, "%s %s", path, wording(changed))
 	}
 	return changed, err
 }

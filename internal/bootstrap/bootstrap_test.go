@@ -16,6 +16,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/dbus"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
 )
 
@@ -58,15 +59,9 @@ func newLab(t *testing.T) *lab {
 
 // serveAgent stands in for a sevagent that is ready, and returns its socket.
 func (l *lab) serveAgent() string {
-	short, err := os.MkdirTemp("", "sb") // sockets have short paths
-	if err != nil {
-		l.Fatalf("make a directory for the agent's socket: %v", err)
-	}
+	short := must.Get(os.MkdirTemp("", "sb"))(l, "make a directory with a short path") // as sockets have
 	l.Cleanup(func() { os.RemoveAll(short) })
-	socket, err := net.Listen("unix", filepath.Join(short, "s"))
-	if err != nil {
-		l.Fatalf("listen on the agent's socket: %v", err)
-	}
+	socket := must.Get(net.Listen("unix", filepath.Join(short, "s")))(l, "listen on the agent's socket")
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "pass"}`) })
 	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
@@ -85,12 +80,8 @@ func (l *lab) path(name string) string { return filepath.Join(l.dir, name) }
 // write puts a file into the lab; its name's directory need not exist.
 func (l *lab) write(name, content string) {
 	l.Helper()
-	if err := os.MkdirAll(filepath.Dir(l.path(name)), 0o755); err != nil {
-		l.Fatalf("make the directory of %s: %v", name, err)
-	}
-	if err := os.WriteFile(l.path(name), []byte(content), 0o755); err != nil {
-		l.Fatalf("write %s: %v", name, err)
-	}
+	must.Do(l, os.MkdirAll(filepath.Dir(l.path(name)), 0o755), "make the directory of %s", name)
+	must.Do(l, os.WriteFile(l.path(name), []byte(content), 0o755), "write %s", name)
 }
 
 // read returns a file's content, "" if there is none.
@@ -127,17 +118,16 @@ func (l *lab) fails(want string) {
 	wantError(l, l.run(), want)
 }
 
-func wantError(t interface {
-	Helper()
-	Errorf(string, ...any)
-}, err error, want string) {
+func wantError(t testing.TB, err error, want string) {
 	t.Helper()
 	if err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("the error is %v, want %q in it", err, want)
 	}
 }
 
-func (l *lab) mayJoin() error { return l.machine.mayJoin(l.Context(), l.options.Dirs, sayTo(&l.out)) }
+func (l *lab) mayJoin() error {
+	return l.machine.mayJoin(l.Context(), l.options.Dirs, reportTo(&l.out))
+}
 
 func (l *lab) asked(want ...string) {
 	l.Helper()

@@ -33,12 +33,12 @@ type Target struct {
 	InstanceID     string `json:"instance_id"`
 }
 
-// reporter signals CloudFormation, once.
-type reporter struct {
+// signaler signals CloudFormation, once.
+type signaler struct {
 	target   Target
 	stateDir string
 	timeout  time.Duration
-	say      say
+	report   report
 }
 
 // signaled is what signaled.json in the state directory records: that this instance has signaled this stack. A second
@@ -52,10 +52,10 @@ type signaled struct {
 	At         time.Time `json:"at"`
 }
 
-func (r reporter) file() string { return filepath.Join(r.stateDir, "signaled.json") }
+func (r signaler) file() string { return filepath.Join(r.stateDir, "signaled.json") }
 
 // before returns the signal that was sent before, if there was one.
-func (r reporter) before() (s signaled, ok bool) {
+func (r signaler) before() (s signaled, ok bool) {
 	data, err := os.ReadFile(r.file())
 	if err != nil || json.Unmarshal(data, &s) != nil {
 		return s, false
@@ -64,12 +64,12 @@ func (r reporter) before() (s signaled, ok bool) {
 }
 
 // success signals that the node is in the cluster. CloudFormation asks for the instance ID as UniqueId.
-func (r reporter) success(ctx context.Context) error {
+func (r signaler) success(ctx context.Context) error {
 	return r.signal(ctx, types.ResourceSignalStatusSuccess, r.target.InstanceID)
 }
 
 // failure signals that it is not, and why. It returns why, and the error of the signal if that fails.
-func (r reporter) failure(ctx context.Context, why error) error {
+func (r signaler) failure(ctx context.Context, why error) error {
 	instance := cmp.Or(r.target.InstanceID, "unknown")
 	if err := r.signal(ctx, types.ResourceSignalStatusFailure, failureID(instance, why)); err != nil {
 		return fmt.Errorf("%w; and CloudFormation could not be signaled: %v", why, err)
@@ -77,9 +77,10 @@ func (r reporter) failure(ctx context.Context, why error) error {
 	return why
 }
 
-func (r reporter) signal(ctx context.Context, status types.ResourceSignalStatus, uniqueID string) error {
+func (r signaler) signal(ctx context.Context, status types.ResourceSignalStatus, uniqueID string) error {
 	if s, ok := r.before(); ok {
-		r.say("signal", "none: %s signaled %s to stack %s at %s", s.InstanceID, s.Status, s.Stack, s.At.Format(time.RFC3339))
+		at := s.At.Format(time.RFC3339)
+		r.report("signal", "none: %s signaled %s to stack %s at %s", s.InstanceID, s.Status, s.Stack, at)
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("did not begin to wait within %v", r.timeout))
@@ -115,7 +116,7 @@ func (r reporter) signal(ctx context.Context, status types.ResourceSignalStatus,
 	case failure != nil:
 		return failure
 	default:
-		r.say("signal", "%s not needed: nothing in stack %s waits for this node", status, r.target.Stack)
+		r.report("signal", "%s not needed: nothing in stack %s waits for this node", status, r.target.Stack)
 	}
 	if r.target.InstanceID == "" {
 		return nil
@@ -126,7 +127,7 @@ func (r reporter) signal(ctx context.Context, status types.ResourceSignalStatus,
 }
 
 // send signals a resource, and reports whether it accepted.
-func (r reporter) send(
+func (r signaler) send(
 	ctx context.Context, client *cloudformation.Client,
 	resource string, status types.ResourceSignalStatus, uniqueID string,
 ) (accepted bool, err error) {
@@ -137,13 +138,13 @@ func (r reporter) send(
 		refusal, final := refusalOf(err)
 		switch {
 		case err == nil || repeated.MatchString(refusal):
-			r.say("signal", "%s to %s as %s", status, resource, uniqueID)
+			r.report("signal", "%s to %s as %s", status, resource, uniqueID)
 			accepted = true
 			return false, nil
 		case refusal != "" && (final || resource != r.target.ReadyResource):
 			// A group waits for the nodes of a rolling update before it launches them. A node that waited until the
 			// group does would be counted as one of them.
-			r.say("signal", "%s does not wait: %s", resource, refusal)
+			r.report("signal", "%s does not wait: %s", resource, refusal)
 			return false, nil
 		}
 		// A node can be faster than its stack: the wait condition begins to wait only once the cluster has the capacity
@@ -196,7 +197,7 @@ func refusalOf(err error) (message string, final bool) {
 }
 
 // explain adds to an error what was tried, and what to do about it.
-func (r reporter) explain(resource string, err error) error {
+func (r signaler) explain(resource string, err error) error {
 	err = fmt.Errorf("signal %s of stack %s: %w", resource, r.target.Stack, err)
 	api, ok := errors.AsType[smithy.APIError](err)
 	switch {

@@ -148,7 +148,7 @@ func (n *node) writeECSConfig(context.Context) error {
 	notDigit := func(c rune) bool { return c < '0' || c > '9' }
 	ports, _ := f.Get(reservedPorts)
 	if n.ecs.port != "" && !slices.Contains(strings.FieldsFunc(ports, notDigit), n.ecs.port) {
-		n.say("ecs.config", "port %s is not in %s: a task can take it from sevagent", n.ecs.port, reservedPorts)
+		n.report("ecs.config", "port %s is not in %s: a task can take it from sevagent", n.ecs.port, reservedPorts)
 	}
 	return nil
 }

@@ -120,7 +120,7 @@ func (n *node) install(ctx context.Context) error {
 			return err
 		}
 	}
-	n.say("install", "%v", n.missing)
+	n.report("install", "%v", n.missing)
 	return nil
 }
 
@@ -185,6 +185,8 @@ func lastLine(output []byte) string {
 	return text[strings.LastIndexByte(text, '\n')+1:]
 }
 
+var errRedirect = errors.New("refuse the redirect")
+
 // download copies a URL, or a file, of at most limit bytes. It tries again what the network or the server breaks.
 func download(ctx context.Context, from, to string, limit int64) error {
 	if filepath.IsAbs(from) {
@@ -196,7 +198,7 @@ func download(ctx context.Context, from, to string, limit int64) error {
 	}
 	client := &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
 		if !allowedURL(req.URL) || len(via) > 5 {
-			return fmt.Errorf("refuse the redirect to %s", req.URL.Redacted())
+			return fmt.Errorf("%w to %s", errRedirect, req.URL.Redacted())
 		}
 		return nil
 	}}
@@ -215,7 +217,7 @@ func download(ctx context.Context, from, to string, limit int64) error {
 func get(ctx context.Context, client *http.Client, from, to string, limit int64) (again bool, err error) {
 	resp, err := request(ctx, client, from)
 	if err != nil {
-		return true, err
+		return !errors.Is(err, errRedirect), err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {

@@ -58,21 +58,21 @@ func (n *node) finish(context.Context) error { return n.note(finished) }
 // wasFinished reports whether an earlier run finished, on this instance.
 func (n *node) wasFinished(ctx context.Context) bool {
 	_, err := os.Lstat(filepath.Join(n.Dirs.State, progressFile))
-	return err == nil && n.machine.mayJoin(ctx, n.Dirs, sayTo(io.Discard)) == nil
+	return err == nil && n.machine.mayJoin(ctx, n.Dirs, reportTo(io.Discard)) == nil
 }
 
 // MayJoin returns nil if the ECS agent may start on this machine: bootstrap has finished here, or was never used here.
 // Else its error has the reason.
 func MayJoin(ctx context.Context, d Dirs, out io.Writer) error {
-	return thisMachine().mayJoin(ctx, d, sayTo(out))
+	return thisMachine().mayJoin(ctx, d, reportTo(out))
 }
 
-func (m machine) mayJoin(ctx context.Context, d Dirs, say say) error {
+func (m machine) mayJoin(ctx context.Context, d Dirs, report report) error {
 	file := filepath.Join(d.State, progressFile)
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(filepath.Join(d.Config, overlay)); errors.Is(err, fs.ErrNotExist) {
-			say("may-join", "yes: bootstrap was never used here")
+			report("may-join", "yes: bootstrap was never used here")
 			return nil
 		}
 		data = []byte("{}") // bootstrap recorded nothing yet, or somebody has removed the file
@@ -94,17 +94,17 @@ func (m machine) mayJoin(ctx context.Context, d Dirs, say say) error {
 	case p.InstanceID != id:
 		return refused("bootstrap has finished on %s, and this is %s: the AMI was made from a node", p.InstanceID, id)
 	}
-	say("may-join", "yes: bootstrap has finished on %s", id)
+	report("may-join", "yes: bootstrap has finished on %s", id)
 	return nil
 }
 
-// refused says in one line why not, and what to do.
+// refused returns why not, in one line with what to do.
 func refused(format string, args ...any) error {
 	return advised{fmt.Errorf("the ECS agent may not start: "+format, args...),
 		"see 'journalctl -u cloud-final' and run bootstrap again"}
 }
 
-// instanceIDTimeout bounds what is asked of the metadata service before ecs.service starts, which systemd gives 90 s.
+// instanceIDTimeout bounds the question to the metadata service before ecs.service starts, which systemd gives 90 s.
 const instanceIDTimeout = 15 * time.Second
 
 // instanceID asks the metadata service or, where that does not answer, reads what cloud-init recorded.

@@ -110,7 +110,7 @@ func (n *node) waitForProof(ctx context.Context) error {
 		a[attrTCB] = proof.ReportedTCB
 	}
 	n.attributes = a
-	n.say("proof", "attested=%s tcb=%s measurement=%.16s…", a[attrAttested], a[attrTCB], a[attrMeasurement])
+	n.report("proof", "attested=%s tcb=%s measurement=%.16s…", a[attrAttested], a[attrTCB], a[attrMeasurement])
 	return nil
 }
 

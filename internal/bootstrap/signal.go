@@ -24,7 +24,7 @@ func Signal(ctx context.Context, o SignalOptions, out io.Writer) error {
 	if err := o.check(); err != nil {
 		return cli.Usage(err)
 	}
-	say := sayTo(out)
+	report := reportTo(out)
 	file := filepath.Join(o.Dirs.Config, signalFile)
 	t, err := readTarget(file)
 	if err != nil {
@@ -38,13 +38,13 @@ func Signal(ctx context.Context, o SignalOptions, out io.Writer) error {
 		return failed("signal", advised{fmt.Errorf("%s is of %s, and this is %s", file, t.InstanceID, m.InstanceID),
 			"the AMI was made from a node; bootstrap has not run on this one yet"})
 	}
-	r := reporter{t, o.Dirs.State, o.SignalTimeout, say}
+	r := signaler{t, o.Dirs.State, o.SignalTimeout, report}
 	if _, ok := r.before(); ok {
 		return r.success(ctx) // which prints so
 	}
 	arn, err := waitForRegistration(ctx, o, t.Cluster)
 	if err == nil {
-		say("registration", "%s", arn)
+		report("registration", "%s", arn)
 		return failed("signal", r.success(ctx))
 	}
 	err = failed("registration", err)

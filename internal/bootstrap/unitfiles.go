@@ -146,7 +146,7 @@ func quoted(text string) string {
 
 // place writes the files to dir, removes what an earlier run has left, and reports whether anything has changed. It
 // unmounts nothing.
-func (u unitFiles) place(dir string, say say) (changed bool, err error) {
+func (u unitFiles) place(dir string, report report) (changed bool, err error) {
 	if u.disk != "" {
 		if err := os.MkdirAll(u.disk, 0o755); err != nil {
 			return false, err
@@ -159,7 +159,7 @@ func (u unitFiles) place(dir string, say say) (changed bool, err error) {
 			return changed, err
 		}
 		changed = changed || written
-		say("units", "%s %s", file, wording(written))
+		report("units", "%s %s", file, wording(written))
 	}
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -190,7 +190,7 @@ func (u unitFiles) place(dir string, say say) (changed bool, err error) {
 			return changed, err
 		}
 		changed = true
-		say("units", "%s removed", file)
+		report("units", "%s removed", file)
 	}
 	return changed, nil
 }

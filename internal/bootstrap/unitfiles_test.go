@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"sevagent/internal/config"
+	"sevagent/internal/must"
 )
 
 const marker = "# Written by sevagent's bootstrap, for what the configuration asks; removed when it no longer does.\n\n"
@@ -135,10 +136,7 @@ BindPaths=-/run/docker.sock
 
 // TestMountUnit holds the unit to the package's, of which it is a copy for another path.
 func TestMountUnit(t *testing.T) {
-	packaged, err := os.ReadFile("../../systemd/etc-ecs-mtls.mount")
-	if err != nil {
-		t.Fatalf("read the package's unit: %v", err)
-	}
+	packaged := must.Get(os.ReadFile("../../systemd/etc-ecs-mtls.mount"))(t, "read the package's unit")
 	var lines strings.Builder
 	for line := range strings.Lines(string(packaged)) {
 		if !strings.HasPrefix(line, "#") {
@@ -167,15 +165,12 @@ func TestUnitPath(t *testing.T) {
 // TestPlaceFails: a unit directory need not exist, but an error in it is returned.
 func TestPlaceFails(t *testing.T) {
 	l := newLab(t)
-	place := func(u unitFiles) (bool, error) { return u.place(l.machine.unitDir, sayTo(&l.out)) }
+	place := func(u unitFiles) (bool, error) { return u.place(l.machine.unitDir, reportTo(&l.out)) }
 	if changed, err := place(unitFiles{}); changed || err != nil {
 		t.Errorf("without a directory: %v, %v", changed, err)
 	}
 	l.write("units", "")
-	p, err := unitFilesFor(config.MTLS{Path: "/srv/mtls"})
-	if err != nil {
-		t.Fatalf("plan the units of /srv/mtls: %v", err)
-	}
+	p := must.Get(unitFilesFor(config.MTLS{Path: "/srv/mtls"}))(t, "plan the units of /srv/mtls")
 	if changed, err := place(p); changed || err == nil || errors.Is(err, os.ErrNotExist) {
 		t.Errorf("with a file in the directory's place: %v, %v", changed, err)
 	}
