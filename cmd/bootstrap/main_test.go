@@ -159,19 +159,3 @@ func setStack(cfn *simaws.CloudFormation, args []string) {
 		cfn.SetResource(args[0], id, state, waits)
 	}
 }
-
-func TestSplit(t *testing.T) {
-	for _, c := range []struct {
-		flag     string
-		in, want []string
-	}{
-		{"mtls-secret", []string{"a, b", "c"}, []string{"a", "b", "c"}},
-		{"mtls-secret", []string{""}, nil},
-		{"ecs-option", []string{`A=[1,2], B={"x":"y","z":"w"},C=`}, []string{"A=[1,2]", `B={"x":"y","z":"w"}`, "C="}},
-		{"ecs-option", []string{"A=1", "nonsense"}, []string{"A=1", "nonsense"}},
-	} {
-		if got := split(c.flag, c.in); !slices.Equal(got, c.want) {
-			t.Errorf("split(%s, %q) = %q, want %q", c.flag, c.in, got, c.want)
-		}
-	}
-}

@@ -63,6 +63,7 @@ type node struct {
 	units   units
 
 	agentConfig []byte
+	agentTCP    string // address of its local API, "" if it has none there
 	unitFiles   unitFiles
 	ecs         *ecsConfig
 	missing     []string // packages

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -148,34 +149,31 @@ type fakeUnit struct {
 	broken     bool // loaded, but it cannot be started
 }
 
-func (f *fakeSystemd) call(what, name string) { f.calls = append(f.calls, what+" "+name) }
-
-func (f *fakeSystemd) Close() {}
-
-func (f *fakeSystemd) ReloadContext(context.Context) error {
-	f.calls = append(f.calls, "reload")
+func (f *fakeSystemd) call(what ...string) error {
+	f.calls = append(f.calls, strings.Join(what, " "))
 	return nil
 }
 
+func (f *fakeSystemd) Close() {}
+
+func (f *fakeSystemd) ReloadContext(context.Context) error { return f.call("reload") }
+
+func (f *fakeSystemd) ResetFailedUnitContext(context.Context, string) error { return nil }
+
 func (f *fakeSystemd) EnableUnitFilesContext(_ context.Context, files []string, _, _ bool) (
 	bool, []dbus.EnableUnitFileChange, error) {
-	f.call("enable", files[0])
-	return true, nil, nil
+	return true, nil, f.call("enable", files[0])
 }
 
 func (f *fakeSystemd) MaskUnitFilesContext(_ context.Context, files []string, _, _ bool) (
 	[]dbus.MaskUnitFileChange, error) {
-	f.call("mask", files[0])
-	return nil, nil
+	return nil, f.call("mask", files[0])
 }
 
 func (f *fakeSystemd) UnmaskUnitFilesContext(_ context.Context, files []string, _ bool) (
 	[]dbus.UnmaskUnitFileChange, error) {
-	f.call("unmask", files[0])
-	return nil, nil
+	return nil, f.call("unmask", files[0])
 }
-
-func (f *fakeSystemd) ResetFailedUnitContext(context.Context, string) error { return nil }
 
 func (f *fakeSystemd) StartUnitContext(_ context.Context, unit, _ string, ch chan<- string) (int, error) {
 	return f.job("start", unit, ch)
@@ -202,8 +200,7 @@ func (f *fakeSystemd) job(what, unit string, ch chan<- string) (int, error) {
 			ch <- u.result
 		}
 	}
-	f.call(what, unit)
-	return 1, nil
+	return 1, f.call(what, unit)
 }
 
 func (f *fakeSystemd) GetAllPropertiesContext(_ context.Context, unit string) (map[string]any, error) {
@@ -212,9 +209,7 @@ func (f *fakeSystemd) GetAllPropertiesContext(_ context.Context, unit string) (m
 		return map[string]any{"LoadState": "not-found"}, nil
 	}
 	p := map[string]any{"LoadState": "loaded"}
-	for key, value := range u.properties {
-		p[key] = value
-	}
+	maps.Copy(p, u.properties)
 	return p, nil
 }
 

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"sevagent/internal/config"
 	"sevagent/internal/ecsconfig"
 )
 
@@ -82,8 +81,10 @@ func (n *node) planECSConfig(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if e.port, err = n.agentPort(); err != nil {
-		return err
+	if n.agentTCP != "" {
+		if _, e.port, err = net.SplitHostPort(n.agentTCP); err != nil {
+			return err
+		}
 	}
 	e.set = append([]Setting{{Key: "ECS_CLUSTER", Value: n.Target.Cluster}}, set...)
 	for _, s := range Hardening {
@@ -106,19 +107,6 @@ func (n *node) planECSConfig(context.Context) error {
 	n.ecs = e
 	_, err = n.mergeECSConfig()
 	return err
-}
-
-// agentPort is the TCP port of sevagent's local API, "" if it has none.
-func (o Options) agentPort() (string, error) {
-	cfg, err := config.Load(o.Dirs.Config)
-	if errors.Is(err, fs.ErrNotExist) {
-		cfg, err = config.Default(), nil
-	}
-	if err != nil || cfg.Listen.TCP == "" {
-		return "", err
-	}
-	_, port, err := net.SplitHostPort(cfg.Listen.TCP)
-	return port, err
 }
 
 // mergeECSConfig returns ecs.config with the node's keys in it, and its attributes as soon as they are proved.

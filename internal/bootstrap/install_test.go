@@ -155,10 +155,11 @@ func TestECSPackageURL(t *testing.T) {
 
 // TestDownload breaks the server once, and redirects where nothing may be fetched from.
 func TestDownload(t *testing.T) {
-	calls := 0
+	calls, redirected := 0, 0
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch calls++; {
 		case r.URL.Path == "/away":
+			redirected++
 			http.Redirect(w, r, "http://192.0.2.1/", http.StatusFound)
 		case r.URL.Path == "/gone":
 			http.NotFound(w, r)
@@ -180,5 +181,8 @@ func TestDownload(t *testing.T) {
 		if err := download(t.Context(), server.URL+path, to, 6); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", path, err, want)
 		}
+	}
+	if redirected != 1 {
+		t.Errorf("after the refused redirect, the server was asked %d times, want once", redirected)
 	}
 }

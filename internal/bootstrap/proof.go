@@ -25,6 +25,7 @@ const overlay = "conf.d/50-bootstrap.yaml"
 func (n *node) planAgent(context.Context) error {
 	n.agentConfig = n.overlay()
 	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
+	n.agentTCP = cfg.Listen.TCP
 	if err == nil && n.Services == ServicesSystemd {
 		n.unitFiles, err = unitFilesFor(cfg.MTLS)
 	}
@@ -99,19 +100,23 @@ func (n *node) waitForProof(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// An attribute value has at most 128 characters; a measurement is 96 hex digits.
-	proof, a := status.Attestation, map[string]string{attrAttested: "false"}
-	if proof.Verdict == "pass" || proof.Verdict == "warn" {
-		a[attrAttested] = "true"
-		if proof.Roots != "amd" {
-			a[attrAttested] = "simulated"
-		}
-		a[attrMeasurement] = proof.Measurement
-		a[attrTCB] = proof.ReportedTCB
-	}
-	n.attributes = a
+	n.attributes = attributesOf(status.Attestation)
+	a := n.attributes
 	n.report("proof", "attested=%s tcb=%s measurement=%.16s…", a[attrAttested], a[attrTCB], a[attrMeasurement])
 	return nil
+}
+
+// attributesOf returns what the last verified report proves. A value has at most 128 characters; a measurement is 96 hex
+// digits.
+func attributesOf(last client.Attestation) map[string]string {
+	if last.Verdict != "pass" && last.Verdict != "warn" {
+		return map[string]string{attrAttested: "false"}
+	}
+	attested := "true"
+	if last.Roots != "amd" {
+		attested = "simulated"
+	}
+	return map[string]string{attrAttested: attested, attrMeasurement: last.Measurement, attrTCB: last.ReportedTCB}
 }
 
 // failedChecks joins the reasons of the failed checks.

@@ -26,7 +26,7 @@ const dropIn = agentUnit + ".d/50-bootstrap.conf"
 // ourUnit is the first line of each file that bootstrap writes there, and marks what an earlier run has left.
 const ourUnit = "# Written by sevagent's bootstrap, for what the configuration asks; removed when it no longer does.\n"
 
-// mountUnit is etc-ecs-mtls.mount of the package without its comments; a test compares the two.
+// mountUnit is etc-ecs-mtls.mount of the package without its comments; TestUnitFiles compares the two.
 const mountUnit = `[Unit]
 Description=Published certificates of the ECS node (memory)
 Documentation=man:sevagent(1)

@@ -1,12 +1,11 @@
 package bootstrap
 
 import (
-	"errors"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 
-	"sevagent/internal/config"
 	"sevagent/internal/must"
 )
 
@@ -26,18 +25,7 @@ func TestUnitFiles(t *testing.T) {
 
 	l.options.MTLSPath = "/srv/tls-100%/of mine"
 	l.succeeds()
-	is(`units/srv-tls\x2d100\x25-of\x20mine.mount`, marker+`[Unit]
-Description=Published certificates of the ECS node (memory)
-Documentation=man:sevagent(1)
-ConditionDirectoryNotEmpty=!/srv/tls-100%%/of mine
-
-[Mount]
-What=tmpfs
-Where=/srv/tls-100%%/of mine
-Type=tmpfs
-Options=mode=0755,size=16M,nr_inodes=16k,nosuid,nodev,noexec
-DirectoryMode=0755
-`)
+	is(`units/srv-tls\x2d100\x25-of\x20mine.mount`, marker+packagedMount(t, "/srv/tls-100%%/of mine"))
 	is(dropIn, marker+`[Unit]
 RequiresMountsFor="/srv/tls-100%%/of mine"
 
@@ -132,21 +120,18 @@ BindPaths=-/run/docker.sock
 	l.options.MTLSPath, l.options.Services = "/srv/none", ServicesNone
 	l.succeeds()
 	is("units/srv-none.mount", "")
+
+	// A unit that cannot be written is an error.
+	l.options.Services = ServicesSystemd
+	l.write("units/srv-none.mount/in-the-way", "")
+	l.fails("units: write ")
 }
 
-// TestMountUnit holds the unit to the package's, of which it is a copy for another path.
-func TestMountUnit(t *testing.T) {
+// packagedMount is the package's mount unit, without its comments, for another path.
+func packagedMount(t *testing.T, path string) string {
 	packaged := must.Get(os.ReadFile("../../systemd/etc-ecs-mtls.mount"))(t, "read the package's unit")
-	var lines strings.Builder
-	for line := range strings.Lines(string(packaged)) {
-		if !strings.HasPrefix(line, "#") {
-			lines.WriteString(line)
-		}
-	}
-	want := strings.TrimSpace(lines.String()) + "\n"
-	if got := strings.ReplaceAll(mountUnit, "PATH", "/etc/ecs/mtls"); got != want {
-		t.Errorf("mountUnit is\n%s\nand the package's\n%s", got, want)
-	}
+	text := regexp.MustCompile(`(?m)^#.*\n`).ReplaceAllString(string(packaged), "")
+	return strings.TrimSpace(strings.ReplaceAll(text, "/etc/ecs/mtls", path)) + "\n"
 }
 
 func TestUnitPath(t *testing.T) {
@@ -159,19 +144,5 @@ func TestUnitPath(t *testing.T) {
 		if got != want || (err != nil) != (want == "") {
 			t.Errorf("unitPath(%q) = %q, %v; want %q", path, got, err, want)
 		}
-	}
-}
-
-// TestPlaceFails: a unit directory need not exist, but an error in it is returned.
-func TestPlaceFails(t *testing.T) {
-	l := newLab(t)
-	place := func(u unitFiles) (bool, error) { return u.place(l.machine.unitDir, reportTo(&l.out)) }
-	if changed, err := place(unitFiles{}); changed || err != nil {
-		t.Errorf("without a directory: %v, %v", changed, err)
-	}
-	l.write("units", "")
-	p := must.Get(unitFilesFor(config.MTLS{Path: "/srv/mtls"}))(t, "plan the units of /srv/mtls")
-	if changed, err := place(p); changed || err == nil || errors.Is(err, os.ErrNotExist) {
-		t.Errorf("with a file in the directory's place: %v, %v", changed, err)
 	}
 }
