@@ -72,9 +72,10 @@ func (p program) pageOf(cmd *cobra.Command) string {
 	return p.page + strings.ReplaceAll(strings.TrimPrefix(cmd.CommandPath(), p.command.Name()), " ", "-")
 }
 
+// below returns the commands below cmd that have pages. Those that cobra adds to every program say what they do by --help.
 func below(cmd *cobra.Command) (subs []*cobra.Command) {
 	for _, sub := range cmd.Commands() {
-		if sub.IsAvailableCommand() {
+		if sub.IsAvailableCommand() && sub.Name() != "completion" && sub.Name() != "help" {
 			subs = append(subs, sub)
 		}
 	}
