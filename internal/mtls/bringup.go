@@ -148,7 +148,7 @@ func (r *Rotator) compose(now time.Time) ([]*bundle, *set, error) {
 		}
 	}
 	for {
-		set, err := assemble(bundles, standing, r.skew.clock(now), r.carry(bundles, now))
+		set, err := assemble(bundles, standing, now, r.carry(bundles, now))
 		switch {
 		case err == nil && len(set.files) == 0:
 			return nil, nil, errors.New("no secret has given anything to publish")

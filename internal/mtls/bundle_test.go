@@ -114,7 +114,7 @@ func TestRejected(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b, err := parseBundle("a", "1", c.content)
 			if err == nil {
-				_, err = assemble([]*bundle{b}, nil, at(time.Now()), nil)
+				_, err = assemble([]*bundle{b}, nil, time.Now(), nil)
 			}
 			e, ok := errors.AsType[*RejectError](err)
 			if !ok || e.Secret != "a" {

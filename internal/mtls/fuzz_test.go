@@ -39,7 +39,7 @@ func FuzzBundle(f *testing.F) {
 		b, err := parseBundle("a", "1", content)
 		var s *set
 		if err == nil {
-			s, err = assemble([]*bundle{b}, nil, at(now), nil)
+			s, err = assemble([]*bundle{b}, nil, now, nil)
 		}
 		if err != nil {
 			if leak := leaked(err, content); leak != "" {
@@ -53,7 +53,7 @@ func FuzzBundle(f *testing.F) {
 				t.Fatalf("%s is accepted, but not a second time: %v", f.name, err)
 			}
 		}
-		s2, err := assemble(again.bundles, nil, at(now), nil)
+		s2, err := assemble(again.bundles, nil, now, nil)
 		if err != nil {
 			t.Fatalf("accepted, but not a second time: %v", err)
 		}

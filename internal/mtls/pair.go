@@ -23,27 +23,6 @@ func indexLeaf(certs []*x509.Certificate, key crypto.Signer) int {
 	})
 }
 
-// judge returns an error if a TLS peer would not accept leaf, now or later, and the moment, by the node's clock,
-// from which on it would if that is still to come: by the service's clock, which is that of the world, or by the node's,
-// which is that of its readers.
-func (now clock) judge(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate) (held time.Time, err error) {
-	from, err := judge(kind, leaf, rest, anchors, now.real)
-	if err != nil {
-		return time.Time{}, err
-	}
-	if from.After(now.real.Add(maxSkew)) {
-		return from.Add(now.node.Sub(now.real)), nil // when the node's clock will show it
-	}
-	if now.node.Equal(now.real) {
-		return time.Time{}, nil
-	}
-	// An error here is a certificate that seems to have expired to a clock that is ahead.
-	if from, err := judge(kind, leaf, rest, anchors, now.node); err == nil && from.After(now.node.Add(maxSkew)) {
-		return from, nil
-	}
-	return time.Time{}, nil
-}
-
 // judge decides whether a TLS peer that trusts anchors would accept leaf, and returns the first moment, now or later,
 // from which on it would.
 func judge(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) (time.Time, error) {

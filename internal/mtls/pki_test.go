@@ -135,7 +135,7 @@ func (ca *authority) clientSecret(t testing.TB, name string, change ...func(*x50
 func mustSet(t testing.TB, secrets ...[]byte) (*set, []*bundle) {
 	t.Helper()
 	bundles := mustBundles(t, secrets...)
-	s, err := assemble(bundles, nil, at(time.Now()), nil)
+	s, err := assemble(bundles, nil, time.Now(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func (r *Rotator) tryAhead(now time.Time, pending func(*secret) bool) error {
 			standing = append(standing, k.published)
 		}
 	}
-	_, err := assemble(bundles, standing, r.skew.clock(now), nil)
+	_, err := assemble(bundles, standing, now, nil)
 	if _, held := errors.AsType[*HeldError](err); held {
 		return nil
 	}

@@ -106,7 +106,7 @@ func load(root *os.Root, name string, now time.Time) (*generation, error) {
 			return nil, err
 		}
 	}
-	g.set, err = assemble(g.bundles, nil, at(now), overlap)
+	g.set, err = assemble(g.bundles, nil, now, overlap)
 	if err != nil {
 		return nil, err
 	}

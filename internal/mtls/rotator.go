@@ -55,7 +55,7 @@ type Rotator struct {
 	dirs        []*directory // the node's own first
 	newGuard    func(path string) sentinel
 	hints       hints
-	skew        skew
+	clock       clock
 	dirty       bool                 // there may be something new to publish
 	blocked     error                // why the secrets give nothing to publish
 	noEvidence  bool                 // the last time it was asked for, there was to be none
@@ -103,6 +103,7 @@ func New(c Config) *Rotator {
 			return await(ctx, r, func(ctx context.Context) ([]byte, error) { return c.Evidence(ctx, b) })
 		}
 	}
+	r.clock.log = r.log
 	r.path, r.allowDisk, r.onPublish = c.Path, c.AllowDisk, c.Published
 	r.newGuard = func(path string) sentinel { return guard.New(guard.Config{Path: path, Log: r.log}) }
 	r.dirs = []*directory{r.newDirectory(Consumer{})}

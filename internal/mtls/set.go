@@ -68,7 +68,7 @@ func (e *HeldError) Error() string {
 //
 // standing are the bundles that are published already. That one of them has expired since is no reason to keep the
 // others from being renewed. carry are anchors for ca.crt to hold beside its own; no leaf may need one of them.
-func assemble(bundles, standing []*bundle, now clock, carry []carried) (*set, error) {
+func assemble(bundles, standing []*bundle, now time.Time, carry []carried) (*set, error) {
 	s := &set{leaves: make(map[string]*x509.Certificate)}
 	fields := make(map[string]*bundle)
 	for i, b := range bundles {
@@ -118,7 +118,7 @@ func (s *set) add(b *bundle, name string, p *part) {
 }
 
 // addPair adds the certificate and the key of one kind, and the two in one file: one open, one read, no mismatch.
-func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle, now clock) error {
+func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle, now time.Time) error {
 	certField, keyField := kind+"_cert", kind+"_key"
 	certs, keys := fields[certField], fields[keyField]
 	switch {
@@ -140,14 +140,14 @@ func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle
 	warn := func(format string, args ...any) {
 		s.warnings = append(s.warnings, fmt.Sprintf("secret %s: %s: ", certs.secret, certField)+fmt.Sprintf(format, args...))
 	}
-	if now.real.After(leaf.NotAfter) && slices.Contains(standing, certs) && slices.Contains(standing, keys) {
+	if now.After(leaf.NotAfter) && slices.Contains(standing, certs) && slices.Contains(standing, keys) {
 		warn("%s", expired(leaf))
 	} else {
-		from, err := now.judge(kind, leaf, rest, fields[caCert].fields[caCert].certs)
+		from, err := judge(kind, leaf, rest, fields[caCert].fields[caCert].certs, now)
 		if err != nil {
 			return &RejectError{certs.secret, certField, err.Error()}
 		}
-		if !from.IsZero() {
+		if from.After(now.Add(maxSkew)) {
 			return &HeldError{certs.secret, certField, from}
 		}
 	}
@@ -167,16 +167,16 @@ func (s *set) addPair(kind string, fields map[string]*bundle, standing []*bundle
 }
 
 // addAnchors adds ca.crt. Those that a leaf needs have been judged with it; here it is enough that one is valid.
-func (s *set) addAnchors(b *bundle, standing bool, now clock) error {
+func (s *set) addAnchors(b *bundle, standing bool, now time.Time) error {
 	p := b.fields[caCert]
 	var valid, root bool
 	var next time.Time
 	for _, c := range p.certs {
 		switch {
-		case now.real.After(c.NotAfter):
+		case now.After(c.NotAfter):
 			s.warnings = append(s.warnings, fmt.Sprintf("secret %s: %s: %q %s", b.secret, caCert, c.Subject, expired(c)))
 			continue
-		case c.NotBefore.After(now.node.Add(maxSkew)):
+		case c.NotBefore.After(now.Add(maxSkew)):
 			if next.IsZero() || c.NotBefore.Before(next) {
 				next = c.NotBefore
 			}

@@ -40,7 +40,7 @@ func TestChainIsPutInOrder(t *testing.T) {
 		})
 	}
 	t.Run("without the intermediates", func(t *testing.T) {
-		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{clientCert: certPEM(leaf), clientKey: keyPEM(t, key), caCert: certPEM(root.cert)})), nil, at(time.Now()), nil)
+		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{clientCert: certPEM(leaf), clientKey: keyPEM(t, key), caCert: certPEM(root.cert)})), nil, time.Now(), nil)
 		if _, ok := errors.AsType[*RejectError](err); !ok {
 			t.Errorf("error %v, want a RejectError", err)
 		}
@@ -74,13 +74,13 @@ func TestSecretsGoTogether(t *testing.T) {
 		}
 	}
 
-	_, err := assemble(mustBundles(t, pair, anchors, ca.clientSecret(t, "other")), nil, at(time.Now()), nil)
+	_, err := assemble(mustBundles(t, pair, anchors, ca.clientSecret(t, "other")), nil, time.Now(), nil)
 	if e, ok := errors.AsType[*CollisionError](err); !ok || e.Secrets != [2]string{"a", "c"} || e.File != "client.crt" {
 		t.Errorf("error %v, want that a and c both give client.crt", err)
 	}
 	otherKey := secretJSON(t, map[string]any{clientKey: keyPEM(t, ca.key)})
 	certOnly := secretJSON(t, map[string]any{clientCert: certPEM(cert)})
-	_, err = assemble(mustBundles(t, certOnly, otherKey, anchors), nil, at(time.Now()), nil)
+	_, err = assemble(mustBundles(t, certOnly, otherKey, anchors), nil, time.Now(), nil)
 	if e, ok := errors.AsType[*RejectError](err); !ok || e.Secret != "b" || e.Field != clientKey {
 		t.Errorf("error %v, want one that names client_key of b", err)
 	}
@@ -109,7 +109,7 @@ func TestHeld(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			ca := newCA(t, "ca", nil, c.ca)
 			bundles := mustBundles(t, ca.clientSecret(t, "node", c.leaf))
-			_, err := assemble(bundles, nil, at(now), nil)
+			_, err := assemble(bundles, nil, now, nil)
 			if c.refused != "" {
 				if e, ok := errors.AsType[*RejectError](err); !ok || !strings.Contains(e.Error(), c.refused) {
 					t.Fatalf("error %v, want %q", err, c.refused)
@@ -120,17 +120,17 @@ func TestHeld(t *testing.T) {
 			if !ok || !e.Until.Equal(c.until) {
 				t.Fatalf("error %v, want held until %v", err, c.until)
 			}
-			if _, err := assemble(bundles, nil, at(e.Until), nil); err != nil {
+			if _, err := assemble(bundles, nil, e.Until, nil); err != nil {
 				t.Errorf("at that moment: %v", err)
 			}
-			if _, err := assemble(bundles, nil, at(e.Until.Add(-maxSkew-time.Second)), nil); err == nil {
+			if _, err := assemble(bundles, nil, e.Until.Add(-maxSkew-time.Second), nil); err == nil {
 				t.Error("was published more than five minutes earlier")
 			}
 		})
 	}
 	t.Run("CA alone", func(t *testing.T) {
 		ca := newCA(t, "ca", nil, until(24*time.Hour, year))
-		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{caCert: certPEM(ca.cert)})), nil, at(now), nil)
+		_, err := assemble(mustBundles(t, secretJSON(t, map[string]any{caCert: certPEM(ca.cert)})), nil, now, nil)
 		if e, ok := errors.AsType[*HeldError](err); !ok || !e.Until.Equal(in(24*time.Hour)) {
 			t.Errorf("error %v, want held until tomorrow", err)
 		}
@@ -158,10 +158,10 @@ func TestStandingPairMayExpire(t *testing.T) {
 	cert, key := ca.leaf(t, "server", valid(-time.Hour, time.Hour))
 	bundles := mustBundles(t, ca.clientSecret(t, "node"), secretJSON(t, map[string]any{serverCert: certPEM(cert), serverKey: keyPEM(t, key)}))
 	later := time.Now().Add(2 * time.Hour)
-	if _, err := assemble(bundles, nil, at(later), nil); err == nil {
+	if _, err := assemble(bundles, nil, later, nil); err == nil {
 		t.Error("an expired pair was accepted as new")
 	}
-	s, err := assemble(bundles, bundles[1:], at(later), nil)
+	s, err := assemble(bundles, bundles[1:], later, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ func (r *Rotator) show() {
 		Certificates: []client.Certificate{},
 		Secrets:      []client.SecretStatus{},
 		Guard:        main.guardStatus(),
-		Clock:        r.skew.status(),
+		Clock:        r.clock.status(),
 		Cost:         r.cost(),
 	}}
 	if g := main.current; g != nil {

@@ -45,7 +45,7 @@ func (r *Rotator) check(ctx context.Context, s *secret) {
 	}
 	r.turned(now)
 	if e, ok := errors.AsType[*SourceError](err); ok {
-		r.heardTime(e.Date, s.asked, now)
+		r.clock.hear(e.Date, s.asked, now)
 	}
 	if err == nil {
 		if s.look.err != nil {
@@ -78,7 +78,7 @@ func (r *Rotator) lookAt(ctx context.Context, s *secret) error {
 			return err
 		}
 		s.latest = v
-		r.heardTime(v.Date, s.asked, time.Now())
+		r.clock.hear(v.Date, s.asked, time.Now())
 		if v.Current == "" {
 			return &SourceError{Kind: Persistent, Err: fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)}
 		}
