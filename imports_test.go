@@ -30,8 +30,12 @@ var table = map[string][]string{
 	"internal/atomicfile":          {},
 	"internal/appraise":            {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest":              {"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", prometheus, "golang.org/x/sys", "golang.org/x/time"},
-	"internal/mtls":                {"client", "internal/mtls/guard", prometheus, "golang.org/x/sys"},
+	"internal/mtls":                {"client", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard", "internal/mtls/source", prometheus},
+	"internal/mtls/source":         {},
+	"internal/mtls/certset":        {},
+	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},
 	"internal/mtls/guard":          {"client", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
+	"internal/mtls/mtlstest":       {"internal/sim"},
 	"internal/cgroup":              {},
 	"internal/cluster":             {aws, "github.com/aws/smithy-go"},
 	"internal/cluster/clustertest": {},
@@ -49,7 +53,7 @@ var table = map[string][]string{
 	"internal/sim/simscript":       {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
-		"internal/localapi", "internal/mtls", "internal/probe", "internal/readers", "internal/reload",
+		"internal/localapi", "internal/mtls", "internal/mtls/source", "internal/probe", "internal/readers", "internal/reload",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync",
 	},
 	"cmd/sevagent": {
@@ -82,7 +86,7 @@ const (
 )
 
 // pure packages do no I/O.
-var pure = []string{"internal/snp", "internal/ecsconfig"}
+var pure = []string{"internal/snp", "internal/ecsconfig", "internal/mtls/certset"}
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks looks at the files.
 var never = map[string][]string{

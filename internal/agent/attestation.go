@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -20,7 +21,6 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
-	"sevagent/internal/mtls"
 )
 
 // attestation is the node's proof: the SNP device with its worker, the policy that reports are appraised by, and the
@@ -254,11 +254,13 @@ func (a *attestation) evidence(
 
 // publishedEvidence makes the content of evidence.json for a generation's key. Without attestation there is none; in
 // mode warn a node that cannot attest still publishes.
-func (a *attestation) publishedEvidence(ctx context.Context, b mtls.Binding) ([]byte, error) {
+func (a *attestation) publishedEvidence(
+	ctx context.Context, kind string, spki [sha256.Size]byte,
+) ([]byte, error) {
 	if a.off() {
 		return nil, nil
 	}
-	binding := evidence.Binding{Kind: b.Kind, SPKISHA256: b.SPKISHA256[:]}
+	binding := evidence.Binding{Kind: kind, SPKISHA256: spki[:]}
 	doc, _, err := a.worker.Evidence(ctx, ownClaims(evidence.PurposeMTLS, binding))
 	if err != nil {
 		if a.mode == config.ModeWarn {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"sevagent/client/certs"
 	"sevagent/internal/config"
 	"sevagent/internal/mtls"
+	"sevagent/internal/mtls/source"
 	"sevagent/internal/probe"
 	"sevagent/internal/readers"
 	"sevagent/internal/reload"
@@ -28,8 +30,9 @@ type publishing struct {
 	reloader *reload.Reloader
 }
 
-// evidenceFor returns the content of evidence.json for a published key; nil: there is none.
-type evidenceFor func(context.Context, mtls.Binding) ([]byte, error)
+// evidenceFor returns the content of evidence.json for a published key, given the kind of its certificate and the SHA-256 of
+// its SubjectPublicKeyInfo; nil: there is none.
+type evidenceFor func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
 
 func newPublishing(
 	cfg config.MTLS, cloud *cloud, evidence evidenceFor, log *slog.Logger, registry prometheus.Registerer,
@@ -113,9 +116,9 @@ func (p *publishing) settings(cfg config.MTLS) mtls.Settings {
 }
 
 // source returns where the secret of a name in the configuration comes from.
-func (p *publishing) source(name string) mtls.Source {
+func (p *publishing) source(name string) source.Source {
 	if path, ok := strings.CutPrefix(name, "file://"); ok {
-		return mtls.FileSource(path)
+		return source.File(path)
 	}
 	return secretSource{cloud: p.cloud, id: name}
 }

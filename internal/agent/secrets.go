@@ -17,7 +17,7 @@ import (
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
-	"sevagent/internal/mtls"
+	"sevagent/internal/mtls/source"
 )
 
 // callTimeout bounds one call to AWS with all its retries; the Rotator has a backoff of its own above that.
@@ -63,30 +63,30 @@ type secretSource struct {
 	id    string
 }
 
-var _ mtls.Source = secretSource{}
+var _ source.Source = secretSource{}
 
-// Describe implements mtls.Source by DescribeSecret, which does not decrypt and so costs no KMS request.
-func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
+// Describe implements source.Source by DescribeSecret, which does not decrypt and so costs no KMS request.
+func (s secretSource) Describe(ctx context.Context) (source.Version, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, api, err := s.cloud.find(ctx)
 	if err != nil {
-		return mtls.Version{}, fmt.Errorf("describe secret %s: %w", s.id, err)
+		return source.Version{}, fmt.Errorf("describe secret %s: %w", s.id, err)
 	}
 	out, err := api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: &s.id})
 	if err != nil {
-		return mtls.Version{}, s.classify("describe", err)
+		return source.Version{}, s.classify("describe", err)
 	}
 	date, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
 	if out.DeletedDate != nil {
-		return mtls.Version{}, &mtls.SourceError{Kind: mtls.Persistent, Date: date, Err: fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)}
+		return source.Version{}, &source.Error{Kind: source.Persistent, Date: date, Err: fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)}
 	}
-	v := mtls.Version{Date: date}
+	v := source.Version{Date: date}
 	for id, labels := range out.VersionIdsToStages {
-		if slices.Contains(labels, string(mtls.LabelCurrent)) {
+		if slices.Contains(labels, string(source.Current)) {
 			v.Current = id
 		}
-		if slices.Contains(labels, string(mtls.LabelPending)) {
+		if slices.Contains(labels, string(source.Pending)) {
 			v.Pending = id
 		}
 	}
@@ -97,9 +97,9 @@ func (s secretSource) Describe(ctx context.Context) (mtls.Version, error) {
 	return v, nil
 }
 
-// Fetch implements mtls.Source. Version ID and label are both given, so that the service refuses a version that
+// Fetch implements source.Source. Version ID and label are both given, so that the service refuses a version that
 // has lost its label since it was described.
-func (s secretSource) Fetch(ctx context.Context, versionID string, label mtls.Label) (mtls.Secret, error) {
+func (s secretSource) Fetch(ctx context.Context, versionID string, label source.Label) (source.Secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, api, err := s.cloud.find(ctx)
@@ -112,14 +112,14 @@ func (s secretSource) Fetch(ctx context.Context, versionID string, label mtls.La
 	if err != nil {
 		// The secret was there a moment ago, so it is the version that is not found under the label.
 		if code := errorCode(err); code == "ResourceNotFoundException" {
-			return nil, &mtls.SourceError{Kind: mtls.LabelMoved, Err: fmt.Errorf("get secret %s: version %s is not %s any more", s.id, versionID, label)}
+			return nil, &source.Error{Kind: source.Moved, Err: fmt.Errorf("get secret %s: version %s is not %s any more", s.id, versionID, label)}
 		}
 		return nil, s.classify("get", err)
 	}
 	if out.SecretString == nil {
-		return mtls.NewSecret(out.SecretBinary), nil
+		return source.NewSecret(out.SecretBinary), nil
 	}
-	return mtls.NewSecret([]byte(*out.SecretString)), nil
+	return source.NewSecret([]byte(*out.SecretString)), nil
 }
 
 // persistent are the error codes that do not go away by waiting. Everything else may: throttling is HTTP 400 at
@@ -131,9 +131,9 @@ var persistent = []string{
 
 func (s secretSource) classify(verb string, err error) error {
 	code := errorCode(err)
-	kind := mtls.Transient
+	kind := source.Transient
 	if slices.Contains(persistent, code) {
-		kind = mtls.Persistent
+		kind = source.Persistent
 	}
 	advice := map[string]string{
 		"AccessDeniedException":       "; allow secretsmanager:DescribeSecret and GetSecretValue, and kms:Decrypt on the secret's key, to the node's role",
@@ -147,9 +147,9 @@ func (s secretSource) classify(verb string, err error) error {
 	}
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		// The chain's own text repeats request IDs and retry counts; code and message are what is of use.
-		return &mtls.SourceError{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %s: %s%s", verb, s.id, code, api.ErrorMessage(), advice)}
+		return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %s: %s%s", verb, s.id, code, api.ErrorMessage(), advice)}
 	}
-	return &mtls.SourceError{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
+	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
 }
 
 func errorCode(err error) string {

@@ -1,10 +1,12 @@
 package mtls
 
 import (
+	"errors"
 	"log/slog"
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/mtls/source"
 )
 
 // maxClockSkew is the difference between the node's clock and the service's above which we warn. Certificates are
@@ -35,6 +37,13 @@ func (c *clock) hear(date, asked, now time.Time) {
 		c.log.Info("the clock is right again")
 	case !wasWrong && c.wrong():
 		c.log.Warn("the clock is wrong", "ahead_by", c.ahead.Round(time.Second), "advice", clockAdvice)
+	}
+}
+
+// hearError is hear for a failure, if it has a date.
+func (c *clock) hearError(err error, asked, now time.Time) {
+	if e, ok := errors.AsType[*source.Error](err); ok {
+		c.hear(e.Date, asked, now)
 	}
 }
 

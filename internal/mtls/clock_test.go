@@ -9,15 +9,17 @@ import (
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/mtls/source"
 )
 
 // The difference from the service's clock is a warning, and no more: what is published goes by the node's clock.
 func TestClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
 		s.ahead = new(time.Duration)
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		if c := n.Status().Clock; c.Error != "" || c.SkewSeconds < -1 || c.SkewSeconds > 1 || c.Checked.IsZero() {
 			t.Errorf("a clock that is right: %+v", c)
 		}
@@ -28,7 +30,7 @@ func TestClock(t *testing.T) {
 			{-time.Hour, "the clock is ahead by 1h"}, {-50 * time.Second, ""}, {time.Hour, "the clock is behind by 1h"},
 		} {
 			*s.ahead = c.service
-			s.put(fmt.Sprintf("expired-%d", i), ca.clientSecret(t, "expired", valid(-2*time.Hour, -30*time.Minute)))
+			s.put(fmt.Sprintf("expired-%d", i), ca.ClientSecret(t, "expired", mtlstest.Valid(-2*time.Hour, -30*time.Minute)))
 			n.after(6 * time.Minute)
 			if got := n.Status().Clock; !strings.HasPrefix(got.Error, c.want) || (got.Error == "") != (c.want == "") {
 				t.Errorf("the service is %v ahead: %+v, want %q", c.service, got, c.want)
@@ -42,7 +44,7 @@ func TestClock(t *testing.T) {
 		}
 
 		// A failure carries the service's date, too.
-		s.fail(&SourceError{Kind: Transient, Err: errTest, Date: time.Now()})
+		s.fail(&source.Error{Kind: source.Transient, Err: errTest, Date: time.Now()})
 		n.Refresh(t.Context())
 		if c := n.Status().Clock; c.Error != "" {
 			t.Errorf("%+v, want that the clock is right again", c)
@@ -54,7 +56,7 @@ func TestHints(t *testing.T) {
 	var h hints
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 	allowed := func(seconds int) (n int) {
-		for h.allow(now.Add(time.Duration(seconds) * time.Second)) {
+		for h.spend(now.Add(time.Duration(seconds) * time.Second)) {
 			n++
 		}
 		return n
@@ -69,9 +71,9 @@ func TestHints(t *testing.T) {
 // A loop that refreshes is slowed down, and all who wait get an answer.
 func TestRefreshIsLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		s.counts()
 		began := time.Now()
 		for range 20 {

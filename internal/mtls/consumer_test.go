@@ -2,6 +2,7 @@ package mtls
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,18 +14,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-)
 
-// serverSecret is a secret with all five fields.
-func (ca *authority) serverSecret(t testing.TB, name string) []byte {
-	t.Helper()
-	client, clientPrivate := ca.leaf(t, name)
-	server, serverPrivate := ca.leaf(t, name+"-server")
-	return secretJSON(t, map[string]any{
-		clientCert: certPEM(client), clientKey: keyPEM(t, clientPrivate), caCert: certPEM(ca.cert),
-		serverCert: certPEM(server), serverKey: keyPEM(t, serverPrivate),
-	})
-}
+	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/mtls/source"
+)
 
 func consumers(list ...Consumer) func(*Config) {
 	return func(c *Config) { c.Settings.Consumers = list }
@@ -45,27 +38,18 @@ func names(t testing.TB, dir string) (list []string) {
 	return list
 }
 
-func mustRead(t testing.TB, path string) string {
-	t.Helper()
-	content, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(content)
-}
-
 func TestConsumers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.serverSecret(t, "first"))
-		path := filepath.Join(memoryDir(t), "mtls")
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ServerSecret(t, "first"))
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		var bound []string
-		n := start(t, path, map[string]Source{"a": s},
-			consumers(Consumer{"web", ours.owner, []string{"server.pem", "ca.crt"}}, Consumer{"trust", ours.owner, []string{"ca.crt", "cert-3.pem"}}),
+		n := start(t, path, map[string]source.Source{"a": s},
+			consumers(Consumer{"web", ours.Owner, []string{"server.pem", "ca.crt"}}, Consumer{"trust", ours.Owner, []string{"ca.crt", "cert-3.pem"}}),
 			func(c *Config) {
-				c.Evidence = func(_ context.Context, b Binding) ([]byte, error) {
-					bound = append(bound, b.Kind)
-					return []byte("evidence for " + b.Kind), nil
+				c.Evidence = func(_ context.Context, kind string, _ [sha256.Size]byte) ([]byte, error) {
+					bound = append(bound, kind)
+					return []byte("evidence for " + kind), nil
 				}
 			})
 		n.isReady(t, true)
@@ -76,13 +60,13 @@ func TestConsumers(t *testing.T) {
 		if diff := cmp.Diff([]string{"ca.crt", "manifest.json"}, names(t, filepath.Join(path, "trust"))); diff != "" {
 			t.Errorf("trust (-want +got):\n%s", diff)
 		}
-		if got := mustRead(t, filepath.Join(path, "web/evidence.json")); got != "evidence for server" {
+		if got := mtlstest.Read(t, filepath.Join(path, "web/evidence.json")); got != "evidence for server" {
 			t.Errorf("web's evidence is %q", got)
 		}
 		if diff := cmp.Diff([]string{"client", "server"}, bound); diff != "" {
 			t.Errorf("evidence asked for (-want +got):\n%s", diff)
 		}
-		if mustRead(t, filepath.Join(path, "web/server.pem")) != mustRead(t, filepath.Join(path, "server.pem")) {
+		if mtlstest.Read(t, filepath.Join(path, "web/server.pem")) != mtlstest.Read(t, filepath.Join(path, "server.pem")) {
 			t.Error("web has another server.pem")
 		}
 		status := n.Status().Consumers
@@ -91,14 +75,14 @@ func TestConsumers(t *testing.T) {
 		}
 
 		// A rotation reaches them all, and a restart changes none.
-		s.put("version-2", ca.serverSecret(t, "second"))
+		s.put("version-2", ca.ServerSecret(t, "second"))
 		n.after(6 * time.Minute)
-		if mustRead(t, filepath.Join(path, "web/server.pem")) != mustRead(t, filepath.Join(path, "server.pem")) {
+		if mtlstest.Read(t, filepath.Join(path, "web/server.pem")) != mtlstest.Read(t, filepath.Join(path, "server.pem")) {
 			t.Error("web has another server.pem after a rotation")
 		}
 		before := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
 		n.stop()
-		n = start(t, path, map[string]Source{"a": s}, consumers(n.config.Settings.Consumers...), func(c *Config) { c.Evidence = n.config.Evidence })
+		n = start(t, path, map[string]source.Source{"a": s}, consumers(n.config.Settings.Consumers...), func(c *Config) { c.Evidence = n.config.Evidence })
 		n.isReady(t, true)
 		after := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
 		if diff := cmp.Diff(before, after); diff != "" {
@@ -124,7 +108,7 @@ func TestConsumers(t *testing.T) {
 		if err := os.Mkdir(filepath.Join(path, "mine"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		start(t, path, map[string]Source{"a": s})
+		start(t, path, map[string]source.Source{"a": s})
 		gone("web")
 		if _, err := os.Lstat(filepath.Join(path, "mine")); err != nil {
 			t.Errorf("a directory that is nobody's consumer's: %v", err)
@@ -138,16 +122,16 @@ func TestConsumerBehindALink(t *testing.T) {
 	for name, target := range map[string]string{"out": "../elsewhere", "in": "."} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ca := newCA(t, "ca", nil)
-				s := newFake(ca.clientSecret(t, "first"))
-				path := filepath.Join(memoryDir(t), "mtls")
+				ca := mtlstest.NewCA(t, "ca", nil)
+				s := newFake(ca.ClientSecret(t, "first"))
+				path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 				elsewhere := filepath.Join(filepath.Dir(path), "elsewhere")
-				n := start(t, path, map[string]Source{"a": s}, consumers(Consumer{"web", ours.owner, []string{"client.pem"}}))
+				n := start(t, path, map[string]source.Source{"a": s}, consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}))
 				web := filepath.Join(path, "web")
 				if err := errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"), os.Symlink(target, web)); err != nil {
 					t.Fatal(err)
 				}
-				s.put("version-2", ca.clientSecret(t, "second"))
+				s.put("version-2", ca.ClientSecret(t, "second"))
 				n.after(6 * time.Minute)
 				if entries, err := os.ReadDir(elsewhere); err != nil || len(entries) != 0 {
 					t.Errorf("published elsewhere: %v, %v", entries, err)
@@ -155,7 +139,7 @@ func TestConsumerBehindALink(t *testing.T) {
 				if fi, err := os.Lstat(web); err != nil || !fi.IsDir() {
 					t.Errorf("web is %v, %v; want a directory", fi, err)
 				}
-				if n.subject(t) != "second" || !slices.Contains(names(t, path), "ca.crt") || mustRead(t, filepath.Join(web, "client.pem")) != mustRead(t, filepath.Join(path, "client.pem")) {
+				if n.subject(t) != "second" || !slices.Contains(names(t, path), "ca.crt") || mtlstest.Read(t, filepath.Join(web, "client.pem")) != mtlstest.Read(t, filepath.Join(path, "client.pem")) {
 					t.Errorf("the node's own directory holds %v", names(t, path))
 				}
 			})
@@ -166,15 +150,15 @@ func TestConsumerBehindALink(t *testing.T) {
 // One directory that cannot be published to does not keep the others from being renewed.
 func TestConsumerFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		path := filepath.Join(memoryDir(t), "mtls")
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		if err := errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		n := start(t, path, map[string]Source{"a": s}, consumers(Consumer{"web", ours.owner, []string{"client.pem"}}, Consumer{"api", ours.owner, []string{"client.pem"}}))
+		n := start(t, path, map[string]source.Source{"a": s}, consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}, Consumer{"api", ours.Owner, []string{"client.pem"}}))
 		n.isReady(t, false)
-		if n.subject(t) != "first" || mustRead(t, filepath.Join(path, "api/client.pem")) == "" {
+		if n.subject(t) != "first" || mtlstest.Read(t, filepath.Join(path, "api/client.pem")) == "" {
 			t.Error("the others are not published")
 		}
 		if got := n.Status().Consumers[0].Error; !strings.Contains(got, filepath.Join(path, "web")) {
@@ -185,7 +169,7 @@ func TestConsumerFails(t *testing.T) {
 		}
 		n.after(10 * time.Minute)
 		n.isReady(t, true)
-		if n.Status().Consumers[0].Error != "" || mustRead(t, filepath.Join(path, "web/client.pem")) != mustRead(t, filepath.Join(path, "client.pem")) {
+		if n.Status().Consumers[0].Error != "" || mtlstest.Read(t, filepath.Join(path, "web/client.pem")) != mtlstest.Read(t, filepath.Join(path, "client.pem")) {
 			t.Errorf("web is not published: %+v", n.Status().Consumers[0])
 		}
 	})
@@ -196,18 +180,18 @@ func TestConsumerChangesOwner(t *testing.T) {
 		t.Skip("needs root to give files away")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		path := filepath.Join(memoryDir(t), "mtls")
-		n := start(t, path, map[string]Source{"a": newFake(ca.clientSecret(t, "first"))}, consumers(Consumer{"web", Owner{101, 101}, []string{"client.pem"}}))
+		ca := mtlstest.NewCA(t, "ca", nil)
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
+		n := start(t, path, map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))}, consumers(Consumer{"web", Owner{UID: 101, GID: 101}, []string{"client.pem"}}))
 		settings := n.config.Settings
-		settings.Consumers = []Consumer{{"web", Owner{202, 202}, []string{"client.pem"}}}
-		if st := stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 101 || st.Gid != 101 {
+		settings.Consumers = []Consumer{{"web", Owner{UID: 202, GID: 202}, []string{"client.pem"}}}
+		if st := mtlstest.Stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 101 || st.Gid != 101 {
 			t.Errorf("owner %d:%d, want 101:101", st.Uid, st.Gid)
 		}
 		main := n.Status().Generation
 		n.Apply(settings)
 		n.after(time.Second)
-		if st := stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 202 || st.Gid != 202 {
+		if st := mtlstest.Stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 202 || st.Gid != 202 {
 			t.Errorf("owner %d:%d, want 202:202", st.Uid, st.Gid)
 		}
 		if n.Status().Generation != main {
@@ -236,7 +220,7 @@ func (d *fakeDevice) says(answer string, err error) (asked int) {
 	return asked
 }
 
-func (d *fakeDevice) evidence(context.Context, Binding) ([]byte, error) {
+func (d *fakeDevice) evidence(context.Context, string, [sha256.Size]byte) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.asked++
@@ -246,13 +230,13 @@ func (d *fakeDevice) evidence(context.Context, Binding) ([]byte, error) {
 // Evidence belongs to a generation: without it there is none, unless there is to be none.
 func TestEvidence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		path := filepath.Join(memoryDir(t), "mtls")
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		d := new(fakeDevice)
 		evidence := func(c *Config) { c.Evidence = d.evidence }
 		d.says("", errors.New("device is busy"))
-		n := start(t, path, map[string]Source{"a": s}, evidence)
+		n := start(t, path, map[string]source.Source{"a": s}, evidence)
 		n.isReady(t, false)
 		if got := n.Status().Error; !strings.Contains(got, "get evidence for the client certificate: device is busy") {
 			t.Errorf("error %q", got)
@@ -263,14 +247,14 @@ func TestEvidence(t *testing.T) {
 
 		// None is to be had for the next certificate: the last good set stays.
 		d.says("", errors.New("device is busy"))
-		s.put("version-2", ca.clientSecret(t, "second"))
+		s.put("version-2", ca.ClientSecret(t, "second"))
 		n.after(6 * time.Minute)
-		if got := n.subject(t); got != "first" || mustRead(t, filepath.Join(path, evidenceFile)) != "first" {
+		if got := n.subject(t); got != "first" || mtlstest.Read(t, filepath.Join(path, "evidence.json")) != "first" {
 			t.Errorf("published %q without evidence", got)
 		}
 		d.says("second", nil)
 		n.after(6 * time.Minute)
-		if got := n.subject(t); got != "second" || mustRead(t, filepath.Join(path, evidenceFile)) != "second" {
+		if got := n.subject(t); got != "second" || mtlstest.Read(t, filepath.Join(path, "evidence.json")) != "second" {
 			t.Errorf("published %q", got)
 		}
 
@@ -278,18 +262,18 @@ func TestEvidence(t *testing.T) {
 		d.says("", nil)
 		generation := n.Status().Generation
 		n.stop()
-		n = start(t, path, map[string]Source{"a": s}, evidence)
+		n = start(t, path, map[string]source.Source{"a": s}, evidence)
 		if n.Status().Generation != generation {
 			t.Error("a restart published")
 		}
-		s.put("version-3", ca.clientSecret(t, "third"))
+		s.put("version-3", ca.ClientSecret(t, "third"))
 		n.after(6 * time.Minute)
-		if _, err := os.Stat(filepath.Join(path, evidenceFile)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(path, "evidence.json")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("evidence of another key is still there: %v", err)
 		}
 		generation = n.Status().Generation
 		n.stop()
-		n = start(t, path, map[string]Source{"a": s}, evidence)
+		n = start(t, path, map[string]source.Source{"a": s}, evidence)
 		if n.Status().Generation != generation {
 			t.Error("a restart published what had no evidence and needs none")
 		}
@@ -297,8 +281,8 @@ func TestEvidence(t *testing.T) {
 
 		// And when there is to be some again, there is.
 		d.says("third", nil)
-		start(t, path, map[string]Source{"a": s}, evidence)
-		if got := mustRead(t, filepath.Join(path, evidenceFile)); got != "third" {
+		start(t, path, map[string]source.Source{"a": s}, evidence)
+		if got := mtlstest.Read(t, filepath.Join(path, "evidence.json")); got != "third" {
 			t.Errorf("evidence is %q", got)
 		}
 	})

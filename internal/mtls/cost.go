@@ -14,14 +14,15 @@ const (
 	describeGet = 2 // a rotation: the pending version and then the current one are fetched
 )
 
-func (r *Rotator) cost() client.Cost {
+// cost estimates what polling the secrets at an interval costs.
+func (list secrets) cost(interval time.Duration) client.Cost {
 	remote := 0
-	for _, s := range r.secrets {
-		if _, local := s.source.(FileSource); !local {
+	for _, s := range list {
+		if !s.local() {
 			remote++
 		}
 	}
-	return estimate(remote, r.settings.PollInterval)
+	return estimate(remote, interval)
 }
 
 // estimate counts the polls at the configured interval, and those every rotationPoll in the hour of a rotation.

@@ -84,8 +84,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 }
 
-// show makes the gauges agree with a snapshot.
-func (m *metrics) show(s *client.Publication) {
+// update makes the gauges agree with a snapshot.
+func (m *metrics) update(s *client.Publication) {
 	count := make(map[client.SecretState]int)
 	var checked, held time.Time
 	for i, secret := range s.Secrets {
@@ -115,12 +115,12 @@ func (m *metrics) show(s *client.Publication) {
 
 	first := make(map[string]time.Time)
 	for _, c := range s.Certificates {
-		label := map[string]string{"client.crt": kindClient, "server.crt": kindServer, "ca.crt": "ca"}[c.File]
+		label := map[string]string{"client.crt": "client", "server.crt": "server", "ca.crt": "ca"}[c.File]
 		if t, ok := first[label]; label != "" && (!ok || c.NotAfter.Before(t)) {
 			first[label] = c.NotAfter
 		}
 	}
-	for _, label := range []string{kindClient, kindServer, "ca"} {
+	for _, label := range []string{"client", "server", "ca"} {
 		if t, ok := first[label]; ok {
 			m.notAfter.WithLabelValues(label).Set(timestamp(t))
 		} else {

@@ -10,19 +10,15 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/mtls/source"
 )
 
 // anchorNames are the common names in the published ca.crt.
 func (n *node) anchorNames(t *testing.T) (list []string) {
 	t.Helper()
-	p, err := parsePlain(mustRead(t, filepath.Join(n.path, "ca.crt")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range p.certs {
-		list = append(list, c.Subject.CommonName)
-	}
-	return list
+	return subjects(t, []byte(mtlstest.Read(t, filepath.Join(n.path, "ca.crt"))))
 }
 
 func TestOverlap(t *testing.T) {
@@ -33,14 +29,14 @@ func TestOverlap(t *testing.T) {
 				t.Errorf("ca.crt %s (-want +got):\n%s", when, diff)
 			}
 		}
-		first, second, third := newCA(t, "first", nil), newCA(t, "second", nil), newCA(t, "third", nil)
-		s := newFake(first.clientSecret(t, "a"))
-		path := filepath.Join(memoryDir(t), "mtls")
+		first, second, third := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil), mtlstest.NewCA(t, "third", nil)
+		s := newFake(first.ClientSecret(t, "a"))
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		overlap := func(c *Config) { c.Settings.CAOverlap = 24 * time.Hour }
-		n := start(t, path, map[string]Source{"a": s}, overlap)
+		n := start(t, path, map[string]source.Source{"a": s}, overlap)
 		want(n, "at first", "first")
 
-		s.put("version-2", second.clientSecret(t, "b"))
+		s.put("version-2", second.ClientSecret(t, "b"))
 		n.after(6 * time.Minute)
 		want(n, "after a change of the CA", "second", "first")
 		if o := n.Status().CAOverlap; len(o) != 1 || o[0].Subject != "CN=first" || !o[0].Until.After(time.Now().Add(23*time.Hour)) {
@@ -48,17 +44,17 @@ func TestOverlap(t *testing.T) {
 		}
 
 		// It survives a rotation within the CA and a restart, and adds up.
-		s.put("version-3", second.clientSecret(t, "c"))
+		s.put("version-3", second.ClientSecret(t, "c"))
 		n.after(6 * time.Hour)
 		want(n, "after a rotation", "second", "first")
 		generation := n.Status().Generation
 		n.stop()
-		n = start(t, path, map[string]Source{"a": s}, overlap)
+		n = start(t, path, map[string]source.Source{"a": s}, overlap)
 		want(n, "after a restart", "second", "first")
 		if n.Status().Generation != generation {
 			t.Error("the restart published")
 		}
-		s.put("version-4", third.clientSecret(t, "d"))
+		s.put("version-4", third.ClientSecret(t, "d"))
 		n.after(6 * time.Hour)
 		want(n, "after another change", "third", "second", "first")
 
@@ -74,7 +70,7 @@ func TestOverlap(t *testing.T) {
 
 // What is carried over goes at once where it is no longer wanted.
 func TestOverlapEnds(t *testing.T) {
-	first, second := newCA(t, "first", nil), newCA(t, "second", nil)
+	first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
 	for name, end := range map[string]func(n *node, s *fakeSecret){
 		"setting": func(n *node, s *fakeSecret) {
 			settings := n.config.Settings
@@ -82,17 +78,17 @@ func TestOverlapEnds(t *testing.T) {
 			n.Apply(settings)
 		},
 		"secret": func(n *node, s *fakeSecret) {
-			cert, key := second.leaf(t, "c", valid(-time.Hour, time.Hour*24*30))
-			s.put("version-3", secretJSON(t, map[string]any{clientCert: certPEM(cert), clientKey: keyPEM(t, key), caCert: certPEM(second.cert), caOverlap: false}))
+			cert, key := second.Leaf(t, "c", mtlstest.Valid(-time.Hour, time.Hour*24*30))
+			s.put("version-3", mtlstest.Fields{"client_cert": mtlstest.CertPEM(cert), "client_key": mtlstest.KeyPEM(t, key), "ca_cert": mtlstest.CertPEM(second.Cert), "ca_overlap": false}.JSON(t))
 			n.Hint()
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first, second = newCA(t, "first", nil), newCA(t, "second", nil)
-				s := newFake(first.clientSecret(t, "a"))
-				n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s}, func(c *Config) { c.Settings.CAOverlap = time.Hour })
-				s.put("version-2", second.clientSecret(t, "b"))
+				first, second = mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
+				s := newFake(first.ClientSecret(t, "a"))
+				n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, func(c *Config) { c.Settings.CAOverlap = time.Hour })
+				s.put("version-2", second.ClientSecret(t, "b"))
 				n.after(6 * time.Minute)
 				if got := n.anchorNames(t); !slices.Equal(got, []string{"second", "first"}) {
 					t.Fatalf("ca.crt holds %v", got)
@@ -110,16 +106,16 @@ func TestOverlapEnds(t *testing.T) {
 // A bound that is made shorter holds across restarts.
 func TestOverlapShortened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		first, second := newCA(t, "first", nil), newCA(t, "second", nil)
-		s := newFake(first.clientSecret(t, "a"))
-		path := filepath.Join(memoryDir(t), "mtls")
+		first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
+		s := newFake(first.ClientSecret(t, "a"))
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		overlap := func(d time.Duration) func(*Config) { return func(c *Config) { c.Settings.CAOverlap = d } }
-		n := start(t, path, map[string]Source{"a": s}, overlap(24*time.Hour))
-		s.put("version-2", second.clientSecret(t, "b"))
+		n := start(t, path, map[string]source.Source{"a": s}, overlap(24*time.Hour))
+		s.put("version-2", second.ClientSecret(t, "b"))
 		n.after(6 * time.Minute)
 		for range 4 {
 			n.stop()
-			n = start(t, path, map[string]Source{"a": s}, overlap(time.Hour))
+			n = start(t, path, map[string]source.Source{"a": s}, overlap(time.Hour))
 			n.after(20 * time.Minute)
 		}
 		if got := n.anchorNames(t); !slices.Equal(got, []string{"second"}) {
@@ -131,15 +127,15 @@ func TestOverlapShortened(t *testing.T) {
 // An anchor that is to go while nothing can be published is no reason for a busy loop.
 func TestOverlapEndsWhileNothingCanBePublished(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		first, second := newCA(t, "first", nil), newCA(t, "second", nil)
-		s := newFake(first.clientSecret(t, "a"))
+		first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
+		s := newFake(first.ClientSecret(t, "a"))
 		d := new(fakeDevice)
 		d.says("x", nil)
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s}, func(c *Config) {
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, func(c *Config) {
 			c.Settings.CAOverlap = time.Hour
 			c.Evidence = d.evidence
 		})
-		s.put("version-2", second.clientSecret(t, "b"))
+		s.put("version-2", second.ClientSecret(t, "b"))
 		n.after(6 * time.Minute)
 		d.says("", errTest)
 		n.after(2 * time.Hour)
@@ -157,26 +153,26 @@ func TestOverlapEndsWhileNothingCanBePublished(t *testing.T) {
 // published to again and again. One without ca.crt hears nothing of it.
 func TestOverlapOfConsumers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		first, second := newCA(t, "first", nil), newCA(t, "second", nil)
-		s := newFake(first.clientSecret(t, "a"))
+		first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
+		s := newFake(first.ClientSecret(t, "a"))
 		d := new(fakeDevice)
 		d.says("x", nil)
 		var published atomic.Int64
-		path := filepath.Join(memoryDir(t), "mtls")
-		n := start(t, path, map[string]Source{"a": s}, func(c *Config) {
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
+		n := start(t, path, map[string]source.Source{"a": s}, func(c *Config) {
 			c.Settings.CAOverlap = time.Hour
-			c.Settings.Consumers = []Consumer{{"trust", ours.owner, []string{"ca.crt"}}, {"web", ours.owner, []string{"client.pem"}}}
+			c.Settings.Consumers = []Consumer{{"trust", ours.Owner, []string{"ca.crt"}}, {"web", ours.Owner, []string{"client.pem"}}}
 			c.Evidence = d.evidence
 			c.Published = func(string) { published.Add(1) }
 		})
 		published.Store(0)
 		d.says("", errTest)
-		s.put("version-2", second.clientSecret(t, "b"))
+		s.put("version-2", second.ClientSecret(t, "b"))
 		n.after(3 * time.Hour)
 		if got := published.Load(); got < 1 || got > 3 {
 			t.Errorf("%d times something was published in three hours", got)
 		}
-		trust := func() int { return strings.Count(mustRead(t, filepath.Join(path, "trust/ca.crt")), "BEGIN") }
+		trust := func() int { return strings.Count(mtlstest.Read(t, filepath.Join(path, "trust/ca.crt")), "BEGIN") }
 		if trust() != 1 {
 			t.Errorf("the consumer's ca.crt holds %d anchors, two hours after the overlap", trust())
 		}
@@ -188,13 +184,4 @@ func TestOverlapOfConsumers(t *testing.T) {
 			t.Error("a consumer without ca.crt was published to when the overlap ended")
 		}
 	})
-}
-
-func TestOverlapOfASecretIsFalseOrAbsent(t *testing.T) {
-	ca := newCA(t, "ca", nil)
-	for _, value := range []any{true, "false", 0, nil} {
-		if _, err := parseBundle("a", "1", secretJSON(t, map[string]any{caCert: certPEM(ca.cert), caOverlap: value})); err == nil {
-			t.Errorf("ca_overlap: %v is accepted", value)
-		}
-	}
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/mtls/source"
 )
 
 // pend makes content the pending version.
@@ -32,23 +34,23 @@ func (f *fakeSecret) meet(do func()) {
 
 func TestPreflight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca, other := newCA(t, "ca", nil), newCA(t, "other", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca, other := mtlstest.NewCA(t, "ca", nil), mtlstest.NewCA(t, "other", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		if p := n.secret("a").Preflight; p != nil {
 			t.Errorf("nothing is pending, and the preflight says %+v", p)
 		}
-		leaf, key := other.leaf(t, "second")
-		foreign := secretJSON(t, map[string]any{clientCert: certPEM(leaf), clientKey: keyPEM(t, key), caCert: certPEM(ca.cert)})
+		leaf, key := other.Leaf(t, "second")
+		foreign := mtlstest.Fields{"client_cert": mtlstest.CertPEM(leaf), "client_key": mtlstest.KeyPEM(t, key), "ca_cert": mtlstest.CertPEM(ca.Cert)}.JSON(t)
 		for _, c := range []struct {
 			name, version  string
 			content        []byte
 			result, reason string
 		}{
-			{"good", "p1", ca.clientSecret(t, "second"), "ok", ""},
-			{"from tomorrow", "p2", ca.clientSecret(t, "second", valid(24*time.Hour, 48*time.Hour)), "ok", ""},
+			{"good", "p1", ca.ClientSecret(t, "second"), "ok", ""},
+			{"from tomorrow", "p2", ca.ClientSecret(t, "second", mtlstest.Valid(24*time.Hour, 48*time.Hour)), "ok", ""},
 			{"foreign CA", "p3", foreign, "rejected", "this version would be rejected because secret a: client_cert: does not lead to ca_cert"},
-			{"expired", "p4", ca.clientSecret(t, "second", valid(-48*time.Hour, -24*time.Hour)), "rejected", "expired on"},
+			{"expired", "p4", ca.ClientSecret(t, "second", mtlstest.Valid(-48*time.Hour, -24*time.Hour)), "rejected", "expired on"},
 			{"no PEM", "p5", []byte(`{"client_cert": "x"}`), "rejected", "client_cert"},
 		} {
 			s.pend(c.version, c.content)
@@ -82,24 +84,19 @@ func TestPreflight(t *testing.T) {
 // A pending version has to fit with the other secrets as they are, or with their pending versions.
 func TestPreflightOfSeveral(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		old, next := newCA(t, "old", nil), newCA(t, "next", nil)
-		pair := func(ca *authority, name string) []byte {
-			cert, key := ca.leaf(t, name)
-			return secretJSON(t, map[string]any{clientCert: certPEM(cert), clientKey: keyPEM(t, key)})
-		}
-		anchors := func(ca *authority) []byte { return secretJSON(t, map[string]any{caCert: certPEM(ca.cert)}) }
-		a, b := newFake(pair(old, "first")), newFake(anchors(old))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
+		old, next := mtlstest.NewCA(t, "old", nil), mtlstest.NewCA(t, "next", nil)
+		a, b := newFake(old.PairSecret(t, "first")), newFake(old.AnchorSecret(t))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a, "b": b})
 		result := func(when, secret, want string) {
 			t.Helper()
 			if p := n.secret(secret).Preflight; p == nil || p.Result != want {
 				t.Errorf("%s: %s: %+v, want %s", when, secret, p, want)
 			}
 		}
-		b.pend("p1", anchors(next))
+		b.pend("p1", next.AnchorSecret(t))
 		n.after(6 * time.Minute)
 		result("anchors that the certificate does not lead to", "b", "rejected")
-		a.pend("p1", pair(next, "second"))
+		a.pend("p1", next.PairSecret(t, "second"))
 		n.after(6 * time.Minute)
 		result("with a certificate that does", "a", "ok")
 		result("with a certificate that does", "b", "ok")
@@ -109,11 +106,11 @@ func TestPreflightOfSeveral(t *testing.T) {
 // What cannot be read says nothing: the label may come before the content.
 func TestPreflightUnread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		s.meet(func() { s.err = errors.New("AccessDeniedException") })
-		s.pend("p1", ca.clientSecret(t, "second"))
+		s.pend("p1", ca.ClientSecret(t, "second"))
 		n.after(time.Minute * 7)
 		s.fail(nil)
 		if p := n.secret("a").Preflight; p == nil || p.Result != "unknown" || !strings.Contains(p.Reason, "AccessDenied") {

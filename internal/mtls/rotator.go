@@ -5,20 +5,17 @@ import (
 	"crypto/sha256"
 	"errors"
 	"log/slog"
-	"path/filepath"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/mtls/certset"
+	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/guard"
 )
 
 const (
-	// requestTimeout bounds one call of a Source, evidenceTimeout one of Config.Evidence.
-	requestTimeout  = 10 * time.Second
-	evidenceTimeout = 20 * time.Second
 	// minIdle is how long the loop sleeps at least; requests wake it.
 	minIdle = 20 * time.Millisecond
 	// heartbeat is how often the loop turns with nothing to do.
@@ -32,113 +29,61 @@ const MaxStall = 30 * time.Second
 
 // Rotator keeps the published directory equal to what its secrets say. New makes one, Run works.
 type Rotator struct {
-	log       *slog.Logger
-	metrics   *metrics
-	evidence  func(context.Context, Binding) ([]byte, error) // nil: there is to be none
-	onPublish func(generation string)
-	ready     chan struct{} // closed at the first complete publication
-	stopped   chan struct{} // closed when Run returns
-	path      string
-	allowDisk bool
-	wake      chan struct{} // size one: look at requests
-	alarm     chan struct{} // size one: a directory is suspect
-	running   sync.WaitGroup
-	progress  atomic.Int64 // Unix time in ns
-	status    atomic.Pointer[snapshot]
-
-	mu       sync.Mutex
-	requests requests
+	config  Config
+	log     *slog.Logger
+	metrics *metrics
+	ready   chan struct{} // closed at the first complete publication
+	stopped chan struct{} // closed when Run returns
+	inbox   *inbox
+	caller  *caller
+	status  atomic.Pointer[snapshot]
 
 	// All below is owned by Run.
 	settings    Settings
-	secrets     []*secret
-	dirs        []*directory // the node's own first
-	newGuard    func(path string) sentinel
-	hints       hints
+	secrets     secrets
+	targets     []*target // the node's own first
 	clock       clock
-	dirty       bool                 // there may be something new to publish
-	blocked     error                // why the secrets give nothing to publish
-	noEvidence  bool                 // the last time it was asked for, there was to be none
-	leaving     map[string]time.Time // anchors that were first missed: until when they stay, by SHA-256
+	overlap     certset.Overlap
+	changed     bool  // something other than a secret, such as the settings, may call for a publication
+	blocked     error // why the secrets give nothing to publish
+	noEvidence  bool  // the last time that evidence was asked for, there was to be none
 	nextCollect time.Time
 }
 
-// requests are what others want of Run. Those made while one is pending fold into it.
-type requests struct {
-	settings *Settings
-	look     bool // at every secret, now
-	waiters  []chan<- outcome
-}
-
-type outcome struct {
-	change client.Refresh
-	err    error
-}
-
-// attempt follows something that may fail several times in a row.
-type attempt struct {
-	err      error
-	failures int
-	next     time.Time
-}
-
-// errStopped answers a Refresh that Run does not live to see.
+// errStopped answers a Refresh that Run does not live to serve.
 var errStopped = errors.New("the rotation of certificates has stopped")
 
 // New returns a Rotator that has not started. Until Run has looked at the directory, Status shows nothing.
 func New(c Config) *Rotator {
+	log := c.Log.With("component", "mtls")
+	if c.newGuard == nil {
+		c.newGuard = func(path string) sentinel { return guard.New(guard.Config{Path: path, Log: log}) }
+	}
+	m := newMetrics(c.Registerer)
 	r := &Rotator{
-		log:     c.Log.With("component", "mtls"),
-		metrics: newMetrics(c.Registerer),
+		config:  c,
+		log:     log,
+		metrics: m,
 		ready:   make(chan struct{}),
 		stopped: make(chan struct{}),
-		wake:    make(chan struct{}, 1),
-		alarm:   make(chan struct{}, 1),
-		leaving: make(map[string]time.Time),
+		inbox:   newInbox(),
+		clock:   clock{log: log},
 	}
-	if c.Evidence != nil {
-		r.evidence = func(ctx context.Context, b Binding) ([]byte, error) {
-			ctx, cancel := context.WithTimeout(ctx, evidenceTimeout)
-			defer cancel()
-			return await(ctx, r, func(ctx context.Context) ([]byte, error) { return c.Evidence(ctx, b) })
-		}
-	}
-	r.clock.log = r.log
-	r.path, r.allowDisk, r.onPublish = c.Path, c.AllowDisk, c.Published
-	r.newGuard = func(path string) sentinel { return guard.New(guard.Config{Path: path, Log: r.log}) }
-	r.dirs = []*directory{r.newDirectory(Consumer{})}
+	r.caller = &caller{metrics: m, alarm: make(chan struct{}, 1), onAlarm: r.answerAlarms}
 	r.apply(c.Settings)
-	r.turned(time.Now())
-	r.show()
+	r.caller.movedOn(time.Now())
+	r.updateStatus()
 	return r
-}
-
-// newDirectory returns the directory of a consumer, or the node's own.
-func (r *Rotator) newDirectory(c Consumer) *directory {
-	d := &directory{
-		consumer: c,
-		log:      r.log,
-		opens:    newOpens(),
-		guard:    r.newGuard(filepath.Join(r.path, c.Name)),
-		state:    client.GuardStatus{State: client.GuardOff},
-	}
-	d.pub = r.newPublisher(c.Name)
-	d.pub.quiet = func() { d.opens.settle() }
-	return d
-}
-
-func (r *Rotator) newPublisher(consumer string) *publisher {
-	return &publisher{path: filepath.Join(r.path, consumer), allowDisk: r.allowDisk, consumer: consumer, log: r.log}
 }
 
 // Run publishes, and keeps at it, until ctx ends. No failure ends it.
 func (r *Rotator) Run(ctx context.Context) error {
 	defer close(r.stopped)
 	defer func() {
-		for _, d := range r.dirs {
-			d.close()
+		for _, t := range r.targets {
+			t.close()
 		}
-		r.running.Wait()
+		r.caller.running.Wait()
 	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -146,37 +91,37 @@ func (r *Rotator) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-r.alarm:
-			r.answerAlarm()
+		case <-r.caller.alarm:
+			r.answerAlarms()
 			continue
-		case <-r.wake:
+		case <-r.inbox.wake:
 		case <-timer.C:
 		}
-		r.turn(ctx)
+		r.runDue(ctx)
 		now := time.Now()
-		r.turned(now)
+		r.caller.movedOn(now)
 		timer.Reset(r.idle(now))
 	}
 }
 
-// Hint says that a secret may have changed. It does not wait. Hints are looked into at once, ten of them; those above
-// one in ten seconds have to wait, and fold into one.
-func (r *Rotator) Hint() { r.request(func(q *requests) { q.look = true }) }
+// Hint says that a secret may have changed. It does not wait. Up to ten hints are served at once, then one per ten seconds;
+// the rest coalesce.
+func (r *Rotator) Hint() { r.inbox.add(func(q *requests) { q.look = true }) }
 
-// Apply replaces the settings, without waiting. Secrets of the same name keep what is known of them.
-func (r *Rotator) Apply(s Settings) { r.request(func(q *requests) { q.settings = &s }) }
+// Apply replaces the settings, without waiting. What is known of secrets whose names stay is kept.
+func (r *Rotator) Apply(s Settings) { r.inbox.add(func(q *requests) { q.settings = &s }) }
 
-// Refresh is a Hint that waits: it looks at every secret, publishes what has changed, and tells what came of it. The error joins the
-// reasons of the secrets that could not be brought up to date; the Refresh is good in any case.
+// Refresh is a Hint that waits: it looks at every secret, publishes what has changed, and returns the outcome. The error
+// joins the reasons of the secrets that could not be brought up to date; the Refresh is valid in any case.
 func (r *Rotator) Refresh(ctx context.Context) (client.Refresh, error) {
 	done := make(chan outcome, 1)
-	r.request(func(q *requests) {
+	r.inbox.add(func(q *requests) {
 		q.look = true
 		q.waiters = append(q.waiters, done)
 	})
 	select {
 	case o := <-done:
-		return o.change, o.err
+		return o.refresh, o.err
 	case <-ctx.Done():
 		return client.Refresh{}, ctx.Err()
 	case <-r.stopped:
@@ -184,26 +129,14 @@ func (r *Rotator) Refresh(ctx context.Context) (client.Refresh, error) {
 	}
 }
 
-func (r *Rotator) request(ask func(*requests)) {
-	r.mu.Lock()
-	ask(&r.requests)
-	r.mu.Unlock()
-	select {
-	case r.wake <- struct{}{}:
-	default: // it will look anyway
-	}
-}
-
-// Ready is closed when a complete, valid set is published, be it by an earlier run.
+// Ready is closed when a complete, valid set is published, by this run or an earlier one.
 func (r *Rotator) Ready() <-chan struct{} { return r.ready }
 
-// Status returns the latest snapshot.
+// Status returns the latest snapshot, which never changes.
 func (r *Rotator) Status() *client.Publication { return &r.status.Load().Publication }
 
-// Progress is when the loop last turned. While it does, Progress is never older than MaxStall.
-func (r *Rotator) Progress() time.Time { return time.Unix(0, r.progress.Load()) }
-
-func (r *Rotator) turned(now time.Time) { r.progress.Store(now.UnixNano()) }
+// Progress returns when the loop last moved on. While it does, Progress is never older than MaxStall.
+func (r *Rotator) Progress() time.Time { return time.Unix(0, r.caller.progress.Load()) }
 
 // SPKI returns the SHA-256 of the SubjectPublicKeyInfo of the published certificate of a kind, "client" or "server".
 func (r *Rotator) SPKI(kind string) (sum [sha256.Size]byte, ok bool) {
@@ -211,89 +144,68 @@ func (r *Rotator) SPKI(kind string) (sum [sha256.Size]byte, ok bool) {
 	return sum, ok
 }
 
-// take returns the requests that may be seen to now, and keeps the rest.
-func (r *Rotator) take(now time.Time) requests {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	q := r.requests
-	r.requests = requests{}
-	// Local files cost nothing to look at.
-	remote := slices.ContainsFunc(r.secrets, func(s *secret) bool { _, local := s.source.(FileSource); return !local })
-	if q.look && q.settings == nil && remote && !r.hints.allow(now) {
-		r.requests.look, r.requests.waiters = true, q.waiters
-		q.look, q.waiters = false, nil
-	}
-	return q
-}
-
-// turn does all that is due.
-func (r *Rotator) turn(ctx context.Context) {
-	q := r.take(time.Now())
-	before := r.main().generation()
+// runDue does everything that is due, and answers those who wait for it.
+func (r *Rotator) runDue(ctx context.Context) {
+	q := r.inbox.take(time.Now(), !slices.ContainsFunc(r.secrets, func(s *secret) bool { return !s.local() }))
+	before := r.main().Generation()
 	if q.settings != nil {
 		r.apply(*q.settings)
 	}
 	busy := q.settings != nil || q.look
-	r.tend(ctx)
-	for _, d := range r.dirs {
-		now := time.Now()
-		if !d.repair.next.IsZero() && !now.Before(d.repair.next) {
-			r.inspect(d, now)
+	for _, t := range r.targets {
+		t.startGuard(ctx, r.caller)
+	}
+	for _, t := range r.targets {
+		if now := time.Now(); !t.state.retry.next.IsZero() && !now.Before(t.state.retry.next) {
 			busy = true
+			if t.inspect(now) {
+				r.notify()
+			}
 		}
 	}
 	if len(r.secrets) > 0 {
-		busy = r.work(ctx, q.look) || busy
+		busy = r.rotate(ctx, q.look) || busy
 	}
 	if ctx.Err() != nil {
 		return
 	}
-	if r.complete() {
-		r.beReady()
-	}
+	r.readyIfComplete()
 	if !busy {
 		return
 	}
-	r.show()
-	o := outcome{client.Refresh{Generation: r.main().generation(), Secrets: r.Status().Secrets}, r.troubles()}
-	if o.change.Generation != before {
-		o.change.Changed, o.change.Previous = true, before
+	r.updateStatus()
+	o := outcome{client.Refresh{Generation: r.main().Generation(), Secrets: r.Status().Secrets}, r.failures()}
+	if o.refresh.Generation != before {
+		o.refresh.Changed, o.refresh.Previous = true, before
 	}
 	for _, w := range q.waiters {
 		w <- o
 	}
 }
 
-// work opens, looks and publishes, as far as that is due, and reports whether it has done anything.
-func (r *Rotator) work(ctx context.Context, look bool) (busy bool) {
-	for _, d := range r.dirs {
-		if now := time.Now(); !d.opened && (look || !now.Before(d.publish.next)) {
+// rotate opens directories, looks at secrets and publishes, as far as that is due or asked for, and reports whether it has
+// done anything.
+func (r *Rotator) rotate(ctx context.Context, asked bool) (busy bool) {
+	for _, t := range r.targets {
+		if now := time.Now(); !t.Opened() && (asked || !now.Before(t.attempt.next)) {
+			r.open(t, now)
 			busy = true
-			if err := d.open(now); err != nil {
-				r.publishFailed(d, err, now)
-				continue
-			}
-			r.dirty = true
-			if d == r.main() {
-				r.recall()
-				r.withdrawForgotten()
-			}
 		}
 	}
-	if busy && r.complete() { // no need to wait for the sources, which may be out of reach
-		r.beReady()
+	if busy { // no need to wait for the sources, which may be out of reach
+		r.readyIfComplete()
 	}
 	for _, s := range r.secrets {
-		if now := time.Now(); look || !now.Before(s.next) {
-			r.check(ctx, s)
+		if now := time.Now(); asked || !now.Before(s.next) {
+			r.look(ctx, s)
 			busy = true
 		}
 		if ctx.Err() != nil {
 			return busy
 		}
 	}
-	if now := time.Now(); r.main().opened && (r.due(now) || look && r.failing()) {
-		r.bringUp(ctx, now)
+	if now := time.Now(); r.main().Opened() && (r.due(now) || asked && r.failing()) {
+		r.publishAll(ctx, now)
 		busy = true
 	}
 	if now := time.Now(); !now.Before(r.nextCollect) {
@@ -302,7 +214,90 @@ func (r *Rotator) work(ctx context.Context, look bool) (busy bool) {
 	return busy
 }
 
-// idle is how long the loop may sleep.
+// open looks at a directory for the first time.
+func (r *Rotator) open(t *target, now time.Time) {
+	if err := t.open(now); err != nil {
+		t.publishFailed(err, now)
+		return
+	}
+	r.changed = true
+	if t != r.main() {
+		return
+	}
+	if g := t.Current(); g != nil {
+		r.secrets.takeOver(g.Set)
+	}
+	for _, name := range t.Consumers() { // dropped while the agent did not run
+		if !slices.Contains(t.allowed, name) {
+			r.withdraw(Consumer{Name: name})
+		}
+	}
+}
+
+// withdraw removes the directory of a dropped consumer.
+func (r *Rotator) withdraw(c Consumer) {
+	d := directory.New(directory.Config{Path: r.config.pathOf(c), AllowDisk: r.config.AllowDisk, Consumer: c.Name, Log: r.log})
+	defer d.Close()
+	if err := d.Withdraw(); err != nil {
+		r.log.Error("could not remove a dropped consumer's directory; remove it by hand", "path", d.Path(), "err", err)
+		return
+	}
+	r.log.Info("removed a dropped consumer's directory", "path", d.Path())
+}
+
+// look looks at a secret, fetches a version that is not known yet, and decides when to look again.
+func (r *Rotator) look(ctx context.Context, s *secret) {
+	err := s.refresh(ctx, r.caller, &r.clock)
+	if err == nil && s.fetchPending(ctx, r.caller) {
+		r.secrets.verifyPending(s.preflight.at) // it may be what another one was waiting for
+	}
+	now := time.Now()
+	if ctx.Err() != nil {
+		return
+	}
+	r.caller.movedOn(now)
+	o := outlook{
+		interval:     r.settings.PollInterval,
+		nextRotation: s.latest.NextRotation,
+		pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
+	}
+	if g := r.main().Current(); g != nil {
+		for _, leaf := range g.Set.Leaves {
+			if o.notAfter.IsZero() || leaf.NotAfter.Before(o.notAfter) {
+				o.notBefore, o.notAfter = leaf.NotBefore, leaf.NotAfter
+			}
+		}
+	}
+	s.schedule(err, o, !r.isReady(), now)
+}
+
+// answerAlarms inspects the directories whose guards have seen something.
+func (r *Rotator) answerAlarms() {
+	changed := false
+	for _, t := range r.targets {
+		if !t.suspect.Swap(false) {
+			continue
+		}
+		state := t.state.State
+		if t.inspect(time.Now()) {
+			r.notify()
+			changed = true
+		}
+		changed = changed || t.state.State != state
+	}
+	if changed {
+		r.updateStatus()
+	}
+}
+
+// notify calls Config.Published.
+func (r *Rotator) notify() {
+	if r.config.Published != nil {
+		r.config.Published(r.main().Generation())
+	}
+}
+
+// idle returns how long the loop may sleep.
 func (r *Rotator) idle(now time.Time) time.Duration {
 	wait := heartbeat
 	until := func(t time.Time) {
@@ -316,28 +311,22 @@ func (r *Rotator) idle(now time.Time) time.Duration {
 			until(s.heldUntil)
 		}
 	}
-	for _, d := range r.dirs {
-		until(d.repair.next)
+	for _, t := range r.targets {
+		until(t.state.retry.next)
 		switch {
 		case len(r.secrets) == 0: // nothing is published
-		case d.publish.err != nil || !d.opened:
-			until(d.publish.next)
-		case d.current != nil && d.current.set != nil:
-			for _, c := range d.current.set.carried {
-				until(c.Until)
-			}
+		case t.attempt.err != nil || !t.Opened():
+			until(t.attempt.next)
+		default:
+			until(t.overlapEnds())
 		}
 	}
-	r.mu.Lock()
-	if r.requests.look {
-		until(r.hints.next())
-	}
-	r.mu.Unlock()
+	until(r.inbox.next())
 	// What is overdue was either done a moment ago or cannot be done: neither is worth a busy loop.
 	return max(minIdle, wait)
 }
 
-// apply takes over settings and keeps what is known of secrets that stay.
+// apply takes over settings, and keeps what is known of secrets and directories that stay.
 func (r *Rotator) apply(s Settings) {
 	known := make(map[string]*secret)
 	for _, k := range r.secrets {
@@ -348,72 +337,59 @@ func (r *Rotator) apply(s Settings) {
 		k := known[n.Name]
 		delete(known, n.Name)
 		if k == nil {
-			k = &secret{name: n.Name}
+			k = &secret{name: n.Name, log: r.log, metrics: r.metrics}
 		}
-		k.source = n.Source
-		k.next = time.Time{}
+		k.source, k.next = n.Source, time.Time{}
 		r.secrets = append(r.secrets, k)
 	}
 	r.settings = s
-	r.dirty = true
+	r.changed = true
 
-	dirs := map[string]*directory{"": r.main()}
-	for _, d := range r.dirs[1:] {
-		dirs[d.consumer.Name] = d
+	targets := make(map[string]*target)
+	for _, t := range r.targets {
+		targets[t.consumer.Name] = t
 	}
-	r.dirs = nil
+	r.targets = nil
+	var names []string
 	for _, c := range append([]Consumer{{Owner: s.Owner}}, s.Consumers...) {
-		d := dirs[c.Name]
-		delete(dirs, c.Name)
-		if d == nil {
-			d = r.newDirectory(c)
+		t := targets[c.Name]
+		delete(targets, c.Name)
+		if t == nil {
+			t = newTarget(&r.config, c, r.metrics, r.log)
 		}
-		d.consumer, d.access = c, access{c.Owner, s.KeyMode, s.CertMode}
-		r.dirs = append(r.dirs, d)
+		t.consumer, t.access = c, directory.Access{Owner: c.Owner, KeyMode: s.KeyMode, CertMode: s.CertMode}
+		r.targets = append(r.targets, t)
+		if c.Name != "" {
+			names = append(names, c.Name)
+		}
 	}
-	r.main().allowed = nil
-	for _, c := range s.Consumers {
-		r.main().allowed = append(r.main().allowed, c.Name)
-	}
-	r.main().allow()
-	for _, d := range dirs {
-		d.close()
-		r.withdraw(d.pub)
+	r.main().allow(names)
+	for _, t := range targets {
+		t.close()
+		r.withdraw(t.consumer)
 	}
 }
 
 // main is the node's own directory.
-func (r *Rotator) main() *directory { return r.dirs[0] }
+func (r *Rotator) main() *target { return r.targets[0] }
 
-// recall takes over what an earlier run has published.
-func (r *Rotator) recall() {
-	g := r.main().current
-	if g == nil {
-		return
-	}
-	for _, s := range r.secrets {
-		for _, b := range g.bundles {
-			if b.secret == s.name && b.version != "" && s.published == nil {
-				s.published = b
-			}
-		}
-	}
+// due reports whether there may be something new to publish.
+func (r *Rotator) due(now time.Time) bool {
+	return r.changed || r.secrets.due(now) || slices.ContainsFunc(r.targets, func(t *target) bool { return t.due(now) })
 }
 
-// complete: is every secret in what is published, everywhere, and that as it should be?
+// failing reports whether the last attempt to publish to a directory has failed.
+func (r *Rotator) failing() bool {
+	return slices.ContainsFunc(r.targets, func(t *target) bool { return t.attempt.err != nil })
+}
+
+// complete reports whether every directory is intact and contains every secret.
 func (r *Rotator) complete() bool {
 	if len(r.secrets) == 0 {
 		return true
 	}
-	if !r.main().intact() || slices.ContainsFunc(r.dirs[1:], func(d *directory) bool { return d.current == nil || d.current.damaged }) {
-		return false
-	}
-	return !slices.ContainsFunc(r.secrets, func(s *secret) bool { return s.published == nil })
-}
-
-// failing: is there a directory that the last attempt to publish has failed for?
-func (r *Rotator) failing() bool {
-	return slices.ContainsFunc(r.dirs, func(d *directory) bool { return d.publish.err != nil })
+	return !slices.ContainsFunc(r.targets, func(t *target) bool { return !t.intact() }) &&
+		!slices.ContainsFunc(r.secrets, func(s *secret) bool { return s.published == nil })
 }
 
 func (r *Rotator) isReady() bool {
@@ -425,32 +401,29 @@ func (r *Rotator) isReady() bool {
 	}
 }
 
-func (r *Rotator) beReady() {
-	if !r.isReady() {
+// readyIfComplete closes ready once everything is published.
+func (r *Rotator) readyIfComplete() {
+	if !r.isReady() && r.complete() {
 		close(r.ready)
-		r.show()
+		r.updateStatus()
 	}
 }
 
+// collect removes old generations.
 func (r *Rotator) collect(now time.Time) {
 	r.nextCollect = now.Add(collectInterval)
-	for _, d := range r.dirs {
-		if !d.opened {
+	for _, t := range r.targets {
+		if !t.Opened() {
 			continue
 		}
-		root, err := d.pub.open()
-		if err == nil {
-			err = collect(root, maxRetired, now)
-			root.Close()
-		}
-		if err != nil {
-			r.log.Warn("old generations stay", "path", d.pub.path, "err", err)
+		if err := t.Collect(now); err != nil {
+			r.log.Warn("cannot remove old generations", "path", t.Path(), "err", err)
 		}
 	}
 }
 
-// troubles joins the reasons why what is published is not what the secrets say.
-func (r *Rotator) troubles() error {
+// failures joins the reasons why what is published is not what the secrets say.
+func (r *Rotator) failures() error {
 	var errs []error
 	add := func(err error) {
 		if err != nil && !slices.ContainsFunc(errs, func(e error) bool { return e.Error() == err.Error() }) {
@@ -458,12 +431,12 @@ func (r *Rotator) troubles() error {
 		}
 	}
 	add(r.blocked)
-	for _, d := range r.dirs {
-		add(d.publish.err)
+	for _, t := range r.targets {
+		add(t.attempt.err)
 	}
 	for _, s := range r.secrets {
 		add(s.look.err)
-		if _, held := errors.AsType[*HeldError](s.reason); !held {
+		if !isHeld(s.reason) {
 			add(s.reason)
 		}
 	}

@@ -2,6 +2,9 @@ package mtls
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -19,6 +22,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
+	"sevagent/internal/mtls/directory"
+	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/mtls/source"
 	"sevagent/internal/sim"
 )
 
@@ -63,11 +69,11 @@ func (f *fakeSecret) counts() (describes, fetches int) {
 	return describes, fetches
 }
 
-func (f *fakeSecret) Describe(context.Context) (Version, error) {
+func (f *fakeSecret) Describe(context.Context) (source.Version, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.describes++
-	return Version{Current: f.current, Pending: f.pending, NextRotation: f.rotation, Date: f.date()}, f.err
+	return source.Version{Current: f.current, Pending: f.pending, NextRotation: f.rotation, Date: f.date()}, f.err
 }
 
 // date is what the service's clock says.
@@ -78,7 +84,7 @@ func (f *fakeSecret) date() time.Time {
 	return time.Now().Add(*f.ahead).Truncate(time.Second)
 }
 
-func (f *fakeSecret) Fetch(_ context.Context, version string, label Label) (Secret, error) {
+func (f *fakeSecret) Fetch(_ context.Context, version string, label source.Label) (source.Secret, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fetches++
@@ -88,42 +94,39 @@ func (f *fakeSecret) Fetch(_ context.Context, version string, label Label) (Secr
 	if f.err != nil {
 		return nil, f.err
 	}
-	if version != map[Label]string{LabelCurrent: f.current, LabelPending: f.pending}[label] {
-		return nil, &SourceError{Kind: LabelMoved, Err: errors.New("ResourceNotFoundException")}
+	if version != map[source.Label]string{source.Current: f.current, source.Pending: f.pending}[label] {
+		return nil, &source.Error{Kind: source.Moved, Err: errors.New("ResourceNotFoundException")}
 	}
-	return NewSecret(f.versions[version]), nil
+	return source.NewSecret(f.versions[version]), nil
 }
+
+// ours are settings that need no privileges.
+var ours = directory.Access{Owner: Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o440, CertMode: 0o444}
 
 // node is a running Rotator inside a synctest bubble.
 type node struct {
 	*Rotator
-	*published
+	path    string
 	config  Config
 	metrics *prometheus.Registry
 	stop    func()
 }
 
-func start(t *testing.T, path string, secrets map[string]Source, change ...func(*Config)) *node {
+func start(t *testing.T, path string, secrets map[string]source.Source, change ...func(*Config)) *node {
 	t.Helper()
-	return startGuarded(t, path, secrets, nil, change...)
-}
-
-// startGuarded takes a fake guard for the node's own directory; the real one makes system calls that synctest does not know
-// to wait for.
-func startGuarded(t *testing.T, path string, secrets map[string]Source, g sentinel, change ...func(*Config)) *node {
-	t.Helper()
-	n := &node{metrics: prometheus.NewPedanticRegistry()}
+	n := &node{path: path, metrics: prometheus.NewPedanticRegistry()}
 	n.config = Config{
 		Path:      path,
 		AllowDisk: true,
 		Settings: Settings{
 			PollInterval: 5 * time.Minute,
-			Owner:        ours.owner,
-			KeyMode:      ours.keyMode,
-			CertMode:     ours.certMode,
+			Owner:        ours.Owner,
+			KeyMode:      ours.KeyMode,
+			CertMode:     ours.CertMode,
 		},
 		Registerer: n.metrics,
-		Log:        testLog(t),
+		Log:        mtlstest.Log(t),
+		newGuard:   func(string) sentinel { return nil },
 	}
 	for _, name := range []string{"a", "b", "c"} {
 		if s := secrets[name]; s != nil {
@@ -134,12 +137,6 @@ func startGuarded(t *testing.T, path string, secrets map[string]Source, g sentin
 		c(&n.config)
 	}
 	n.Rotator = New(n.config)
-	n.newGuard = func(string) sentinel { return nil }
-	n.main().guard = g
-	for _, d := range n.dirs[1:] {
-		d.guard = nil
-	}
-	n.published = &published{t, n.main().pub, nil, nil}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
@@ -154,6 +151,16 @@ func startGuarded(t *testing.T, path string, secrets map[string]Source, g sentin
 	t.Cleanup(n.stop)
 	synctest.Wait()
 	return n
+}
+
+// read returns what a consumer reads, by the names of the links.
+func (n *node) read(t *testing.T) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	for _, name := range names(t, n.path) {
+		files[name] = mtlstest.Read(t, filepath.Join(n.path, name))
+	}
+	return files
 }
 
 // after lets time pass.
@@ -185,25 +192,40 @@ func (n *node) isReady(t *testing.T, want bool) {
 	}
 }
 
-// subject is the common name of the published client certificate, as a consumer finds it.
+// subject is the common name of the published client certificate, as a consumer finds it. Empty: there is none.
 func (n *node) subject(t *testing.T) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(n.path, "client.pem"))
 	if err != nil {
 		return ""
 	}
-	p, err := parsePlain(string(content))
-	if err != nil {
-		t.Fatal(err)
+	return subjects(t, content)[0]
+}
+
+// subjects lists the common names of the certificates in a PEM file.
+func subjects(t *testing.T, content []byte) (names []string) {
+	t.Helper()
+	for {
+		var block *pem.Block
+		if block, content = pem.Decode(content); block == nil {
+			return names
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			t.Fatalf("parse a published certificate: %v", err)
+		}
+		names = append(names, c.Subject.CommonName)
 	}
-	return p.certs[0].Subject.CommonName
 }
 
 func TestRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		n.isReady(t, true)
 		if got := n.subject(t); got != "first" {
 			t.Errorf("published %q at the start", got)
@@ -217,7 +239,7 @@ func TestRotation(t *testing.T) {
 			t.Errorf("%d describes and %d fetches in a quiet hour, want 12 ± 20 %% and none", d, f)
 		}
 
-		s.put("version-2", ca.clientSecret(t, "second"))
+		s.put("version-2", ca.ClientSecret(t, "second"))
 		status := n.after(6 * time.Minute)
 		if got := n.subject(t); got != "second" {
 			t.Errorf("published %q six minutes after a rotation", got)
@@ -242,7 +264,7 @@ func TestRotation(t *testing.T) {
 		}
 
 		// AWSCURRENT moves back: what differs counts, not what is newer.
-		s.put("version-1", ca.clientSecret(t, "first"))
+		s.put("version-1", ca.ClientSecret(t, "first"))
 		n.after(6 * time.Minute)
 		if got := n.subject(t); got != "first" {
 			t.Errorf("published %q after a roll-back", got)
@@ -252,16 +274,16 @@ func TestRotation(t *testing.T) {
 
 func TestRestartServesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		path := filepath.Join(memoryDir(t), "mtls")
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, path, map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, path, map[string]source.Source{"a": s})
 		generation := n.Status().Generation
 		n.stop()
 		s.counts()
 
 		s.fail(errors.New("connection refused"))
-		n = start(t, path, map[string]Source{"a": s})
+		n = start(t, path, map[string]source.Source{"a": s})
 		n.isReady(t, true)
 		if n.Status().Generation != generation || n.secret("a").State != client.SecretUnreachable {
 			t.Errorf("generation %s, secret %+v", n.Status().Generation, n.secret("a"))
@@ -277,8 +299,8 @@ func TestRestartServesAtOnce(t *testing.T) {
 		n.stop()
 
 		// What the manifest says is compared with the new settings, too.
-		n = start(t, path, map[string]Source{"a": s}, func(c *Config) { c.Settings.KeyMode = 0o400 })
-		if n.Status().Generation == generation || stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o400 {
+		n = start(t, path, map[string]source.Source{"a": s}, func(c *Config) { c.Settings.KeyMode = 0o400 })
+		if n.Status().Generation == generation || mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o400 {
 			t.Error("another key_mode was not applied")
 		}
 	})
@@ -287,15 +309,15 @@ func TestRestartServesAtOnce(t *testing.T) {
 // A version that cannot be published leaves the last good one, says why, and is not fetched again.
 func TestRejectedVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		generation := n.Status().Generation
 		s.counts()
 		for i, bad := range [][]byte{
 			nil,
 			[]byte("garbage"),
-			ca.clientSecret(t, "expired", valid(-2*time.Hour, -time.Hour)),
+			ca.ClientSecret(t, "expired", mtlstest.Valid(-2*time.Hour, -time.Hour)),
 		} {
 			version := fmt.Sprintf("bad-%d", i)
 			s.put(version, bad)
@@ -315,12 +337,12 @@ func TestRejectedVersion(t *testing.T) {
 			t.Errorf("refresh: %v, want the reason", err)
 		}
 		// The label goes back to what is published.
-		s.put("version-1", ca.clientSecret(t, "first"))
+		s.put("version-1", ca.ClientSecret(t, "first"))
 		n.after(6 * time.Minute)
 		if got := n.secret("a"); got.State != client.SecretCurrent || got.Error != "" || n.Status().Generation != generation {
 			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
 		}
-		s.put("version-2", ca.clientSecret(t, "second"))
+		s.put("version-2", ca.ClientSecret(t, "second"))
 		n.after(6 * time.Minute)
 		if got := n.subject(t); got != "second" || n.secret("a").Error != "" {
 			t.Errorf("published %q, secret %+v", got, n.secret("a"))
@@ -331,10 +353,10 @@ func TestRejectedVersion(t *testing.T) {
 // Nothing is published, and the node is not ready, until every secret has given something.
 func TestFirstPublicationIsComplete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		good, late := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
-		late.fail(&SourceError{Kind: Persistent, Err: errors.New("AccessDeniedException")})
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": good, "b": late})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		good, late := newFake(ca.ClientSecret(t, "first")), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
+		late.fail(&source.Error{Kind: source.Persistent, Err: errors.New("AccessDeniedException")})
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": good, "b": late})
 		n.after(time.Minute)
 		n.isReady(t, false)
 		if n.Status().Error == "" || n.secret("b").State != client.SecretDenied || n.subject(t) != "" {
@@ -346,7 +368,7 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		late.fail(nil)
 		n.after(5 * time.Minute)
 		n.isReady(t, true)
-		if got := n.read(); got["cert-1.pem"] != certPEM(ca.cert) || n.subject(t) != "first" {
+		if got := n.read(t); got["cert-1.pem"] != mtlstest.CertPEM(ca.Cert) || n.subject(t) != "first" {
 			t.Errorf("published %v", got)
 		}
 		if _, f := good.counts(); f != 1 {
@@ -358,14 +380,14 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 // A bad version of one secret does not keep another from being renewed.
 func TestSecretsFailApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		a, b := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
-		other := newCA(t, "other", nil)
-		a.put("bad", ca.clientSecret(t, "expired", valid(-2*time.Hour, -time.Hour)))
-		b.put("good", []byte(certPEM(other.cert)))
+		ca := mtlstest.NewCA(t, "ca", nil)
+		a, b := newFake(ca.ClientSecret(t, "first")), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a, "b": b})
+		other := mtlstest.NewCA(t, "other", nil)
+		a.put("bad", ca.ClientSecret(t, "expired", mtlstest.Valid(-2*time.Hour, -time.Hour)))
+		b.put("good", []byte(mtlstest.CertPEM(other.Cert)))
 		n.after(6 * time.Minute)
-		if got := n.read(); got["cert-1.pem"] != certPEM(other.cert) || n.subject(t) != "first" {
+		if got := n.read(t); got["cert-1.pem"] != mtlstest.CertPEM(other.Cert) || n.subject(t) != "first" {
 			t.Errorf("published %v", got)
 		}
 		if n.secret("a").State != client.SecretRejected || n.secret("b").State != client.SecretCurrent {
@@ -377,21 +399,16 @@ func TestSecretsFailApart(t *testing.T) {
 // Certificate and CA come from two secrets that are rotated one after the other: the first waits for the second.
 func TestSecretsRotateTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		pair := func(ca *authority, name string) []byte {
-			cert, key := ca.leaf(t, name)
-			return secretJSON(t, map[string]any{clientCert: certPEM(cert), clientKey: keyPEM(t, key)})
-		}
-		anchor := func(ca *authority) []byte { return secretJSON(t, map[string]any{caCert: certPEM(ca.cert)}) }
 		for _, order := range []string{"ab", "ba"} {
-			old, next := newCA(t, "old", nil), newCA(t, "next", nil)
-			a, b := newFake(pair(old, "first")), newFake(anchor(old))
-			n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
+			old, next := mtlstest.NewCA(t, "old", nil), mtlstest.NewCA(t, "next", nil)
+			a, b := newFake(old.PairSecret(t, "first")), newFake(old.AnchorSecret(t))
+			n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a, "b": b})
 			n.isReady(t, true)
 			rotate := func(which byte) {
 				if which == 'a' {
-					a.put("version-2", pair(next, "second"))
+					a.put("version-2", next.PairSecret(t, "second"))
 				} else {
-					b.put("version-2", anchor(next))
+					b.put("version-2", next.AnchorSecret(t))
 				}
 				n.after(10 * time.Minute)
 			}
@@ -400,7 +417,7 @@ func TestSecretsRotateTogether(t *testing.T) {
 				t.Errorf("%s: published %q, secret %+v", order, n.subject(t), got)
 			}
 			rotate(order[1])
-			if n.subject(t) != "second" || n.read()["ca.crt"] != certPEM(next.cert) || n.secret("a").Error != "" || n.secret("b").Error != "" {
+			if n.subject(t) != "second" || n.read(t)["ca.crt"] != mtlstest.CertPEM(next.Cert) || n.secret("a").Error != "" || n.secret("b").Error != "" {
 				t.Errorf("%s: published %q, secrets %+v", order, n.subject(t), n.Status().Secrets)
 			}
 			if _, f := a.counts(); f != 2 {
@@ -413,9 +430,9 @@ func TestSecretsRotateTogether(t *testing.T) {
 
 func TestCollision(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		a, b := newFake(ca.clientSecret(t, "first")), newFake(ca.clientSecret(t, "other"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a, "b": b})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		a, b := newFake(ca.ClientSecret(t, "first")), newFake(ca.ClientSecret(t, "other"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a, "b": b})
 		const want = "secrets a and b both give "
 		for _, name := range []string{"a", "b"} {
 			if got := n.secret(name); got.State != client.SecretRejected || !strings.Contains(got.Error, want) {
@@ -426,12 +443,12 @@ func TestCollision(t *testing.T) {
 		if !strings.Contains(n.Status().Error, want) || n.subject(t) != "" {
 			t.Errorf("status %+v", n.Status())
 		}
-		b.put("version-2", []byte(certPEM(ca.cert)))
+		b.put("version-2", []byte(mtlstest.CertPEM(ca.Cert)))
 		n.after(6 * time.Minute)
 		n.isReady(t, true)
 
 		generation := n.Status().Generation
-		b.put("version-3", ca.clientSecret(t, "other"))
+		b.put("version-3", ca.ClientSecret(t, "other"))
 		n.after(6 * time.Minute)
 		if got := n.secret("b"); got.State != client.SecretRejected || n.Status().Generation != generation {
 			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
@@ -442,11 +459,11 @@ func TestCollision(t *testing.T) {
 // A leaf from tomorrow is published tomorrow, to the second, without being fetched again.
 func TestHeldVersion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		begin := time.Now().Add(24 * time.Hour)
-		s.put("version-2", ca.clientSecret(t, "second", valid(24*time.Hour, 48*time.Hour)))
+		s.put("version-2", ca.ClientSecret(t, "second", mtlstest.Valid(24*time.Hour, 48*time.Hour)))
 		n.after(10 * time.Minute)
 		if got := n.secret("a"); got.State != client.SecretHeld || !got.HeldUntil.Equal(begin) {
 			t.Errorf("secret %+v, want held until %v", got, begin)
@@ -475,10 +492,10 @@ func TestHeldVersion(t *testing.T) {
 // would stand still here.)
 func TestHeldVersionInTheWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s, missing := newFake(ca.clientSecret(t, "first", valid(time.Hour, 48*time.Hour))), newFake([]byte(certPEM(ca.cert)))
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s, missing := newFake(ca.ClientSecret(t, "first", mtlstest.Valid(time.Hour, 48*time.Hour))), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
 		missing.fail(errors.New("connection refused"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		if got := n.secret("a"); got.State != client.SecretHeld {
 			t.Errorf("secret %+v", got)
 		}
@@ -496,9 +513,9 @@ func TestHeldVersionInTheWay(t *testing.T) {
 // The label moves between the two calls, once or for ever.
 func TestLabelRace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		moves, second := 1, ca.clientSecret(t, "second")
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		moves, second := 1, ca.ClientSecret(t, "second")
 		s.onFetch = func() {
 			if moves > 0 {
 				moves--
@@ -506,7 +523,7 @@ func TestLabelRace(t *testing.T) {
 				s.versions[s.current] = second
 			}
 		}
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		if d, f := s.counts(); d != 2 || f != 2 || n.subject(t) != "second" {
 			t.Errorf("%d describes, %d fetches, published %q; want it to look again at once", d, f, n.subject(t))
 		}
@@ -526,12 +543,12 @@ func TestLabelRace(t *testing.T) {
 
 func TestBackoffAndRecovery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		generation := n.Status().Generation
 
-		s.fail(&SourceError{Kind: Transient, Err: errors.New("ThrottlingException")})
+		s.fail(&source.Error{Kind: source.Transient, Err: errors.New("ThrottlingException")})
 		n.after(time.Hour)
 		s.counts()
 		n.after(10 * time.Hour)
@@ -541,7 +558,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 		if got := n.secret("a"); got.State != client.SecretUnreachable || got.Error != "ThrottlingException" {
 			t.Errorf("secret %+v", got)
 		}
-		s.fail(&SourceError{Kind: Persistent, Err: errors.New("AccessDeniedException")})
+		s.fail(&source.Error{Kind: source.Persistent, Err: errors.New("AccessDeniedException")})
 		n.after(10 * time.Hour)
 		s.counts()
 		n.after(10 * time.Hour)
@@ -568,9 +585,9 @@ func TestBackoffAndRecovery(t *testing.T) {
 
 func TestRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		first := n.Status().Generation
 		s.counts()
 
@@ -578,7 +595,7 @@ func TestRefresh(t *testing.T) {
 		if err != nil || change.Changed || change.Generation != first {
 			t.Errorf("nothing has changed: %+v, %v", change, err)
 		}
-		s.put("version-2", ca.clientSecret(t, "second"))
+		s.put("version-2", ca.ClientSecret(t, "second"))
 		change, err = n.Refresh(t.Context())
 		if err != nil || !change.Changed || change.Previous != first || change.Generation != n.Status().Generation || change.Secrets[0].Published != "version-2" {
 			t.Errorf("after a rotation: %+v, %v", change, err)
@@ -612,11 +629,11 @@ func TestRefresh(t *testing.T) {
 // Refreshes that come while one is under way share the next.
 func TestRefreshIsCoalesced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		s.counts()
-		s.put("version-2", ca.clientSecret(t, "second"))
+		s.put("version-2", ca.ClientSecret(t, "second"))
 		release := make(chan struct{})
 		s.mu.Lock()
 		s.onFetch = func() { <-release }
@@ -645,9 +662,9 @@ func TestRefreshIsCoalesced(t *testing.T) {
 
 func TestApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		a, b := newFake(ca.clientSecret(t, "first")), newFake([]byte(certPEM(ca.cert)))
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": a})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		a, b := newFake(ca.ClientSecret(t, "first")), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a})
 		apply := func(change func(*Settings)) {
 			s := n.config.Settings
 			change(&s)
@@ -655,26 +672,26 @@ func TestApply(t *testing.T) {
 			synctest.Wait()
 		}
 		apply(func(s *Settings) { s.CertMode = 0o400 })
-		if st := stat(t, filepath.Join(n.path, "client.crt")); st.Mode&0o777 != 0o400 {
+		if st := mtlstest.Stat(t, filepath.Join(n.path, "client.crt")); st.Mode&0o777 != 0o400 {
 			t.Errorf("cert_mode is %o after a change to 0400", st.Mode&0o777)
 		}
 		if _, f := a.counts(); f != 1 {
 			t.Errorf("%d fetches, want that of the start", f)
 		}
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"b", b}, {"a", a}} })
-		if got := n.read(); got["cert-0.pem"] != certPEM(ca.cert) {
+		if got := n.read(t); got["cert-0.pem"] != mtlstest.CertPEM(ca.Cert) {
 			t.Errorf("a second secret was added: published %v", got)
 		}
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"a", a}, {"b", b}} })
-		if got := n.read(); got["cert-1.pem"] != certPEM(ca.cert) || got["cert-0.pem"] != "" {
+		if got := n.read(t); got["cert-1.pem"] != mtlstest.CertPEM(ca.Cert) || got["cert-0.pem"] != "" {
 			t.Errorf("the order was changed: published %v", got)
 		}
 
 		// A secret that cannot be had does not keep the others from being renewed.
 		b2 := newFake(nil)
-		b2.fail(&SourceError{Kind: Persistent, Err: errors.New("ResourceNotFoundException")})
+		b2.fail(&source.Error{Kind: source.Persistent, Err: errors.New("ResourceNotFoundException")})
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"missing", b2}, {"a", a}} })
-		a.put("version-2", ca.clientSecret(t, "second"))
+		a.put("version-2", ca.ClientSecret(t, "second"))
 		n.after(10 * time.Minute)
 		if got := n.subject(t); got != "second" || n.secret("missing").State != client.SecretDenied {
 			t.Errorf("published %q, secrets %+v", got, n.Status().Secrets)
@@ -702,7 +719,7 @@ func TestApply(t *testing.T) {
 
 func TestNoSecrets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(memoryDir(t), "mtls")
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		n := start(t, path, nil, func(c *Config) { c.AllowDisk = false })
 		n.isReady(t, true)
 		if _, err := n.Refresh(t.Context()); err != nil {
@@ -717,14 +734,14 @@ func TestNoSecrets(t *testing.T) {
 // Evidence fails for a while: nothing is published until it comes, and then everything.
 func TestPublicationWaitsForEvidence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		s := newFake(ca.clientSecret(t, "first"))
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
 		var mu sync.Mutex
 		var hang, broken bool
 		calls := 0
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s}, func(c *Config) {
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, func(c *Config) {
 			broken = true
-			c.Evidence = func(ctx context.Context, b Binding) ([]byte, error) {
+			c.Evidence = func(ctx context.Context, kind string, _ [sha256.Size]byte) ([]byte, error) {
 				mu.Lock()
 				hang, broken := hang, broken
 				calls++
@@ -736,7 +753,7 @@ func TestPublicationWaitsForEvidence(t *testing.T) {
 				if broken {
 					return nil, errors.New("throttled")
 				}
-				return []byte(b.Kind), nil
+				return []byte(kind), nil
 			}
 		})
 		n.after(10 * time.Minute)
@@ -752,7 +769,7 @@ func TestPublicationWaitsForEvidence(t *testing.T) {
 		mu.Unlock()
 		n.after(5 * time.Minute)
 		n.isReady(t, true)
-		if got := n.read()[evidenceFile]; got != "client" || n.Status().Error != "" {
+		if got := n.read(t)["evidence.json"]; got != "client" || n.Status().Error != "" {
 			t.Errorf("evidence %q, status %+v", got, n.Status())
 		}
 		if _, f := s.counts(); f != 1 {
@@ -763,7 +780,7 @@ func TestPublicationWaitsForEvidence(t *testing.T) {
 		mu.Lock()
 		hang = true
 		mu.Unlock()
-		s.put("version-2", ca.clientSecret(t, "second"))
+		s.put("version-2", ca.ClientSecret(t, "second"))
 		for range 600 {
 			n.after(time.Second)
 			if age := time.Since(n.Progress()); age >= MaxStall {
@@ -779,10 +796,10 @@ func TestPublicationWaitsForEvidence(t *testing.T) {
 // The same bytes under another version ID do not disturb readers.
 func TestSameBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		content := ca.clientSecret(t, "first")
+		ca := mtlstest.NewCA(t, "ca", nil)
+		content := ca.ClientSecret(t, "first")
 		s := newFake(content)
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": s})
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		generation := n.Status().Generation
 		s.put("version-2", content)
 		n.after(10 * time.Minute)
@@ -795,43 +812,37 @@ func TestSameBytes(t *testing.T) {
 // The directory is not there yet, as when the mount comes late.
 func TestDirectoryComesLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		above := filepath.Join(memoryDir(t), "file")
-		if err := os.WriteFile(above, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		n := start(t, filepath.Join(above, "mtls"), map[string]Source{"a": newFake(ca.clientSecret(t, "first"))})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		above := filepath.Join(mtlstest.MemoryDir(t), "file")
+		mtlstest.Do(t, "put a file in the way", os.WriteFile(above, nil, 0o644))
+		n := start(t, filepath.Join(above, "mtls"), map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))})
 		n.after(time.Minute)
 		n.isReady(t, false)
 		if got := n.Status().Error; !strings.HasPrefix(got, "publish to "+n.path) {
 			t.Errorf("error %q", got)
 		}
-		if err := errors.Join(os.Remove(above), os.Mkdir(above, 0o755)); err != nil {
-			t.Fatal(err)
-		}
+		mtlstest.Do(t, "make a directory of it", os.Remove(above), os.Mkdir(above, 0o755))
 		n.after(5 * time.Minute)
 		n.isReady(t, true)
 	})
 }
 
-// Damage found at the start is mended from what is there, even when the source is out of reach.
-func TestDamageIsMendedAtStart(t *testing.T) {
+// Damage found at the start is repaired from what is there, even when the source is out of reach.
+func TestDamageIsRepairedAtStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		path := filepath.Join(memoryDir(t), "mtls")
-		s := newFake(ca.clientSecret(t, "first"))
-		n := start(t, path, map[string]Source{"a": s})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
+		s := newFake(ca.ClientSecret(t, "first"))
+		n := start(t, path, map[string]source.Source{"a": s})
 		generation := n.Status().Generation
 		n.stop()
 		sim.Soften(path)
-		if err := os.Chmod(filepath.Join(path, "client.key"), 0o444); err != nil {
-			t.Fatal(err)
-		}
+		mtlstest.Do(t, "open the key to all", os.Chmod(filepath.Join(path, "client.key"), 0o444))
 		s.fail(errors.New("connection refused"))
 		var broken atomic.Bool
 		broken.Store(true)
-		n = start(t, path, map[string]Source{"a": s}, func(c *Config) {
-			c.Evidence = func(context.Context, Binding) ([]byte, error) {
+		n = start(t, path, map[string]source.Source{"a": s}, func(c *Config) {
+			c.Evidence = func(context.Context, string, [sha256.Size]byte) ([]byte, error) {
 				if broken.Load() {
 					return nil, errors.New("throttled")
 				}
@@ -842,20 +853,18 @@ func TestDamageIsMendedAtStart(t *testing.T) {
 		broken.Store(false)
 		n.after(time.Minute)
 		n.isReady(t, true)
-		if n.Status().Generation == generation || stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
-			t.Errorf("generation %s still has mode %o", n.Status().Generation, stat(t, filepath.Join(path, "client.key")).Mode)
+		if n.Status().Generation == generation || mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
+			t.Errorf("generation %s still has mode %o", n.Status().Generation, mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode)
 		}
 	})
 }
 
 func TestMetrics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ca := newCA(t, "ca", nil)
-		n := start(t, filepath.Join(memoryDir(t), "mtls"), map[string]Source{"a": newFake(ca.clientSecret(t, "first"))})
+		ca := mtlstest.NewCA(t, "ca", nil)
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))})
 		families, err := n.metrics.Gather()
-		if err != nil {
-			t.Fatal(err)
-		}
+		mtlstest.Do(t, "gather the metrics", err)
 		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("lint: %v, %v", problems, err)
 		}
@@ -879,9 +888,7 @@ func TestMetrics(t *testing.T) {
 func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
 	families, err := n.metrics.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	mtlstest.Do(t, "gather the metrics", err)
 	for _, family := range families {
 		if family.GetName() != "sevagent_mtls_"+name {
 			continue

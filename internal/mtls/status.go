@@ -7,76 +7,57 @@ import (
 	"encoding/hex"
 
 	"sevagent/client"
+	"sevagent/internal/mtls/certset"
 )
 
-// snapshot is a Publication with what is not for others.
+// snapshot is a Publication, and what is not part of the local API.
 type snapshot struct {
 	client.Publication
 	keys map[string][sha256.Size]byte // SHA-256 of the SubjectPublicKeyInfo, by kind
 }
 
-// show publishes a new snapshot.
-func (r *Rotator) show() {
+// updateStatus takes a new snapshot.
+func (r *Rotator) updateStatus() {
 	main := r.main()
 	s := &snapshot{keys: make(map[string][sha256.Size]byte), Publication: client.Publication{
 		Ready:        r.isReady(),
-		Path:         main.pub.path,
+		Path:         main.Path(),
 		Certificates: []client.Certificate{},
 		Secrets:      []client.SecretStatus{},
 		Guard:        main.guardStatus(),
 		Clock:        r.clock.status(),
-		Cost:         r.cost(),
+		Cost:         r.secrets.cost(r.settings.PollInterval),
 	}}
-	if g := main.current; g != nil {
-		s.Generation, s.PublishedAt, s.NotAfter = g.name(), g.manifest.Published, g.set.notAfter()
-		s.Certificates, s.Warnings = certificates(g.set), g.set.warnings
-		for kind, leaf := range g.set.leaves {
-			s.keys[kind] = spki(leaf)
+	if g := main.Current(); g != nil {
+		s.Generation, s.PublishedAt, s.NotAfter = g.Name(), g.Published(), g.Set.NotAfter()
+		s.Certificates, s.Warnings = certificates(g.Set), g.Set.Warnings
+		for kind, leaf := range g.Set.Leaves {
+			s.keys[kind] = certset.SPKI(leaf)
 		}
-		for _, c := range g.set.carried {
-			s.CAOverlap = append(s.CAOverlap, client.Overlap{Subject: c.cert.Subject.String(), SHA256: contentID(c.cert.Raw), Until: c.Until.UTC()})
+		for _, c := range g.Set.Carried {
+			s.CAOverlap = append(s.CAOverlap, client.Overlap{Subject: c.Cert.Subject.String(), SHA256: certset.Digest(c.Cert.Raw), Until: c.Until.UTC()})
 		}
 	}
-	if err := cmp.Or(main.publish.err, r.blocked); err != nil {
+	if err := cmp.Or(main.attempt.err, r.blocked); err != nil {
 		s.Error = err.Error()
 	}
-	for _, d := range r.dirs[1:] {
-		s.Consumers = append(s.Consumers, d.status())
+	for _, t := range r.targets[1:] {
+		s.Consumers = append(s.Consumers, t.status())
 	}
 	for _, k := range r.secrets {
 		s.Secrets = append(s.Secrets, k.status())
 	}
 	r.status.Store(s)
-	r.metrics.show(&s.Publication)
+	r.metrics.update(&s.Publication)
 }
 
-func (d *directory) status() client.ConsumerStatus {
-	s := client.ConsumerStatus{Name: d.consumer.Name, Path: d.pub.path, Generation: d.generation(), Files: []string{}, Missing: d.missing, Guard: d.guardStatus()}
-	if g := d.current; g != nil {
-		s.PublishedAt = g.manifest.Published
-		for _, e := range g.manifest.Files {
-			s.Files = append(s.Files, e.File)
-		}
-	}
-	if err := d.publish.err; err != nil {
-		s.Error = err.Error()
-	}
-	return s
-}
-
-func (d *directory) guardStatus() client.GuardStatus {
-	s := d.state
-	s.Immutable = d.current != nil && d.current.immutable
-	return s
-}
-
-func certificates(s *set) []client.Certificate {
+func certificates(s *certset.Set) []client.Certificate {
 	list := []client.Certificate{}
-	for _, f := range s.files {
-		for _, c := range f.certs {
-			sum, key := sha256.Sum256(c.Raw), spki(c)
+	for _, f := range s.Files {
+		for _, c := range f.Certs {
+			sum, key := sha256.Sum256(c.Raw), certset.SPKI(c)
 			list = append(list, client.Certificate{
-				File:       f.name,
+				File:       f.Name,
 				Subject:    c.Subject.String(),
 				SANs:       sans(c),
 				Issuer:     c.Issuer.String(),
@@ -85,8 +66,8 @@ func certificates(s *set) []client.Certificate {
 				NotAfter:   c.NotAfter,
 				SHA256:     hex.EncodeToString(sum[:]),
 				SPKISHA256: hex.EncodeToString(key[:]),
-				Secret:     f.origin.Secret,
-				Version:    f.origin.Version,
+				Secret:     f.Origin.Secret,
+				Version:    f.Origin.Version,
 			})
 		}
 	}

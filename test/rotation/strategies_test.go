@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/mtls"
+	"sevagent/internal/mtls/source"
 )
 
 // strategy is a way to bring a directory from one version to the next. All flush what they write.
@@ -128,7 +129,7 @@ func startRotator(tb testing.TB, dir string, disk bool) func(material) error {
 	r := mtls.New(mtls.Config{
 		Path: dir, AllowDisk: disk,
 		Settings: mtls.Settings{
-			Secrets:      []mtls.NamedSource{{Name: "bench", Source: mtls.FileSource(secret)}},
+			Secrets:      []mtls.NamedSource{{Name: "bench", Source: source.File(secret)}},
 			PollInterval: 24 * time.Hour,
 			Owner:        mtls.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o440, CertMode: 0o444,
 		},

@@ -28,6 +28,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/mtls"
+	"sevagent/internal/mtls/source"
 	"sevagent/internal/sim/simca"
 )
 
@@ -75,7 +76,7 @@ func newNode(t *testing.T, secret string) *node {
 	n.rotator = mtls.New(mtls.Config{
 		Path: n.dir, AllowDisk: true, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 		Settings: mtls.Settings{
-			Secrets: []mtls.NamedSource{{Name: "file://" + n.secret, Source: mtls.FileSource(n.secret)}}, PollInterval: time.Hour,
+			Secrets: []mtls.NamedSource{{Name: "file://" + n.secret, Source: source.File(n.secret)}}, PollInterval: time.Hour,
 			Owner: mtls.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o400, CertMode: 0o444, CAOverlap: time.Hour,
 		},
 	})

@@ -1,0 +1,98 @@
+package certset
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// maxBytes bounds a secret. Secrets Manager's own limit is 65,536 bytes (API reference, PutSecretValue).
+const maxBytes = 64 << 10
+
+// RejectError says why a secret cannot be published.
+type RejectError struct {
+	Secret string
+	Field  string // a key of the JSON secret; empty: the secret as a whole
+	Reason string
+}
+
+func (e *RejectError) Error() string {
+	if e.Field == plain {
+		return fmt.Sprintf("secret %s: %s", e.Secret, e.Reason)
+	}
+	return fmt.Sprintf("secret %s: %s: %s", e.Secret, e.Field, e.Reason)
+}
+
+// Bundle is one version of one secret, parsed. Everything about it that depends neither on the time nor on other
+// fields has been verified. Without a version it stands for a secret that has given nothing.
+type Bundle struct {
+	Secret, Version string
+
+	fields    map[string]*part // by the keys above
+	noOverlap bool             // ca_overlap: false
+	warnings  []string
+}
+
+// Parse reads the content of a secret. A JSON object with one of the known keys gives those fields; anything else is
+// taken as PEM and gives the field plain. The error is a *RejectError.
+func Parse(secret, version string, content []byte) (*Bundle, error) {
+	reject := func(field, format string, args ...any) (*Bundle, error) {
+		return nil, &RejectError{secret, field, fmt.Sprintf(format, args...)}
+	}
+	if len(content) > maxBytes {
+		return reject(plain, "is larger than %d bytes", maxBytes)
+	}
+	content = bytes.TrimPrefix(content, []byte("\ufeff"))
+	b := &Bundle{Secret: secret, Version: version, fields: make(map[string]*part)}
+	object := parseObject(content)
+
+	if len(object.known) == 0 {
+		p, err := parsePlain(normalise(string(content)))
+		switch {
+		case err != nil && object.is:
+			return reject(plain, "is a JSON object without any of %s", strings.Join(jsonFields, ", "))
+		case err != nil && object.err != nil:
+			return reject(plain, "is neither PEM nor JSON: %v", object.err)
+		case err != nil:
+			return reject(plain, "%v", err)
+		}
+		b.fields[plain] = p
+		return b, nil
+	}
+
+	for _, field := range jsonFields {
+		switch raw := object.known[field]; {
+		case len(raw) == 0:
+		case len(raw) > 1:
+			return reject(field, "appears twice")
+		default:
+			var text *string
+			if err := json.Unmarshal(raw[0], &text); err != nil {
+				return reject(field, "is not a string")
+			}
+			if text == nil { // null, as Terraform's jsonencode writes what is not set
+				continue
+			}
+			p, err := parseField(field, normalise(*text))
+			if err != nil {
+				return reject(field, "%v", err)
+			}
+			b.fields[field] = p
+		}
+	}
+	if len(b.fields) == 0 {
+		return reject(plain, "has no value but null")
+	}
+
+	switch raw := object.overlap; {
+	case len(raw) > 1:
+		return reject(caOverlap, "appears twice")
+	case len(raw) == 1 && string(raw[0]) == "false":
+		b.noOverlap = true
+	case len(raw) == 1:
+		return reject(caOverlap, "must be false, to drop the anchors of earlier versions at once, or absent")
+	}
+	b.warnings = object.warnings()
+	return b, nil
+}

@@ -1,0 +1,54 @@
+package certset
+
+import (
+	"strconv"
+	"strings"
+)
+
+// The keys of a JSON secret, and the field of a secret that is not one.
+const (
+	clientCert = "client_cert"
+	clientKey  = "client_key"
+	caCert     = "ca_cert"
+	serverCert = "server_cert"
+	serverKey  = "server_key"
+	plain      = ""
+)
+
+// caOverlap is the key of a JSON secret that, by false, drops the anchors of earlier versions at once on all nodes.
+const caOverlap = "ca_overlap"
+
+var jsonFields = []string{clientCert, clientKey, caCert, serverCert, serverKey}
+
+// The kinds of certificate with a key.
+const (
+	kindClient = "client"
+	kindServer = "server"
+)
+
+var kinds = []string{kindClient, kindServer}
+
+// fileOf turns client_cert into client.crt, client_key into client.key.
+func fileOf(field string) string {
+	name, what, _ := strings.Cut(field, "_")
+	if what == "cert" {
+		what = "crt"
+	}
+	return name + "." + what
+}
+
+// pairFile is the file that holds key and certificate of a kind: one open, one read, no mismatch.
+func pairFile(kind string) string { return kind + ".pem" }
+
+// plainFile is the file of a secret that is not JSON, by its place in the configuration.
+func plainFile(i int) string { return "cert-" + strconv.Itoa(i) + ".pem" }
+
+// fieldOf reverses fileOf; empty: no field has that file.
+func fieldOf(name string) string {
+	for _, field := range jsonFields {
+		if fileOf(field) == name {
+			return field
+		}
+	}
+	return plain
+}

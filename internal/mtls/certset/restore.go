@@ -1,0 +1,88 @@
+package certset
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Restore makes a set again from the files that were published of it. Origins are its versions in the order of the
+// configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and until
+// when they stay. An error means that this program would not publish these files now.
+func Restore(origins []Origin, files []File, carried map[string]time.Time, now time.Time) (*Set, error) {
+	var bundles []*Bundle
+	for _, o := range origins {
+		bundles = append(bundles, &Bundle{Secret: o.Secret, Version: o.Version, fields: make(map[string]*part)})
+	}
+	var over []Carried
+	for _, f := range files {
+		p, err := restoreField(bundles, f)
+		if err != nil {
+			return nil, err
+		}
+		if f.Name == fileOf(caCert) {
+			over = p.split(carried)
+		}
+	}
+	s, err := Assemble(bundles, nil, now, over)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Files) != len(files) {
+		return nil, fmt.Errorf("holds %d files, its secrets give %d", len(files), len(s.Files))
+	}
+	for _, f := range s.Files {
+		i := slices.IndexFunc(files, func(was File) bool { return was.Name == f.Name })
+		if i < 0 || string(files[i].Content) != string(f.Content) {
+			return nil, fmt.Errorf("%s is not what its secret gives", f.Name)
+		}
+	}
+	return s, nil
+}
+
+// restoreField puts the content of a file back into the field of the secret that it came from, and returns that. A file
+// that is made from others gives nothing.
+func restoreField(bundles []*Bundle, f File) (*part, error) {
+	for i, b := range bundles {
+		if b.origin() != f.Origin {
+			continue
+		}
+		var field string
+		switch {
+		case f.Name == pairFile(kindClient) || f.Name == pairFile(kindServer):
+			return nil, nil
+		case f.Name == plainFile(i):
+		default:
+			if field = fieldOf(f.Name); field == plain {
+				continue // the same secret may be listed again further down
+			}
+		}
+		var p *part
+		var err error
+		if field == plain {
+			p, err = parsePlain(string(f.Content))
+		} else {
+			p, err = parseField(field, string(f.Content))
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name, err)
+		}
+		b.fields[field] = p
+		return p, nil
+	}
+	return nil, fmt.Errorf("%s comes from none of its secrets", f.Name)
+}
+
+// split takes the anchors that came from no secret out of p, and returns them.
+func (p *part) split(carried map[string]time.Time) (over []Carried) {
+	certs := p.certs
+	*p = part{}
+	for _, c := range certs {
+		if until, ok := carried[Digest(c.Raw)]; ok {
+			over = append(over, Carried{c, until})
+		} else {
+			p.add(c)
+		}
+	}
+	return over
+}

@@ -1,0 +1,124 @@
+package certset
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Set is everything that one generation holds, validated as a whole.
+type Set struct {
+	Files   []File    // sorted by name; without manifest.json and evidence.json
+	Bundles []*Bundle // what it was made of, in the order of the configuration
+	// Leaves are the client and the server certificate, by kind, where there is one.
+	Leaves   map[string]*x509.Certificate
+	Carried  []Carried // in ca.crt, beside the anchors of the secret
+	Warnings []string
+}
+
+// Carried is an anchor that ca.crt holds although the secret has dropped it: not all peers whose certificates it issued
+// have new ones yet. It is bounded, and has to be configured, since after the loss of a CA's key that CA has to go at once.
+type Carried struct {
+	Cert  *x509.Certificate
+	Until time.Time
+}
+
+// Origin names the version of a secret that a file comes from.
+type Origin struct {
+	Secret  string `json:"secret"`
+	Version string `json:"version"`
+}
+
+// File is one file to publish.
+type File struct {
+	Name    string
+	Content []byte
+	Private bool // only for the owner of the published files
+	Origin  Origin
+	// Certs are the certificates that the file is the home of: client.pem only repeats those of client.crt.
+	Certs []*x509.Certificate
+}
+
+// origin returns where the content of b comes from.
+func (b *Bundle) origin() Origin { return Origin{b.Secret, b.Version} }
+
+// Origins lists the versions that the set was made of, in the order of the configuration.
+func (s *Set) Origins() []Origin {
+	var list []Origin
+	for _, b := range s.Bundles {
+		list = append(list, b.origin())
+	}
+	return list
+}
+
+// NotAfter returns when the first client or server certificate expires; without one, the first certificate at all.
+// Zero: the set has no certificate.
+func (s *Set) NotAfter() time.Time {
+	var first time.Time
+	earliest := func(c *x509.Certificate) {
+		if first.IsZero() || c.NotAfter.Before(first) {
+			first = c.NotAfter
+		}
+	}
+	for _, c := range s.Leaves {
+		earliest(c)
+	}
+	if len(s.Leaves) == 0 {
+		for _, f := range s.Files {
+			for _, c := range f.Certs {
+				earliest(c)
+			}
+		}
+	}
+	return first
+}
+
+// Binding returns the kind of the certificate that evidence.json speaks of, the client's or else the server's, and the
+// SHA-256 of its SubjectPublicKeyInfo.
+func (s *Set) Binding() (kind string, spki [sha256.Size]byte, ok bool) {
+	for _, kind := range kinds {
+		if c := s.Leaves[kind]; c != nil {
+			return kind, SPKI(c), true
+		}
+	}
+	return "", spki, false
+}
+
+// SPKI returns the SHA-256 of a certificate's SubjectPublicKeyInfo.
+func SPKI(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
+
+// Digest returns the SHA-256 of content, hex.
+func Digest(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}
+
+// Subset returns the part of the set that has the named files, and the names that it has no file for.
+func (s *Set) Subset(names []string) (sub *Set, missing []string) {
+	sub = &Set{Bundles: s.Bundles, Leaves: make(map[string]*x509.Certificate)}
+	if slices.Contains(names, fileOf(caCert)) {
+		sub.Carried = s.Carried
+	}
+	for _, name := range names {
+		i := slices.IndexFunc(s.Files, func(f File) bool { return f.Name == name })
+		if i < 0 {
+			missing = append(missing, name)
+			continue
+		}
+		sub.Files = append(sub.Files, s.Files[i])
+		for kind, leaf := range s.Leaves {
+			if name == fileOf(kind+"_cert") || name == pairFile(kind) {
+				sub.Leaves[kind] = leaf
+			}
+		}
+	}
+	sub.sortFiles()
+	return sub, missing
+}
+
+func (s *Set) sortFiles() {
+	slices.SortFunc(s.Files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
+}

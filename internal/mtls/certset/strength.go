@@ -1,0 +1,54 @@
+package certset
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"fmt"
+)
+
+// minRSABits is the least that NIST SP 800-57 part 1, table 4, still allows for signatures.
+const minRSABits = 2048
+
+// checkStrength rejects keys that TLS peers reject, or should.
+func checkStrength(key crypto.PublicKey) error {
+	switch key := key.(type) {
+	case *rsa.PublicKey:
+		if n := key.N.BitLen(); n < minRSABits {
+			return fmt.Errorf("RSA key of %d bits, want at least %d", n, minRSABits)
+		}
+	case *ecdsa.PublicKey:
+		switch key.Curve {
+		case elliptic.P256(), elliptic.P384(), elliptic.P521():
+		default:
+			return fmt.Errorf("ECDSA key on %s, want P-256, P-384 or P-521", key.Curve.Params().Name)
+		}
+	case ed25519.PublicKey:
+	default:
+		return fmt.Errorf("key is neither RSA nor ECDSA nor Ed25519")
+	}
+	return nil
+}
+
+// checkCert verifies what a certificate is by itself. An anchor is a certificate from ca_cert.
+func checkCert(c *x509.Certificate, anchor bool) error {
+	if err := checkStrength(c.PublicKey); err != nil {
+		return err
+	}
+	// Nobody verifies the signature of a root on itself: it is trusted because it is listed.
+	selfSigned := bytes.Equal(c.RawSubject, c.RawIssuer)
+	switch c.SignatureAlgorithm {
+	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1:
+		if !anchor || !selfSigned {
+			return fmt.Errorf("signed with %s, which can be forged", c.SignatureAlgorithm)
+		}
+	}
+	if anchor && (!c.BasicConstraintsValid || !c.IsCA) {
+		return fmt.Errorf("is not a CA certificate")
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package mtls
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"sevagent/internal/mtls/certset"
+)
+
+func TestFallBack(t *testing.T) {
+	bundle := func(secret, version string) *certset.Bundle { return &certset.Bundle{Secret: secret, Version: version} }
+	both := func(secret string) offer { return offer{secret, bundle(secret, "new"), bundle(secret, "old")} }
+	onlyNew := func(secret string) offer { return offer{secret, bundle(secret, "new"), nil} }
+	onlyOld := func(secret string) offer { return offer{secret, nil, bundle(secret, "old")} }
+	reject := func(secret string) error {
+		return &certset.RejectError{Secret: secret, Field: "client_cert", Reason: "expired"}
+	}
+
+	for name, c := range map[string]struct {
+		offers   []offer
+		ready    bool
+		reason   error
+		want     []string // the versions chosen next; nil: nothing could be replaced
+		rejected []int
+	}{
+		"the one at fault":             {[]offer{both("a"), both("b")}, true, reject("b"), []string{"new", "old"}, []int{1}},
+		"held":                         {[]offer{both("a"), both("b")}, true, &certset.HeldError{Secret: "a", Until: time.Now()}, []string{"old", "new"}, []int{0}},
+		"both that collide":            {[]offer{both("a"), both("b"), both("c")}, true, &certset.CollisionError{Secrets: [2]string{"a", "c"}}, []string{"old", "new", "old"}, []int{0, 2}},
+		"collision with a published":   {[]offer{onlyOld("a"), both("b")}, true, &certset.CollisionError{Secrets: [2]string{"a", "b"}}, []string{"old", "old"}, []int{1}},
+		"the fault of a published":     {[]offer{onlyOld("a"), both("b"), both("c")}, true, reject("a"), []string{"old", "old", "old"}, []int{1, 2}},
+		"another reason":               {[]offer{both("a"), both("b")}, true, errors.New("x"), []string{"old", "old"}, []int{0, 1}},
+		"new secret, ready":            {[]offer{both("a"), onlyNew("b")}, true, reject("b"), []string{"new", ""}, []int{1}},
+		"new secret, not ready":        {[]offer{both("a"), onlyNew("b")}, false, reject("b"), nil, []int{1}},
+		"collision, one can fall back": {[]offer{both("a"), onlyNew("b")}, false, &certset.CollisionError{Secrets: [2]string{"a", "b"}}, []string{"old", "new"}, []int{0, 1}},
+		"nothing new":                  {[]offer{onlyOld("a"), onlyOld("b")}, true, reject("a"), nil, nil},
+	} {
+		chosen, err := choose(c.offers, c.ready)
+		if err != nil {
+			t.Errorf("%s: choose: %v", name, err)
+			continue
+		}
+		before := slices.Clone(chosen)
+		next, rejected := fallBack(c.offers, chosen, c.ready, c.reason)
+		var got []string
+		for _, b := range next {
+			got = append(got, b.Version)
+		}
+		if !slices.Equal(got, c.want) || !slices.Equal(rejected, c.rejected) {
+			t.Errorf("%s: chose %q, rejected %v; want %q and %v", name, got, rejected, c.want, c.rejected)
+		}
+		if !slices.Equal(chosen, before) {
+			t.Errorf("%s: the choice before was changed", name)
+		}
+	}
+}
+
+// What has fallen back cannot fall back again, so that compose ends.
+func TestFallBackEnds(t *testing.T) {
+	offers := []offer{{"a", &certset.Bundle{Secret: "a", Version: "new"}, &certset.Bundle{Secret: "a", Version: "old"}}}
+	chosen, _ := choose(offers, true)
+	chosen, _ = fallBack(offers, chosen, true, errors.New("x"))
+	if next, rejected := fallBack(offers, chosen, true, errors.New("x")); next != nil || rejected != nil {
+		t.Errorf("chose %v and rejected %v a second time", next, rejected)
+	}
+}
+
+func TestChoose(t *testing.T) {
+	if _, err := choose([]offer{{secret: "a"}}, false); err == nil || err.Error() != "secret a has given nothing to publish yet" {
+		t.Errorf("before the node is ready: %v, want an error that names the secret", err)
+	}
+	chosen, err := choose([]offer{{secret: "a"}}, true)
+	if err != nil || len(chosen) != 1 || chosen[0].Secret != "a" || chosen[0].Version != "" {
+		t.Errorf("once it is: %v, %v; want a bundle without a version", chosen, err)
+	}
+}

@@ -1,0 +1,103 @@
+package directory
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// fsImmutable is FS_IMMUTABLE_FL of linux/fs.h, the attribute i of chattr(1). It stops what permissions do not stop
+// root from, even in a container: writing, chmod, unlink, hard links, and any change in a directory. Taking it off
+// needs CAP_LINUX_IMMUTABLE, which Docker does not grant. Renaming ..data over is no change of a generation.
+const fsImmutable = 0x10
+
+// noImmutable are the errors of a file system, or of a process, that cannot have the attribute.
+var noImmutable = []error{unix.ENOTTY, unix.EOPNOTSUPP, unix.EPERM, unix.EINVAL, unix.ENOSYS}
+
+// setImmutable sets or clears the attribute of an open file or directory. It reports false where there is no such thing.
+func setImmutable(fd int, on bool) (bool, error) {
+	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
+	if err == nil && (flags&fsImmutable != 0) != on {
+		err = unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags^fsImmutable)
+	}
+	if slices.ContainsFunc(noImmutable, func(e error) bool { return errors.Is(err, e) }) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// setOnlyImmutable is setImmutable for a file on a tmpfs that has no attribute but this one, or none.
+func setOnlyImmutable(fd int, on bool) (bool, error) {
+	flags := 0
+	if on {
+		flags = fsImmutable
+	}
+	err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags)
+	if slices.ContainsFunc(noImmutable, func(e error) bool { return errors.Is(err, e) }) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// clearImmutable clears the attribute of a generation and of everything in it, as far as possible: where it stays, the
+// change that it prevents fails and says so.
+func clearImmutable(root *os.Root, generation string) {
+	changeAll(root, generation, func(fd int) error {
+		setImmutable(fd, false)
+		return nil
+	})
+}
+
+// makeImmutable sets the attribute, and reports whether everything has it.
+func makeImmutable(root *os.Root, generation string) bool {
+	all := true
+	err := changeAll(root, generation, func(fd int) error {
+		ok, err := setImmutable(fd, true)
+		all = all && ok
+		return err
+	})
+	return all && err == nil
+}
+
+// changeAll calls do with everything in a generation, and with its directory.
+func changeAll(root *os.Root, generation string, do func(fd int) error) error {
+	g, err := openGeneration(root, generation)
+	if err != nil {
+		return err
+	}
+	defer g.close()
+	return g.each(do)
+}
+
+// clearAllImmutable clears it everywhere in the published directory. The attribute is for as long as the agent runs: when it
+// does not, nobody puts back what is changed, the next start looks at everything anyway, and removing what the agent has
+// left should not need chattr(1).
+func clearAllImmutable(path string) error {
+	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer root.Close()
+	names, err := readNames(root)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, genPrefix) {
+			clearImmutable(root, name)
+		}
+	}
+	return nil
+}
+
+// removeGeneration removes a generation that no link leads to.
+func removeGeneration(root *os.Root, generation string) error {
+	clearImmutable(root, generation)
+	return root.RemoveAll(generation)
+}

@@ -1,0 +1,67 @@
+package directory
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"sevagent/internal/mtls/mtlstest"
+)
+
+func TestOpens(t *testing.T) {
+	dir := mtlstest.MemoryDir(t)
+	for _, name := range []string{"a", "b"} {
+		mtlstest.Do(t, "make a file", os.WriteFile(filepath.Join(dir, name), nil, 0o644))
+	}
+	o := newOpens()
+	defer o.close()
+	open := func(name string) {
+		t.Helper()
+		mtlstest.Read(t, filepath.Join(dir, name))
+	}
+	open("a")
+	if o.drain() {
+		t.Error("an open is reported before anything is followed")
+	}
+	o.follow(dir)
+	open("a")
+	if !o.drain() {
+		t.Error("an open is not reported")
+	}
+	if o.drain() {
+		t.Error("an open is reported twice, or one that nobody made")
+	}
+
+	began := time.Now()
+	o.waitForQuiet()
+	if took := time.Since(began); took < quietFor {
+		t.Errorf("it was quiet after %v, want at least %v without an open", took, quietFor)
+	}
+
+	// A reader at work puts the switch off; one that never ends does not do so for ever, or this test would hang.
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				os.ReadFile(filepath.Join(dir, "a"))
+				os.ReadFile(filepath.Join(dir, "b"))
+			}
+		}
+	}()
+	for !o.drain() {
+	}
+	o.waitForQuiet()
+	close(stop)
+	<-ended
+
+	o.follow(mtlstest.MemoryDir(t))
+	open("a")
+	if o.drain() {
+		t.Error("an open is reported in a directory that is no longer followed")
+	}
+}

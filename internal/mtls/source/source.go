@@ -1,0 +1,87 @@
+// Package source is where secrets come from: the contract between the rotator and whatever has the versions of a secret,
+// and the source for local files. The agent brings the source for Secrets Manager.
+package source
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Source gives the versions of one secret. Its errors say what was tried on what, and are *Error where their kind is
+// known. It need not be safe for concurrent use.
+type Source interface {
+	// Describe returns which version is current, without touching the content. It is called at every poll and should
+	// be cheap.
+	Describe(ctx context.Context) (Version, error)
+	// Fetch returns the content of a version that Describe has just named, and fails with Moved if that version has
+	// lost its staging label since: with both, the service can verify that they still agree.
+	Fetch(ctx context.Context, versionID string, label Label) (Secret, error)
+}
+
+// Secret is the content of a secret. It is a closure so that nothing can print it by accident: no format verb, log
+// handler or JSON encoder looks inside a function. The bytes belong to the Secret; callers do not change them.
+type Secret func() []byte
+
+// NewSecret returns a Secret that holds content.
+func NewSecret(content []byte) Secret {
+	return func() []byte { return content }
+}
+
+// Label is a staging label of Secrets Manager.
+type Label string
+
+// The staging labels in use.
+const (
+	Current Label = "AWSCURRENT"
+	Pending Label = "AWSPENDING"
+)
+
+// Version describes a secret. Version IDs are opaque: they differ or not, and none is newer than another, since a
+// roll-back moves the label to an older version.
+type Version struct {
+	// Current is the ID of the version labelled AWSCURRENT. Empty: the secret has no value yet.
+	Current string
+	// Pending is the ID of the version labelled AWSPENDING. Empty: none, or the current one.
+	Pending string
+	// NextRotation is when the secret is due to be rotated. Zero: unknown.
+	NextRotation time.Time
+	// Date is the service's clock when it answered, to a second. Zero: it has none.
+	Date time.Time
+}
+
+// Kind says what a failure calls for.
+type Kind string
+
+// The kinds of failure.
+const (
+	// Transient failures go away by themselves: throttling (HTTP 400 at Secrets Manager, so that the code tells it and
+	// not the status), timeouts, 5xx. They are retried with backoff.
+	Transient Kind = "transient"
+	// Persistent failures need someone to act: access denied, no such secret, scheduled for deletion, KMS refused.
+	// They are retried ever more slowly.
+	Persistent Kind = "persistent"
+	// Moved means that the version to fetch is not current any more: describe again, at once.
+	Moved Kind = "label_moved"
+)
+
+// Error is a failure that its Source has classified. Any other error counts as Transient.
+type Error struct {
+	Kind Kind
+	Err  error
+	// Date is as that of a Version.
+	Date time.Time
+}
+
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// KindOf returns the kind of a failure.
+func KindOf(err error) Kind {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Kind
+	}
+	return Transient
+}
