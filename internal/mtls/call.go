@@ -15,8 +15,8 @@ const (
 	evidenceTimeout = 20 * time.Second
 )
 
-// caller makes calls that may take long, and keeps an eye on the published directories while it waits: that AWS takes ten
-// seconds to answer is no reason to leave a changed key file for as long.
+// caller makes calls that may take long, and keeps an eye on the published directories while it waits: that AWS takes
+// ten seconds to answer is no reason to leave a changed key file for as long.
 type caller struct {
 	metrics  *metrics
 	progress atomic.Int64  // when the loop last moved on, Unix time in ns
@@ -25,27 +25,26 @@ type caller struct {
 	running  sync.WaitGroup
 }
 
+// answer is a call of something outside.
+type answer[T any] func(context.Context) (T, error)
+
 // movedOn notes that the loop is alive.
 func (c *caller) movedOn(now time.Time) { c.progress.Store(now.UnixNano()) }
 
-// await makes one call. Only call's own handling of ctx ends it.
-func await[T any](ctx context.Context, c *caller, timeout time.Duration, call func(context.Context) (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
+// await makes one call, with a deadline that the call itself has to heed.
+func await[T any](ctx context.Context, c *caller, limit time.Duration, call answer[T]) (v T, err error) {
 	c.movedOn(time.Now())
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	done := make(chan result, 1)
+	done := make(chan struct{})
 	c.running.Go(func() {
-		v, err := call(ctx)
-		done <- result{v, err}
+		defer close(done)
+		v, err = call(ctx)
 	})
 	for {
 		select {
-		case answer := <-done:
-			return answer.value, answer.err
+		case <-done:
+			return v, err
 		case <-c.alarm:
 			c.onAlarm()
 		}
@@ -53,12 +52,12 @@ func await[T any](ctx context.Context, c *caller, timeout time.Duration, call fu
 }
 
 // request makes one counted call of a Source.
-func request[T any](ctx context.Context, c *caller, operation string, call func(context.Context) (T, error)) (T, error) {
+func request[T any](ctx context.Context, c *caller, what string, call answer[T]) (T, error) {
 	v, err := await(ctx, c, requestTimeout, call)
 	result := "ok"
 	if err != nil {
 		result = string(source.KindOf(err))
 	}
-	c.metrics.requests.WithLabelValues(operation, result).Inc()
+	c.metrics.requests.WithLabelValues(what, result).Inc()
 	return v, err
 }

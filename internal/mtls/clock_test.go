@@ -70,10 +70,7 @@ func TestHints(t *testing.T) {
 
 // A loop that refreshes is slowed down, and all who wait get an answer.
 func TestRefreshIsLimited(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		s.counts()
 		began := time.Now()
 		for range 20 {

@@ -29,12 +29,15 @@ type offer struct {
 	published *certset.Bundle // the version that is published; nil: none
 }
 
-// compose chooses a bundle of each secret, the newest that fits with the others, and puts them together. A new version that
-// does not fit is left out for now, with the reason noted: the next change of any secret may make it fit.
+// assembler is certset.Assemble with all but the bundles filled in.
+type assembler func(bundles, published []*certset.Bundle) (*certset.Set, error)
+
+// compose chooses a bundle of each secret, the newest that fits with the others, and puts them together. A new version
+// that does not fit is left out for now, with the reason noted: the next change of any secret may make it fit.
 //
-// Until the node is ready, every secret has to give something. After that, a secret that has been added and gives nothing
-// does not keep the others from being renewed.
-func (list secrets) compose(ready bool, now time.Time, assemble func(bundles, published []*certset.Bundle) (*certset.Set, error)) (*certset.Set, error) {
+// Until the node is ready, every secret has to give something. After that, a secret that has been added and gives
+// nothing does not keep the others from being renewed.
+func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*certset.Set, error) {
 	var offers []offer
 	for _, s := range list {
 		s.changed = false
@@ -81,8 +84,8 @@ func choose(offers []offer, ready bool) (chosen []*certset.Bundle, err error) {
 	return chosen, nil
 }
 
-// older returns what stands in for the candidate: the version that is published or, once the node is ready, nothing. It is
-// nil where the candidate cannot be done without.
+// older returns what stands in for the candidate: the version that is published or, once the node is ready, nothing. It
+// is nil where the candidate cannot be done without.
 func (o offer) older(ready bool) *certset.Bundle {
 	if o.published == nil && ready {
 		return &certset.Bundle{Secret: o.secret}
@@ -90,10 +93,12 @@ func (o offer) older(ready bool) *certset.Bundle {
 	return o.published
 }
 
-// fallBack replaces candidates among the chosen bundles, which do not go together for a reason: those of the secrets that
-// the reason blames or, if none of those is a candidate, all. Rejected are the indexes of these candidates. Next is nil if
-// none of them could be replaced.
-func fallBack(offers []offer, chosen []*certset.Bundle, ready bool, reason error) (next []*certset.Bundle, rejected []int) {
+// fallBack replaces candidates among the chosen bundles, which do not go together for a reason: those of the secrets
+// that the reason blames or, if none of those is a candidate, all. Rejected are the indexes of these candidates. Next
+// is nil if none of them could be replaced.
+func fallBack(offers []offer, chosen []*certset.Bundle, ready bool, reason error) (
+	next []*certset.Bundle, rejected []int,
+) {
 	blamed := blame(reason)
 	for i, o := range offers {
 		if o.candidate != nil && chosen[i] == o.candidate && slices.Contains(blamed, o.secret) {

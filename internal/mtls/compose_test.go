@@ -18,6 +18,9 @@ func TestFallBack(t *testing.T) {
 		return &certset.RejectError{Secret: secret, Field: "client_cert", Reason: "expired"}
 	}
 
+	held := &certset.HeldError{Secret: "a", Until: time.Now()}
+	collision := func(a, b string) error { return &certset.CollisionError{Secrets: [2]string{a, b}} }
+	of := func(o ...offer) []offer { return o }
 	for name, c := range map[string]struct {
 		offers   []offer
 		ready    bool
@@ -25,16 +28,21 @@ func TestFallBack(t *testing.T) {
 		want     []string // the versions chosen next; nil: nothing could be replaced
 		rejected []int
 	}{
-		"the one at fault":             {[]offer{both("a"), both("b")}, true, reject("b"), []string{"new", "old"}, []int{1}},
-		"held":                         {[]offer{both("a"), both("b")}, true, &certset.HeldError{Secret: "a", Until: time.Now()}, []string{"old", "new"}, []int{0}},
-		"both that collide":            {[]offer{both("a"), both("b"), both("c")}, true, &certset.CollisionError{Secrets: [2]string{"a", "c"}}, []string{"old", "new", "old"}, []int{0, 2}},
-		"collision with a published":   {[]offer{onlyOld("a"), both("b")}, true, &certset.CollisionError{Secrets: [2]string{"a", "b"}}, []string{"old", "old"}, []int{1}},
-		"the fault of a published":     {[]offer{onlyOld("a"), both("b"), both("c")}, true, reject("a"), []string{"old", "old", "old"}, []int{1, 2}},
-		"another reason":               {[]offer{both("a"), both("b")}, true, errors.New("x"), []string{"old", "old"}, []int{0, 1}},
-		"new secret, ready":            {[]offer{both("a"), onlyNew("b")}, true, reject("b"), []string{"new", ""}, []int{1}},
-		"new secret, not ready":        {[]offer{both("a"), onlyNew("b")}, false, reject("b"), nil, []int{1}},
-		"collision, one can fall back": {[]offer{both("a"), onlyNew("b")}, false, &certset.CollisionError{Secrets: [2]string{"a", "b"}}, []string{"old", "new"}, []int{0, 1}},
-		"nothing new":                  {[]offer{onlyOld("a"), onlyOld("b")}, true, reject("a"), nil, nil},
+		"the one at fault": {of(both("a"), both("b")), true, reject("b"), []string{"new", "old"}, []int{1}},
+		"held":             {of(both("a"), both("b")), true, held, []string{"old", "new"}, []int{0}},
+		"both that collide": {of(both("a"), both("b"), both("c")), true, collision("a", "c"),
+			[]string{"old", "new", "old"}, []int{0, 2}},
+		"collision with a published": {of(onlyOld("a"), both("b")), true, collision("a", "b"), []string{"old", "old"},
+			[]int{1}},
+		"the fault of a published": {of(onlyOld("a"), both("b"), both("c")), true, reject("a"),
+			[]string{"old", "old", "old"}, []int{1, 2}},
+		"another reason": {of(both("a"), both("b")), true, errors.New("x"), []string{"old", "old"},
+			[]int{0, 1}},
+		"new secret, ready":     {of(both("a"), onlyNew("b")), true, reject("b"), []string{"new", ""}, []int{1}},
+		"new secret, not ready": {of(both("a"), onlyNew("b")), false, reject("b"), nil, []int{1}},
+		"collision, one can fall back": {of(both("a"), onlyNew("b")), false, collision("a", "b"), []string{"old", "new"},
+			[]int{0, 1}},
+		"nothing new": {of(onlyOld("a"), onlyOld("b")), true, reject("a"), nil, nil},
 	} {
 		chosen, err := choose(c.offers, c.ready)
 		if err != nil {
@@ -67,7 +75,8 @@ func TestFallBackEnds(t *testing.T) {
 }
 
 func TestChoose(t *testing.T) {
-	if _, err := choose([]offer{{secret: "a"}}, false); err == nil || err.Error() != "secret a has given nothing to publish yet" {
+	_, err := choose([]offer{{secret: "a"}}, false)
+	if err == nil || err.Error() != "secret a has given nothing to publish yet" {
 		t.Errorf("before the node is ready: %v, want an error that names the secret", err)
 	}
 	chosen, err := choose([]offer{{secret: "a"}}, true)

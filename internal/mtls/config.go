@@ -35,13 +35,16 @@ type Config struct {
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 
-	// newGuard returns the guard of a directory. Tests replace it, since the real one makes system calls that synctest does
-	// not know to wait for.
+	// newGuard returns the guard of a directory. Tests replace it, since the real one makes system calls that synctest
+	// does not know to wait for.
 	newGuard func(path string) sentinel
 }
 
-// pathOf returns the directory of a consumer or, if it has no name, the node's own.
-func (c *Config) pathOf(consumer Consumer) string { return filepath.Join(c.Path, consumer.Name) }
+// directoryOf describes the directory of a consumer or, if it has no name, the node's own.
+func (c *Config) directoryOf(consumer Consumer, log *slog.Logger) directory.Config {
+	path := filepath.Join(c.Path, consumer.Name)
+	return directory.Config{Path: path, AllowDisk: c.AllowDisk, Consumer: consumer.Name, Log: log}
+}
 
 // Settings can be changed while a Rotator runs, by Apply.
 type Settings struct {

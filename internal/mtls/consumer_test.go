@@ -45,7 +45,8 @@ func TestConsumers(t *testing.T) {
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		var bound []string
 		n := start(t, path, map[string]source.Source{"a": s},
-			consumers(Consumer{"web", ours.Owner, []string{"server.pem", "ca.crt"}}, Consumer{"trust", ours.Owner, []string{"ca.crt", "cert-3.pem"}}),
+			consumers(Consumer{"web", ours.Owner, []string{"server.pem", "ca.crt"}},
+				Consumer{"trust", ours.Owner, []string{"ca.crt", "cert-3.pem"}}),
 			func(c *Config) {
 				c.Evidence = func(_ context.Context, kind string, _ [sha256.Size]byte) ([]byte, error) {
 					bound = append(bound, kind)
@@ -54,7 +55,8 @@ func TestConsumers(t *testing.T) {
 			})
 		n.isReady(t, true)
 
-		if diff := cmp.Diff([]string{"ca.crt", "evidence.json", "manifest.json", "server.pem"}, names(t, filepath.Join(path, "web"))); diff != "" {
+		if diff := cmp.Diff([]string{"ca.crt", "evidence.json", "manifest.json", "server.pem"},
+			names(t, filepath.Join(path, "web"))); diff != "" {
 			t.Errorf("web (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff([]string{"ca.crt", "manifest.json"}, names(t, filepath.Join(path, "trust"))); diff != "" {
@@ -70,7 +72,8 @@ func TestConsumers(t *testing.T) {
 			t.Error("web has another server.pem")
 		}
 		status := n.Status().Consumers
-		if len(status) != 2 || status[0].Name != "web" || status[0].Error != "" || !slices.Equal(status[1].Missing, []string{"cert-3.pem"}) {
+		if len(status) != 2 || status[0].Name != "web" || status[0].Error != "" ||
+			!slices.Equal(status[1].Missing, []string{"cert-3.pem"}) {
 			t.Errorf("status: %+v", status)
 		}
 
@@ -82,7 +85,8 @@ func TestConsumers(t *testing.T) {
 		}
 		before := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
 		n.stop()
-		n = start(t, path, map[string]source.Source{"a": s}, consumers(n.config.Settings.Consumers...), func(c *Config) { c.Evidence = n.config.Evidence })
+		n = start(t, path, map[string]source.Source{"a": s}, consumers(n.config.Settings.Consumers...),
+			func(c *Config) { c.Evidence = n.config.Evidence })
 		n.isReady(t, true)
 		after := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
 		if diff := cmp.Diff(before, after); diff != "" {
@@ -116,8 +120,8 @@ func TestConsumers(t *testing.T) {
 	})
 }
 
-// A link in the place of a consumer's directory is never gone through: neither out of the published directory nor, worse,
-// into it.
+// A link in the place of a consumer's directory is never gone through: neither out of the published directory nor,
+// worse, into it.
 func TestConsumerBehindALink(t *testing.T) {
 	for name, target := range map[string]string{"out": "../elsewhere", "in": "."} {
 		t.Run(name, func(t *testing.T) {
@@ -126,9 +130,11 @@ func TestConsumerBehindALink(t *testing.T) {
 				s := newFake(ca.ClientSecret(t, "first"))
 				path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 				elsewhere := filepath.Join(filepath.Dir(path), "elsewhere")
-				n := start(t, path, map[string]source.Source{"a": s}, consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}))
+				n := start(t, path, map[string]source.Source{"a": s},
+					consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}))
 				web := filepath.Join(path, "web")
-				if err := errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"), os.Symlink(target, web)); err != nil {
+				if err := errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"),
+					os.Symlink(target, web)); err != nil {
 					t.Fatal(err)
 				}
 				s.put("version-2", ca.ClientSecret(t, "second"))
@@ -139,7 +145,8 @@ func TestConsumerBehindALink(t *testing.T) {
 				if fi, err := os.Lstat(web); err != nil || !fi.IsDir() {
 					t.Errorf("web is %v, %v; want a directory", fi, err)
 				}
-				if n.subject(t) != "second" || !slices.Contains(names(t, path), "ca.crt") || mtlstest.Read(t, filepath.Join(web, "client.pem")) != mtlstest.Read(t, filepath.Join(path, "client.pem")) {
+				if n.subject(t) != "second" || !slices.Contains(names(t, path), "ca.crt") ||
+					mtlstest.Read(t, filepath.Join(web, "client.pem")) != mtlstest.Read(t, filepath.Join(path, "client.pem")) {
 					t.Errorf("the node's own directory holds %v", names(t, path))
 				}
 			})
@@ -156,7 +163,8 @@ func TestConsumerFails(t *testing.T) {
 		if err := errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)); err != nil {
 			t.Fatal(err)
 		}
-		n := start(t, path, map[string]source.Source{"a": s}, consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}, Consumer{"api", ours.Owner, []string{"client.pem"}}))
+		n := start(t, path, map[string]source.Source{"a": s},
+			consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}, Consumer{"api", ours.Owner, []string{"client.pem"}}))
 		n.isReady(t, false)
 		if n.subject(t) != "first" || mtlstest.Read(t, filepath.Join(path, "api/client.pem")) == "" {
 			t.Error("the others are not published")
@@ -169,7 +177,8 @@ func TestConsumerFails(t *testing.T) {
 		}
 		n.after(10 * time.Minute)
 		n.isReady(t, true)
-		if n.Status().Consumers[0].Error != "" || mtlstest.Read(t, filepath.Join(path, "web/client.pem")) != mtlstest.Read(t, filepath.Join(path, "client.pem")) {
+		if n.Status().Consumers[0].Error != "" || mtlstest.Read(t, filepath.Join(path, "web/client.pem")) != mtlstest.Read(t,
+			filepath.Join(path, "client.pem")) {
 			t.Errorf("web is not published: %+v", n.Status().Consumers[0])
 		}
 	})
@@ -182,7 +191,8 @@ func TestConsumerChangesOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		n := start(t, path, map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))}, consumers(Consumer{"web", Owner{UID: 101, GID: 101}, []string{"client.pem"}}))
+		n := start(t, path, map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))},
+			consumers(Consumer{"web", Owner{UID: 101, GID: 101}, []string{"client.pem"}}))
 		settings := n.config.Settings
 		settings.Consumers = []Consumer{{"web", Owner{UID: 202, GID: 202}, []string{"client.pem"}}}
 		if st := mtlstest.Stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 101 || st.Gid != 101 {

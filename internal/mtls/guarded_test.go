@@ -107,7 +107,8 @@ func TestGuardRepairs(t *testing.T) {
 			g.find(changed)
 			synctest.Wait()
 			st := n.Status()
-			if st.Generation == before || st.Guard.State != client.GuardOK || st.Guard.Repairs != i+1 || len(st.Guard.Findings) != 1 || st.Guard.At.IsZero() {
+			if st.Generation == before || st.Guard.State != client.GuardOK || st.Guard.Repairs != i+1 ||
+				len(st.Guard.Findings) != 1 || st.Guard.At.IsZero() {
 				t.Fatalf("repair %d: generation %s, %+v", i, st.Generation, st.Guard)
 			}
 		}
@@ -117,7 +118,8 @@ func TestGuardRepairs(t *testing.T) {
 		if st := n.Status(); st.Guard.State != client.GuardQuarantined || st.Generation != before {
 			t.Errorf("after %d repairs in ten minutes: %+v", maxRepairs, st.Guard)
 		}
-		if n.metric(t, "repairs_total", "repaired") != maxRepairs || n.metric(t, "tampering_total", "content") != maxRepairs+1 || n.metric(t, "guarded_directories", "quarantined") != 1 {
+		if n.metric(t, "repairs_total", "repaired") != maxRepairs ||
+			n.metric(t, "tampering_total", "content") != maxRepairs+1 || n.metric(t, "guarded_directories", "quarantined") != 1 {
 			t.Error("the metrics tell something else")
 		}
 
@@ -137,15 +139,16 @@ func TestGuardRepairs(t *testing.T) {
 	})
 }
 
-// Where the published directory is gone or is another one, the files are published for new containers, and the alarm stays
-// for those that hold the old one.
+// Where the published directory is gone or is another one, the files are published for new containers, and the alarm
+// stays for those that hold the old one.
 func TestGuardOfALostDirectory(t *testing.T) {
 	for name, c := range map[string]struct {
 		damage func(path string) error
 		what   client.FindingKind
 	}{
-		"replaced": {func(path string) error { return errors.Join(os.Rename(path, path+"-old"), os.Mkdir(path, 0o755)) }, client.FoundOtherDirectory},
-		"removed":  {func(path string) error { return os.Rename(path, path+"-old") }, client.FoundRemoved},
+		"replaced": {func(path string) error { return errors.Join(os.Rename(path, path+"-old"), os.Mkdir(path, 0o755)) },
+			client.FoundOtherDirectory},
+		"removed": {func(path string) error { return os.Rename(path, path+"-old") }, client.FoundRemoved},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -249,7 +252,8 @@ func TestGuardForReal(t *testing.T) {
 	path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 	generations := make(chan string, 16)
 	r := New(Config{
-		Path: path, AllowDisk: true, Log: mtlstest.Log(t), Registerer: prometheus.NewRegistry(), Published: func(g string) { generations <- g },
+		Path: path, AllowDisk: true, Log: mtlstest.Log(t), Registerer: prometheus.NewRegistry(),
+		Published: func(g string) { generations <- g },
 		Settings: Settings{
 			Secrets:      []NamedSource{{"a", newFake(ca.ClientSecret(t, "first"))}},
 			PollInterval: time.Hour, Owner: ours.Owner, KeyMode: ours.KeyMode, CertMode: ours.CertMode,
@@ -298,7 +302,8 @@ func TestGuardForReal(t *testing.T) {
 		}, client.FoundReplaced},
 		{"mode", func() error { return os.Chmod(file("client.crt"), 0o640) }, client.FoundMode},
 		{"link", func() error {
-			return errors.Join(os.Remove(filepath.Join(path, "client.crt")), os.Symlink("..prev/client.crt", filepath.Join(path, "client.crt")))
+			return errors.Join(os.Remove(filepath.Join(path, "client.crt")),
+				os.Symlink("..prev/client.crt", filepath.Join(path, "client.crt")))
 		}, client.FoundRetargeted},
 	} {
 		sim.Soften(path)
@@ -316,7 +321,8 @@ func TestGuardForReal(t *testing.T) {
 			}
 			time.Sleep(time.Millisecond)
 		}
-		if st := r.Status().Guard; st.State != client.GuardOK || !slices.ContainsFunc(st.Findings, func(f client.Finding) bool { return f.What == c.what }) {
+		if st := r.Status().Guard; st.State != client.GuardOK ||
+			!slices.ContainsFunc(st.Findings, func(f client.Finding) bool { return f.What == c.what }) {
 			t.Errorf("%s: %+v, want %s", c.name, st, c.what)
 		}
 	}

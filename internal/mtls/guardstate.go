@@ -42,8 +42,10 @@ const (
 	msgAsPublished = "published files are as they should be again"
 	msgRepaired    = "published files were changed by someone else, and are put back"
 	msgNotRepaired = "published files were changed by someone else, and cannot be put back"
-	msgBeyond      = "published files were changed by someone else in a way that cannot be put back; find who did it, and restart the containers that mount them"
-	msgQuarantine  = "published files were changed by someone else again and again, and are no longer put back; find who does it, and restart sevagent"
+	msgBeyond      = "published files were changed by someone else in a way that cannot be put back; " +
+		"find who did it, and restart the containers that mount them"
+	msgQuarantine = "published files were changed by someone else again and again, and are no longer put back; " +
+		"find who does it, and restart sevagent"
 	msgQuarantined = "published files were changed by someone else again, and are no longer put back"
 	msgLost        = "the published directory was replaced: containers that mount it hold the old one; restart them"
 )
@@ -143,8 +145,8 @@ func (s guardState) notRepaired(err error, wait time.Duration, now time.Time) gu
 	return s
 }
 
-// isLost reports whether the directory itself is another one, or gone. Running containers hold the one that was there when
-// they started, whatever is published in its place.
+// isLost reports whether the directory itself is another one, or gone. Running containers hold the one that was there
+// when they started, whatever is published in its place.
 func isLost(f guard.Finding) bool {
 	return f.What == client.FoundOtherDirectory || f.What == client.FoundRemoved && f.Path == "."
 }

@@ -34,53 +34,42 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	gauge := func(name, help string) prometheus.Gauge {
 		return f.NewGauge(prometheus.GaugeOpts{Name: "sevagent_mtls_" + name, Help: help})
 	}
+	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		return f.NewGaugeVec(prometheus.GaugeOpts{Name: "sevagent_mtls_" + name, Help: help}, labels)
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return f.NewCounter(prometheus.CounterOpts{Name: "sevagent_mtls_" + name, Help: help})
+	}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return f.NewCounterVec(prometheus.CounterOpts{Name: "sevagent_mtls_" + name, Help: help}, labels)
+	}
 	return &metrics{
-		requests: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sevagent_mtls_requests_total",
-			Help: "Requests to sources of secrets, by operation and by how they ended.",
-		}, []string{"operation", "result"}),
-		publications: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sevagent_mtls_publications_total",
-			Help: "Attempts to publish a generation, by how they ended: published, failed (nothing was switched) or rolled_back.",
-		}, []string{"result"}),
+		requests: counters("requests_total",
+			"Requests to sources of secrets, by operation and by how they ended.", "operation", "result"),
+		publications: counters("publications_total",
+			"Attempts to publish a generation, by how they ended: published, failed (nothing was switched) or rolled_back.",
+			"result"),
 		publishSeconds: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "sevagent_mtls_publish_duration_seconds",
 			Help:    "Time to publish a generation, evidence included.",
 			Buckets: []float64{.0002, .0005, .001, .002, .005, .01, .05, .25, 1, 5, 20},
 		}),
-		rejections: f.NewCounter(prometheus.CounterOpts{
-			Name: "sevagent_mtls_rejections_total",
-			Help: "Versions of secrets that could not be published.",
-		}),
-		secrets: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sevagent_mtls_secrets",
-			Help: "Configured secrets, by state.",
-		}, []string{"state"}),
-		notAfter: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sevagent_mtls_not_after_timestamp_seconds",
-			Help: "When the published certificates expire: client, server, and the first of the anchors.",
-		}, []string{"certificate"}),
+		rejections: counter("rejections_total", "Versions of secrets that could not be published."),
+		secrets:    gauges("secrets", "Configured secrets, by state.", "state"),
+		notAfter: gauges("not_after_timestamp_seconds",
+			"When the published certificates expire: client, server, and the first of the anchors.", "certificate"),
 		published: gauge("published_timestamp_seconds", "When the current generation was published."),
 		checked:   gauge("last_checked_timestamp_seconds", "When the source that has been silent longest last answered."),
-		preflightRejections: f.NewCounter(prometheus.CounterOpts{
-			Name: "sevagent_mtls_preflight_rejections_total",
-			Help: "Pending versions of secrets that would be rejected once they are current.",
-		}),
-		tampering: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sevagent_mtls_tampering_total",
-			Help: "What was found changed in a published directory by someone else.",
-		}, []string{"what"}),
-		repairs: f.NewCounterVec(prometheus.CounterOpts{
-			Name: "sevagent_mtls_repairs_total",
-			Help: "Generations published to put back what was changed, by how that ended.",
-		}, []string{"result"}),
-		guard: f.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "sevagent_mtls_guarded_directories",
-			Help: "Published directories, by what their guards say of them.",
-		}, []string{"state"}),
+		heldUntil: gauge("held_until_timestamp_seconds",
+			"When the next version held for its dates will be published. 0: none is held."),
+		preflightRejections: counter("preflight_rejections_total",
+			"Pending versions of secrets that would be rejected once they are current."),
+		tampering: counters("tampering_total", "What was found changed in a published directory by someone else.", "what"),
+		repairs: counters("repairs_total",
+			"Generations published to put back what was changed, by how that ended.", "result"),
+		guard:         gauges("guarded_directories", "Published directories, by what their guards report.", "state"),
 		skew:          gauge("clock_skew_seconds", "How far the node's clock is ahead of the secrets' service's."),
 		callsPerMonth: gauge("estimated_calls_per_month", "Calls to Secrets Manager in a month at the configured interval."),
-		heldUntil:     gauge("held_until_timestamp_seconds", "When the next version held for its dates will be published. 0: none is held."),
 	}
 }
 

@@ -2,7 +2,6 @@ package mtls
 
 import (
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,7 +28,8 @@ func TestOverlap(t *testing.T) {
 				t.Errorf("ca.crt %s (-want +got):\n%s", when, diff)
 			}
 		}
-		first, second, third := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil), mtlstest.NewCA(t, "third", nil)
+		first, second, third := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil), mtlstest.NewCA(t, "third",
+			nil)
 		s := newFake(first.ClientSecret(t, "a"))
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		overlap := func(c *Config) { c.Settings.CAOverlap = 24 * time.Hour }
@@ -39,7 +39,8 @@ func TestOverlap(t *testing.T) {
 		s.put("version-2", second.ClientSecret(t, "b"))
 		n.after(6 * time.Minute)
 		want(n, "after a change of the CA", "second", "first")
-		if o := n.Status().CAOverlap; len(o) != 1 || o[0].Subject != "CN=first" || !o[0].Until.After(time.Now().Add(23*time.Hour)) {
+		if o := n.Status().CAOverlap; len(o) != 1 || o[0].Subject != "CN=first" ||
+			!o[0].Until.After(time.Now().Add(23*time.Hour)) {
 			t.Errorf("status: %+v", o)
 		}
 
@@ -64,62 +65,6 @@ func TestOverlap(t *testing.T) {
 		want(n, "when all are", "third")
 		if o := n.Status().CAOverlap; len(o) != 0 {
 			t.Errorf("status: %+v", o)
-		}
-	})
-}
-
-// What is carried over goes at once where it is no longer wanted.
-func TestOverlapEnds(t *testing.T) {
-	first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
-	for name, end := range map[string]func(n *node, s *fakeSecret){
-		"setting": func(n *node, s *fakeSecret) {
-			settings := n.config.Settings
-			settings.CAOverlap = 0
-			n.Apply(settings)
-		},
-		"secret": func(n *node, s *fakeSecret) {
-			cert, key := second.Leaf(t, "c", mtlstest.Valid(-time.Hour, time.Hour*24*30))
-			s.put("version-3", mtlstest.Fields{"client_cert": mtlstest.CertPEM(cert), "client_key": mtlstest.KeyPEM(t, key), "ca_cert": mtlstest.CertPEM(second.Cert), "ca_overlap": false}.JSON(t))
-			n.Hint()
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				first, second = mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
-				s := newFake(first.ClientSecret(t, "a"))
-				n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, func(c *Config) { c.Settings.CAOverlap = time.Hour })
-				s.put("version-2", second.ClientSecret(t, "b"))
-				n.after(6 * time.Minute)
-				if got := n.anchorNames(t); !slices.Equal(got, []string{"second", "first"}) {
-					t.Fatalf("ca.crt holds %v", got)
-				}
-				end(n, s)
-				n.after(time.Second)
-				if got := n.anchorNames(t); !slices.Equal(got, []string{"second"}) {
-					t.Errorf("ca.crt holds %v, want only the second", got)
-				}
-			})
-		})
-	}
-}
-
-// A bound that is made shorter holds across restarts.
-func TestOverlapShortened(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
-		s := newFake(first.ClientSecret(t, "a"))
-		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		overlap := func(d time.Duration) func(*Config) { return func(c *Config) { c.Settings.CAOverlap = d } }
-		n := start(t, path, map[string]source.Source{"a": s}, overlap(24*time.Hour))
-		s.put("version-2", second.ClientSecret(t, "b"))
-		n.after(6 * time.Minute)
-		for range 4 {
-			n.stop()
-			n = start(t, path, map[string]source.Source{"a": s}, overlap(time.Hour))
-			n.after(20 * time.Minute)
-		}
-		if got := n.anchorNames(t); !slices.Equal(got, []string{"second"}) {
-			t.Errorf("ca.crt holds %v 80 minutes after the overlap was made an hour", got)
 		}
 	})
 }
@@ -149,8 +94,8 @@ func TestOverlapEndsWhileNothingCanBePublished(t *testing.T) {
 	})
 }
 
-// While the node's own directory cannot be published to, the bound counts all the same, and a consumer that can be is not
-// published to again and again. One without ca.crt hears nothing of it.
+// While the node's own directory cannot be published to, the bound counts all the same, and a consumer that can be is
+// not published to again and again. One without ca.crt hears nothing of it.
 func TestOverlapOfConsumers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, second := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil)
@@ -161,7 +106,8 @@ func TestOverlapOfConsumers(t *testing.T) {
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		n := start(t, path, map[string]source.Source{"a": s}, func(c *Config) {
 			c.Settings.CAOverlap = time.Hour
-			c.Settings.Consumers = []Consumer{{"trust", ours.Owner, []string{"ca.crt"}}, {"web", ours.Owner, []string{"client.pem"}}}
+			c.Settings.Consumers = []Consumer{{"trust", ours.Owner, []string{"ca.crt"}},
+				{"web", ours.Owner, []string{"client.pem"}}}
 			c.Evidence = d.evidence
 			c.Published = func(string) { published.Add(1) }
 		})

@@ -22,8 +22,9 @@ type preflight struct {
 // errUnread marks an error of reading, which says nothing about the version.
 var errUnread = errors.New("cannot be read yet")
 
-// fetchPending fetches the pending version of a secret, once, and reports whether there is a new one to verify. A failure
-// is no failure of the secret: the label may come before the content, and the node's role may be for AWSCURRENT alone.
+// fetchPending fetches the pending version of a secret, once, and reports whether there is a new one to verify. A
+// failure is no failure of the secret: the label may come before the content, and the node's role may be for AWSCURRENT
+// alone.
 func (s *secret) fetchPending(ctx context.Context, c *caller) (fetched bool) {
 	pending := s.latest.Pending
 	if pending == "" || pending == s.latest.Current {
@@ -68,8 +69,8 @@ func (list secrets) verifyPending(now time.Time) {
 }
 
 // tryPending verifies the pending version of a secret together with what else would be published: with what the other
-// secrets give now, and failing that with their pending versions, since those that belong together are rotated together.
-// What is wrong without it, too, is not its fault.
+// secrets give now, and failing that with their pending versions, since those that belong together are rotated
+// together. What is wrong without it, too, is not its fault.
 func (list secrets) tryPending(s *secret, now time.Time) error {
 	try := func(pending func(*secret) bool) error {
 		var bundles []*certset.Bundle

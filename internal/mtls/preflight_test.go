@@ -41,7 +41,8 @@ func TestPreflight(t *testing.T) {
 			t.Errorf("nothing is pending, and the preflight says %+v", p)
 		}
 		leaf, key := other.Leaf(t, "second")
-		foreign := mtlstest.Fields{"client_cert": mtlstest.CertPEM(leaf), "client_key": mtlstest.KeyPEM(t, key), "ca_cert": mtlstest.CertPEM(ca.Cert)}.JSON(t)
+		foreign := mtlstest.Fields{"client_cert": mtlstest.CertPEM(leaf), "client_key": mtlstest.KeyPEM(t, key),
+			"ca_cert": mtlstest.CertPEM(ca.Cert)}.JSON(t)
 		for _, c := range []struct {
 			name, version  string
 			content        []byte
@@ -49,14 +50,17 @@ func TestPreflight(t *testing.T) {
 		}{
 			{"good", "p1", ca.ClientSecret(t, "second"), "ok", ""},
 			{"from tomorrow", "p2", ca.ClientSecret(t, "second", mtlstest.Valid(24*time.Hour, 48*time.Hour)), "ok", ""},
-			{"foreign CA", "p3", foreign, "rejected", "this version would be rejected because secret a: client_cert: does not lead to ca_cert"},
-			{"expired", "p4", ca.ClientSecret(t, "second", mtlstest.Valid(-48*time.Hour, -24*time.Hour)), "rejected", "expired on"},
+			{"foreign CA", "p3", foreign, "rejected",
+				"this version would be rejected because secret a: client_cert: does not lead to ca_cert"},
+			{"expired", "p4", ca.ClientSecret(t, "second", mtlstest.Valid(-48*time.Hour, -24*time.Hour)), "rejected",
+				"expired on"},
 			{"no PEM", "p5", []byte(`{"client_cert": "x"}`), "rejected", "client_cert"},
 		} {
 			s.pend(c.version, c.content)
 			n.after(6 * time.Minute)
 			p := n.secret("a").Preflight
-			if p == nil || p.Result != c.result || p.Version != c.version || !strings.Contains(p.Reason, c.reason) || (c.reason == "") != (p.Reason == "") {
+			if p == nil || p.Result != c.result || p.Version != c.version || !strings.Contains(p.Reason, c.reason) ||
+				(c.reason == "") != (p.Reason == "") {
 				t.Errorf("%s: %+v, want %s, %q", c.name, p, c.result, c.reason)
 			}
 			if got := n.secret("a"); got.State != client.SecretCurrent || n.subject(t) != "first" {
@@ -105,10 +109,7 @@ func TestPreflightOfSeveral(t *testing.T) {
 
 // What cannot be read says nothing: the label may come before the content.
 func TestPreflightUnread(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		s.meet(func() { s.err = errors.New("AccessDeniedException") })
 		s.pend("p1", ca.ClientSecret(t, "second"))
 		n.after(time.Minute * 7)

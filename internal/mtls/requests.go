@@ -7,8 +7,8 @@ import (
 	"sevagent/client"
 )
 
-// Hints come from people and from EventBridge, and both can get into a loop. Up to ten are served at once, then one per ten
-// seconds; the rest coalesce.
+// Hints come from people and from EventBridge, and both can get into a loop. Up to ten are served at once, then one per
+// ten seconds; the rest coalesce.
 const (
 	hintBurst = 10
 	hintEvery = 10 * time.Second

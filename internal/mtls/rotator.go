@@ -104,15 +104,15 @@ func (r *Rotator) Run(ctx context.Context) error {
 	}
 }
 
-// Hint says that a secret may have changed. It does not wait. Up to ten hints are served at once, then one per ten seconds;
-// the rest coalesce.
+// Hint says that a secret may have changed. It does not wait. Up to ten hints are served at once, then one per ten
+// seconds; the rest coalesce.
 func (r *Rotator) Hint() { r.inbox.add(func(q *requests) { q.look = true }) }
 
 // Apply replaces the settings, without waiting. What is known of secrets whose names stay is kept.
 func (r *Rotator) Apply(s Settings) { r.inbox.add(func(q *requests) { q.settings = &s }) }
 
-// Refresh is a Hint that waits: it looks at every secret, publishes what has changed, and returns the outcome. The error
-// joins the reasons of the secrets that could not be brought up to date; the Refresh is valid in any case.
+// Refresh is a Hint that waits: it looks at every secret, publishes what has changed, and returns the outcome. The
+// error joins the reasons of the secrets that could not be brought up to date; the Refresh is valid in any case.
 func (r *Rotator) Refresh(ctx context.Context) (client.Refresh, error) {
 	done := make(chan outcome, 1)
 	r.inbox.add(func(q *requests) {
@@ -183,8 +183,8 @@ func (r *Rotator) runDue(ctx context.Context) {
 	}
 }
 
-// rotate opens directories, looks at secrets and publishes, as far as that is due or asked for, and reports whether it has
-// done anything.
+// rotate opens directories, looks at secrets and publishes, as far as that is due or asked for, and reports whether it
+// has done anything.
 func (r *Rotator) rotate(ctx context.Context, asked bool) (busy bool) {
 	for _, t := range r.targets {
 		if now := time.Now(); !t.Opened() && (asked || !now.Before(t.attempt.next)) {
@@ -236,7 +236,7 @@ func (r *Rotator) open(t *target, now time.Time) {
 
 // withdraw removes the directory of a dropped consumer.
 func (r *Rotator) withdraw(c Consumer) {
-	d := directory.New(directory.Config{Path: r.config.pathOf(c), AllowDisk: r.config.AllowDisk, Consumer: c.Name, Log: r.log})
+	d := directory.New(r.config.directoryOf(c, r.log))
 	defer d.Close()
 	if err := d.Withdraw(); err != nil {
 		r.log.Error("could not remove a dropped consumer's directory; remove it by hand", "path", d.Path(), "err", err)

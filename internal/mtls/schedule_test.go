@@ -18,19 +18,21 @@ func TestNextPoll(t *testing.T) {
 		o    outlook
 		want time.Duration // in the middle of the jitter
 	}{
-		"nothing known":             {outlook{interval: 5 * time.Minute}, 5 * time.Minute},
-		"young certificate":         {leaf(10*day, 80*day), time.Hour},
-		"last third":                {leaf(61*day, 29*day), 5 * time.Minute},
-		"last tenth":                {leaf(82*day, 8*day), time.Minute},
-		"expired":                   {leaf(91*day, -day), time.Minute},
-		"short interval stays":      {outlook{interval: 5 * time.Second, notBefore: now.Add(-9 * day), notAfter: now.Add(day)}, 5 * time.Second},
-		"rotation far off":          {rotation(10 * day), time.Hour},
-		"window opens":              {rotation(5 * time.Minute), 30 * time.Second},
-		"rotation overdue":          {rotation(-30 * time.Minute), 30 * time.Second},
-		"rotation did not happen":   {rotation(-2 * time.Hour), time.Hour},
-		"does not sleep past that":  {rotation(25 * time.Minute), 20*time.Minute + 15*time.Second},
-		"version pending":           {outlook{interval: time.Hour, pending: true}, 30 * time.Second},
-		"pending in an aging world": {outlook{interval: time.Hour, notBefore: now.Add(-89 * day), notAfter: now.Add(day), pending: true}, 30 * time.Second},
+		"nothing known":     {outlook{interval: 5 * time.Minute}, 5 * time.Minute},
+		"young certificate": {leaf(10*day, 80*day), time.Hour},
+		"last third":        {leaf(61*day, 29*day), 5 * time.Minute},
+		"last tenth":        {leaf(82*day, 8*day), time.Minute},
+		"expired":           {leaf(91*day, -day), time.Minute},
+		"short interval stays": {outlook{interval: 5 * time.Second, notBefore: now.Add(-9 * day),
+			notAfter: now.Add(day)}, 5 * time.Second},
+		"rotation far off":         {rotation(10 * day), time.Hour},
+		"window opens":             {rotation(5 * time.Minute), 30 * time.Second},
+		"rotation overdue":         {rotation(-30 * time.Minute), 30 * time.Second},
+		"rotation did not happen":  {rotation(-2 * time.Hour), time.Hour},
+		"does not sleep past that": {rotation(25 * time.Minute), 20*time.Minute + 15*time.Second},
+		"version pending":          {outlook{interval: time.Hour, pending: true}, 30 * time.Second},
+		"pending in an aging world": {outlook{interval: time.Hour, notBefore: now.Add(-89 * day), notAfter: now.Add(day),
+			pending: true}, 30 * time.Second},
 	} {
 		if got := nextPoll(now, c.o, 0.5); got != c.want {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
@@ -46,7 +48,8 @@ func TestNextPoll(t *testing.T) {
 }
 
 func TestBackoff(t *testing.T) {
-	for n, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second, 9: 256 * time.Second, 10: 5 * time.Minute, 5000: 5 * time.Minute} {
+	for n, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 5: 16 * time.Second,
+		9: 256 * time.Second, 10: 5 * time.Minute, 5000: 5 * time.Minute} {
 		if got := backoff(n, 1); got != want {
 			t.Errorf("backoff %d is at most %v, want %v", n, got, want)
 		}

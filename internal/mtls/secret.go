@@ -67,7 +67,8 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 		version := latest.Current
 		switch {
 		case version == "":
-			return &source.Error{Kind: source.Persistent, Err: fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)}
+			err := fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)
+			return &source.Error{Kind: source.Persistent, Err: err}
 		case s.published != nil && version == s.published.Version:
 			s.dropCandidate() // also after a roll-back
 			return nil

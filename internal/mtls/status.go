@@ -35,7 +35,9 @@ func (r *Rotator) updateStatus() {
 			s.keys[kind] = certset.SPKI(leaf)
 		}
 		for _, c := range g.Set.Carried {
-			s.CAOverlap = append(s.CAOverlap, client.Overlap{Subject: c.Cert.Subject.String(), SHA256: certset.Digest(c.Cert.Raw), Until: c.Until.UTC()})
+			s.CAOverlap = append(s.CAOverlap, client.Overlap{
+				Subject: c.Cert.Subject.String(), SHA256: certset.Digest(c.Cert.Raw), Until: c.Until.UTC(),
+			})
 		}
 	}
 	if err := cmp.Or(main.attempt.err, r.blocked); err != nil {

@@ -43,13 +43,13 @@ type target struct {
 }
 
 func newTarget(c *Config, consumer Consumer, m *metrics, log *slog.Logger) *target {
-	path := c.pathOf(consumer)
+	d := directory.New(c.directoryOf(consumer, log))
 	return &target{
-		Directory: directory.New(directory.Config{Path: path, AllowDisk: c.AllowDisk, Consumer: consumer.Name, Log: log}),
+		Directory: d,
 		consumer:  consumer,
 		log:       log,
 		metrics:   m,
-		guard:     c.newGuard(path),
+		guard:     c.newGuard(d.Path()),
 		state:     guardState{GuardStatus: client.GuardStatus{State: client.GuardOff}},
 	}
 }
@@ -109,8 +109,8 @@ func (t *target) expect(now time.Time) {
 	t.guard.Expect(tree)
 }
 
-// allow sets the names of consumers' directories. The guard is told of nothing else: looking at the files again could make
-// a change by someone else what is expected.
+// allow sets the names of consumers' directories. The guard is told of nothing else: looking at the files again could
+// make a change by someone else what is expected.
 func (t *target) allow(names []string) {
 	t.allowed = names
 	if t.guard != nil && t.tree != nil {
@@ -170,8 +170,8 @@ func (t *target) inspect(now time.Time) (published bool) {
 	return act.repair && t.repair(act.count, now)
 }
 
-// repair publishes what is in memory as a new generation: a file put back in place might still be held open by whoever has
-// changed it. It reports whether that has succeeded.
+// repair publishes what is in memory as a new generation: a file put back in place might still be held open by whoever
+// has changed it. It reports whether that has succeeded.
 func (t *target) repair(report bool, now time.Time) bool {
 	was := t.Current()
 	err := t.publish(was.Set, was.Evidence, now)
@@ -264,7 +264,8 @@ func (t *target) guardStatus() client.GuardStatus {
 
 func (t *target) status() client.ConsumerStatus {
 	s := client.ConsumerStatus{
-		Name: t.consumer.Name, Path: t.Path(), Generation: t.Generation(), Files: []string{}, Missing: t.missing, Guard: t.guardStatus(),
+		Name: t.consumer.Name, Path: t.Path(), Generation: t.Generation(),
+		Files: []string{}, Missing: t.missing, Guard: t.guardStatus(),
 	}
 	if g := t.Current(); g != nil {
 		s.PublishedAt = g.Published()

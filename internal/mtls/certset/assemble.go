@@ -25,7 +25,8 @@ type HeldError struct {
 }
 
 func (e *HeldError) Error() string {
-	return fmt.Sprintf("secret %s: %s: held until it is valid, at %s", e.Secret, e.Field, e.Until.UTC().Format(time.RFC3339))
+	until := e.Until.UTC().Format(time.RFC3339)
+	return fmt.Sprintf("secret %s: %s: held until it is valid, at %s", e.Secret, e.Field, until)
 }
 
 // Assemble validates bundles together, in the order of the configuration, and returns what to publish. Its errors are
@@ -110,7 +111,8 @@ func (a *assembly) addPair(kind string) error {
 	key, list := keys.fields[keyField], certs.fields[certField].certs
 	i := indexLeaf(list, key.key)
 	if i < 0 {
-		return &RejectError{keys.Secret, keyField, fmt.Sprintf("does not match %s: not the key of %q", certField, list[0].Subject)}
+		reason := fmt.Sprintf("does not match %s: not the key of %q", certField, list[0].Subject)
+		return &RejectError{keys.Secret, keyField, reason}
 	}
 	leaf, rest := list[i], slices.Delete(slices.Clone(list), i, i+1)
 	if a.now.After(leaf.NotAfter) && slices.Contains(a.published, certs) && slices.Contains(a.published, keys) {

@@ -23,11 +23,16 @@ import (
 	"sevagent/internal/mtls/mtlstest"
 )
 
+// encryptedKey is a key in the way of old versions of OpenSSL.
+const encryptedKey = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n" +
+	"AAAA\n-----END RSA PRIVATE KEY-----\n"
+
 // Everything that makes a secret unfit is refused with an error that names the secret, the field and the reason.
 func TestRejected(t *testing.T) {
 	ca, other := mtlstest.NewCA(t, "ca", nil), mtlstest.NewCA(t, "other", nil)
 	cert, key := ca.Leaf(t, "node")
-	good := mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(ca.Cert)}
+	good := mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key),
+		caCert: mtlstest.CertPEM(ca.Cert)}
 	with := func(field string, value any) []byte {
 		m := maps.Clone(good)
 		if value == nil {
@@ -56,64 +61,85 @@ func TestRejected(t *testing.T) {
 		content []byte
 		want    string // after "secret a: "
 	}{
-		"empty":                    {nil, "is empty"},
-		"blank":                    {[]byte(" \r\n"), "is empty"},
-		"garbage":                  {[]byte(strings.Repeat("\x00\xff", 100)), "is not PEM"},
-		"too large":                {make([]byte, 65<<10), "is larger than 65536 bytes"},
-		"malformed JSON":           {[]byte(`{"client_cert": "x`), "is neither PEM nor JSON: malformed at byte"},
-		"JSON and more":            {append(with("", nil), '}'), "is neither PEM nor JSON: malformed at byte"},
-		"other JSON object":        {[]byte(`{"username": "u", "password": "p"}`), "is a JSON object without any of client_cert"},
-		"wrong case":               {[]byte(`{"Client_Cert": "x"}`), "is a JSON object without any of client_cert"},
-		"JSON array":               {[]byte(`["client_cert"]`), "is not PEM"},
-		"number":                   {with(clientCert, 7), "client_cert: is not a string"},
-		"object":                   {with(clientKey, map[string]any{"a": 1}), "client_key: is not a string"},
-		"doubled key":              {[]byte(`{"ca_cert": "x", "ca_cert": "y"}`), "ca_cert: appears twice"},
-		"nothing but null":         {[]byte(`{"ca_cert": null}`), "has no value but null"},
-		"empty field":              {with(caCert, ""), "ca_cert: is empty"},
-		"text":                     {with(caCert, "see attachment"), "ca_cert: is not PEM"},
-		"half a PEM":               {with(clientCert, half), "client_cert: holds a PEM block that is cut short"},
-		"one and a half":           {with(clientCert, mtlstest.CertPEM(cert)+half), "client_cert: holds a PEM block that is cut short"},
-		"half a plain PEM":         {[]byte(half), "holds a PEM block that is cut short"},
-		"base64 damaged":           {with(clientCert, strings.Replace(mtlstest.CertPEM(cert), "MII", "M!I", 1)), "client_cert: holds a PEM block that is cut short"},
-		"DER damaged":              {with(clientCert, pemBlock("CERTIFICATE", cert.Raw[:100])), "client_cert: certificate 1 does not parse"},
-		"plain DER damaged":        {[]byte(pemBlock("CERTIFICATE", cert.Raw[:100])), "certificate 1 does not parse"},
-		"plain key damaged":        {[]byte(pemBlock("PRIVATE KEY", []byte("\x30\x05abc"))), "a block labelled PRIVATE KEY does not parse"},
-		"odd label":                {[]byte(pemBlock("hunter2", nil)), "holds a PEM block with an odd label"},
-		"key in ca_cert":           {with(caCert, mtlstest.CertPEM(ca.Cert)+mtlstest.KeyPEM(t, ca.Key)), "ca_cert: holds a private key"},
-		"key in client_cert":       {with(clientCert, mtlstest.KeyPEM(t, key)), "client_cert: holds a private key"},
-		"key labelled certificate": {with(clientCert, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "PRIVATE KEY", "CERTIFICATE")), "client_cert: certificate 1 does not parse"},
-		"request in client_cert":   {with(clientCert, pemBlock("CERTIFICATE REQUEST", cert.Raw)), "client_cert: holds a block labelled CERTIFICATE REQUEST, want only CERTIFICATE"},
-		"certificate in key":       {with(clientKey, mtlstest.KeyPEM(t, key)+mtlstest.CertPEM(cert)), "client_key: holds a block labelled CERTIFICATE, want only one private key"},
-		"two keys":                 {with(clientKey, mtlstest.KeyPEM(t, key)+mtlstest.KeyPEM(t, key)), "client_key: holds more than one private key"},
-		"no key":                   {with(clientKey, pemBlock("EC PARAMETERS", nil)), "client_key: holds no private key"},
-		"encrypted key":            {with(clientKey, pemBlock("ENCRYPTED PRIVATE KEY", nil)), "client_key: is encrypted; store it without a passphrase"},
-		"encrypted key, old":       {with(clientKey, "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"), "client_key: is encrypted; store it without a passphrase"},
-		"OpenSSH key":              {with(clientKey, pemBlock("OPENSSH PRIVATE KEY", nil)), "client_key: holds a block labelled OPENSSH PRIVATE KEY, want"},
-		"key damaged":              {with(clientKey, pemBlock("PRIVATE KEY", []byte("abc"))), "client_key: PRIVATE KEY does not parse"},
-		"key that cannot sign":     {with(clientKey, pemBlock("PRIVATE KEY", x25519)), "client_key: cannot sign"},
-		"RSA-1024":                 {pair(weakRSA), "client_cert: \"CN=node\": RSA key of 1024 bits, want at least 2048"},
-		"RSA-1024 key":             {with(clientKey, mtlstest.KeyPEM(t, weakRSA)), "client_key: RSA key of 1024 bits"},
-		"P-224":                    {pair(p224), "client_cert: \"CN=node\": ECDSA key on P-224"},
-		"SHA-1":                    {with(clientCert, mtlstest.CertPEM(sha1Leaf)), "client_cert: \"CN=node\": signed with SHA1-RSA"},
-		"17 certificates":          {with(clientCert, manyCerts(t, ca, 17)), "client_cert: holds 17 certificates, at most 16"},
-		"CA that is none":          {with(caCert, mtlstest.CertPEM(cert)), "ca_cert: \"CN=node\": is not a CA certificate"},
-		"key of another":           {with(clientKey, mtlstest.KeyPEM(t, other.Key)), "client_key: does not match client_cert: not the key of \"CN=node\""},
-		"CA that did not sign":     {with(caCert, mtlstest.CertPEM(other.Cert)), "client_cert: does not lead to ca_cert: certificate signed by unknown authority"},
-		"expired":                  {leafWith(mtlstest.Valid(-48*time.Hour, -24*time.Hour)), "client_cert: expired on 20"},
-		"server only":              {leafWith(mtlstest.Usage(x509.ExtKeyUsageServerAuth)), "client_cert: is not for client authentication"},
-		"no key field":             {with(clientKey, nil), "client_cert: comes without client_key"},
-		"no certificate field":     {with(clientCert, nil), "client_key: comes without client_cert"},
-		"no CA":                    {with(caCert, nil), "client_cert: comes without ca_cert to lead to"},
-		"server key alone":         {with(serverKey, mtlstest.KeyPEM(t, key)), "server_key: comes without server_cert"},
-		"client certificate as server's": {
-			mtlstest.Fields{serverCert: mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Usage(x509.ExtKeyUsageClientAuth))), serverKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(ca.Cert)}.JSON(t),
-			"server_cert: is not for server authentication"},
+		"empty":          {nil, "is empty"},
+		"blank":          {[]byte(" \r\n"), "is empty"},
+		"garbage":        {[]byte(strings.Repeat("\x00\xff", 100)), "is not PEM"},
+		"too large":      {make([]byte, 65<<10), "is larger than 65536 bytes"},
+		"malformed JSON": {[]byte(`{"client_cert": "x`), "is neither PEM nor JSON: malformed at byte"},
+		"JSON and more":  {append(with("", nil), '}'), "is neither PEM nor JSON: malformed at byte"},
+		"other JSON object": {[]byte(`{"username": "u", "password": "p"}`),
+			"is a JSON object without any of client_cert"},
+		"wrong case":       {[]byte(`{"Client_Cert": "x"}`), "is a JSON object without any of client_cert"},
+		"JSON array":       {[]byte(`["client_cert"]`), "is not PEM"},
+		"number":           {with(clientCert, 7), "client_cert: is not a string"},
+		"object":           {with(clientKey, map[string]any{"a": 1}), "client_key: is not a string"},
+		"doubled key":      {[]byte(`{"ca_cert": "x", "ca_cert": "y"}`), "ca_cert: appears twice"},
+		"nothing but null": {[]byte(`{"ca_cert": null}`), "has no value but null"},
+		"empty field":      {with(caCert, ""), "ca_cert: is empty"},
+		"text":             {with(caCert, "see attachment"), "ca_cert: is not PEM"},
+		"half a PEM":       {with(clientCert, half), "client_cert: holds a PEM block that is cut short"},
+		"one and a half": {with(clientCert, mtlstest.CertPEM(cert)+half),
+			"client_cert: holds a PEM block that is cut short"},
+		"half a plain PEM": {[]byte(half), "holds a PEM block that is cut short"},
+		"base64 damaged": {with(clientCert, strings.Replace(mtlstest.CertPEM(cert), "MII", "M!I", 1)),
+			"client_cert: holds a PEM block that is cut short"},
+		"DER damaged": {with(clientCert, pemBlock("CERTIFICATE", cert.Raw[:100])),
+			"client_cert: certificate 1 does not parse"},
+		"plain DER damaged": {[]byte(pemBlock("CERTIFICATE", cert.Raw[:100])), "certificate 1 does not parse"},
+		"plain key damaged": {[]byte(pemBlock("PRIVATE KEY", []byte("\x30\x05abc"))),
+			"a block labelled PRIVATE KEY does not parse"},
+		"odd label": {[]byte(pemBlock("hunter2", nil)), "holds a PEM block with an odd label"},
+		"key in ca_cert": {with(caCert, mtlstest.CertPEM(ca.Cert)+mtlstest.KeyPEM(t, ca.Key)),
+			"ca_cert: holds a private key"},
+		"key in client_cert": {with(clientCert, mtlstest.KeyPEM(t, key)), "client_cert: holds a private key"},
+		"key labelled certificate": {with(clientCert, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "PRIVATE KEY",
+			"CERTIFICATE")), "client_cert: certificate 1 does not parse"},
+		"request in client_cert": {with(clientCert, pemBlock("CERTIFICATE REQUEST", cert.Raw)),
+			"client_cert: holds a block labelled CERTIFICATE REQUEST, want only CERTIFICATE"},
+		"certificate in key": {with(clientKey, mtlstest.KeyPEM(t, key)+mtlstest.CertPEM(cert)),
+			"client_key: holds a block labelled CERTIFICATE, want only one private key"},
+		"two keys": {with(clientKey, mtlstest.KeyPEM(t, key)+mtlstest.KeyPEM(t, key)),
+			"client_key: holds more than one private key"},
+		"no key": {with(clientKey, pemBlock("EC PARAMETERS", nil)), "client_key: holds no private key"},
+		"encrypted key": {with(clientKey, pemBlock("ENCRYPTED PRIVATE KEY", nil)),
+			"client_key: is encrypted; store it without a passphrase"},
+		"encrypted key, old": {with(clientKey, encryptedKey), "client_key: is encrypted; store it without a passphrase"},
+		"OpenSSH key": {with(clientKey, pemBlock("OPENSSH PRIVATE KEY", nil)),
+			"client_key: holds a block labelled OPENSSH PRIVATE KEY, want"},
+		"key damaged": {with(clientKey, pemBlock("PRIVATE KEY", []byte("abc"))),
+			"client_key: PRIVATE KEY does not parse"},
+		"key that cannot sign": {with(clientKey, pemBlock("PRIVATE KEY", x25519)), "client_key: cannot sign"},
+		"RSA-1024":             {pair(weakRSA), "client_cert: \"CN=node\": RSA key of 1024 bits, want at least 2048"},
+		"RSA-1024 key":         {with(clientKey, mtlstest.KeyPEM(t, weakRSA)), "client_key: RSA key of 1024 bits"},
+		"P-224":                {pair(p224), "client_cert: \"CN=node\": ECDSA key on P-224"},
+		"SHA-1": {with(clientCert, mtlstest.CertPEM(sha1Leaf)),
+			"client_cert: \"CN=node\": signed with SHA1-RSA"},
+		"17 certificates": {with(clientCert, manyCerts(t, ca, 17)),
+			"client_cert: holds 17 certificates, at most 16"},
+		"CA that is none": {with(caCert, mtlstest.CertPEM(cert)), "ca_cert: \"CN=node\": is not a CA certificate"},
+		"key of another": {with(clientKey, mtlstest.KeyPEM(t, other.Key)),
+			"client_key: does not match client_cert: not the key of \"CN=node\""},
+		"CA that did not sign": {with(caCert, mtlstest.CertPEM(other.Cert)),
+			"client_cert: does not lead to ca_cert: certificate signed by unknown authority"},
+		"expired": {leafWith(mtlstest.Valid(-48*time.Hour, -24*time.Hour)), "client_cert: expired on 20"},
+		"server only": {leafWith(mtlstest.Usage(x509.ExtKeyUsageServerAuth)),
+			"client_cert: is not for client authentication"},
+		"no key field":         {with(clientKey, nil), "client_cert: comes without client_key"},
+		"no certificate field": {with(clientCert, nil), "client_key: comes without client_cert"},
+		"no CA":                {with(caCert, nil), "client_cert: comes without ca_cert to lead to"},
+		"server key alone":     {with(serverKey, mtlstest.KeyPEM(t, key)), "server_key: comes without server_cert"},
+		"client certificate as server's": {mtlstest.Fields{
+			serverCert: mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Usage(x509.ExtKeyUsageClientAuth))),
+			serverKey:  mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(ca.Cert),
+		}.JSON(t), "server_cert: is not for server authentication"},
 		"ca_overlap: true":     {with(caOverlap, true), "ca_overlap: must be false"},
 		"ca_overlap: a string": {with(caOverlap, "false"), "ca_overlap: must be false"},
 		"ca_overlap: a number": {with(caOverlap, 0), "ca_overlap: must be false"},
 		"ca_overlap: null":     {with(caOverlap, json.RawMessage("null")), "ca_overlap: must be false"},
-		"ca_overlap doubled":   {append([]byte(`{"ca_overlap": false, "ca_overlap": false, `), with("", nil)[1:]...), "ca_overlap: appears twice"},
-		"expired CA":           {mtlstest.Fields{caCert: mtlstest.CertPEM(mtlstest.NewCA(t, "old", nil, mtlstest.Valid(-48*time.Hour, -24*time.Hour)).Cert)}.JSON(t), "ca_cert: \"CN=old\" expired on 20"},
+		"ca_overlap doubled": {append([]byte(`{"ca_overlap": false, "ca_overlap": false, `), with("", nil)[1:]...),
+			"ca_overlap: appears twice"},
+		"expired CA": {mtlstest.Fields{caCert: mtlstest.CertPEM(mtlstest.NewCA(t, "old", nil,
+			mtlstest.Valid(-48*time.Hour, -24*time.Hour)).Cert)}.JSON(t), "ca_cert: \"CN=old\" expired on 20"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b, err := Parse("a", "1", c.content)
@@ -137,7 +163,8 @@ func TestRejected(t *testing.T) {
 func TestAccepted(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	cert, key := ca.Leaf(t, "node")
-	good := mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(ca.Cert)}
+	good := mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key),
+		caCert: mtlstest.CertPEM(ca.Cert)}
 	with := func(field string, value any) []byte {
 		m := maps.Clone(good)
 		m[field] = value
@@ -158,27 +185,34 @@ func TestAccepted(t *testing.T) {
 		want     []string
 		warnings []string
 	}{
-		"plain":                   {with("", nil), files, []string{"secret a: unknown keys, not named here, are not published: 1"}},
-		"unknown keys":            {with("comment", "x"), files, []string{"secret a: unknown key comment is not published"}},
-		"null for what is unset":  {with(serverCert, nil), files, nil},
-		"CRLF":                    {with(clientCert, strings.ReplaceAll(mtlstest.CertPEM(cert), "\n", "\r\n")), files, nil},
-		"literal \\n":             {with(clientKey, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "\n", `\n`)), files, nil},
-		"literal \\r\\n":          {with(clientKey, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "\n", `\r\n`)), files, nil},
-		"byte order mark":         {append([]byte("\ufeff"), with(serverCert, nil)...), files, nil},
-		"text around":             {with(clientCert, "Certificate:\n  Data: …\n"+mtlstest.CertPEM(cert)+"\nthe end"), files, nil},
-		"doubled certificate":     {with(clientCert, mtlstest.CertPEM(cert, cert)), files, nil},
-		"SEC 1 key":               {with(clientKey, pemBlock("EC PARAMETERS", []byte{6, 1, 1})+pemBlock("EC PRIVATE KEY", sec1)), files, nil},
-		"RSA-2048":                {pairOf(rsaKey), files, nil},
-		"Ed25519":                 {pairOf(edKey), files, nil},
-		"five minutes early":      {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Valid(4*time.Minute, time.Hour)))), files, nil},
-		"no extended key usage":   {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Usage()))), files, nil},
-		"any extended key usage":  {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Usage(x509.ExtKeyUsageAny)))), files, nil},
-		"CA alone":                {mtlstest.Fields{caCert: mtlstest.CertPEM(ca.Cert)}.JSON(t), []string{"ca.crt"}, nil},
-		"certificate":             {[]byte(mtlstest.CertPEM(cert)), []string{"cert-0.pem"}, nil},
-		"key":                     {[]byte(mtlstest.KeyPEM(t, key)), []string{"cert-0.pem"}, nil},
-		"unknown kind of key":     {[]byte(pemBlock("FUTURE PRIVATE KEY", []byte{0x30, 0})), []string{"cert-0.pem"}, nil},
-		"revocation list":         {[]byte(pemBlock("X509 CRL", []byte{0x30, 0})), []string{"cert-0.pem"}, nil},
-		"both pairs and their CA": {ca.ServerSecret(t, "node"), slices.Concat(files, []string{"server.crt", "server.key", "server.pem"}), nil},
+		"plain": {with("", nil), files,
+			[]string{"secret a: unknown keys, not named here, are not published: 1"}},
+		"unknown keys":           {with("comment", "x"), files, []string{"secret a: unknown key comment is not published"}},
+		"null for what is unset": {with(serverCert, nil), files, nil},
+		"CRLF":                   {with(clientCert, strings.ReplaceAll(mtlstest.CertPEM(cert), "\n", "\r\n")), files, nil},
+		"literal \\n":            {with(clientKey, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "\n", `\n`)), files, nil},
+		"literal \\r\\n":         {with(clientKey, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "\n", `\r\n`)), files, nil},
+		"byte order mark":        {append([]byte("\ufeff"), with(serverCert, nil)...), files, nil},
+		"text around": {with(clientCert, "Certificate:\n  Data: …\n"+mtlstest.CertPEM(cert)+"\nthe end"), files,
+			nil},
+		"doubled certificate": {with(clientCert, mtlstest.CertPEM(cert, cert)), files, nil},
+		"SEC 1 key": {with(clientKey, pemBlock("EC PARAMETERS", []byte{6, 1, 1})+pemBlock("EC PRIVATE KEY",
+			sec1)), files, nil},
+		"RSA-2048": {pairOf(rsaKey), files, nil},
+		"Ed25519":  {pairOf(edKey), files, nil},
+		"five minutes early": {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key,
+			mtlstest.Valid(4*time.Minute, time.Hour)))), files, nil},
+		"no extended key usage": {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Usage()))), files,
+			nil},
+		"any extended key usage": {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key,
+			mtlstest.Usage(x509.ExtKeyUsageAny)))), files, nil},
+		"CA alone":            {mtlstest.Fields{caCert: mtlstest.CertPEM(ca.Cert)}.JSON(t), []string{"ca.crt"}, nil},
+		"certificate":         {[]byte(mtlstest.CertPEM(cert)), []string{"cert-0.pem"}, nil},
+		"key":                 {[]byte(mtlstest.KeyPEM(t, key)), []string{"cert-0.pem"}, nil},
+		"unknown kind of key": {[]byte(pemBlock("FUTURE PRIVATE KEY", []byte{0x30, 0})), []string{"cert-0.pem"}, nil},
+		"revocation list":     {[]byte(pemBlock("X509 CRL", []byte{0x30, 0})), []string{"cert-0.pem"}, nil},
+		"both pairs and their CA": {ca.ServerSecret(t, "node"),
+			slices.Concat(files, []string{"server.crt", "server.key", "server.pem"}), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := mustSet(t, c.content)
@@ -189,7 +223,8 @@ func TestAccepted(t *testing.T) {
 				t.Errorf("warnings (-want +got):\n%s", diff)
 			}
 			for _, f := range s.Files {
-				if private := strings.Contains(string(f.Content), "PRIVATE KEY") || name == "revocation list"; f.Private != private {
+				if private := strings.Contains(string(f.Content), "PRIVATE KEY") ||
+					name == "revocation list"; f.Private != private {
 					t.Errorf("%s: private is %v", f.Name, f.Private)
 				}
 				if strings.ContainsAny(string(f.Content), "\r\\") {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// maxSkew is how far in the future a certificate's validity may begin while we still publish it at once: the issuer's clock
-// need not agree with ours to the second, and readers allow as much.
+// maxSkew is how far in the future a certificate's validity may begin while we still publish it at once: the issuer's
+// clock need not agree with ours to the second, and readers allow as much.
 const maxSkew = 5 * time.Minute
 
 // indexLeaf returns the index of the certificate that key belongs to, which need not come first; -1: there is none.
@@ -23,8 +23,8 @@ func indexLeaf(certs []*x509.Certificate, key crypto.Signer) int {
 	})
 }
 
-// verify returns the first moment, now or later, at which a TLS peer that trusts anchors would accept leaf. It returns an
-// error if there is none.
+// verify returns the first moment, now or later, at which a TLS peer that trusts anchors would accept leaf. It returns
+// an error if there is none.
 func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) (time.Time, error) {
 	if now.After(leaf.NotAfter) {
 		return time.Time{}, errors.New(expired(leaf))
@@ -33,7 +33,8 @@ func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certifica
 	if kind == kindServer {
 		usage = x509.ExtKeyUsageServerAuth
 	}
-	if u := leaf.ExtKeyUsage; len(u)+len(leaf.UnknownExtKeyUsage) > 0 && !slices.Contains(u, usage) && !slices.Contains(u, x509.ExtKeyUsageAny) {
+	named := func(u x509.ExtKeyUsage) bool { return slices.Contains(leaf.ExtKeyUsage, u) }
+	if len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && !named(usage) && !named(x509.ExtKeyUsageAny) {
 		return time.Time{}, fmt.Errorf("is not for %s authentication: its extended key usage does not say so", kind)
 	}
 	from, err := validFrom(leaf, rest, anchors, usage, now)
@@ -45,7 +46,9 @@ func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certifica
 
 // validFrom returns the first moment, now or later, at which leaf leads to one of anchors. Any certificate of the chain
 // may begin in the future, so each of their dates is tried.
-func validFrom(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (time.Time, error) {
+func validFrom(
+	leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time,
+) (time.Time, error) {
 	opts := x509.VerifyOptions{
 		Roots:         x509.NewCertPool(),
 		Intermediates: x509.NewCertPool(),

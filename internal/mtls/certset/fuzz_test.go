@@ -32,7 +32,7 @@ func FuzzBundle(f *testing.F) {
 	f.Add(good[:len(good)/2])
 	f.Add(mtlstest.Fields{serverCert: anchor + cert, serverKey: key, caCert: anchor, clientKey: nil}.JSON(f))
 	f.Add([]byte(cert + key))
-	f.Add([]byte("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n"))
+	f.Add([]byte(encryptedKey))
 	f.Add([]byte(`{"ca_cert": "x", "ca_cert": null, "` + strings.Repeat("A", 40) + `": [{}]}`))
 	f.Add([]byte(pemBlock("X509 CRL", []byte{0x30, 0})))
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Overlap decides which anchors stay in ca.crt for a while after their secret has dropped them. The zero Overlap is ready
-// to use.
+// Overlap decides which anchors stay in ca.crt for a while after their secret has dropped them. The zero Overlap is
+// ready to use.
 type Overlap struct {
 	until map[string]time.Time // when a dropped anchor goes, by the digest of the certificate
 }
@@ -25,7 +25,8 @@ func (o *Overlap) Carry(published *Set, next []*Bundle, length time.Duration, no
 	var list []Carried
 	carry := func(c *x509.Certificate, until time.Time) {
 		same := func(o Carried) bool { return o.Cert.Equal(c) }
-		if now.Before(until) && now.Before(c.NotAfter) && !slices.ContainsFunc(kept, c.Equal) && !slices.ContainsFunc(list, same) {
+		there := slices.ContainsFunc(kept, c.Equal) || slices.ContainsFunc(list, same)
+		if !there && now.Before(until) && now.Before(c.NotAfter) {
 			list = append(list, Carried{c, until})
 		}
 	}

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// isSequence reports whether der is one ASN.1 SEQUENCE and nothing else, as every form of private key is. A plain secret
-// may hold kinds of key that this program does not know.
+// isSequence reports whether der is one ASN.1 SEQUENCE and nothing else, as every form of private key is. A plain
+// secret may hold kinds of key that this program does not know.
 func isSequence(der []byte) bool {
 	var v asn1.RawValue
 	rest, err := asn1.Unmarshal(der, &v)
@@ -55,10 +55,12 @@ func decodePEM(text string) ([]*pem.Block, error) {
 	case begin == 0 && end == 0:
 		return nil, fmt.Errorf("is not PEM")
 	case begin != len(blocks) || end != len(blocks):
-		return nil, fmt.Errorf("holds a PEM block that is cut short or damaged: %d whole, %d begun, %d ended", len(blocks), begin, end)
+		return nil, fmt.Errorf("holds a PEM block that is cut short or damaged: %d whole, %d begun, %d ended",
+			len(blocks), begin, end)
 	}
 	for _, block := range blocks {
-		if strings.Trim(block.Type, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ") != "" || strings.TrimSpace(block.Type) != block.Type {
+		odd := strings.Trim(block.Type, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ") != ""
+		if odd || strings.TrimSpace(block.Type) != block.Type {
 			return nil, fmt.Errorf("holds a PEM block with an odd label")
 		}
 	}

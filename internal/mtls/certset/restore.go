@@ -7,8 +7,8 @@ import (
 )
 
 // Restore makes a set again from the files that were published of it. Origins are its versions in the order of the
-// configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and until
-// when they stay. An error means that this program would not publish these files now.
+// configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
+// until when they stay. An error means that this program would not publish these files now.
 func Restore(origins []Origin, files []File, carried map[string]time.Time, now time.Time) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {

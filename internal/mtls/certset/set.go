@@ -20,7 +20,8 @@ type Set struct {
 }
 
 // Carried is an anchor that ca.crt holds although the secret has dropped it: not all peers whose certificates it issued
-// have new ones yet. It is bounded, and has to be configured, since after the loss of a CA's key that CA has to go at once.
+// have new ones yet. It is bounded, and has to be configured, since after the loss of a CA's key that CA has to go at
+// once.
 type Carried struct {
 	Cert  *x509.Certificate
 	Until time.Time

@@ -1,6 +1,7 @@
 package certset
 
 import (
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"strings"
@@ -12,6 +13,15 @@ import (
 	"sevagent/internal/mtls/mtlstest"
 )
 
+type certs = []*x509.Certificate
+
+// clientSecret is a secret with a client pair, given as chain in any order, and anchors.
+func clientSecret(t *testing.T, key crypto.Signer, chain certs, anchors ...*x509.Certificate) []byte {
+	return mtlstest.Fields{
+		clientCert: mtlstest.CertPEM(chain...), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(anchors...),
+	}.JSON(t)
+}
+
 func TestChainIsPutInOrder(t *testing.T) {
 	root := mtlstest.NewCA(t, "root", nil)
 	upper := mtlstest.NewCA(t, "upper", root)
@@ -19,17 +29,18 @@ func TestChainIsPutInOrder(t *testing.T) {
 	stranger := mtlstest.NewCA(t, "stranger", nil)
 	leaf, key := lower.Leaf(t, "node")
 	for name, c := range map[string]struct {
-		given, want []*x509.Certificate
+		given, want certs
 		warning     string
 	}{
-		"in order":      {[]*x509.Certificate{leaf, lower.Cert, upper.Cert}, []*x509.Certificate{leaf, lower.Cert, upper.Cert}, ""},
-		"leaf last":     {[]*x509.Certificate{upper.Cert, lower.Cert, leaf}, []*x509.Certificate{leaf, lower.Cert, upper.Cert}, ""},
-		"with the root": {[]*x509.Certificate{root.Cert, upper.Cert, leaf, lower.Cert}, []*x509.Certificate{leaf, lower.Cert, upper.Cert, root.Cert}, ""},
-		"with a stranger": {[]*x509.Certificate{stranger.Cert, lower.Cert, leaf, upper.Cert}, []*x509.Certificate{leaf, lower.Cert, upper.Cert, stranger.Cert},
+		"in order":      {certs{leaf, lower.Cert, upper.Cert}, certs{leaf, lower.Cert, upper.Cert}, ""},
+		"leaf last":     {certs{upper.Cert, lower.Cert, leaf}, certs{leaf, lower.Cert, upper.Cert}, ""},
+		"with the root": {certs{root.Cert, upper.Cert, leaf, lower.Cert}, certs{leaf, lower.Cert, upper.Cert, root.Cert}, ""},
+		"with a stranger": {certs{stranger.Cert, lower.Cert, leaf, upper.Cert},
+			certs{leaf, lower.Cert, upper.Cert, stranger.Cert},
 			`secret a: client_cert: "CN=stranger" is not part of the chain`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := mustSet(t, mtlstest.Fields{clientCert: mtlstest.CertPEM(c.given...), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(root.Cert)}.JSON(t))
+			s := mustSet(t, clientSecret(t, key, c.given, root.Cert))
 			if got, want := s.file("client.crt"), mtlstest.CertPEM(c.want...); got != want {
 				t.Errorf("client.crt is\n%s\nwant\n%s", got, want)
 			}
@@ -42,13 +53,13 @@ func TestChainIsPutInOrder(t *testing.T) {
 		})
 	}
 	t.Run("without the intermediates", func(t *testing.T) {
-		_, err := Assemble(mustBundles(t, mtlstest.Fields{clientCert: mtlstest.CertPEM(leaf), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(root.Cert)}.JSON(t)), nil, time.Now(), nil)
+		_, err := Assemble(mustBundles(t, clientSecret(t, key, certs{leaf}, root.Cert)), nil, time.Now(), nil)
 		if _, ok := errors.AsType[*RejectError](err); !ok {
 			t.Errorf("error %v, want a RejectError", err)
 		}
 	})
 	t.Run("anchored below the root", func(t *testing.T) {
-		s := mustSet(t, mtlstest.Fields{clientCert: mtlstest.CertPEM(leaf), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(lower.Cert)}.JSON(t))
+		s := mustSet(t, clientSecret(t, key, certs{leaf}, lower.Cert))
 		if len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], "holds no root") {
 			t.Errorf("warnings %q, want one about OpenSSL", s.Warnings)
 		}
@@ -63,7 +74,8 @@ func TestSecretsGoTogether(t *testing.T) {
 	plainCert := []byte(mtlstest.CertPEM(cert))
 
 	s := mustSet(t, plainCert, pair, plainCert, anchors)
-	if diff := cmp.Diff([]string{"ca.crt", "cert-0.pem", "cert-2.pem", "client.crt", "client.key", "client.pem"}, s.names()); diff != "" {
+	if diff := cmp.Diff([]string{"ca.crt", "cert-0.pem", "cert-2.pem", "client.crt", "client.key", "client.pem"},
+		s.names()); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	for _, f := range s.Files {
@@ -102,11 +114,13 @@ func TestHeld(t *testing.T) {
 		until    time.Time
 		refused  string
 	}{
-		"leaf from tomorrow":       {until(-time.Hour, year), until(24*time.Hour, year), in(24 * time.Hour), ""},
-		"CA even later":            {until(48*time.Hour, year), until(24*time.Hour, year), in(48 * time.Hour), ""},
-		"CA later, leaf valid":     {until(2*time.Hour, year), until(-time.Hour, year), in(2 * time.Hour), ""},
-		"ends before it can begin": {until(48*time.Hour, year), until(24*time.Hour, 36*time.Hour), time.Time{}, "client_cert: does not lead to ca_cert"},
-		"CA over before the leaf":  {until(-time.Hour, 12*time.Hour), until(24*time.Hour, year), time.Time{}, "client_cert: does not lead to ca_cert"},
+		"leaf from tomorrow":   {until(-time.Hour, year), until(24*time.Hour, year), in(24 * time.Hour), ""},
+		"CA even later":        {until(48*time.Hour, year), until(24*time.Hour, year), in(48 * time.Hour), ""},
+		"CA later, leaf valid": {until(2*time.Hour, year), until(-time.Hour, year), in(2 * time.Hour), ""},
+		"ends before it can begin": {until(48*time.Hour, year), until(24*time.Hour, 36*time.Hour), time.Time{},
+			"client_cert: does not lead to ca_cert"},
+		"CA over before the leaf": {until(-time.Hour, 12*time.Hour), until(24*time.Hour, year), time.Time{},
+			"client_cert: does not lead to ca_cert"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ca := mtlstest.NewCA(t, "ca", nil, c.ca)
@@ -145,7 +159,7 @@ func TestAnchorsOverlap(t *testing.T) {
 	old := mtlstest.NewCA(t, "old", nil, mtlstest.Valid(-48*time.Hour, -24*time.Hour))
 	next := mtlstest.NewCA(t, "next", nil, mtlstest.Valid(24*time.Hour, 48*time.Hour))
 	cert, key := ca.Leaf(t, "node")
-	s := mustSet(t, mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(old.Cert, next.Cert, ca.Cert)}.JSON(t))
+	s := mustSet(t, clientSecret(t, key, certs{cert}, old.Cert, next.Cert, ca.Cert))
 	if got, want := s.file("ca.crt"), mtlstest.CertPEM(old.Cert, next.Cert, ca.Cert); got != want {
 		t.Errorf("ca.crt is\n%s\nwant all three:\n%s", got, want)
 	}
@@ -158,7 +172,8 @@ func TestAnchorsOverlap(t *testing.T) {
 func TestStandingPairMayExpire(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	cert, key := ca.Leaf(t, "server", mtlstest.Valid(-time.Hour, time.Hour))
-	bundles := mustBundles(t, ca.ClientSecret(t, "node"), mtlstest.Fields{serverCert: mtlstest.CertPEM(cert), serverKey: mtlstest.KeyPEM(t, key)}.JSON(t))
+	bundles := mustBundles(t, ca.ClientSecret(t, "node"),
+		mtlstest.Fields{serverCert: mtlstest.CertPEM(cert), serverKey: mtlstest.KeyPEM(t, key)}.JSON(t))
 	later := time.Now().Add(2 * time.Hour)
 	if _, err := Assemble(bundles, nil, later, nil); err == nil {
 		t.Error("an expired pair was accepted as new")

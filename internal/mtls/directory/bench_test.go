@@ -14,9 +14,9 @@ import (
 	"sevagent/internal/sim"
 )
 
-// BenchmarkPublish times the bare publication of six files for a client, or nine for a client and a server, without the wait
-// for a quiet moment: on a tmpfs, where flushing costs nothing, and on the file system of $SEVAGENT_BENCH_DIR or else of the
-// source, where it does.
+// BenchmarkPublish times the bare publication of six files for a client, or nine for a client and a server, without the
+// wait for a quiet moment: on a tmpfs, where flushing costs nothing, and on the file system of $SEVAGENT_BENCH_DIR or
+// else of the source, where it does.
 func BenchmarkPublish(b *testing.B) {
 	disk := os.Getenv("SEVAGENT_BENCH_DIR")
 	if disk == "" {
@@ -70,5 +70,5 @@ func benchDirectory(b *testing.B, where string) *published {
 	b.Cleanup(func() { sim.RemoveAll(dir) })
 	dir, err = filepath.Abs(dir)
 	mtlstest.Do(b, "find the directory", err)
-	return &published{&Directory{path: filepath.Join(dir, "mtls"), allowDisk: true, log: mtlstest.Log(b)}, b, nil}
+	return newDirectoryIn(b, dir)
 }

@@ -65,8 +65,8 @@ func (d *Directory) Generation() string {
 	return d.current.Name()
 }
 
-// Open looks at the directory for the first time, and takes over what an earlier run has published if it is good. An error
-// means that the directory cannot be used.
+// Open looks at the directory for the first time, and takes over what an earlier run has published if it is good. An
+// error means that the directory cannot be used.
 func (d *Directory) Open(now time.Time) error {
 	root, err := d.open()
 	if err != nil {
@@ -86,7 +86,8 @@ func (d *Directory) Open(now time.Time) error {
 	case g.Damaged:
 		d.log.Warn("published files were modified; publishing again", "path", d.path, "generation", g.Name(), "err", err)
 	default:
-		d.log.Info("reusing the published generation", "path", d.path, "generation", g.Name(), "not_after", g.manifest.NotAfter)
+		d.log.Info("reusing the published generation",
+			"path", d.path, "generation", g.Name(), "not_after", g.manifest.NotAfter)
 	}
 	d.setCurrent(g)
 	return nil
@@ -152,7 +153,8 @@ func (d *Directory) Capture(allowed []string) (*guard.Tree, error) {
 	}
 	uid, gid := g.access.Owner.UID, g.access.Owner.GID
 	l.Files = append(l.Files, guard.File{
-		Name: manifestFile, Size: len(g.encoded), SHA256: sha256.Sum256(g.encoded), Mode: g.access.CertMode, UID: uid, GID: gid,
+		Name: manifestFile, Size: len(g.encoded), SHA256: sha256.Sum256(g.encoded),
+		Mode: g.access.CertMode, UID: uid, GID: gid,
 	})
 	for _, e := range g.manifest.Files {
 		mode, err := strconv.ParseUint(e.Mode, 8, 9)

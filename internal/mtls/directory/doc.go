@@ -7,9 +7,9 @@
 //	    client.crt -> ..data/client.crt              and one such link for every other file
 //	    web/                                         a consumer's own, the same with fewer files
 //
-// The rename of ..data is the only switch. A crash at any step leaves the old generation or the new one, and the next Open
-// finishes or undoes the rest. The generation before stays for at least ten minutes, for readers that are half-way through
-// it, and its files get an attribute change, for readers that watch files.
+// The rename of ..data is the only switch. A crash at any step leaves the old generation or the new one, and the next
+// Open finishes or undoes the rest. The generation before stays for at least ten minutes, for readers that are half-way
+// through it, and its files get an attribute change, for readers that watch files.
 //
 // What to publish, and when, is the caller's decision. The guard beside this package notices what others change.
 package directory

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// genDir is the open directory of a generation. Its files are plain descriptors: os.File asks the kernel five more things
-// about each, which took as long as all the rest of a publication. Links are never followed.
+// genDir is the open directory of a generation. Its files are plain descriptors: os.File asks the kernel five more
+// things about each, which took as long as all the rest of a publication. Links are never followed.
 type genDir struct {
 	fd   int
 	path string // for errors

@@ -49,7 +49,8 @@ func (g *Generation) Published() time.Time { return g.manifest.Published }
 // Files lists its files, without manifest.json.
 func (g *Generation) Files() []string { return g.manifest.links()[1:] }
 
-// Holds reports whether it has the files of s under a, whatever their versions are called, and evidence if that is wanted.
+// Holds reports whether it has the files of s under a, whatever their versions are called, and evidence if that is
+// wanted.
 func (g *Generation) Holds(s *certset.Set, a Access, withEvidence bool) bool {
 	return !g.Damaged && (g.Evidence != nil || !withEvidence) && g.manifest.describes(s, a)
 }

@@ -18,7 +18,8 @@ const fsImmutable = 0x10
 // noImmutable are the errors of a file system, or of a process, that cannot have the attribute.
 var noImmutable = []error{unix.ENOTTY, unix.EOPNOTSUPP, unix.EPERM, unix.EINVAL, unix.ENOSYS}
 
-// setImmutable sets or clears the attribute of an open file or directory. It reports false where there is no such thing.
+// setImmutable sets or clears the attribute of an open file or directory. It reports false where there is no such
+// thing.
 func setImmutable(fd int, on bool) (bool, error) {
 	flags, err := unix.IoctlGetInt(fd, unix.FS_IOC_GETFLAGS)
 	if err == nil && (flags&fsImmutable != 0) != on {
@@ -73,9 +74,9 @@ func changeAll(root *os.Root, generation string, do func(fd int) error) error {
 	return g.each(do)
 }
 
-// clearAllImmutable clears it everywhere in the published directory. The attribute is for as long as the agent runs: when it
-// does not, nobody puts back what is changed, the next start looks at everything anyway, and removing what the agent has
-// left should not need chattr(1).
+// clearAllImmutable clears it everywhere in the published directory. The attribute is for as long as the agent runs:
+// when it does not, nobody puts back what is changed, the next start looks at everything anyway, and removing what the
+// agent has left should not need chattr(1).
 func clearAllImmutable(path string) error {
 	root, err := os.OpenRoot(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -22,8 +22,8 @@ const (
 	evidenceFile = "evidence.json"
 )
 
-// manifest is manifest.json: what a generation should be, for readers, for the start after a crash, and for the guard. It
-// holds no secrets, and everyone may read it.
+// manifest is manifest.json: what a generation should be, for readers, for the start after a crash, and for the guard.
+// It holds no secrets, and everyone may read it.
 type manifest struct {
 	Generation string           `json:"generation"`
 	Consumer   string           `json:"consumer,omitempty"` // whose directory it is in
@@ -124,10 +124,11 @@ func (a Access) entry(f certset.File) manifestEntry {
 	return e
 }
 
-// describes reports whether these are the files of s, published under a. Which versions they come from does not matter: the
-// same bytes under another version ID are no reason to disturb readers.
+// describes reports whether these are the files of s, published under a. Which versions they come from does not matter:
+// the same bytes under another version ID are no reason to disturb readers.
 func (m *manifest) describes(s *certset.Set, a Access) bool {
-	if !slices.EqualFunc(m.CAOverlap, overlap(s), func(a, b manifestOverlap) bool { return a.SHA256 == b.SHA256 && a.Until.Equal(b.Until) }) {
+	same := func(a, b manifestOverlap) bool { return a.SHA256 == b.SHA256 && a.Until.Equal(b.Until) }
+	if !slices.EqualFunc(m.CAOverlap, overlap(s), same) {
 		return false // the next start would go by the wrong time
 	}
 	if was, err := m.access(); err != nil || was != a {

@@ -10,12 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// open opens the published directory, which is made if that is possible, and rejected unless its files stay in memory: a
-// disk is outside what SEV-SNP encrypts. Everything below goes through the os.Root, so that a link planted by a container
-// that can write here leads nowhere.
+// open opens the published directory, which is made if that is possible, and rejected unless its files stay in memory:
+// a disk is outside what SEV-SNP encrypts. Everything below goes through the os.Root, so that a link planted by a
+// container that can write here leads nowhere.
 //
-// The path of a consumer's directory ends in a published directory, where others may be able to make links: there, a link
-// is removed and never followed.
+// The path of a consumer's directory ends in a published directory, where others may be able to make links: there, a
+// link is removed and never followed.
 func (d *Directory) open() (*os.Root, error) {
 	if d.consumer == "" {
 		return openDir(d.path, d.allowDisk)
@@ -69,7 +69,8 @@ func openDir(path string, allowDisk bool) (*os.Root, error) {
 	return root, nil
 }
 
-// mountObstacle says what keeps the package's mount unit from mounting a tmpfs over a directory: it hides nobody's files.
+// mountObstacle says what keeps the package's mount unit from mounting a tmpfs over a directory: it hides nobody's
+// files.
 func mountObstacle(path string) string {
 	entries, err := os.ReadDir(path)
 	if err != nil || len(entries) == 0 {
@@ -79,7 +80,7 @@ func mountObstacle(path string) string {
 	if n := len(entries) - 1; n > 0 {
 		name = fmt.Sprintf("%s and %d more", name, n)
 	}
-	return fmt.Sprintf("no tmpfs is mounted over the files that it has, %s: move them away, and restart sevagent.service", name)
+	return "no tmpfs is mounted over the files that it has, " + name + ": move them away, and restart sevagent.service"
 }
 
 // makeDir makes a missing directory if what is above it is the right kind of file system.

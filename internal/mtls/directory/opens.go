@@ -15,8 +15,8 @@ const (
 	quietMax = 100 * time.Millisecond
 )
 
-// opens notices when files of one generation are opened by anyone, also through a bind mount in another namespace. A nil
-// *opens, where inotify is not available, notices nothing. fsnotify does not report IN_OPEN.
+// opens notices when files of one generation are opened by anyone, also through a bind mount in another namespace. A
+// nil *opens, where inotify is not available, notices nothing. fsnotify does not report IN_OPEN.
 type opens struct {
 	fd    int
 	watch int // -1: none

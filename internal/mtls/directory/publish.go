@@ -193,8 +193,8 @@ func (p *publication) names() []string {
 	return names
 }
 
-// makeGeneration makes the directory for the agent alone. By its mode the next start sees, after a crash, that it was not
-// complete.
+// makeGeneration makes the directory for the agent alone. By its mode the next start sees, after a crash, that it was
+// not complete.
 func (p *publication) makeGeneration() error {
 	if err := p.root.Mkdir(p.name, 0o700); err != nil {
 		return err
@@ -213,7 +213,8 @@ func (p *publication) write(f certset.File) error {
 		}
 		if p.access.Owner != p.self {
 			if err := unix.Fchown(fd, p.access.Owner.UID, p.access.Owner.GID); err != nil {
-				return fmt.Errorf("give it to owner %s: %w; sevagent.service has CAP_CHOWN only from a drop-in, see the agent's configuration", p.access.Owner, err)
+				const advice = "sevagent.service has CAP_CHOWN only from a drop-in, see the agent's configuration"
+				return fmt.Errorf("give it to owner %s: %w; %s", p.access.Owner, err, advice)
 			}
 		}
 		if err := writeFD(fd, f.Content); err != nil {

@@ -18,11 +18,11 @@ import (
 var errEmpty = errors.New("nothing is published")
 
 // restore finishes or undoes what an earlier run left behind, whether it ended well or was killed in the middle of a
-// publication, and returns the current generation if it may be served as it is: complete, unchanged, and valid now. In a
-// consumer's directory it need only be complete and unchanged: the node's own set says what belongs there.
+// publication, and returns the current generation if it may be served as it is: complete, unchanged, and valid now. In
+// a consumer's directory it need only be complete and unchanged: the node's own set says what belongs there.
 //
-// An error means that a new one is needed. With it may come a damaged generation, whose content is good but whose owner,
-// modes or links are not what the manifest says: that content need not be fetched again.
+// An error means that a new one is needed. With it may come a damaged generation, whose content is good but whose
+// owner, modes or links are not what the manifest says: that content need not be fetched again.
 func (d *Directory) restore(root *os.Root, now time.Time) (*Generation, error) {
 	current := linkedGeneration(root, dataLink)
 	if err := removeLeftovers(root, current); err != nil {
@@ -43,8 +43,8 @@ func (d *Directory) restore(root *os.Root, now time.Time) (*Generation, error) {
 	return g, err
 }
 
-// removeLeftovers removes what has never been published: half-made links, and generations that were not sealed, or sealed
-// but not switched to, which are those later than the current one.
+// removeLeftovers removes what has never been published: half-made links, and generations that were not sealed, or
+// sealed but not switched to, which are those later than the current one.
 func removeLeftovers(root *os.Root, current string) error {
 	names, err := readNames(root)
 	if err != nil {
@@ -97,12 +97,14 @@ func readGeneration(root *os.Root, name string) (g *Generation, contents map[str
 	return g, contents, drift, nil
 }
 
-// restoreSet makes the set again. Without an error, this program would publish the same files from the same secrets now.
+// restoreSet makes the set again. Without an error, this program would publish the same files from the same secrets
+// now.
 func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certset.Set, error) {
 	var files []certset.File
 	for _, e := range m.Files {
 		if e.File != evidenceFile {
-			files = append(files, certset.File{Name: e.File, Content: contents[e.File], Origin: certset.Origin{Secret: e.Secret, Version: e.Version}})
+			origin := certset.Origin{Secret: e.Secret, Version: e.Version}
+			files = append(files, certset.File{Name: e.File, Content: contents[e.File], Origin: origin})
 		}
 	}
 	carried := make(map[string]time.Time)

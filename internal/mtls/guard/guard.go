@@ -150,7 +150,8 @@ func (g *Guard) note(err error) {
 	case err == nil && before != nil:
 		g.log.Info("directory is watched again", "path", g.path)
 	case err != nil && before == nil:
-		g.log.Warn("directory is not fully watched, looking at intervals", "path", g.path, "interval", limitedSweep, "err", err)
+		g.log.Warn("directory is not fully watched, looking at intervals",
+			"path", g.path, "interval", limitedSweep, "err", err)
 	}
 	if err == nil {
 		g.limit.Store(nil)

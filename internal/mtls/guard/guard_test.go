@@ -23,10 +23,12 @@ import (
 // giveUp is for failures only.
 const giveUp = 10 * time.Second
 
-var published = []string{"ca.crt", "client.crt", "client.key", "client.pem", "evidence.json", "manifest.json", "server.crt", "server.key"}
+var published = []string{"ca.crt", "client.crt", "client.key", "client.pem", "evidence.json", "manifest.json",
+	"server.crt", "server.key"}
 
 // owner publishes as package mtls does.
 type owner struct {
+	t     testing.TB
 	path  string
 	count int
 }
@@ -39,8 +41,8 @@ func newOwner(t testing.TB) *owner {
 	}
 	above, err := os.MkdirTemp("/dev/shm", "guard")
 	check(t, err)
-	t.Cleanup(func() { os.RemoveAll(above) })
-	o := &owner{path: filepath.Join(above, "mtls")}
+	t.Cleanup(func() { os.RemoveAll(above); os.RemoveAll(above + "-away") })
+	o := &owner{t: t, path: filepath.Join(above, "mtls")}
 	check(t, os.Mkdir(o.path, 0o755))
 	return o
 }
@@ -64,11 +66,11 @@ func (o *owner) publish(t testing.TB) *Tree {
 	check(t, os.Chmod(dir, 0o755))
 	if o.count > 1 {
 		l.Links["..prev"] = previous
-		relink(t, previous, filepath.Join(o.path, "..prev"))
+		check(t, relink(previous, filepath.Join(o.path, "..prev")))
 	}
-	relink(t, l.Generation, filepath.Join(o.path, "..data"))
+	check(t, relink(l.Generation, filepath.Join(o.path, "..data")))
 	for _, name := range published {
-		relink(t, "..data/"+name, filepath.Join(o.path, name))
+		check(t, relink("..data/"+name, filepath.Join(o.path, name)))
 		// For readers that watch files, if it is still there and not something of the host's that was put in its place.
 		old := filepath.Join(o.path, previous, name)
 		if fi, err := os.Lstat(old); err == nil && fi.Mode().IsRegular() {
@@ -89,17 +91,15 @@ func (o *owner) at(name string) string {
 
 func (o *owner) outside(name string) string { return filepath.Join(filepath.Dir(o.path), name) }
 
-func relink(t testing.TB, target, name string) {
-	t.Helper()
+func relink(target, name string) error {
 	os.Remove(name + "_tmp")
-	check(t, os.Symlink(target, name+"_tmp"))
-	check(t, os.Rename(name+"_tmp", name))
+	return errors.Join(os.Symlink(target, name+"_tmp"), os.Rename(name+"_tmp", name))
 }
 
 func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("prepare the test: %v", err)
 	}
 }
 
@@ -119,45 +119,55 @@ func start(t *testing.T, o *owner) *Guard {
 			t.Error("Run does not end with its context")
 		}
 	})
-	await(t, g, giveUp) // at the start
+	await(t, g) // at the start
 	g.Expect(o.publish(t))
-	await(t, g, giveUp) // with the tree
+	await(t, g) // with the tree
 	if found := g.Verify(); found != nil {
 		t.Fatalf("an untouched directory has findings: %v", found)
 	}
 	return g
 }
 
-func await(t *testing.T, g *Guard, d time.Duration) {
+// await waits until the guard asks for a look. TestLoop says how long that may take.
+func await(t *testing.T, g *Guard) {
 	t.Helper()
 	select {
 	case <-g.Changed():
-	case <-time.After(d):
-		t.Fatalf("nothing on Changed for %v", d)
+	case <-time.After(giveUp):
+		t.Fatalf("nothing on Changed for %v", giveUp)
 	}
 }
 
 // action is what somebody does to the directory.
 type action struct {
-	name     string
-	do       func(t *testing.T, o *owner)
-	path     string // of the finding; GEN stands for the generation
-	what     client.FindingKind
-	silent   bool // no sensor sees it
-	beyond   bool // no publication repairs it
-	warning  bool
-	withRoot bool
+	name string
+	path string // of the finding; GEN stands for the generation
+	what client.FindingKind
+	kind int // of the action
+	do   func(o *owner) error
 }
 
+// The kinds of action, which can be combined.
+const (
+	silent   = 1 << iota // no sensor sees it
+	beyond               // no publication repairs it
+	warning              // it misleads no reader
+	withRoot             // only root can do it
+)
+
 func (a action) test(t *testing.T) {
-	if a.withRoot && os.Getuid() != 0 {
+	if a.kind&withRoot != 0 && os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
 	o := newOwner(t)
 	g := start(t, o)
-	a.do(t, o)
-	if !a.silent {
-		await(t, g, time.Second)
+	if err := a.do(o); errors.Is(err, unix.ENOTSUP) {
+		t.Skip("the file system has no such thing: ", err)
+	} else {
+		check(t, err)
+	}
+	if a.kind&silent == 0 {
+		await(t, g)
 	}
 	want := strings.Replace(a.path, "GEN", o.gen(), 1)
 	found := g.Verify()
@@ -165,8 +175,8 @@ func (a action) test(t *testing.T) {
 		if f.What != a.what || f.Path != want {
 			continue
 		}
-		if f.Repairable == a.beyond || f.Warning != a.warning {
-			t.Errorf("%v: repairable %v, warning %v; want %v, %v", f, f.Repairable, f.Warning, !a.beyond, a.warning)
+		if f.Repairable != (a.kind&beyond == 0) || f.Warning != (a.kind&warning != 0) {
+			t.Errorf("%v: repairable %v, warning %v; want the opposite", f, f.Repairable, f.Warning)
 		}
 		if len(found) > 2 {
 			t.Errorf("one action has %d findings: %v", len(found), found)
@@ -182,111 +192,113 @@ func (a action) test(t *testing.T) {
 	t.Errorf("found %v, want %s: %s", found, want, a.what)
 }
 
-func TestActions(t *testing.T) {
-	write := func(t *testing.T, path string) {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		check(t, err)
-		defer f.Close()
-		_, err = f.WriteAt([]byte("evil"), 7)
-		check(t, err)
+// write changes a few bytes of a file in place, and calls then before it is closed.
+func write(path string, then ...func(*os.File) error) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
 	}
+	defer f.Close()
+	for _, do := range then {
+		err = errors.Join(err, do(f))
+	}
+	if len(then) == 0 {
+		_, err = f.WriteAt([]byte("evil"), 7)
+	}
+	return err
+}
+
+func TestActions(t *testing.T) {
+	evil := func(o *owner) error { return os.WriteFile(o.outside("evil"), nil, 0o444) }
+	away := func(o *owner) error { return os.Rename(o.path, o.outside("away")) }
 	for _, a := range []action{
-		{name: "write", path: "GEN/client.key", what: client.FoundContent, do: func(t *testing.T, o *owner) { write(t, o.at("client.key")) }},
-		{name: "append", path: "GEN/ca.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) {
-			f, err := os.OpenFile(o.at("ca.crt"), os.O_WRONLY|os.O_APPEND, 0)
-			check(t, err)
-			defer f.Close()
-			_, err = f.WriteString("evil")
-			check(t, err)
+		{"write", "GEN/client.key", client.FoundContent, 0, func(o *owner) error { return write(o.at("client.key")) }},
+		{"append", "GEN/ca.crt", client.FoundContent, 0, func(o *owner) error {
+			return write(o.at("ca.crt"), func(f *os.File) error { _, err := f.WriteAt([]byte("evil"), 3000); return err })
 		}},
-		{name: "truncate", path: "GEN/ca.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 0)) }},
-		{name: "grow without bound", path: "GEN/ca.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) { check(t, os.Truncate(o.at("ca.crt"), 1<<40)) }},
-		{name: "hard link", path: "GEN/client.key", what: client.FoundHardLink, do: func(t *testing.T, o *owner) { check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) }},
-		{name: "write through a hard link", path: "GEN/client.key", what: client.FoundContent, do: func(t *testing.T, o *owner) {
-			check(t, os.Link(o.at("GEN/client.key"), o.outside("link")))
-			write(t, o.outside("link"))
+		{"truncate", "GEN/ca.crt", client.FoundContent, 0, func(o *owner) error { return os.Truncate(o.at("ca.crt"), 0) }},
+		{"grow without bound", "GEN/ca.crt", client.FoundContent, 0, func(o *owner) error {
+			return os.Truncate(o.at("ca.crt"), 1<<40)
 		}},
-		{name: "write through a hard link that is gone", path: "GEN/client.key", what: client.FoundContent, do: func(t *testing.T, o *owner) {
-			check(t, os.Link(o.at("GEN/client.key"), o.outside("link")))
-			write(t, o.outside("link"))
-			check(t, os.Remove(o.outside("link")))
+		{"hard link", "GEN/client.key", client.FoundHardLink, 0, func(o *owner) error {
+			return os.Link(o.at("GEN/client.key"), o.outside("link"))
 		}},
-		{name: "store through a mapping", path: "GEN/client.crt", what: client.FoundContent, silent: true, do: func(t *testing.T, o *owner) {
-			f, err := os.OpenFile(o.at("client.crt"), os.O_RDWR, 0)
-			check(t, err)
-			defer f.Close()
-			m, err := unix.Mmap(int(f.Fd()), 0, 3000, unix.PROT_WRITE, unix.MAP_SHARED)
-			check(t, err)
-			m[5] = 0
-			check(t, unix.Munmap(m))
+		{"write through a hard link", "GEN/client.key", client.FoundContent, 0, func(o *owner) error {
+			return errors.Join(os.Link(o.at("GEN/client.key"), o.outside("link")), write(o.outside("link")))
 		}},
-		{name: "write to a file opened before", path: "GEN/client.crt", what: client.FoundContent, do: func(t *testing.T, o *owner) {
-			early, err := os.OpenFile(o.at("client.crt"), os.O_RDWR, 0)
-			check(t, err)
-			defer early.Close()
-			_, err = early.WriteAt([]byte("evil"), 0)
-			check(t, err)
+		{"write through a hard link that is gone", "GEN/client.key", client.FoundContent, 0, func(o *owner) error {
+			link := o.outside("link")
+			return errors.Join(os.Link(o.at("GEN/client.key"), link), write(link), os.Remove(link))
 		}},
-		{name: "chmod", path: "GEN/client.key", what: client.FoundMode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("client.key"), 0o666)) }},
-		{name: "chmod of the generation", path: "GEN", what: client.FoundMode, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.at("GEN"), 0o777)) }},
-		{name: "chmod of the directory", path: ".", what: client.FoundMode, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Chmod(o.path, 0o777)) }},
-		{name: "access control list", path: "GEN/client.key", what: client.FoundMode, do: func(t *testing.T, o *owner) {
+		{"store through a mapping", "GEN/client.crt", client.FoundContent, silent, func(o *owner) error {
+			return write(o.at("client.crt"), func(f *os.File) error {
+				m, err := unix.Mmap(int(f.Fd()), 0, 3000, unix.PROT_WRITE, unix.MAP_SHARED)
+				if err != nil {
+					return err
+				}
+				m[5] = 0
+				return unix.Munmap(m)
+			})
+		}},
+		{"chmod", "GEN/client.key", client.FoundMode, 0, func(o *owner) error { return os.Chmod(o.at("client.key"), 0o666) }},
+		{"chmod of the generation", "GEN", client.FoundMode, 0, func(o *owner) error { return os.Chmod(o.at("GEN"), 0o777) }},
+		{"chmod of the directory", ".", client.FoundMode, beyond, func(o *owner) error { return os.Chmod(o.path, 0o777) }},
+		{"access control list", "GEN/client.key", client.FoundMode, 0, func(o *owner) error {
 			// Version 2; user::r, user:1000:r, group::r, mask::r, other::r. See acl(5) and linux/posix_acl_xattr.h.
 			acl := []byte{2, 0, 0, 0, 1, 0, 4, 0, 255, 255, 255, 255, 2, 0, 4, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
 				0x10, 0, 4, 0, 255, 255, 255, 255, 0x20, 0, 4, 0, 255, 255, 255, 255}
-			if err := unix.Setxattr(o.at("client.key"), "system.posix_acl_access", acl, 0); errors.Is(err, unix.ENOTSUP) {
-				t.Skip("the file system has no access control lists")
-			} else {
-				check(t, err)
-			}
+			return unix.Setxattr(o.at("client.key"), "system.posix_acl_access", acl, 0)
 		}},
-		{name: "chown", withRoot: true, path: "GEN/client.key", what: client.FoundOwner, do: func(t *testing.T, o *owner) { check(t, os.Chown(o.at("client.key"), 1000, 1000)) }},
-		{name: "rename over a file", path: "GEN/client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
+		{"chown", "GEN/client.key", client.FoundOwner, withRoot, func(o *owner) error {
+			return os.Chown(o.at("client.key"), 1000, 1000)
+		}},
+		{"rename over a file", "GEN/client.key", client.FoundReplaced, 0, func(o *owner) error {
 			content, err := os.ReadFile(o.at("client.key"))
-			check(t, err)
-			check(t, os.WriteFile(o.outside("evil"), content, 0o444))
-			check(t, os.Rename(o.outside("evil"), o.at("GEN/client.key")))
+			return errors.Join(err, os.WriteFile(o.outside("evil"), content, 0o444),
+				os.Rename(o.outside("evil"), o.at("GEN/client.key")))
 		}},
-		{name: "FIFO", path: "GEN/client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
-			check(t, os.Remove(o.at("GEN/client.key")))
-			check(t, unix.Mkfifo(o.at("GEN/client.key"), 0o444))
+		{"FIFO", "GEN/client.key", client.FoundReplaced, 0, func(o *owner) error {
+			return errors.Join(os.Remove(o.at("GEN/client.key")), unix.Mkfifo(o.at("GEN/client.key"), 0o444))
 		}},
-		{name: "link for a file", path: "GEN/client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) { relink(t, "/dev/zero", o.at("GEN/client.key")) }},
-		{name: "rename over a link", path: "client.key", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
-			check(t, os.WriteFile(o.outside("evil"), nil, 0o444))
-			check(t, os.Rename(o.outside("evil"), o.at("client.key")))
+		{"link for a file", "GEN/client.key", client.FoundReplaced, 0, func(o *owner) error {
+			return relink("/dev/zero", o.at("GEN/client.key"))
 		}},
-		{name: "FIFO for the generation", path: "GEN", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
-			check(t, os.RemoveAll(o.at("GEN")))
-			check(t, unix.Mkfifo(o.at("GEN"), 0o444))
+		{"rename over a link", "client.key", client.FoundReplaced, 0, func(o *owner) error {
+			return errors.Join(evil(o), os.Rename(o.outside("evil"), o.at("client.key")))
 		}},
-		{name: "generation made again", path: "GEN", what: client.FoundReplaced, do: func(t *testing.T, o *owner) {
-			check(t, os.RemoveAll(o.at("GEN")))
-			check(t, os.Mkdir(o.at("GEN"), 0o755))
+		{"FIFO for the generation", "GEN", client.FoundReplaced, 0, func(o *owner) error {
+			return errors.Join(os.RemoveAll(o.at("GEN")), unix.Mkfifo(o.at("GEN"), 0o444))
 		}},
-		{name: "link re-pointed", path: "client.key", what: client.FoundRetargeted, do: func(t *testing.T, o *owner) { relink(t, "/tmp/evil", o.at("client.key")) }},
-		{name: "..data re-pointed", path: "..data", what: client.FoundRetargeted, do: func(t *testing.T, o *owner) { relink(t, o.gen()+"x", o.at("..data")) }},
-		{name: "directory for ..data", path: "..data", what: client.FoundReplaced, beyond: true, do: func(t *testing.T, o *owner) {
-			check(t, os.Remove(o.at("..data")))
-			check(t, os.Mkdir(o.at("..data"), 0o755))
+		{"generation made again", "GEN", client.FoundReplaced, 0, func(o *owner) error {
+			return errors.Join(os.RemoveAll(o.at("GEN")), os.Mkdir(o.at("GEN"), 0o755))
 		}},
-		{name: "file removed", path: "GEN/client.key", what: client.FoundRemoved, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("GEN/client.key"))) }},
-		{name: "link removed", path: "client.key", what: client.FoundRemoved, do: func(t *testing.T, o *owner) { check(t, os.Remove(o.at("client.key"))) }},
-		{name: "generation removed", path: "GEN", what: client.FoundRemoved, do: func(t *testing.T, o *owner) { check(t, os.RemoveAll(o.at("GEN"))) }},
-		{name: "file in the generation", path: "GEN/evil.crt", what: client.FoundExtra, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("GEN/evil.crt"), nil, 0o444)) }},
-		{name: "file in the directory", path: "evil.crt", what: client.FoundExtra, warning: true, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.WriteFile(o.at("evil.crt"), nil, 0o444)) }},
-		{name: "directory moved away", path: ".", what: client.FoundRemoved, beyond: true, do: func(t *testing.T, o *owner) { check(t, os.Rename(o.path, o.outside("away"))) }},
-		{name: "directory recreated", path: ".", what: client.FoundOtherDirectory, beyond: true, do: func(t *testing.T, o *owner) {
-			check(t, os.Rename(o.path, o.outside("away")))
-			check(t, os.Mkdir(o.path, 0o755))
+		{"link re-pointed", "client.key", client.FoundRetargeted, 0, func(o *owner) error {
+			return relink("/tmp/evil", o.at("client.key"))
 		}},
-		{name: "FIFO for the directory", path: ".", what: client.FoundOtherDirectory, beyond: true, do: func(t *testing.T, o *owner) {
-			check(t, os.Rename(o.path, o.outside("away")))
-			check(t, unix.Mkfifo(o.path, 0o755))
+		{"..data re-pointed", "..data", client.FoundRetargeted, 0,
+			func(o *owner) error { return relink(o.gen()+"x", o.at("..data")) }},
+		{"directory for ..data", "..data", client.FoundReplaced, beyond, func(o *owner) error {
+			return errors.Join(os.Remove(o.at("..data")), os.Mkdir(o.at("..data"), 0o755))
 		}},
-		{name: "directory above moved away", path: ".", what: client.FoundRemoved, beyond: true, do: func(t *testing.T, o *owner) {
-			check(t, os.Rename(filepath.Dir(o.path), filepath.Dir(o.path)+"-away"))
-			t.Cleanup(func() { os.RemoveAll(filepath.Dir(o.path) + "-away") })
+		{"file removed", "GEN/client.key", client.FoundRemoved, 0,
+			func(o *owner) error { return os.Remove(o.at("GEN/client.key")) }},
+		{"link removed", "client.key", client.FoundRemoved, 0, func(o *owner) error { return os.Remove(o.at("client.key")) }},
+		{"generation removed", "GEN", client.FoundRemoved, 0, func(o *owner) error { return os.RemoveAll(o.at("GEN")) }},
+		{"file in the generation", "GEN/evil.crt", client.FoundExtra, 0, func(o *owner) error {
+			return os.WriteFile(o.at("GEN/evil.crt"), nil, 0o444)
+		}},
+		{"file in the directory", "evil.crt", client.FoundExtra, warning | beyond, func(o *owner) error {
+			return os.WriteFile(o.at("evil.crt"), nil, 0o444)
+		}},
+		{"directory moved away", ".", client.FoundRemoved, beyond, away},
+		{"directory recreated", ".", client.FoundOtherDirectory, beyond, func(o *owner) error {
+			return errors.Join(away(o), os.Mkdir(o.path, 0o755))
+		}},
+		{"FIFO for the directory", ".", client.FoundOtherDirectory, beyond, func(o *owner) error {
+			return errors.Join(away(o), unix.Mkfifo(o.path, 0o755))
+		}},
+		{"directory above moved away", ".", client.FoundRemoved, beyond, func(o *owner) error {
+			return os.Rename(filepath.Dir(o.path), filepath.Dir(o.path)+"-away")
 		}},
 	} {
 		t.Run(a.name, a.test)
@@ -300,22 +312,22 @@ func TestNothingFound(t *testing.T) {
 	check(t, os.Mkdir(o.at("app"), 0o755))
 	check(t, os.Mkdir(o.at("..gen-other"), 0o700))
 	check(t, os.Symlink("x", o.at("..data_tmp")))
-	await(t, g, time.Second)
+	await(t, g)
 	if found := g.Verify(); found != nil {
-		t.Error(found)
+		t.Errorf("found %v, want nothing", found)
 	}
 	for range 5 {
 		g.Expect(o.publish(t))
-		await(t, g, time.Second)
+		await(t, g)
 		if found := g.Verify(); found != nil {
-			t.Error(found)
+			t.Errorf("found %v, want nothing", found)
 		}
 	}
 	g.Expect(nil)
 	check(t, os.RemoveAll(o.path))
-	await(t, g, time.Second)
+	await(t, g)
 	if found := g.Verify(); found != nil {
-		t.Error(found)
+		t.Errorf("found %v, want nothing", found)
 	}
 }
 
@@ -327,7 +339,7 @@ func TestWatchesFollow(t *testing.T) {
 		g.Expect(o.publish(t))
 		settle(t, g)
 		check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) // only a watch of the file sees it
-		await(t, g, time.Second)
+		await(t, g)
 		if found := g.Verify(); len(found) != 1 {
 			t.Errorf("found %v, want the link", found)
 		}
@@ -342,7 +354,7 @@ func TestWatchesFollow(t *testing.T) {
 
 // settle waits until nothing is asked for any more.
 func settle(t *testing.T, g *Guard) {
-	for await(t, g, time.Second); ; {
+	for await(t, g); ; {
 		select {
 		case <-g.Changed():
 		case <-time.After(2 * patience):
@@ -466,7 +478,7 @@ func TestStorm(t *testing.T) {
 		}
 	}()
 	for range 5 {
-		await(t, g, time.Second) // TestLoop has the exact figure
+		await(t, g)
 	}
 	close(stop)
 	<-done
@@ -484,7 +496,8 @@ func TestLoop(t *testing.T) {
 		{name: "a few", events: 10 * time.Millisecond, count: 5, min: 100 * time.Millisecond, max: 100 * time.Millisecond},
 		{name: "a storm", events: time.Millisecond, count: 1e6, min: 251 * time.Millisecond, max: 251 * time.Millisecond},
 		{name: "none", min: 24 * time.Second, max: 36 * time.Second},
-		{name: "none, and some cannot come", limit: errors.New("too many open files"), min: 4 * time.Second, max: 6 * time.Second},
+		{name: "none, and some cannot come", limit: errors.New("too many open files"), min: 4 * time.Second,
+			max: 6 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -524,7 +537,7 @@ func BenchmarkVerify(b *testing.B) {
 	g.Expect(o.publish(b))
 	for b.Loop() {
 		if found := g.Verify(); found != nil {
-			b.Fatal(found)
+			b.Fatalf("found %v, want nothing", found)
 		}
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -34,7 +33,7 @@ func isolated(t *testing.T, attr *syscall.SysProcAttr) bool {
 		t.Skip("may not make a namespace: ", err)
 	}
 	if err != nil {
-		t.Errorf("%v\n%s", err, out)
+		t.Errorf("the test in its own namespace: %v\n%s", err, out)
 	}
 	return false
 }
@@ -44,58 +43,59 @@ func TestMounts(t *testing.T) {
 	if !isolated(t, &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}) {
 		return
 	}
-	resolve := func(t *testing.T, path string) string { // for the end, when the links may lead elsewhere
-		path, err := filepath.EvalSymlinks(path)
-		check(t, err)
-		return path
+	mount := func(o *owner, source, target, fstype string, flags uintptr) error {
+		target, err := filepath.EvalSymlinks(target) // for the end, when the links may lead elsewhere
+		if err == nil {
+			err = unix.Mount(source, target, fstype, flags, "")
+			o.t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+		}
+		return err
 	}
-	bind := func(t *testing.T, source, target string) {
-		target = resolve(t, target)
-		check(t, unix.Mount(source, target, "", unix.MS_BIND, ""))
-		t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+	bind := func(o *owner, source, target string) error { return mount(o, source, target, "", unix.MS_BIND) }
+	tmpfs := func(o *owner, target string) error { return mount(o, "tmpfs", target, "tmpfs", 0) }
+	evil := func(o *owner, target string, bind func(o *owner, source, target string) error) error {
+		return errors.Join(os.WriteFile(o.outside("evil"), nil, 0o444), bind(o, o.outside("evil"), target))
 	}
-	evil := func(t *testing.T, o *owner) string {
-		check(t, os.WriteFile(o.outside("evil"), nil, 0o444))
-		return o.outside("evil")
-	}
-	evilDir := func(t *testing.T, o *owner) string {
-		check(t, os.Mkdir(o.outside("evil"), 0o755))
-		return o.outside("evil")
-	}
-	tmpfs := func(t *testing.T, target string) {
-		target = resolve(t, target)
-		check(t, unix.Mount("tmpfs", target, "tmpfs", 0, ""))
-		t.Cleanup(func() { unix.Unmount(target, unix.MNT_DETACH) })
+	evilDir := func(o *owner, target string) error {
+		return errors.Join(os.Mkdir(o.outside("evil"), 0o755), bind(o, o.outside("evil"), target))
 	}
 	// overLink mounts on the link itself; by its path, it would be followed.
-	overLink := func(t *testing.T, source, link string) {
+	overLink := func(o *owner, source, link string) error {
 		fd, err := unix.Open(link, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		check(t, err)
+		if err != nil {
+			return err
+		}
 		defer unix.Close(fd)
-		check(t, unix.Mount(source, "/proc/self/fd/"+strconv.Itoa(fd), "", unix.MS_BIND, ""))
-		t.Cleanup(func() { unix.Unmount(link, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		o.t.Cleanup(func() { unix.Unmount(link, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
+		return unix.Mount(source, "/proc/self/fd/"+strconv.Itoa(fd), "", unix.MS_BIND, "")
 	}
+	mounted := client.FoundMount
 	for _, a := range []action{
-		{name: "file over a file", path: "GEN/client.key", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, evil(t, o), o.at("GEN/client.key")) }},
-		{name: "file over a file by its link", path: "GEN/client.key", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, evil(t, o), o.at("client.key")) }},
-		{name: "of another file system", path: "GEN/client.key", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, "/dev/null", o.at("client.key")) }},
-		{name: "file over a link", path: "client.key", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { overLink(t, evil(t, o), o.at("client.key")) }},
-		{name: "file over ..data", path: "..data", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { overLink(t, evil(t, o), o.at("..data")) }},
-		{name: "directory over the generation", path: "GEN", what: client.FoundMount, do: func(t *testing.T, o *owner) { bind(t, evilDir(t, o), o.at("GEN")) }},
-		{name: "tmpfs over the generation", path: "GEN", what: client.FoundMount, do: func(t *testing.T, o *owner) { tmpfs(t, o.at("..data")) }},
-		{name: "directory over the directory", path: ".", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { bind(t, evilDir(t, o), o.path) }},
-		{name: "tmpfs over the directory", path: ".", what: client.FoundMount, beyond: true, do: func(t *testing.T, o *owner) { tmpfs(t, o.path) }},
-		{name: "tmpfs above the directory", path: ".", what: client.FoundRemoved, beyond: true, do: func(t *testing.T, o *owner) { tmpfs(t, o.outside("")) }},
+		{"file over a file", "GEN/client.key", mounted, 0,
+			func(o *owner) error { return evil(o, o.at("GEN/client.key"), bind) }},
+		{"file over a file by its link", "GEN/client.key", mounted, 0,
+			func(o *owner) error { return evil(o, o.at("client.key"), bind) }},
+		{"of another file system", "GEN/client.key", mounted, 0,
+			func(o *owner) error { return bind(o, "/dev/null", o.at("client.key")) }},
+		{"file over a link", "client.key", mounted, beyond,
+			func(o *owner) error { return evil(o, o.at("client.key"), overLink) }},
+		{"file over ..data", "..data", mounted, beyond, func(o *owner) error { return evil(o, o.at("..data"), overLink) }},
+		{"directory over the generation", "GEN", mounted, 0, func(o *owner) error { return evilDir(o, o.at("GEN")) }},
+		{"tmpfs over the generation", "GEN", mounted, 0, func(o *owner) error { return tmpfs(o, o.at("..data")) }},
+		{"directory over the directory", ".", mounted, beyond, func(o *owner) error { return evilDir(o, o.path) }},
+		{"tmpfs over the directory", ".", mounted, beyond, func(o *owner) error { return tmpfs(o, o.path) }},
+		{"tmpfs above the directory", ".", client.FoundRemoved, beyond,
+			func(o *owner) error { return tmpfs(o, o.outside("")) }},
 	} {
 		t.Run(a.name, a.test)
 	}
 
 	t.Run("unmounted", func(t *testing.T) {
 		o := newOwner(t)
-		tmpfs(t, o.path)
+		check(t, tmpfs(o, o.path))
 		g := start(t, o)
 		check(t, unix.Unmount(o.path, unix.MNT_DETACH))
-		await(t, g, time.Second)
+		await(t, g)
 		if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundOtherDirectory || found[0].Repairable {
 			t.Errorf("found %v, want %s", found, client.FoundOtherDirectory)
 		}
@@ -104,15 +104,15 @@ func TestMounts(t *testing.T) {
 	t.Run("directory over itself", func(t *testing.T) {
 		o := newOwner(t)
 		g := start(t, o)
-		bind(t, o.path, o.path)
-		await(t, g, time.Second)
+		check(t, bind(o, o.path, o.path))
+		await(t, g)
 		if found := g.Verify(); found != nil {
-			t.Error(found)
+			t.Errorf("found %v, want nothing", found)
 		}
 		// The directory that is watched now is the one on top.
 		drain(g)
 		check(t, os.Chmod(o.at("client.key"), 0o600))
-		await(t, g, time.Second)
+		await(t, g)
 		if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundMode {
 			t.Errorf("found %v, want %s", found, client.FoundMode)
 		}
@@ -121,14 +121,14 @@ func TestMounts(t *testing.T) {
 		o := newOwner(t)
 		g := start(t, o)
 		check(t, unix.Mount("tmpfs", o.path, "tmpfs", 0, ""))
-		await(t, g, time.Second)
+		await(t, g)
 		check(t, unix.Unmount(o.path, unix.MNT_DETACH))
-		await(t, g, time.Second)
+		await(t, g)
 		if found := g.Verify(); found != nil {
-			t.Error(found)
+			t.Errorf("found %v, want nothing", found)
 		}
 		check(t, os.Link(o.at("GEN/client.key"), o.outside("link"))) // seen by the watch of the file
-		await(t, g, time.Second)
+		await(t, g)
 		if found := g.Verify(); len(found) != 1 || found[0].What != client.FoundHardLink {
 			t.Errorf("found %v, want %s", found, client.FoundHardLink)
 		}
@@ -167,12 +167,12 @@ func TestWithoutInotify(t *testing.T) {
 			}
 			limit("1000")
 			g.Expect(o.publish(t))
-			await(t, g, giveUp)
+			await(t, g)
 			if err := g.Limit(); err != nil {
-				t.Error(err)
+				t.Errorf("with watches again: %v", err)
 			}
 			check(t, os.Chmod(o.at("client.key"), 0o600))
-			await(t, g, time.Second)
+			await(t, g)
 		})
 	}
 }

@@ -85,7 +85,7 @@ func (s *sensors) pump(w *fsnotify.Watcher) {
 
 // concerns leaves out the neighbours of the directory. The directory above it is named only when it is moved itself.
 func (s *sensors) concerns(name string) bool {
-	return strings.HasPrefix(name, s.path) && (len(name) == len(s.path) || name[len(s.path)] == '/') || name == filepath.Dir(s.path)
+	return name == s.path || strings.HasPrefix(name, s.path+"/") || name == filepath.Dir(s.path)
 }
 
 // renewMounts sees to it that someone listens to the mount table.

@@ -60,7 +60,7 @@ func (t *Tree) verify(path string) []Finding {
 		found.link(dir, st.Mnt_id, l)
 	}
 	found.extra(dir, ".", true, func(name string) bool {
-		_, ours := slices.BinarySearchFunc(t.links, name, func(l link, name string) int { return strings.Compare(l.name, name) })
+		ours := slices.ContainsFunc(t.links, func(l link) bool { return l.name == name })
 		return ours || strings.HasPrefix(name, "..") || slices.Contains(t.allowed, name)
 	})
 

@@ -22,6 +22,9 @@ import (
 	"sevagent/internal/sim"
 )
 
+// Change edits the template of a certificate.
+type Change = func(*x509.Certificate)
+
 // CA is a certificate authority.
 type CA struct {
 	Cert *x509.Certificate
@@ -29,13 +32,13 @@ type CA struct {
 }
 
 // NewCA makes a root, or an intermediate of parent. Each change may edit the template.
-func NewCA(t testing.TB, name string, parent *CA, change ...func(*x509.Certificate)) *CA {
+func NewCA(t testing.TB, name string, parent *CA, change ...Change) *CA {
 	t.Helper()
 	return NewCAFor(t, name, NewKey(t), parent, change...)
 }
 
 // NewCAFor is NewCA with a key of the caller's.
-func NewCAFor(t testing.TB, name string, key crypto.Signer, parent *CA, change ...func(*x509.Certificate)) *CA {
+func NewCAFor(t testing.TB, name string, key crypto.Signer, parent *CA, change ...Change) *CA {
 	t.Helper()
 	template := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: name},
@@ -43,18 +46,18 @@ func NewCAFor(t testing.TB, name string, key crypto.Signer, parent *CA, change .
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
 	}
-	return &CA{sign(t, template, key.Public(), key, parent, change), key}
+	return &CA{sign(t, template, key, parent, change), key}
 }
 
 // Leaf issues a certificate for client and server authentication, and makes its key.
-func (ca *CA) Leaf(t testing.TB, name string, change ...func(*x509.Certificate)) (cert *x509.Certificate, key crypto.Signer) {
+func (ca *CA) Leaf(t testing.TB, name string, change ...Change) (*x509.Certificate, crypto.Signer) {
 	t.Helper()
-	key = NewKey(t)
+	key := NewKey(t)
 	return ca.LeafFor(t, name, key, change...), key
 }
 
 // LeafFor is Leaf for a key of the caller's.
-func (ca *CA) LeafFor(t testing.TB, name string, key crypto.Signer, change ...func(*x509.Certificate)) *x509.Certificate {
+func (ca *CA) LeafFor(t testing.TB, name string, key crypto.Signer, change ...Change) *x509.Certificate {
 	t.Helper()
 	template := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: name},
@@ -62,12 +65,13 @@ func (ca *CA) LeafFor(t testing.TB, name string, key crypto.Signer, change ...fu
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
-	return sign(t, template, key.Public(), ca.Key, ca, change)
+	return sign(t, template, key, ca, change)
 }
 
 var serial atomic.Int64
 
-func sign(t testing.TB, template *x509.Certificate, pub crypto.PublicKey, signer crypto.Signer, parent *CA, change []func(*x509.Certificate)) *x509.Certificate {
+// sign makes a certificate for key, by parent or, without one, by key itself.
+func sign(t testing.TB, template *x509.Certificate, key crypto.Signer, parent *CA, change []Change) *x509.Certificate {
 	t.Helper()
 	template.SerialNumber = big.NewInt(serial.Add(1))
 	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(90*24*time.Hour)
@@ -77,11 +81,11 @@ func sign(t testing.TB, template *x509.Certificate, pub crypto.PublicKey, signer
 	for _, c := range change {
 		c(template)
 	}
-	issuer := template
+	issuer, signer := template, key
 	if parent != nil {
 		issuer, signer = parent.Cert, parent.Key
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, pub, signer)
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), signer)
 	if err != nil {
 		t.Fatalf("issue a certificate for %s: %v", template.Subject, err)
 	}
@@ -93,12 +97,12 @@ func sign(t testing.TB, template *x509.Certificate, pub crypto.PublicKey, signer
 }
 
 // Valid sets the dates of a certificate, from now.
-func Valid(from, to time.Duration) func(*x509.Certificate) {
+func Valid(from, to time.Duration) Change {
 	return func(c *x509.Certificate) { c.NotBefore, c.NotAfter = time.Now().Add(from), time.Now().Add(to) }
 }
 
 // Usage sets the extended key usage of a certificate.
-func Usage(u ...x509.ExtKeyUsage) func(*x509.Certificate) {
+func Usage(u ...x509.ExtKeyUsage) Change {
 	return func(c *x509.Certificate) { c.ExtKeyUsage = u }
 }
 
@@ -145,14 +149,14 @@ func (f Fields) JSON(t testing.TB) []byte {
 }
 
 // ClientFields are those of a secret as the documentation shows it: a client pair and its CA.
-func (ca *CA) ClientFields(t testing.TB, name string, change ...func(*x509.Certificate)) Fields {
+func (ca *CA) ClientFields(t testing.TB, name string, change ...Change) Fields {
 	t.Helper()
 	cert, key := ca.Leaf(t, name, change...)
 	return Fields{"client_cert": CertPEM(cert), "client_key": KeyPEM(t, key), "ca_cert": CertPEM(ca.Cert)}
 }
 
 // ClientSecret is a secret with ClientFields.
-func (ca *CA) ClientSecret(t testing.TB, name string, change ...func(*x509.Certificate)) []byte {
+func (ca *CA) ClientSecret(t testing.TB, name string, change ...Change) []byte {
 	t.Helper()
 	return ca.ClientFields(t, name, change...).JSON(t)
 }

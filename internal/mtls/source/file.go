@@ -15,8 +15,8 @@ import (
 // maxFileBytes bounds a file as Secrets Manager bounds a secret.
 const maxFileBytes = 64 << 10
 
-// File reads a secret from a local file, the file:///path of the configuration. The value is the path; the version is the
-// SHA-256 of the content.
+// File reads a secret from a local file, the file:///path of the configuration. The value is the path; the version is
+// the SHA-256 of the content.
 type File string
 
 // Describe returns the SHA-256 of the file as the current version.

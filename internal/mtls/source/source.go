@@ -1,5 +1,5 @@
-// Package source is where secrets come from: the contract between the rotator and whatever has the versions of a secret,
-// and the source for local files. The agent brings the source for Secrets Manager.
+// Package source is where secrets come from: the contract between the rotator and whatever has the versions of a
+// secret, and the source for local files. The agent brings the source for Secrets Manager.
 package source
 
 import (

@@ -52,7 +52,8 @@ func TestFile(t *testing.T) {
 func TestSecretIsNotPrinted(t *testing.T) {
 	s := NewSecret([]byte("hunter2"))
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x"} {
-		if got := fmt.Sprintf(verb, struct{ S any }{s}); strings.Contains(got, "hunter2") || strings.Contains(got, "68756e746572") {
+		if got := fmt.Sprintf(verb, struct{ S any }{s}); strings.Contains(got, "hunter2") ||
+			strings.Contains(got, "68756e746572") {
 			t.Errorf("%s prints %s", verb, got)
 		}
 	}
