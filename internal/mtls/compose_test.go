@@ -67,10 +67,30 @@ func TestFallBack(t *testing.T) {
 // What has fallen back cannot fall back again, so that compose ends.
 func TestFallBackEnds(t *testing.T) {
 	offers := []offer{{"a", &certset.Bundle{Secret: "a", Version: "new"}, &certset.Bundle{Secret: "a", Version: "old"}}}
-	chosen, _ := choose(offers, true)
-	chosen, _ = fallBack(offers, chosen, true, errors.New("x"))
-	if next, rejected := fallBack(offers, chosen, true, errors.New("x")); next != nil || rejected != nil {
-		t.Errorf("chose %v and rejected %v a second time", next, rejected)
+	for _, reason := range []error{errors.New("x"), &certset.RejectError{Secret: "a"}} {
+		chosen, _ := choose(offers, true)
+		chosen, _ = fallBack(offers, chosen, true, reason)
+		if next, rejected := fallBack(offers, chosen, true, reason); next != nil || rejected != nil {
+			t.Errorf("%v: chose %v and rejected %v a second time", reason, next, rejected)
+		}
+	}
+}
+
+// A version that was held and cannot be published now for another reason is not due again at once: that would be a
+// loop.
+func TestComposeIsDueOnce(t *testing.T) {
+	now := time.Now()
+	held := &secret{name: "a", candidate: new(certset.Bundle), heldUntil: now.Add(-time.Second), changed: true}
+	list := secrets{held, {name: "b"}}
+	if !list.due(now) {
+		t.Error("a version whose time has come is not due")
+	}
+	if _, err := list.compose(false, now, nil); err == nil || list.due(now) {
+		t.Errorf("b has given nothing (%v), and compose is due again", err)
+	}
+	held.dropCandidate()
+	if !list.due(now) {
+		t.Error("nothing is due although the version is gone that others may have been rejected for")
 	}
 }
 

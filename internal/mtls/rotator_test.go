@@ -736,7 +736,9 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 		s.fail(errors.New("connection refused"))
 		var broken atomic.Bool
 		broken.Store(true)
+		g := &fakeGuard{changed: make(chan struct{}, 1)}
 		n = start(t, path, map[string]source.Source{"a": s}, func(c *Config) {
+			c.newGuard = func(string) sentinel { return g }
 			c.Evidence = func(context.Context, string, [sha256.Size]byte) ([]byte, error) {
 				if broken.Load() {
 					return nil, errors.New("throttled")
@@ -745,6 +747,11 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 			}
 		})
 		n.isReady(t, false)
+		g.find() // that nothing is new does not make it good
+		synctest.Wait()
+		if got := n.Status().Guard.State; got == client.GuardOK {
+			t.Errorf("the guard is %s although the directory is damaged", got)
+		}
 		broken.Store(false)
 		n.after(time.Minute)
 		n.isReady(t, true)

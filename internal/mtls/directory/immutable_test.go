@@ -50,6 +50,8 @@ func TestImmutable(t *testing.T) {
 		}
 	}
 	refused("current")
+	New(Config{Path: d.path, AllowDisk: true, Log: d.log}).Close() // of a directory that it has never opened
+	refused("closed by one that was not open")
 	next := mustSet(t, ca.ClientSecret(t, "second"))
 	d.mustPublish(next)
 	mtlstest.Do(t, "clear the attribute", clearAllImmutable(d.path))

@@ -59,9 +59,15 @@ func TestOpens(t *testing.T) {
 	close(stop)
 	<-ended
 
-	o.follow(mtlstest.MemoryDir(t))
+	other := mtlstest.MemoryDir(t)
+	mtlstest.Do(t, "make a file", os.WriteFile(filepath.Join(other, "a"), nil, 0o644))
+	o.follow(other)
 	open("a")
 	if o.drain() {
 		t.Error("an open is reported in a directory that is no longer followed")
+	}
+	mtlstest.Read(t, filepath.Join(other, "a"))
+	if !o.drain() {
+		t.Error("an open is not reported in the directory that is followed now")
 	}
 }
