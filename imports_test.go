@@ -35,7 +35,7 @@ var table = map[string][]string{
 	"internal/mtls/certset":        {},
 	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},
 	"internal/mtls/guard":          {"client", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
-	"internal/mtls/mtlstest":       {"internal/sim"},
+	"internal/mtls/mtlstest":       {"internal/must", "internal/sim"},
 	"internal/cgroup":              {},
 	"internal/cluster":             {aws, "github.com/aws/smithy-go"},
 	"internal/cluster/clustertest": {},

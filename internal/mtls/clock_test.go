@@ -75,7 +75,7 @@ func TestRefreshIsLimited(t *testing.T) {
 		began := time.Now()
 		for range 20 {
 			if _, err := n.Refresh(t.Context()); err != nil {
-				t.Fatal(err)
+				t.Fatalf("refresh: %v", err)
 			}
 		}
 		if took := time.Since(began); took < 90*time.Second || took > 110*time.Second {

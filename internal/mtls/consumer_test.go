@@ -17,6 +17,7 @@ import (
 
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
+	"sevagent/internal/must"
 )
 
 func consumers(list ...Consumer) func(*Config) {
@@ -26,11 +27,7 @@ func consumers(list ...Consumer) func(*Config) {
 // names lists what a user sees in a directory.
 func names(t testing.TB, dir string) (list []string) {
 	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
+	for _, e := range must.Get(os.ReadDir(dir))(t, "list what a user sees") {
 		if !strings.HasPrefix(e.Name(), "..") {
 			list = append(list, e.Name())
 		}
@@ -109,9 +106,7 @@ func TestConsumers(t *testing.T) {
 			t.Errorf("status: %+v", n.Status().Consumers)
 		}
 		n.stop()
-		if err := os.Mkdir(filepath.Join(path, "mine"), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Mkdir(filepath.Join(path, "mine"), 0o755), "make a directory that is no consumer's")
 		start(t, path, map[string]source.Source{"a": s})
 		gone("web")
 		if _, err := os.Lstat(filepath.Join(path, "mine")); err != nil {
@@ -133,10 +128,8 @@ func TestConsumerBehindALink(t *testing.T) {
 				n := start(t, path, map[string]source.Source{"a": s},
 					consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}))
 				web := filepath.Join(path, "web")
-				if err := errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"),
-					os.Symlink(target, web)); err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"), os.Symlink(target, web)),
+					"put a link in place of web")
 				s.put("version-2", ca.ClientSecret(t, "second"))
 				n.after(6 * time.Minute)
 				if entries, err := os.ReadDir(elsewhere); err != nil || len(entries) != 0 {
@@ -160,9 +153,8 @@ func TestConsumerFails(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		s := newFake(ca.ClientSecret(t, "first"))
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		if err := errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)),
+			"put a file in place of web")
 		n := start(t, path, map[string]source.Source{"a": s},
 			consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}, Consumer{"api", ours.Owner, []string{"client.pem"}}))
 		n.isReady(t, false)
@@ -172,9 +164,7 @@ func TestConsumerFails(t *testing.T) {
 		if got := n.Status().Consumers[0].Error; !strings.Contains(got, filepath.Join(path, "web")) {
 			t.Errorf("web's error is %q", got)
 		}
-		if err := os.Remove(filepath.Join(path, "web")); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Remove(filepath.Join(path, "web")), "remove it")
 		n.after(10 * time.Minute)
 		n.isReady(t, true)
 		if n.Status().Consumers[0].Error != "" || mtlstest.Read(t, filepath.Join(path, "web/client.pem")) != mtlstest.Read(t,

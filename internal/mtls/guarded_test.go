@@ -19,6 +19,7 @@ import (
 	"sevagent/internal/mtls/guard"
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 )
 
@@ -67,10 +68,10 @@ func guarded(t *testing.T, s source.Source) (*node, *fakeGuard) {
 func (n *node) breakDirectory(t *testing.T) (restore func()) {
 	t.Helper()
 	away := n.path + "-away"
-	mtlstest.Do(t, "put a file in place of the directory", os.Rename(n.path, away), os.WriteFile(n.path, nil, 0o644))
+	must.Do(t, errors.Join(os.Rename(n.path, away), os.WriteFile(n.path, nil, 0o644)), "put a file in its place")
 	return func() {
 		t.Helper()
-		mtlstest.Do(t, "put the directory back", os.Remove(n.path), os.Rename(away, n.path))
+		must.Do(t, errors.Join(os.Remove(n.path), os.Rename(away, n.path)), "put the directory back")
 	}
 }
 
@@ -154,7 +155,7 @@ func TestGuardOfALostDirectory(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ca := mtlstest.NewCA(t, "ca", nil)
 				n, g := guarded(t, newFake(ca.ClientSecret(t, "first")))
-				mtlstest.Do(t, "take the directory away", c.damage(n.path))
+				must.Do(t, c.damage(n.path), "take the directory away")
 				g.find(guard.Finding{Finding: client.Finding{Path: ".", What: c.what}})
 				synctest.Wait()
 				if got := n.subject(t); got != "first" {
@@ -308,7 +309,7 @@ func TestGuardForReal(t *testing.T) {
 	} {
 		sim.Soften(path)
 		began := time.Now()
-		mtlstest.Do(t, c.name, c.damage())
+		must.Do(t, c.damage(), "%s", c.name)
 		generation = next()
 		t.Logf("%s: put back after %v", c.name, time.Since(began))
 		if got := mtlstest.Read(t, filepath.Join(path, "client.key")); got != want {

@@ -25,6 +25,7 @@ import (
 	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 )
 
@@ -575,7 +576,7 @@ func TestRefreshIsCoalesced(t *testing.T) {
 		ask := func() {
 			wg.Go(func() {
 				if _, err := n.Refresh(t.Context()); err != nil {
-					t.Error(err)
+					t.Errorf("refresh: %v", err)
 				}
 			})
 		}
@@ -656,7 +657,7 @@ func TestNoSecrets(t *testing.T) {
 		n := start(t, path, nil, func(c *Config) { c.AllowDisk = false })
 		n.isReady(t, true)
 		if _, err := n.Refresh(t.Context()); err != nil {
-			t.Error(err)
+			t.Errorf("refresh without secrets: %v", err)
 		}
 		if _, err := os.Stat(path); err == nil {
 			t.Error("the directory was made")
@@ -712,14 +713,14 @@ func TestDirectoryComesLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		above := filepath.Join(mtlstest.MemoryDir(t), "file")
-		mtlstest.Do(t, "put a file in the way", os.WriteFile(above, nil, 0o644))
+		must.Do(t, os.WriteFile(above, nil, 0o644), "put a file in the way")
 		n := start(t, filepath.Join(above, "mtls"), map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))})
 		n.after(time.Minute)
 		n.isReady(t, false)
 		if got := n.Status().Error; !strings.HasPrefix(got, "publish to "+n.path) {
 			t.Errorf("error %q", got)
 		}
-		mtlstest.Do(t, "make a directory of it", os.Remove(above), os.Mkdir(above, 0o755))
+		must.Do(t, errors.Join(os.Remove(above), os.Mkdir(above, 0o755)), "make a directory of it")
 		n.after(5 * time.Minute)
 		n.isReady(t, true)
 	})
@@ -732,7 +733,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 		generation := n.Status().Generation
 		n.stop()
 		sim.Soften(path)
-		mtlstest.Do(t, "open the key to all", os.Chmod(filepath.Join(path, "client.key"), 0o444))
+		must.Do(t, os.Chmod(filepath.Join(path, "client.key"), 0o444), "open the key to all")
 		s.fail(errors.New("connection refused"))
 		var broken atomic.Bool
 		broken.Store(true)
@@ -765,7 +766,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	withNode(t, func(t *testing.T, _ *mtlstest.CA, _ *fakeSecret, n *node) {
 		families, err := n.metrics.Gather()
-		mtlstest.Do(t, "gather the metrics", err)
+		must.Do(t, err, "gather the metrics")
 		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("lint: %v, %v", problems, err)
 		}
@@ -789,7 +790,7 @@ func TestMetrics(t *testing.T) {
 func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
 	families, err := n.metrics.Gather()
-	mtlstest.Do(t, "gather the metrics", err)
+	must.Do(t, err, "gather the metrics")
 	for _, family := range families {
 		if family.GetName() != "sevagent_mtls_"+name {
 			continue

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/must"
 )
 
 // encryptedKey is a key in the way of old versions of OpenSSL.
@@ -50,11 +51,13 @@ func TestRejected(t *testing.T) {
 		m[clientCert], m[clientKey] = mtlstest.CertPEM(ca.LeafFor(t, "node", key, change...)), mtlstest.KeyPEM(t, key)
 		return m.JSON(t)
 	}
-	weakRSA := must(rsa.GenerateKey(rand.Reader, 1024))
-	p224 := must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))
-	rsaCA := mtlstest.NewCAFor(t, "rsa", must(rsa.GenerateKey(rand.Reader, 2048)), nil)
+	weakRSA := must.Get(rsa.GenerateKey(rand.Reader, 1024))(t, "make a weak key")
+	p224 := must.Get(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))(t, "make a key on P-224")
+	rsaKey := must.Get(rsa.GenerateKey(rand.Reader, 2048))(t, "make an RSA key")
+	rsaCA := mtlstest.NewCAFor(t, "rsa", rsaKey, nil)
 	sha1Leaf := rsaCA.LeafFor(t, "node", key, func(c *x509.Certificate) { c.SignatureAlgorithm = x509.SHA1WithRSA })
-	x25519 := must(x509.MarshalPKCS8PrivateKey(must(ecdh.X25519().GenerateKey(rand.Reader))))
+	dhKey := must.Get(ecdh.X25519().GenerateKey(rand.Reader))(t, "make a key that cannot sign")
+	x25519 := must.Get(x509.MarshalPKCS8PrivateKey(dhKey))(t, "encode it")
 	half := mtlstest.CertPEM(cert)[:200]
 
 	for name, c := range map[string]struct {
@@ -175,8 +178,8 @@ func TestAccepted(t *testing.T) {
 		m[clientCert], m[clientKey] = mtlstest.CertPEM(ca.LeafFor(t, "node", key)), mtlstest.KeyPEM(t, key)
 		return m.JSON(t)
 	}
-	sec1 := must(x509.MarshalECPrivateKey(key.(*ecdsa.PrivateKey)))
-	rsaKey := must(rsa.GenerateKey(rand.Reader, 2048))
+	sec1 := must.Get(x509.MarshalECPrivateKey(key.(*ecdsa.PrivateKey)))(t, "encode a key as SEC 1")
+	rsaKey := must.Get(rsa.GenerateKey(rand.Reader, 2048))(t, "make an RSA key")
 	_, edKey, _ := ed25519.GenerateKey(rand.Reader)
 	files := []string{"ca.crt", "client.crt", "client.key", "client.pem"}
 
@@ -268,21 +271,13 @@ func manyCerts(t *testing.T, ca *mtlstest.CA, n int) string {
 // mustSet assembles secrets named a, b, c … in version 1.
 func mustSet(t testing.TB, secrets ...[]byte) *Set {
 	t.Helper()
-	s, err := Assemble(mustBundles(t, secrets...), nil, time.Now(), nil)
-	if err != nil {
-		t.Fatalf("assemble a good set: %v", err)
-	}
-	return s
+	return must.Get(Assemble(mustBundles(t, secrets...), nil, time.Now(), nil))(t, "assemble a good set")
 }
 
 func mustBundles(t testing.TB, secrets ...[]byte) (bundles []*Bundle) {
 	t.Helper()
 	for i, content := range secrets {
-		b, err := Parse(string(rune('a'+i)), "1", content)
-		if err != nil {
-			t.Fatalf("parse a good secret: %v", err)
-		}
-		bundles = append(bundles, b)
+		bundles = append(bundles, must.Get(Parse(string(rune('a'+i)), "1", content))(t, "parse a good secret"))
 	}
 	return bundles
 }
@@ -301,11 +296,4 @@ func (s *Set) names() (names []string) {
 		names = append(names, f.Name)
 	}
 	return names
-}
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }

@@ -11,6 +11,7 @@ import (
 
 	"sevagent/internal/mtls/certset"
 	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 )
 
@@ -48,7 +49,7 @@ func BenchmarkPublish(b *testing.B) {
 					}
 					took = append(took, time.Since(began))
 					b.StopTimer() // rotations are rare: those before are long gone
-					mtlstest.Do(b, "collect what an hour makes collectable", d.Collect(time.Now().Add(time.Hour)))
+					must.Do(b, d.Collect(time.Now().Add(time.Hour)), "collect what an hour makes collectable")
 					b.StartTimer()
 				}
 				slices.Sort(took)
@@ -69,6 +70,6 @@ func benchDirectory(b *testing.B, where string) *published {
 	}
 	b.Cleanup(func() { sim.RemoveAll(dir) })
 	dir, err = filepath.Abs(dir)
-	mtlstest.Do(b, "find the directory", err)
+	must.Do(b, err, "find the directory")
 	return newDirectoryIn(b, dir)
 }

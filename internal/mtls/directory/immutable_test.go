@@ -8,16 +8,17 @@ import (
 	"testing"
 
 	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/must"
 )
 
 // immutableHere reports whether a file can have the attribute where path is.
 func immutableHere(t *testing.T, path string) bool {
 	t.Helper()
 	f, err := os.Create(filepath.Join(filepath.Dir(path), "try"))
-	mtlstest.Do(t, "make a file", err)
+	must.Do(t, err, "make a file")
 	defer f.Close()
 	ok, err := setImmutable(int(f.Fd()), true)
-	mtlstest.Do(t, "set the attribute", err)
+	must.Do(t, err, "set the attribute")
 	setImmutable(int(f.Fd()), false)
 	return ok
 }
@@ -54,7 +55,7 @@ func TestImmutable(t *testing.T) {
 	refused("closed by one that was not open")
 	next := mustSet(t, ca.ClientSecret(t, "second"))
 	d.mustPublish(next)
-	mtlstest.Do(t, "clear the attribute", clearAllImmutable(d.path))
+	must.Do(t, clearAllImmutable(d.path), "clear the attribute")
 	if err := os.Chmod(filepath.Join(d.path, "..data", "client.key"), 0o440); err != nil {
 		t.Errorf("when the agent has stopped: %v", err)
 	}

@@ -7,12 +7,13 @@ import (
 	"time"
 
 	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/must"
 )
 
 func TestOpens(t *testing.T) {
 	dir := mtlstest.MemoryDir(t)
 	for _, name := range []string{"a", "b"} {
-		mtlstest.Do(t, "make a file", os.WriteFile(filepath.Join(dir, name), nil, 0o644))
+		must.Do(t, os.WriteFile(filepath.Join(dir, name), nil, 0o644), "make a file")
 	}
 	o := newOpens()
 	defer o.close()
@@ -60,7 +61,7 @@ func TestOpens(t *testing.T) {
 	<-ended
 
 	other := mtlstest.MemoryDir(t)
-	mtlstest.Do(t, "make a file", os.WriteFile(filepath.Join(other, "a"), nil, 0o644))
+	must.Do(t, os.WriteFile(filepath.Join(other, "a"), nil, 0o644), "make a file")
 	o.follow(other)
 	open("a")
 	if o.drain() {

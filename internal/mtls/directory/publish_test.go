@@ -20,6 +20,7 @@ import (
 
 	"sevagent/internal/mtls/certset"
 	"sevagent/internal/mtls/mtlstest"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 )
 
@@ -47,19 +48,14 @@ func (d *published) publish(s *certset.Set) (*Generation, error) {
 
 func (d *published) mustPublish(s *certset.Set) *Generation {
 	d.t.Helper()
-	g, err := d.publish(s)
-	if err != nil {
-		d.t.Fatalf("publish: %v", err)
-	}
-	d.current = g
-	return g
+	d.current = must.Get(d.publish(s))(d.t, "publish")
+	return d.current
 }
 
 // restore does what the next start does.
 func (d *published) restore() (*Generation, error) {
 	d.t.Helper()
-	root, err := d.open()
-	mtlstest.Do(d.t, "open the directory", err)
+	root := must.Get(d.open())(d.t, "open the directory")
 	defer root.Close()
 	return d.Directory.restore(root, time.Now())
 }
@@ -69,13 +65,9 @@ func mustSet(t testing.TB, secrets ...[]byte) *certset.Set {
 	t.Helper()
 	var bundles []*certset.Bundle
 	for i, content := range secrets {
-		b, err := certset.Parse(string(rune('a'+i)), "1", content)
-		mtlstest.Do(t, "parse a secret", err)
-		bundles = append(bundles, b)
+		bundles = append(bundles, must.Get(certset.Parse(string(rune('a'+i)), "1", content))(t, "parse a secret"))
 	}
-	s, err := certset.Assemble(bundles, nil, time.Now(), nil)
-	mtlstest.Do(t, "assemble a set", err)
-	return s
+	return must.Get(certset.Assemble(bundles, nil, time.Now(), nil))(t, "assemble a set")
 }
 
 // read returns what a consumer reads, by the names of the links.
@@ -93,9 +85,7 @@ func (d *published) read() map[string]string {
 
 func (d *published) list() (names []string) {
 	d.t.Helper()
-	entries, err := os.ReadDir(d.path)
-	mtlstest.Do(d.t, "list the directory", err)
-	for _, e := range entries {
+	for _, e := range must.Get(os.ReadDir(d.path))(d.t, "list the directory") {
 		names = append(names, e.Name())
 	}
 	return names
@@ -228,14 +218,14 @@ func TestPublishNext(t *testing.T) {
 	inode := mtlstest.Stat(t, d.path).Ino
 	sim.Soften(d.path)
 	monthAgo := time.Now().Add(-30 * 24 * time.Hour)
-	mtlstest.Do(t, "age the generation", os.Chtimes(filepath.Join(d.path, first.Name()), monthAgo, monthAgo))
+	must.Do(t, os.Chtimes(filepath.Join(d.path, first.Name()), monthAgo, monthAgo), "age the generation")
 
 	// The way that certwatcher and others watch: the file, through the links.
 	watcher, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
-	mtlstest.Do(t, "make a watcher", err)
+	must.Do(t, err, "make a watcher")
 	defer unix.Close(watcher)
 	_, err = unix.InotifyAddWatch(watcher, filepath.Join(d.path, "client.crt"), unix.IN_ATTRIB)
-	mtlstest.Do(t, "watch a file", err)
+	must.Do(t, err, "watch a file")
 
 	next := mustSet(t, ca.ClientSecret(t, "second"))
 	second := d.mustPublish(next)
@@ -263,8 +253,7 @@ func TestPublishNext(t *testing.T) {
 		t.Errorf("generation %s comes after %s", third.Name(), second.Name())
 	}
 	// The time since it was replaced counts, however old it is. ..prev stays until the next rotation.
-	root, err := d.open()
-	mtlstest.Do(t, "open the directory", err)
+	root := must.Get(d.open())(t, "open the directory")
 	defer root.Close()
 	for _, c := range []struct {
 		after time.Duration
@@ -273,7 +262,7 @@ func TestPublishNext(t *testing.T) {
 		{grace - time.Minute, []string{first.Name(), second.Name(), third.Name()}},
 		{grace + time.Minute, []string{second.Name(), third.Name()}},
 	} {
-		mtlstest.Do(t, "collect", collect(root, maxRetired, time.Now().Add(c.after)))
+		must.Do(t, collect(root, maxRetired, time.Now().Add(c.after)), "collect")
 		got := slices.DeleteFunc(d.list(), func(name string) bool { return !strings.HasPrefix(name, genPrefix) })
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%v later there are %v, want %v", c.after, got, c.want)
@@ -357,7 +346,7 @@ func TestRestartFindsDamage(t *testing.T) {
 			s := mustSet(t, ca.ClientSecret(t, "node"))
 			g := d.mustPublish(s)
 			sim.Soften(d.path)
-			mtlstest.Do(t, "damage what is published", c.damage(d.path, filepath.Join(d.path, g.Name())))
+			must.Do(t, c.damage(d.path, filepath.Join(d.path, g.Name())), "damage what is published")
 			got, err := d.restore()
 			if (got != nil) != c.intact {
 				t.Fatalf("content found intact: %v, want %v (%v)", got != nil, c.intact, err)
@@ -544,7 +533,7 @@ func TestDiskFull(t *testing.T) {
 	for _, limit := range []string{"nr_inodes=%d", "nr_blocks=%d"} {
 		for n := 10; ; n++ {
 			d := newDirectory(t)
-			mtlstest.Do(t, "make the directory", os.Mkdir(d.path, 0o755))
+			must.Do(t, os.Mkdir(d.path, 0o755), "make the directory")
 			if err := syscall.Mount("tmpfs", d.path, "tmpfs", 0, fmt.Sprintf(limit, n)); err != nil {
 				t.Skipf("needs to mount a small tmpfs: %v", err)
 			}
@@ -607,7 +596,7 @@ func TestOnlyTmpfs(t *testing.T) {
 	disk.path, disk.allowDisk = filepath.Join(t.TempDir(), "mtls"), false
 	for _, made := range []bool{false, true} {
 		if made {
-			mtlstest.Do(t, "make the directory", os.Mkdir(disk.path, 0o755))
+			must.Do(t, os.Mkdir(disk.path, 0o755), "make the directory")
 		}
 		if _, err := disk.publish(s); err == nil {
 			t.Skip("the test's own directory is on a tmpfs")
@@ -622,7 +611,7 @@ func TestOnlyTmpfs(t *testing.T) {
 		t.Errorf("written to disk: %v", names)
 	}
 	for _, name := range []string{"a.pem", "b.pem"} { // a mount would have hidden them
-		mtlstest.Do(t, "write a file", os.WriteFile(filepath.Join(disk.path, name), nil, 0o600))
+		must.Do(t, os.WriteFile(filepath.Join(disk.path, name), nil, 0o600), "write a file")
 	}
 	if _, err := disk.publish(s); err == nil || !strings.Contains(err.Error(),
 		"that it has, a.pem and 1 more: move them away") {
@@ -645,7 +634,7 @@ func TestLinksMakeRoom(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	s := mustSet(t, ca.ClientSecret(t, "node"))
 	d := newDirectory(t)
-	make := func(what string, err error) { mtlstest.Do(t, what, err) }
+	make := func(what string, err error) { must.Do(t, err, "%s", what) }
 	at := func(name string) string { return filepath.Join(d.path, name) }
 	make("the directory", os.MkdirAll(at("client.crt"), 0o755)) // as Docker does for a bind of a missing file
 	make("an older agent's file", os.WriteFile(at("client.key"), []byte("x"), 0o644))
@@ -677,7 +666,7 @@ func TestLinksFindNoRoom(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	s := mustSet(t, ca.ClientSecret(t, "node"))
 	d := newDirectory(t)
-	mtlstest.Do(t, "put something in the way", os.MkdirAll(filepath.Join(d.path, "client.pem/x"), 0o755))
+	must.Do(t, os.MkdirAll(filepath.Join(d.path, "client.pem/x"), 0o755), "put something in the way")
 	before := d.list()
 	if _, err := d.publish(s); err == nil || !strings.Contains(err.Error(), "client.pem") {
 		t.Errorf("error %v, want one that names client.pem", err)
@@ -771,7 +760,7 @@ func TestPublishOverRubble(t *testing.T) {
 			first := mustSet(t, ca.ClientSecret(t, "first"))
 			g := d.mustPublish(first)
 			sim.Soften(d.path)
-			mtlstest.Do(t, "damage what is published", damage(d.path, filepath.Join(d.path, g.Name())))
+			must.Do(t, damage(d.path, filepath.Join(d.path, g.Name())), "damage what is published")
 			next := mustSet(t, ca.ClientSecret(t, "second"))
 			d.mustPublish(next)
 			d.holds(next)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sevagent/client"
+	"sevagent/internal/must"
 )
 
 // giveUp is for failures only.
@@ -98,9 +99,7 @@ func relink(target, name string) error {
 
 func check(t testing.TB, err error) {
 	t.Helper()
-	if err != nil {
-		t.Fatalf("prepare the test: %v", err)
-	}
+	must.Do(t, err, "prepare the test")
 }
 
 // start runs a guard that has all its watches, and no request to look pending.

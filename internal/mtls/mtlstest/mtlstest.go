@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 )
 
@@ -86,14 +87,8 @@ func sign(t testing.TB, template *x509.Certificate, key crypto.Signer, parent *C
 		issuer, signer = parent.Cert, parent.Key
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), signer)
-	if err != nil {
-		t.Fatalf("issue a certificate for %s: %v", template.Subject, err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatalf("parse the certificate of %s: %v", template.Subject, err)
-	}
-	return cert
+	must.Do(t, err, "issue a certificate for %s", template.Subject)
+	return must.Get(x509.ParseCertificate(der))(t, "parse the certificate of %s", template.Subject)
 }
 
 // Valid sets the dates of a certificate, from now.
@@ -109,11 +104,7 @@ func Usage(u ...x509.ExtKeyUsage) Change {
 // NewKey makes a key that is quickly made.
 func NewKey(t testing.TB) crypto.Signer {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatalf("make a key: %v", err)
-	}
-	return key
+	return must.Get(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t, "make a key")
 }
 
 // CertPEM encodes certificates.
@@ -128,10 +119,7 @@ func CertPEM(certs ...*x509.Certificate) string {
 // KeyPEM encodes a key as PKCS #8.
 func KeyPEM(t testing.TB, key crypto.Signer) string {
 	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatalf("encode a key: %v", err)
-	}
+	der := must.Get(x509.MarshalPKCS8PrivateKey(key))(t, "encode a key")
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
 
@@ -141,11 +129,7 @@ type Fields map[string]any
 // JSON encodes the fields as a secret.
 func (f Fields) JSON(t testing.TB) []byte {
 	t.Helper()
-	b, err := json.Marshal(f)
-	if err != nil {
-		t.Fatalf("encode a secret: %v", err)
-	}
-	return b
+	return must.Get(json.Marshal(f))(t, "encode a secret")
 }
 
 // ClientFields are those of a secret as the documentation shows it: a client pair and its CA.
@@ -205,29 +189,11 @@ func Log(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(t.Outp
 // Read returns the content of a file.
 func Read(t testing.TB, path string) string {
 	t.Helper()
-	content, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatalf("read what should be there: %v", err)
-	}
-	return string(content)
+	return string(must.Get(os.ReadFile(path))(t, "read what should be there"))
 }
 
 // Stat returns what stat(2) says of a file.
 func Stat(t testing.TB, path string) *syscall.Stat_t {
 	t.Helper()
-	fi, err := os.Stat(path)
-	if err != nil {
-		t.Fatalf("stat what should be there: %v", err)
-	}
-	return fi.Sys().(*syscall.Stat_t)
-}
-
-// Do fails the test unless every preparation in errs has succeeded.
-func Do(t testing.TB, what string, errs ...error) {
-	t.Helper()
-	for _, err := range errs {
-		if err != nil {
-			t.Fatalf("prepare the test: %s: %v", what, err)
-		}
-	}
+	return must.Get(os.Stat(path))(t, "stat what should be there").Sys().(*syscall.Stat_t)
 }
