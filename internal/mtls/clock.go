@@ -10,7 +10,7 @@ import (
 )
 
 // maxClockSkew is the difference between the node's clock and the service's above which we warn. Certificates are
-// judged by the node's clock all the same, since that is the one that their readers on the node go by. Above five
+// verified by the node's clock all the same, since that is the one that their readers on the node go by. Above five
 // minutes AWS refuses signatures.
 const maxClockSkew = time.Minute
 

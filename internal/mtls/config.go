@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/mtls/directory"
+	"sevagent/internal/mtls/guard"
 	"sevagent/internal/mtls/source"
 )
 
@@ -38,6 +39,14 @@ type Config struct {
 	// newGuard returns the guard of a directory. Tests replace it, since the real one makes system calls that synctest
 	// does not know to wait for.
 	newGuard func(path string) sentinel
+}
+
+// sentinel is what a target needs of a guard.Guard.
+type sentinel interface {
+	Run(context.Context) error
+	Changed() <-chan struct{}
+	Expect(*guard.Tree)
+	Verify() []guard.Finding
 }
 
 // directoryOf describes the directory of a consumer or, if it has no name, the node's own.

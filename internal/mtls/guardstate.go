@@ -10,8 +10,8 @@ import (
 	"sevagent/internal/mtls/guard"
 )
 
-// What is put back when someone changes it is bounded: five changes in ten minutes are no accident, and a race against
-// whoever makes them would only disturb readers.
+// What is put back when someone changes it is bounded: five changes in ten minutes are no accident, and a race would
+// only disturb readers.
 const (
 	maxRepairs   = 5
 	repairWindow = 10 * time.Minute

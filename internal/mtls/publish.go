@@ -31,7 +31,7 @@ func (r *Rotator) publishAll(ctx context.Context, now time.Time) {
 	evidence := make(map[binding][]byte) // a device request for each key, not for each directory
 	changed := false
 	defer func() {
-		if changed { // once everything is published: those who hear of it may have any of the directories
+		if changed { // once everything is published: what Published wakes may read any of the directories
 			r.notify()
 		}
 	}()

@@ -144,7 +144,7 @@ func (r *Rotator) SPKI(kind string) (sum [sha256.Size]byte, ok bool) {
 	return sum, ok
 }
 
-// runDue does everything that is due, and answers those who wait for it.
+// runDue does everything that is due, and answers the refreshes that wait for it.
 func (r *Rotator) runDue(ctx context.Context) {
 	q := r.inbox.take(time.Now(), !slices.ContainsFunc(r.secrets, func(s *secret) bool { return !s.local() }))
 	before := r.main().Generation()

@@ -14,14 +14,6 @@ import (
 	"sevagent/internal/mtls/guard"
 )
 
-// sentinel is what a target needs of a guard.Guard.
-type sentinel interface {
-	Run(context.Context) error
-	Changed() <-chan struct{}
-	Expect(*guard.Tree)
-	Verify() []guard.Finding
-}
-
 // target is one directory to publish into, the node's own or that of a consumer below it, with its guard. Owned by Run.
 type target struct {
 	*directory.Directory
@@ -109,7 +101,7 @@ func (t *target) expect(now time.Time) {
 	t.guard.Expect(tree)
 }
 
-// allow sets the names of consumers' directories. The guard is told of nothing else: looking at the files again could
+// allow sets the names of consumers' directories. Nothing else changes for the guard: looking at the files again could
 // make a change by someone else what is expected.
 func (t *target) allow(names []string) {
 	t.allowed = names
@@ -170,7 +162,7 @@ func (t *target) inspect(now time.Time) (published bool) {
 	return act.repair && t.repair(act.count, now)
 }
 
-// repair publishes what is in memory as a new generation: a file put back in place might still be held open by whoever
+// repair publishes what is in memory as a new generation: a file put back in place might still be held open by whatever
 // has changed it. It reports whether that has succeeded.
 func (t *target) repair(report bool, now time.Time) bool {
 	was := t.Current()

@@ -1,18 +1,18 @@
 // Package guard notices that a published directory is not as its owner left it.
 //
-// The owner says what should be there (Expect). Run listens to whatever the kernel tells, and asks the owner to look
-// again (Changed). The owner compares (Verify), in its own goroutine, so that it never takes a publication of its own
-// that is half done for somebody else's work. Nothing is repaired here, and no event is held back because the owner
-// may have caused it: looking once too often costs less than a quarter of a millisecond.
+// The owner says what should be there (Expect). Run listens to the kernel's events, and asks the owner to look again
+// (Changed). The owner compares (Verify), in its own goroutine, so that it never mistakes a half-done publication of
+// its own for somebody else's work. Nothing is repaired here, and no event is held back because the owner may have
+// caused it: looking once too often costs less than a quarter of a millisecond.
 //
 // What is noticed, and when:
 //
-//   - writes, attribute changes, second names, links re-pointed, entries that come and go: by inotify; mounts: by the
-//     poll of /proc/self/mountinfo. Within a quarter of a second;
-//   - stores through a shared mapping: by the sweep alone, since inotify does not report them.
+//   - within a quarter of a second: writes, attribute changes, second names, links re-pointed, entries that come and
+//     go, by inotify; mounts, by the poll of /proc/self/mountinfo;
+//   - at the next sweep: stores through a shared mapping, since inotify does not report them.
 //
 // Content is compared by its SHA-256 and not by time stamps, which can be set. A mount in a mount namespace that does
-// not propagate to this process is invisible here; it misleads only those who live in it.
+// not propagate to this process is invisible here; it misleads only the processes in that namespace.
 package guard
 
 import (
@@ -25,13 +25,13 @@ import (
 )
 
 const (
-	// quiet is how long no event must come before the owner is asked to look: a tool that replaces a file causes
-	// half a dozen events, and the state between them is of no interest.
+	// quiet is how long there must be no event before the owner is asked to look: a tool that replaces a file causes half
+	// a dozen events, and the state between them does not matter.
 	quiet = 50 * time.Millisecond
-	// patience is how long a stream of events may put that off. Verify is then 0.1 % of a processor.
+	// patience is how long a stream of events may delay that. Verify then takes 0.1 % of a processor.
 	patience = 250 * time.Millisecond
 
-	// sweep is the time between two looks that no event asked for; limitedSweep if some events cannot come.
+	// sweep is the time between two looks without an event; limitedSweep that where some events cannot come.
 	sweep        = 30 * time.Second
 	limitedSweep = 5 * time.Second
 )
@@ -42,7 +42,7 @@ type Config struct {
 	Log  *slog.Logger // with a component
 }
 
-// Guard watches one directory. Run must run for Changed to say anything; Verify works without it.
+// Guard watches one directory. Nothing comes on Changed unless Run runs; Verify works without it.
 type Guard struct {
 	path    string
 	log     *slog.Logger
@@ -53,6 +53,7 @@ type Guard struct {
 	changed chan struct{} // size one
 }
 
+// New returns a Guard that expects nothing yet.
 func New(c Config) *Guard {
 	return &Guard{
 		path:    filepath.Clean(c.Path),
@@ -63,15 +64,15 @@ func New(c Config) *Guard {
 	}
 }
 
-// Changed is sent to when the owner should call Verify: soon after something happened to the directory, after Expect,
-// and at intervals. Requests fold into one while the owner is busy.
+// Changed receives when the owner should call Verify: soon after something happened to the directory, after Expect, and
+// at intervals. Requests fold into one while the owner is busy.
 func (g *Guard) Changed() <-chan struct{} { return g.changed }
 
-// Expect says what should be there from now on; nil: nothing is expected, and nothing is watched. The owner calls it
-// after each publication, from the goroutine that calls Verify.
+// Expect sets what should be there; nil: nothing is expected, and nothing is watched. The owner calls it after each
+// publication, from the goroutine that calls Verify.
 //
-// A publication does not make the directory itself anew: as long as it is the same one, its owner and mode stay what
-// they were in the first tree, or a publication would make someone's chmod the new normal.
+// A publication does not replace the directory itself: as long as it is the same one, its owner and mode stay what they
+// were in the first tree, or a publication would make someone's chmod the new normal.
 func (g *Guard) Expect(t *Tree) {
 	if old := g.tree.Load(); old != nil && t != nil && old.dir.id == t.dir.id {
 		same := *t
@@ -82,8 +83,8 @@ func (g *Guard) Expect(t *Tree) {
 	signal(g.renew)
 }
 
-// Verify compares the directory with what Expect said. It returns nil if they agree or if nothing is expected. It
-// does not follow what others may have planted, reads no more of a file than should be there, and names at most
+// Verify compares the directory with what is expected. It returns nil if they agree or if nothing is expected. It
+// follows no link that others may have planted, reads no more of a file than should be there, and names at most
 // maxExtra foreign entries of a directory.
 func (g *Guard) Verify() []Finding {
 	t := g.tree.Load()
@@ -93,7 +94,7 @@ func (g *Guard) Verify() []Finding {
 	return t.verify(g.path)
 }
 
-// Limit returns why some changes are noticed only by the sweep, which then comes every 5 s; nil if there is no reason.
+// Limit returns why some changes are noticed only by the sweep, which then comes every 5 s; nil if none are.
 // On a busy node that is "too many open files": containers that run as root share root's inotify instances.
 func (g *Guard) Limit() error {
 	if err := g.limit.Load(); err != nil {
@@ -102,7 +103,7 @@ func (g *Guard) Limit() error {
 	return nil
 }
 
-// Run watches until ctx ends, and then returns nil. It has no other reason to return: what cannot be watched is swept.
+// Run watches until ctx ends, and then returns nil. It never fails: what cannot be watched is swept.
 func (g *Guard) Run(ctx context.Context) error {
 	s := &sensors{path: g.path, stir: g.stir}
 	defer s.close()
@@ -110,9 +111,9 @@ func (g *Guard) Run(ctx context.Context) error {
 	return nil
 }
 
-// loop asks the owner to look. Before each time it renews all watches: a directory may have been replaced by another
-// under the same name, and inotify would go on watching the old one. What escapes between the end of the old watch and
-// the begin of the new one is seen by the look that follows.
+// loop asks the owner to look. It renews all watches before it does: a directory may have been replaced by another of
+// the same name, and inotify would go on watching the old one. A change between the end of the old watch and the start
+// of the new one is found by the look that follows.
 func (g *Guard) loop(ctx context.Context, renew func(*Tree) error) {
 	settled := time.NewTimer(quiet)
 	settled.Stop()
@@ -143,7 +144,7 @@ func (g *Guard) loop(ctx context.Context, renew func(*Tree) error) {
 	}
 }
 
-// note logs the first failure to watch, and the recovery.
+// note records whether everything can be watched, and logs the first failure and the recovery.
 func (g *Guard) note(err error) {
 	before := g.Limit()
 	switch {
@@ -160,7 +161,7 @@ func (g *Guard) note(err error) {
 	}
 }
 
-// nextSweep is the interval, give or take a fifth; random is in [0, 1).
+// nextSweep returns the interval, give or take a fifth. Random is from [0, 1).
 func nextSweep(limited bool, random float64) time.Duration {
 	d := sweep
 	if limited {
@@ -169,7 +170,7 @@ func nextSweep(limited bool, random float64) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*random))
 }
 
-// signal asks for another look, unless that has been asked for already.
+// signal asks for another look, unless one has been asked for already.
 func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -26,8 +26,8 @@ type sensors struct {
 	work   sync.WaitGroup
 }
 
-// renew makes the watches what the tree needs, all of them new. Its error says what cannot be watched, and is not for
-// what is missing: the directory above it is watched, and the owner is about to look.
+// renew replaces all watches by those that the tree needs. Its error says what cannot be watched. What is missing is no
+// error: the directory above it is watched, and the owner is about to look.
 func (s *sensors) renew(t *Tree) error {
 	return errors.Join(s.renewFiles(t), s.renewMounts())
 }
@@ -61,9 +61,9 @@ func (s *sensors) renewFiles(t *Tree) error {
 	return nil
 }
 
-// pump takes the watcher's events. It never calls the watcher, which may hold its lock while it hands over an error
-// (fsnotify 1.10.1, inotify.handleEvent, of a file that was moved and then removed): who waits for the lock must not
-// be the one who takes the error.
+// pump receives the watcher's events. It never calls the watcher, which may hold its lock while it sends an error
+// (fsnotify 1.10.1, inotify.handleEvent, for a file that was moved and then removed): the goroutine that waits for the
+// lock must not be the one that receives the error.
 func (s *sensors) pump(w *fsnotify.Watcher) {
 	for {
 		select {
@@ -83,12 +83,13 @@ func (s *sensors) pump(w *fsnotify.Watcher) {
 	}
 }
 
-// concerns leaves out the neighbours of the directory. The directory above it is named only when it is moved itself.
+// concerns reports whether an event is about the directory and not a neighbour of it. The directory above is named only
+// when it is itself moved.
 func (s *sensors) concerns(name string) bool {
 	return name == s.path || strings.HasPrefix(name, s.path+"/") || name == filepath.Dir(s.path)
 }
 
-// renewMounts sees to it that someone listens to the mount table.
+// renewMounts starts a goroutine that watches the mount table, unless one runs.
 func (s *sensors) renewMounts() error {
 	if s.mounts != nil {
 		select {
@@ -99,7 +100,7 @@ func (s *sensors) renewMounts() error {
 			return nil
 		}
 	}
-	// Not os.Open, which would enter it in the runtime's epoll: a change is told once, to whoever asks first.
+	// Not os.Open, which would add it to the runtime's epoll: the kernel reports each change once, to the first poll.
 	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("watch the mount table: %w", err)
@@ -120,8 +121,8 @@ func (s *sensors) renewMounts() error {
 	return nil
 }
 
-// pollMounts tells stir of each change of the mount table, until the other end of the pipe is closed. The kernel
-// compares with what it last told this descriptor, so nothing has to be read and nothing is missed.
+// pollMounts signals stir at each change of the mount table, until the other end of the pipe is closed. The kernel
+// compares with what it last reported to this descriptor, so nothing has to be read and nothing is missed.
 func pollMounts(table, end int, stir chan<- struct{}) {
 	fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(end)}} // POLLERR and POLLHUP always come
 	for {

@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Layout is what the owner has published, in the owner's words: none of it is read back from a disk where someone may
-// have been in the meantime.
+// Layout is what the owner has published, as the owner knows it: none of it is read back from a disk that someone may
+// have written to since.
 type Layout struct {
 	Generation string            // the directory in Path that has the files
 	Files      []File            // all that is in it
 	Links      map[string]string // every link in Path, those that begin with two dots included, and where it leads
-	// Allowed are names in Path that are neither links nor foreign, such as directories for single consumers. What
-	// begins with two dots is always allowed: earlier generations, and links that are being made.
+	// Allowed lists names in Path that are neither links nor foreign, such as directories of consumers. Names that begin
+	// with two dots are always allowed: earlier generations, and links that are being made.
 	Allowed []string
 }
 
@@ -31,8 +31,8 @@ type File struct {
 	UID, GID int
 }
 
-// Tree is what should be there: a Layout, and from the disk what tells its directories and files from others of the
-// same name. It does not change.
+// Tree is what should be there: a Layout, and from the disk what distinguishes its directories and files from others of
+// the same name. It does not change.
 type Tree struct {
 	dir, gen place
 	files    []expectedFile
@@ -57,15 +57,15 @@ type expectedFile struct {
 
 type link struct{ name, target string }
 
-// identity tells a file from every other. Some file systems give the number of a removed inode to the next one, but not
-// with the time of its birth (zero where the file system does not know it).
+// identity distinguishes a file from every other. Some file systems give the number of a removed inode to the next one,
+// but with another time of birth (zero where the file system does not record it).
 type identity struct {
 	major, minor uint32
 	ino          uint64
 	birth        unix.StatxTimestamp
 }
 
-// Capture records a publication. The owner calls it right after, when nothing is on its way to be written any more.
+// Capture records a publication. The owner calls it right after the last write.
 func Capture(path string, l Layout) (*Tree, error) {
 	dir, st, err := openDir(unix.AT_FDCWD, path, 0)
 	if err != nil {
@@ -94,7 +94,7 @@ func Capture(path string, l Layout) (*Tree, error) {
 	return t, nil
 }
 
-// SameDirectory reports whether both were captured from the same directory, and not only from the same path.
+// SameDirectory reports whether both were captured from the same directory, not merely from the same path.
 func (t *Tree) SameDirectory(o *Tree) bool { return t.dir.id == o.dir.id }
 
 // Allow returns the same tree with other allowed names.
@@ -114,7 +114,7 @@ func identityOf(st *unix.Statx_t) identity {
 
 const statMask = unix.STATX_BASIC_STATS | unix.STATX_BTIME | unix.STATX_MNT_ID
 
-// stat looks at a name without following it, and at what is mounted over it if something is.
+// stat looks at a name without following it, or at what is mounted over it.
 func stat(dir int, name string) (*unix.Statx_t, error) {
 	st := new(unix.Statx_t)
 	return st, unix.Statx(dir, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, st)

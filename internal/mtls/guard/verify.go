@@ -23,7 +23,7 @@ type Finding struct {
 	Repairable bool
 }
 
-// What is named of a directory that someone fills up, and how far it is read.
+// maxExtra bounds what is named of a directory that someone has filled, maxEntries how far it is read.
 const (
 	maxExtra   = 16
 	maxEntries = 1024
@@ -38,7 +38,7 @@ func (fs *findings) add(path string, what client.FindingKind, format string, arg
 
 func (fs findings) last() *Finding { return &fs[len(fs)-1] }
 
-// verify looks at the directory from the top. Of a directory that is not the expected one, that is all there is to say.
+// verify looks at the directory from the top. If that is not the expected one, nothing below it matters.
 func (t *Tree) verify(path string) []Finding {
 	var found findings
 	dir, st, err := openDir(unix.AT_FDCWD, path, 0)
@@ -85,7 +85,7 @@ func (t *Tree) verify(path string) []Finding {
 	return found
 }
 
-// place compares a directory, which should be on mount. One that is mounted over itself serves the same files.
+// place compares a directory, which should be on mount. A directory that is mounted over itself serves the same files.
 func (fs *findings) place(p place, st *unix.Statx_t, mount uint64, replaced client.FindingKind) {
 	switch {
 	case identityOf(st) == p.id:
@@ -115,7 +115,7 @@ func (fs *findings) access(path string, st *unix.Statx_t, mode, uid, gid uint32)
 	}
 }
 
-// failed sorts what goes wrong when a name is opened that should be there and be of another type.
+// failed adds the finding for an error of opening a name: it is not there, or it is of another type than it should be.
 func (fs *findings) failed(path string, err error, replaced client.FindingKind) {
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -145,12 +145,12 @@ func (fs *findings) link(dir int, mount uint64, l link) {
 		fs.add(l.name, client.FoundRetargeted, "does not lead to %q", l.target)
 	default:
 		fs.add(l.name, client.FoundReplaced, "something else is in its place")
-		// The owner removes an empty directory where a link for users should be, but ..data is only ever renamed to.
+		// The owner removes an empty directory where a link for users should be, but renames over ..data.
 		fs.last().Repairable = st.Mode&unix.S_IFMT != unix.S_IFDIR || !strings.HasPrefix(l.name, "..")
 	}
 }
 
-// file compares a file, by name before it is opened, since to open a device or a FIFO can do things.
+// file compares a file, by name before it is opened, since opening a device or a FIFO can have effects.
 func (fs *findings) file(gen int, genName string, mount uint64, f expectedFile, buf []byte) {
 	path := filepath.Join(genName, f.Name)
 	st, err := stat(gen, f.Name)
@@ -194,7 +194,7 @@ func (fs *findings) file(gen int, genName string, mount uint64, f expectedFile, 
 	}
 }
 
-// extra finds the entries of a directory that are not ours.
+// extra adds the entries of a directory that are not ours.
 func (fs *findings) extra(dir int, path string, warning bool, ours func(name string) bool) {
 	names, all, err := readNames(dir)
 	if err != nil {
@@ -215,7 +215,7 @@ func (fs *findings) extra(dir int, path string, warning bool, ours func(name str
 	}
 }
 
-// readNames returns about maxEntries names at most, and whether those are all.
+// readNames returns at most about maxEntries names, and reports whether those are all.
 func readNames(dir int) (names []string, all bool, err error) {
 	buf := make([]byte, 8<<10)
 	for len(names) < maxEntries {
@@ -243,7 +243,7 @@ func readFull(fd int, buf []byte) (int, error) {
 	return read, nil
 }
 
-// mountedAs tells of a mount what an operator would look for, and whether it is in the mount table.
+// mountedAs describes a mount as an operator would look for it, and reports whether it is in the mount table.
 func mountedAs(id uint64) (string, bool) {
 	table, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
