@@ -92,13 +92,11 @@ func generationName(origins []certset.Origin, now time.Time) string {
 // wakeReaders gives the files of a generation that is no longer current an attribute change. Its files are kept, so
 // readers that watch a file and not the directory would otherwise never hear of the switch: fsnotify saw 50 of 100
 // rotations without this, and 100 with it. From then on they are no longer immutable.
-func wakeReaders(root *os.Root, generation string) error {
-	return changeAll(root, generation, func(fd int) error { return touch(fd, setImmutable) })
-}
+func wakeReaders(root *os.Root, generation string) error { return changeAll(root, generation, touch) }
 
-// touch changes an attribute of a file to what it is already, and takes off the immutable one by set.
-func touch(fd int, set func(fd int, on bool) (bool, error)) error {
-	if _, err := set(fd, false); err != nil {
+// touch changes an attribute of a file to what it is already, and clears the immutable one.
+func touch(fd int) error {
+	if _, err := setImmutable(fd, false); err != nil {
 		return err
 	}
 	var st unix.Stat_t

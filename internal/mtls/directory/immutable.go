@@ -31,19 +31,6 @@ func setImmutable(fd int, on bool) (bool, error) {
 	return err == nil, err
 }
 
-// setOnlyImmutable is setImmutable for a file on a tmpfs that has no attribute but this one, or none.
-func setOnlyImmutable(fd int, on bool) (bool, error) {
-	flags := 0
-	if on {
-		flags = fsImmutable
-	}
-	err := unix.IoctlSetPointerInt(fd, unix.FS_IOC_SETFLAGS, flags)
-	if slices.ContainsFunc(noImmutable, func(e error) bool { return errors.Is(err, e) }) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
 // clearImmutable clears the attribute of a generation and of everything in it, as far as possible: where it stays, the
 // change that it prevents fails and says so.
 func clearImmutable(root *os.Root, generation string) {

@@ -236,16 +236,9 @@ func (p *publication) write(f certset.File) error {
 
 // protect makes a file or the directory of the new generation immutable, where that is possible.
 func (p *publication) protect(fd int) error {
-	ok, err := p.setter()(fd, true)
+	ok, err := setImmutable(fd, true)
 	p.immutable = p.immutable && ok
 	return err
-}
-
-func (p *publication) setter() func(fd int, on bool) (bool, error) {
-	if p.memory {
-		return setOnlyImmutable
-	}
-	return setImmutable
 }
 
 // seal opens the complete generation to readers and makes it durable.
@@ -324,7 +317,7 @@ func checkFile(path string, content []byte) error {
 
 // wakePrevious comes last, so that the readers that it wakes find what will stay. The switch stands even if it fails.
 func (p *publication) wakePrevious() error {
-	if err := p.old.each(func(fd int) error { return touch(fd, p.setter()) }); err != nil {
+	if err := p.old.each(touch); err != nil {
 		p.log.Warn("cannot wake readers that watch files", "generation", p.previous, "err", err)
 	}
 	return nil

@@ -460,29 +460,7 @@ func TestRunLeavesNothing(t *testing.T) {
 	}
 }
 
-// A storm does not put off the look, nor does it starve it.
-func TestStorm(t *testing.T) {
-	o := newOwner(t)
-	g := start(t, o)
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for i := 0; ; i++ {
-			select {
-			case <-stop:
-				return
-			default:
-				os.Chmod(o.at("GEN/ca.crt"), os.FileMode(0o444+i%2))
-			}
-		}
-	}()
-	for range 5 {
-		await(t, g)
-	}
-	close(stop)
-	<-done
-}
-
+// A stream of events does not put off the look, nor does it starve it.
 func TestLoop(t *testing.T) {
 	for _, tt := range []struct {
 		name     string
@@ -538,31 +516,5 @@ func BenchmarkVerify(b *testing.B) {
 		if found := g.Verify(); found != nil {
 			b.Fatalf("found %v, want nothing", found)
 		}
-	}
-}
-
-func BenchmarkRenew(b *testing.B) {
-	o := newOwner(b)
-	tree := o.publish(b)
-	s := &sensors{path: o.path, stir: make(chan struct{}, 1)}
-	defer s.close()
-	for b.Loop() {
-		check(b, s.renew(tree))
-	}
-}
-
-func BenchmarkCapture(b *testing.B) {
-	o := newOwner(b)
-	t := o.publish(b)
-	l := Layout{Generation: t.gen.name, Links: map[string]string{}}
-	for _, f := range t.files {
-		l.Files = append(l.Files, f.File)
-	}
-	for _, k := range t.links {
-		l.Links[k.name] = k.target
-	}
-	for b.Loop() {
-		_, err := Capture(o.path, l)
-		check(b, err)
 	}
 }
