@@ -32,8 +32,8 @@ const encryptedKey = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nD
 func TestRejected(t *testing.T) {
 	ca, other := mtlstest.NewCA(t, "ca", nil), mtlstest.NewCA(t, "other", nil)
 	cert, key := ca.Leaf(t, "node")
-	good := mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key),
-		caCert: mtlstest.CertPEM(ca.Cert)}
+	certText, keyText, caText := mtlstest.CertPEM(cert), mtlstest.KeyPEM(t, key), mtlstest.CertPEM(ca.Cert)
+	good := mtlstest.Fields{clientCert: certText, clientKey: keyText, caCert: caText}
 	with := func(field string, value any) []byte {
 		m := maps.Clone(good)
 		if value == nil {
@@ -58,68 +58,61 @@ func TestRejected(t *testing.T) {
 	sha1Leaf := rsaCA.LeafFor(t, "node", key, func(c *x509.Certificate) { c.SignatureAlgorithm = x509.SHA1WithRSA })
 	dhKey := must.Get(ecdh.X25519().GenerateKey(rand.Reader))(t, "make a key that cannot sign")
 	x25519 := must.Get(x509.MarshalPKCS8PrivateKey(dhKey))(t, "encode it")
-	half := mtlstest.CertPEM(cert)[:200]
+	half := certText[:200]
 
 	for name, c := range map[string]struct {
 		content []byte
 		want    string // after "secret a: "
 	}{
-		"empty":          {nil, "is empty"},
-		"blank":          {[]byte(" \r\n"), "is empty"},
-		"garbage":        {[]byte(strings.Repeat("\x00\xff", 100)), "is not PEM"},
-		"too large":      {make([]byte, 65<<10), "is larger than 65536 bytes"},
-		"malformed JSON": {[]byte(`{"client_cert": "x`), "is neither PEM nor JSON: malformed at byte"},
-		"JSON and more":  {append(with("", nil), '}'), "is neither PEM nor JSON: malformed at byte"},
-		"other JSON object": {[]byte(`{"username": "u", "password": "p"}`),
-			"is a JSON object without any of client_cert"},
-		"wrong case":       {[]byte(`{"Client_Cert": "x"}`), "is a JSON object without any of client_cert"},
-		"JSON array":       {[]byte(`["client_cert"]`), "is not PEM"},
-		"number":           {with(clientCert, 7), "client_cert: is not a string"},
-		"object":           {with(clientKey, map[string]any{"a": 1}), "client_key: is not a string"},
-		"doubled key":      {[]byte(`{"ca_cert": "x", "ca_cert": "y"}`), "ca_cert: appears twice"},
-		"nothing but null": {[]byte(`{"ca_cert": null}`), "has no value but null"},
-		"empty field":      {with(caCert, ""), "ca_cert: is empty"},
-		"text":             {with(caCert, "see attachment"), "ca_cert: is not PEM"},
-		"half a PEM":       {with(clientCert, half), "client_cert: holds a PEM block that is cut short"},
-		"one and a half": {with(clientCert, mtlstest.CertPEM(cert)+half),
-			"client_cert: holds a PEM block that is cut short"},
-		"half a plain PEM": {[]byte(half), "holds a PEM block that is cut short"},
-		"base64 damaged": {with(clientCert, strings.Replace(mtlstest.CertPEM(cert), "MII", "M!I", 1)),
+		"empty":             {nil, "is empty"},
+		"blank":             {[]byte(" \r\n"), "is empty"},
+		"garbage":           {[]byte(strings.Repeat("\x00\xff", 100)), "is not PEM"},
+		"too large":         {make([]byte, 65<<10), "is larger than 65536 bytes"},
+		"malformed JSON":    {[]byte(`{"client_cert": "x`), "is neither PEM nor JSON: malformed at byte"},
+		"JSON and more":     {append(with("", nil), '}'), "is neither PEM nor JSON: malformed at byte"},
+		"other JSON object": {[]byte(`{"username": "u", "password": "p"}`), "is a JSON object without any of client_cert"},
+		"wrong case":        {[]byte(`{"Client_Cert": "x"}`), "is a JSON object without any of client_cert"},
+		"JSON array":        {[]byte(`["client_cert"]`), "is not PEM"},
+		"number":            {with(clientCert, 7), "client_cert: is not a string"},
+		"object":            {with(clientKey, map[string]any{"a": 1}), "client_key: is not a string"},
+		"doubled key":       {[]byte(`{"ca_cert": "x", "ca_cert": "y"}`), "ca_cert: appears twice"},
+		"nothing but null":  {[]byte(`{"ca_cert": null}`), "has no value but null"},
+		"empty field":       {with(caCert, ""), "ca_cert: is empty"},
+		"text":              {with(caCert, "see attachment"), "ca_cert: is not PEM"},
+		"half a PEM":        {with(clientCert, half), "client_cert: holds a PEM block that is cut short"},
+		"one and a half":    {with(clientCert, certText+half), "client_cert: holds a PEM block that is cut short"},
+		"half a plain PEM":  {[]byte(half), "holds a PEM block that is cut short"},
+		"base64 damaged": {with(clientCert, strings.Replace(certText, "MII", "M!I", 1)),
 			"client_cert: holds a PEM block that is cut short"},
 		"DER damaged": {with(clientCert, pemBlock("CERTIFICATE", cert.Raw[:100])),
 			"client_cert: certificate 1 does not parse"},
 		"plain DER damaged": {[]byte(pemBlock("CERTIFICATE", cert.Raw[:100])), "certificate 1 does not parse"},
 		"plain key damaged": {[]byte(pemBlock("PRIVATE KEY", []byte("\x30\x05abc"))),
 			"a block labelled PRIVATE KEY does not parse"},
-		"odd label": {[]byte(pemBlock("hunter2", nil)), "holds a PEM block with an odd label"},
-		"key in ca_cert": {with(caCert, mtlstest.CertPEM(ca.Cert)+mtlstest.KeyPEM(t, ca.Key)),
-			"ca_cert: holds a private key"},
-		"key in client_cert": {with(clientCert, mtlstest.KeyPEM(t, key)), "client_cert: holds a private key"},
-		"key labelled certificate": {with(clientCert, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "PRIVATE KEY",
-			"CERTIFICATE")), "client_cert: certificate 1 does not parse"},
+		"odd label":          {[]byte(pemBlock("hunter2", nil)), "holds a PEM block with an odd label"},
+		"key in ca_cert":     {with(caCert, caText+mtlstest.KeyPEM(t, ca.Key)), "ca_cert: holds a private key"},
+		"key in client_cert": {with(clientCert, keyText), "client_cert: holds a private key"},
+		"key labelled certificate": {with(clientCert, strings.ReplaceAll(keyText, "PRIVATE KEY", "CERTIFICATE")),
+			"client_cert: certificate 1 does not parse"},
 		"request in client_cert": {with(clientCert, pemBlock("CERTIFICATE REQUEST", cert.Raw)),
 			"client_cert: holds a block labelled CERTIFICATE REQUEST, want only CERTIFICATE"},
-		"certificate in key": {with(clientKey, mtlstest.KeyPEM(t, key)+mtlstest.CertPEM(cert)),
+		"certificate in key": {with(clientKey, keyText+certText),
 			"client_key: holds a block labelled CERTIFICATE, want only one private key"},
-		"two keys": {with(clientKey, mtlstest.KeyPEM(t, key)+mtlstest.KeyPEM(t, key)),
-			"client_key: holds more than one private key"},
-		"no key": {with(clientKey, pemBlock("EC PARAMETERS", nil)), "client_key: holds no private key"},
+		"two keys": {with(clientKey, keyText+keyText), "client_key: holds more than one private key"},
+		"no key":   {with(clientKey, pemBlock("EC PARAMETERS", nil)), "client_key: holds no private key"},
 		"encrypted key": {with(clientKey, pemBlock("ENCRYPTED PRIVATE KEY", nil)),
 			"client_key: is encrypted; store it without a passphrase"},
 		"encrypted key, old": {with(clientKey, encryptedKey), "client_key: is encrypted; store it without a passphrase"},
 		"OpenSSH key": {with(clientKey, pemBlock("OPENSSH PRIVATE KEY", nil)),
 			"client_key: holds a block labelled OPENSSH PRIVATE KEY, want"},
-		"key damaged": {with(clientKey, pemBlock("PRIVATE KEY", []byte("abc"))),
-			"client_key: PRIVATE KEY does not parse"},
+		"key damaged":          {with(clientKey, pemBlock("PRIVATE KEY", []byte("abc"))), "client_key: PRIVATE KEY does not parse"},
 		"key that cannot sign": {with(clientKey, pemBlock("PRIVATE KEY", x25519)), "client_key: cannot sign"},
 		"RSA-1024":             {pair(weakRSA), "client_cert: \"CN=node\": RSA key of 1024 bits, want at least 2048"},
 		"RSA-1024 key":         {with(clientKey, mtlstest.KeyPEM(t, weakRSA)), "client_key: RSA key of 1024 bits"},
 		"P-224":                {pair(p224), "client_cert: \"CN=node\": ECDSA key on P-224"},
-		"SHA-1": {with(clientCert, mtlstest.CertPEM(sha1Leaf)),
-			"client_cert: \"CN=node\": signed with SHA1-RSA"},
-		"17 certificates": {with(clientCert, manyCerts(t, ca, 17)),
-			"client_cert: holds 17 certificates, at most 16"},
-		"CA that is none": {with(caCert, mtlstest.CertPEM(cert)), "ca_cert: \"CN=node\": is not a CA certificate"},
+		"SHA-1":                {with(clientCert, mtlstest.CertPEM(sha1Leaf)), "client_cert: \"CN=node\": signed with SHA1-RSA"},
+		"17 certificates":      {with(clientCert, manyCerts(t, ca, 17)), "client_cert: holds 17 certificates, at most 16"},
+		"CA that is none":      {with(caCert, certText), "ca_cert: \"CN=node\": is not a CA certificate"},
 		"key of another": {with(clientKey, mtlstest.KeyPEM(t, other.Key)),
 			"client_key: does not match client_cert: not the key of \"CN=node\""},
 		"CA that did not sign": {with(caCert, mtlstest.CertPEM(other.Cert)),
@@ -130,10 +123,10 @@ func TestRejected(t *testing.T) {
 		"no key field":         {with(clientKey, nil), "client_cert: comes without client_key"},
 		"no certificate field": {with(clientCert, nil), "client_key: comes without client_cert"},
 		"no CA":                {with(caCert, nil), "client_cert: comes without ca_cert to lead to"},
-		"server key alone":     {with(serverKey, mtlstest.KeyPEM(t, key)), "server_key: comes without server_cert"},
+		"server key alone":     {with(serverKey, keyText), "server_key: comes without server_cert"},
 		"client certificate as server's": {mtlstest.Fields{
 			serverCert: mtlstest.CertPEM(ca.LeafFor(t, "node", key, mtlstest.Usage(x509.ExtKeyUsageClientAuth))),
-			serverKey:  mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(ca.Cert),
+			serverKey:  keyText, caCert: caText,
 		}.JSON(t), "server_cert: is not for server authentication"},
 		"ca_overlap: true":     {with(caOverlap, true), "ca_overlap: must be false"},
 		"ca_overlap: a string": {with(caOverlap, "false"), "ca_overlap: must be false"},
@@ -166,8 +159,8 @@ func TestRejected(t *testing.T) {
 func TestAccepted(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	cert, key := ca.Leaf(t, "node")
-	good := mtlstest.Fields{clientCert: mtlstest.CertPEM(cert), clientKey: mtlstest.KeyPEM(t, key),
-		caCert: mtlstest.CertPEM(ca.Cert)}
+	certText, keyText, caText := mtlstest.CertPEM(cert), mtlstest.KeyPEM(t, key), mtlstest.CertPEM(ca.Cert)
+	good := mtlstest.Fields{clientCert: certText, clientKey: keyText, caCert: caText}
 	with := func(field string, value any) []byte {
 		m := maps.Clone(good)
 		m[field] = value
@@ -188,19 +181,17 @@ func TestAccepted(t *testing.T) {
 		want     []string
 		warnings []string
 	}{
-		"plain": {with("", nil), files,
-			[]string{"secret a: unknown keys, not named here, are not published: 1"}},
+		"plain":                  {with("", nil), files, []string{"secret a: unknown keys, not named here, are not published: 1"}},
 		"unknown keys":           {with("comment", "x"), files, []string{"secret a: unknown key comment is not published"}},
 		"null for what is unset": {with(serverCert, nil), files, nil},
-		"CRLF":                   {with(clientCert, strings.ReplaceAll(mtlstest.CertPEM(cert), "\n", "\r\n")), files, nil},
-		"literal \\n":            {with(clientKey, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "\n", `\n`)), files, nil},
-		"literal \\r\\n":         {with(clientKey, strings.ReplaceAll(mtlstest.KeyPEM(t, key), "\n", `\r\n`)), files, nil},
+		"CRLF":                   {with(clientCert, strings.ReplaceAll(certText, "\n", "\r\n")), files, nil},
+		"literal \\n":            {with(clientKey, strings.ReplaceAll(keyText, "\n", `\n`)), files, nil},
+		"literal \\r\\n":         {with(clientKey, strings.ReplaceAll(keyText, "\n", `\r\n`)), files, nil},
 		"byte order mark":        {append([]byte("\ufeff"), with(serverCert, nil)...), files, nil},
-		"text around": {with(clientCert, "Certificate:\n  Data: …\n"+mtlstest.CertPEM(cert)+"\nthe end"), files,
+		"text around":            {with(clientCert, "Certificate:\n  Data: …\n"+certText+"\nthe end"), files, nil},
+		"doubled certificate":    {with(clientCert, mtlstest.CertPEM(cert, cert)), files, nil},
+		"SEC 1 key": {with(clientKey, pemBlock("EC PARAMETERS", []byte{6, 1, 1})+pemBlock("EC PRIVATE KEY", sec1)), files,
 			nil},
-		"doubled certificate": {with(clientCert, mtlstest.CertPEM(cert, cert)), files, nil},
-		"SEC 1 key": {with(clientKey, pemBlock("EC PARAMETERS", []byte{6, 1, 1})+pemBlock("EC PRIVATE KEY",
-			sec1)), files, nil},
 		"RSA-2048": {pairOf(rsaKey), files, nil},
 		"Ed25519":  {pairOf(edKey), files, nil},
 		"five minutes early": {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key,
@@ -209,9 +200,9 @@ func TestAccepted(t *testing.T) {
 			nil},
 		"any extended key usage": {with(clientCert, mtlstest.CertPEM(ca.LeafFor(t, "node", key,
 			mtlstest.Usage(x509.ExtKeyUsageAny)))), files, nil},
-		"CA alone":            {mtlstest.Fields{caCert: mtlstest.CertPEM(ca.Cert)}.JSON(t), []string{"ca.crt"}, nil},
-		"certificate":         {[]byte(mtlstest.CertPEM(cert)), []string{"cert-0.pem"}, nil},
-		"key":                 {[]byte(mtlstest.KeyPEM(t, key)), []string{"cert-0.pem"}, nil},
+		"CA alone":            {mtlstest.Fields{caCert: caText}.JSON(t), []string{"ca.crt"}, nil},
+		"certificate":         {[]byte(certText), []string{"cert-0.pem"}, nil},
+		"key":                 {[]byte(keyText), []string{"cert-0.pem"}, nil},
 		"unknown kind of key": {[]byte(pemBlock("FUTURE PRIVATE KEY", []byte{0x30, 0})), []string{"cert-0.pem"}, nil},
 		"revocation list":     {[]byte(pemBlock("X509 CRL", []byte{0x30, 0})), []string{"cert-0.pem"}, nil},
 		"both pairs and their CA": {ca.ServerSecret(t, "node"),
