@@ -595,10 +595,8 @@ func TestRefreshIsCoalesced(t *testing.T) {
 }
 
 func TestApply(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		a, b := newFake(ca.ClientSecret(t, "first")), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a})
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, a *fakeSecret, n *node) {
+		b := newFake([]byte(mtlstest.CertPEM(ca.Cert)))
 		apply := func(change func(*Settings)) {
 			s := n.config.Settings
 			change(&s)
@@ -693,13 +691,9 @@ func TestDeviceHangs(t *testing.T) {
 
 // The same bytes under another version ID do not disturb readers.
 func TestSameBytes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ca := mtlstest.NewCA(t, "ca", nil)
-		content := ca.ClientSecret(t, "first")
-		s := newFake(content)
-		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+	withNode(t, func(t *testing.T, _ *mtlstest.CA, s *fakeSecret, n *node) {
 		generation := n.Status().Generation
-		s.put("version-2", content)
+		s.put("version-2", s.versions["version-1"])
 		n.after(10 * time.Minute)
 		if got := n.secret("a"); n.Status().Generation != generation || got.State != client.SecretCurrent ||
 			got.Published != "version-2" {
@@ -765,8 +759,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	withNode(t, func(t *testing.T, _ *mtlstest.CA, _ *fakeSecret, n *node) {
-		families, err := n.metrics.Gather()
-		must.Do(t, err, "gather the metrics")
+		families := must.Get(n.metrics.Gather())(t, "gather the metrics")
 		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("lint: %v, %v", problems, err)
 		}
@@ -789,9 +782,7 @@ func TestMetrics(t *testing.T) {
 // metric reads a counter or a gauge by name and label values.
 func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
-	families, err := n.metrics.Gather()
-	must.Do(t, err, "gather the metrics")
-	for _, family := range families {
+	for _, family := range must.Get(n.metrics.Gather())(t, "gather the metrics") {
 		if family.GetName() != "sevagent_mtls_"+name {
 			continue
 		}
