@@ -247,14 +247,13 @@ func (s *slowSource) Describe(ctx context.Context) (source.Version, error) {
 	return s.fakeSecret.Describe(ctx)
 }
 
-// TestGuardForReal changes what a running Rotator has published, with the real guard, and waits for it to be put back.
+// TestGuardForReal changes what a running Rotator has published, with the real guard, and waits for it to be put back. How
+// long that may take is for package guard to test.
 func TestGuardForReal(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-	generations := make(chan string, 16)
 	r := New(Config{
 		Path: path, AllowDisk: true, Log: mtlstest.Log(t), Registerer: prometheus.NewRegistry(),
-		Published: func(g string) { generations <- g },
 		Settings: Settings{
 			Secrets:      []NamedSource{{"a", newFake(ca.ClientSecret(t, "first"))}},
 			PollInterval: time.Hour, Owner: ours.Owner, KeyMode: ours.KeyMode, CertMode: ours.CertMode,
@@ -269,61 +268,48 @@ func TestGuardForReal(t *testing.T) {
 			t.Errorf("Run: %v", err)
 		}
 	}()
-	next := func() string {
+	until := func(what string, met func(*client.Publication) bool) {
 		t.Helper()
-		select {
-		case g := <-generations:
-			return g
-		case <-time.After(10 * time.Second):
-			t.Fatalf("nothing was published; %+v", r.Status().Guard)
-			return ""
+		for hang := time.Now().Add(time.Minute); !met(r.Status()); time.Sleep(time.Millisecond) {
+			if time.Now().After(hang) {
+				t.Fatalf("waiting for %s: %+v", what, r.Status())
+			}
 		}
 	}
-	generation := next()
-	for deadline := time.Now().Add(10 * time.Second); r.Status().Generation != generation; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) { // the status follows the publication
-			t.Fatalf("%+v", r.Status())
-		}
-	}
-	want := mtlstest.Read(t, filepath.Join(path, "client.key"))
-	f, err := os.OpenFile(filepath.Join(path, "client.key"), os.O_WRONLY, 0)
+	until("the publication", func(s *client.Publication) bool { return s.Ready && s.Guard.State == client.GuardOK })
+
+	key := filepath.Join(path, "client.key")
+	want := mtlstest.Read(t, key)
+	f, err := os.OpenFile(key, os.O_WRONLY, 0)
 	f.Close()
 	if immutable := errors.Is(err, syscall.EPERM); os.Getuid() == 0 && r.Status().Guard.Immutable != immutable {
 		t.Errorf("immutable: %v, and root opens client.key for writing: %v", r.Status().Guard.Immutable, err)
 	}
-	file := func(name string) string { return filepath.Join(path, generation, name) }
 	for i, c := range []struct {
 		name   string
-		damage func() error
+		damage func(generation string) error
 		what   client.FindingKind
 	}{
-		{"file replaced", func() error {
+		{"file replaced", func(generation string) error {
 			other := filepath.Join(filepath.Dir(path), "other")
-			return errors.Join(os.WriteFile(other, []byte("x"), 0o444), os.Rename(other, file("client.key")))
+			return errors.Join(os.WriteFile(other, nil, 0o444), os.Rename(other, filepath.Join(generation, "client.key")))
 		}, client.FoundReplaced},
-		{"mode", func() error { return os.Chmod(file("client.crt"), 0o640) }, client.FoundMode},
-		{"link", func() error {
-			return errors.Join(os.Remove(filepath.Join(path, "client.crt")),
-				os.Symlink("..prev/client.crt", filepath.Join(path, "client.crt")))
+		{"mode", func(generation string) error {
+			return os.Chmod(filepath.Join(generation, "client.crt"), 0o640)
+		}, client.FoundMode},
+		{"link", func(string) error {
+			link := filepath.Join(path, "client.crt")
+			return errors.Join(os.Remove(link), os.Symlink("..prev/client.crt", link))
 		}, client.FoundRetargeted},
 	} {
 		sim.Soften(path)
-		began := time.Now()
-		must.Do(t, c.damage(), "%s", c.name)
-		generation = next()
-		t.Logf("%s: put back after %v", c.name, time.Since(began))
-		if got := mtlstest.Read(t, filepath.Join(path, "client.key")); got != want {
+		must.Do(t, c.damage(filepath.Join(path, r.Status().Generation)), "damage: %s", c.name)
+		until("the repair of "+c.name, func(s *client.Publication) bool { return s.Guard.Repairs == i+1 })
+		if got := mtlstest.Read(t, key); got != want {
 			t.Errorf("%s: client.key is not what it was", c.name)
 		}
-		// The status follows the publication.
-		for r.Status().Guard.Repairs != i+1 {
-			if time.Since(began) > 10*time.Second {
-				t.Fatalf("%s: %+v", c.name, r.Status().Guard)
-			}
-			time.Sleep(time.Millisecond)
-		}
-		if st := r.Status().Guard; st.State != client.GuardOK ||
-			!slices.ContainsFunc(st.Findings, func(f client.Finding) bool { return f.What == c.what }) {
+		found := func(f client.Finding) bool { return f.What == c.what }
+		if st := r.Status().Guard; st.State != client.GuardOK || !slices.ContainsFunc(st.Findings, found) {
 			t.Errorf("%s: %+v, want %s", c.name, st, c.what)
 		}
 	}
