@@ -30,7 +30,7 @@ var table = map[string][]string{
 	"internal/atomicfile":          {},
 	"internal/appraise":            {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest":              {"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", prometheus, "golang.org/x/sys", "golang.org/x/time"},
-	"internal/mtls":                {"client", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard", "internal/mtls/source", prometheus},
+	"internal/mtls":                {"client", "internal/config", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard", "internal/mtls/source", prometheus},
 	"internal/mtls/source":         {},
 	"internal/mtls/certset":        {},
 	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},

@@ -39,15 +39,8 @@ func newPublishing(
 ) *publishing {
 	p := &publishing{cloud: cloud}
 	p.rotator = mtls.New(mtls.Config{
-		Path:      cfg.Path,
-		AllowDisk: cfg.AllowDisk,
-		Settings:  p.settings(cfg),
-		Evidence:  evidence,
-		Published: func(generation string) {
-			p.prober.Hint()
-			p.readers.Hint()
-			p.reloader.Published(generation)
-		},
+		Settings:   p.settings(cfg),
+		Evidence:   evidence,
 		Registerer: registry,
 		Log:        log,
 	})
@@ -69,6 +62,11 @@ func newPublishing(
 		Settings:   reloadSettings(cfg),
 		Registerer: registry,
 		Log:        log.With("component", "reload"),
+	})
+	p.rotator.OnPublish(func(generation string) {
+		p.prober.Hint()
+		p.readers.Hint()
+		p.reloader.Published(generation)
 	})
 	return p
 }
@@ -97,18 +95,9 @@ func reloadSettings(cfg config.MTLS) reload.Settings {
 	return reload.Settings{Enabled: cfg.Reload, Splay: cfg.ReloadSplay}
 }
 
-// settings turns the configuration into what the rotator takes.
+// settings adds to the configuration where its secrets come from.
 func (p *publishing) settings(cfg config.MTLS) mtls.Settings {
-	s := mtls.Settings{
-		PollInterval: cfg.PollInterval,
-		Owner:        mtls.Owner(cfg.Owner),
-		KeyMode:      cfg.KeyMode,
-		CertMode:     cfg.CertMode,
-		CAOverlap:    cfg.CAOverlap,
-	}
-	for _, c := range cfg.Consumers {
-		s.Consumers = append(s.Consumers, mtls.Consumer{Name: c.Name, Owner: mtls.Owner(c.Owner), Files: c.Files})
-	}
+	s := mtls.Settings{MTLS: cfg}
 	for _, name := range cfg.Secrets {
 		s.Secrets = append(s.Secrets, mtls.NamedSource{Name: name, Source: p.source(name)})
 	}

@@ -15,12 +15,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"sevagent/internal/config"
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
 )
 
-func consumers(list ...Consumer) func(*Config) {
+func consumers(list ...config.Consumer) func(*Config) {
 	return func(c *Config) { c.Settings.Consumers = list }
 }
 
@@ -42,8 +43,8 @@ func TestConsumers(t *testing.T) {
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		var bound []string
 		n := start(t, path, map[string]source.Source{"a": s},
-			consumers(Consumer{"web", ours.Owner, []string{"server.pem", "ca.crt"}},
-				Consumer{"trust", ours.Owner, []string{"ca.crt", "cert-3.pem"}}),
+			consumers(config.Consumer{Name: "web", Owner: own, Files: []string{"server.pem", "ca.crt"}},
+				config.Consumer{Name: "trust", Owner: own, Files: []string{"ca.crt", "cert-3.pem"}}),
 			func(c *Config) {
 				c.Evidence = func(_ context.Context, kind string, _ [sha256.Size]byte) ([]byte, error) {
 					bound = append(bound, kind)
@@ -126,7 +127,7 @@ func TestConsumerBehindALink(t *testing.T) {
 				path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 				elsewhere := filepath.Join(filepath.Dir(path), "elsewhere")
 				n := start(t, path, map[string]source.Source{"a": s},
-					consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}))
+					consumers(config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}}))
 				web := filepath.Join(path, "web")
 				must.Do(t, errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"), os.Symlink(target, web)),
 					"put a link in place of web")
@@ -156,7 +157,7 @@ func TestConsumerFails(t *testing.T) {
 		must.Do(t, errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)),
 			"put a file in place of web")
 		n := start(t, path, map[string]source.Source{"a": s},
-			consumers(Consumer{"web", ours.Owner, []string{"client.pem"}}, Consumer{"api", ours.Owner, []string{"client.pem"}}))
+			consumers(config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}}, config.Consumer{Name: "api", Owner: own, Files: []string{"client.pem"}}))
 		n.isReady(t, false)
 		if n.subject(t) != "first" || mtlstest.Read(t, filepath.Join(path, "api/client.pem")) == "" {
 			t.Error("the others are not published")
@@ -182,9 +183,9 @@ func TestConsumerChangesOwner(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		n := start(t, path, map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))},
-			consumers(Consumer{"web", Owner{UID: 101, GID: 101}, []string{"client.pem"}}))
+			consumers(config.Consumer{Name: "web", Owner: config.Owner{UID: 101, GID: 101}, Files: []string{"client.pem"}}))
 		settings := n.config.Settings
-		settings.Consumers = []Consumer{{"web", Owner{UID: 202, GID: 202}, []string{"client.pem"}}}
+		settings.Consumers = []config.Consumer{{Name: "web", Owner: config.Owner{UID: 202, GID: 202}, Files: []string{"client.pem"}}}
 		if st := mtlstest.Stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 101 || st.Gid != 101 {
 			t.Errorf("owner %d:%d, want 101:101", st.Uid, st.Gid)
 		}

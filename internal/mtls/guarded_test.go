@@ -253,11 +253,8 @@ func TestGuardForReal(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 	r := New(Config{
-		Path: path, AllowDisk: true, Log: mtlstest.Log(t), Registerer: prometheus.NewRegistry(),
-		Settings: Settings{
-			Secrets:      []NamedSource{{"a", newFake(ca.ClientSecret(t, "first"))}},
-			PollInterval: time.Hour, Owner: ours.Owner, KeyMode: ours.KeyMode, CertMode: ours.CertMode,
-		},
+		Log: mtlstest.Log(t), Registerer: prometheus.NewRegistry(),
+		Settings: Settings{settings(path), []NamedSource{{"a", newFake(ca.ClientSecret(t, "first"))}}},
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -3,13 +3,13 @@ package mtls
 import (
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"sevagent/internal/config"
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
 )
@@ -102,20 +102,18 @@ func TestOverlapOfConsumers(t *testing.T) {
 		s := newFake(first.ClientSecret(t, "a"))
 		d := new(fakeDevice)
 		d.says("x", nil)
-		var published atomic.Int64
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		n := start(t, path, map[string]source.Source{"a": s}, func(c *Config) {
 			c.Settings.CAOverlap = time.Hour
-			c.Settings.Consumers = []Consumer{{"trust", ours.Owner, []string{"ca.crt"}},
-				{"web", ours.Owner, []string{"client.pem"}}}
+			c.Settings.Consumers = []config.Consumer{{Name: "trust", Owner: own, Files: []string{"ca.crt"}},
+				{Name: "web", Owner: own, Files: []string{"client.pem"}}}
 			c.Evidence = d.evidence
-			c.Published = func(string) { published.Add(1) }
 		})
-		published.Store(0)
+		n.published.Store(0)
 		d.says("", errTest)
 		s.put("version-2", second.ClientSecret(t, "b"))
 		n.after(3 * time.Hour)
-		if got := published.Load(); got < 1 || got > 3 {
+		if got := n.published.Load(); got < 1 || got > 3 {
 			t.Errorf("%d times something was published in three hours", got)
 		}
 		trust := func() int { return strings.Count(mtlstest.Read(t, filepath.Join(path, "trust/ca.crt")), "BEGIN") }

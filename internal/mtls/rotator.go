@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/config"
 	"sevagent/internal/mtls/certset"
 	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/guard"
@@ -29,14 +30,15 @@ const MaxStall = 30 * time.Second
 
 // Rotator keeps the published directory equal to what its secrets say. New makes one, Run works.
 type Rotator struct {
-	config  Config
-	log     *slog.Logger
-	metrics *metrics
-	ready   chan struct{} // closed at the first complete publication
-	stopped chan struct{} // closed when Run returns
-	inbox   *inbox
-	caller  *caller
-	status  atomic.Pointer[snapshot]
+	config    Config
+	log       *slog.Logger
+	metrics   *metrics
+	onPublish []func(generation string)
+	ready     chan struct{} // closed at the first complete publication
+	stopped   chan struct{} // closed when Run returns
+	inbox     *inbox
+	caller    *caller
+	status    atomic.Pointer[snapshot]
 
 	// All below is owned by Run.
 	settings    Settings
@@ -75,6 +77,10 @@ func New(c Config) *Rotator {
 	r.updateStatus()
 	return r
 }
+
+// OnPublish has f called after there are new generations, of Path or of a consumer's directory, with the current
+// generation of Path. f must not wait for anything. OnPublish is called before Run.
+func (r *Rotator) OnPublish(f func(generation string)) { r.onPublish = append(r.onPublish, f) }
 
 // Run publishes, and keeps at it, until ctx ends. No failure ends it.
 func (r *Rotator) Run(ctx context.Context) error {
@@ -229,13 +235,13 @@ func (r *Rotator) open(t *target, now time.Time) {
 	}
 	for _, name := range t.Consumers() { // dropped while the agent did not run
 		if !slices.Contains(t.allowed, name) {
-			r.withdraw(Consumer{Name: name})
+			r.withdraw(config.Consumer{Name: name})
 		}
 	}
 }
 
 // withdraw removes the directory of a dropped consumer.
-func (r *Rotator) withdraw(c Consumer) {
+func (r *Rotator) withdraw(c config.Consumer) {
 	d := directory.New(r.config.directoryOf(c, r.log))
 	defer d.Close()
 	if err := d.Withdraw(); err != nil {
@@ -290,10 +296,10 @@ func (r *Rotator) answerAlarms() {
 	}
 }
 
-// notify calls Config.Published.
+// notify calls what OnPublish was given.
 func (r *Rotator) notify() {
-	if r.config.Published != nil {
-		r.config.Published(r.main().Generation())
+	for _, f := range r.onPublish {
+		f(r.main().Generation())
 	}
 }
 
@@ -351,13 +357,14 @@ func (r *Rotator) apply(s Settings) {
 	}
 	r.targets = nil
 	var names []string
-	for _, c := range append([]Consumer{{Owner: s.Owner}}, s.Consumers...) {
+	for _, c := range append([]config.Consumer{{Owner: s.Owner}}, s.Consumers...) {
 		t := targets[c.Name]
 		delete(targets, c.Name)
 		if t == nil {
 			t = newTarget(&r.config, c, r.metrics, r.log)
 		}
-		t.consumer, t.access = c, directory.Access{Owner: c.Owner, KeyMode: s.KeyMode, CertMode: s.CertMode}
+		t.consumer = c
+		t.access = directory.Access{Owner: directory.Owner(c.Owner), KeyMode: s.KeyMode, CertMode: s.CertMode}
 		r.targets = append(r.targets, t)
 		if c.Name != "" {
 			names = append(names, c.Name)

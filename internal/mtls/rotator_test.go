@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
+	"sevagent/internal/config"
 	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
@@ -102,7 +103,16 @@ func (f *fakeSecret) Fetch(_ context.Context, version string, label source.Label
 }
 
 // ours are settings that need no privileges.
-var ours = directory.Access{Owner: Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o440, CertMode: 0o444}
+var (
+	own  = config.Owner{UID: os.Getuid(), GID: os.Getgid()}
+	ours = directory.Access{Owner: directory.Owner(own), KeyMode: 0o440, CertMode: 0o444}
+)
+
+func settings(path string) config.MTLS {
+	return config.MTLS{
+		Path: path, AllowDisk: true, PollInterval: 5 * time.Minute, Owner: own, KeyMode: ours.KeyMode, CertMode: ours.CertMode,
+	}
+}
 
 // node is a running Rotator inside a synctest bubble.
 type node struct {
@@ -111,20 +121,15 @@ type node struct {
 	config  Config
 	metrics *prometheus.Registry
 	stop    func()
+
+	published atomic.Int64 // how often OnPublish was called
 }
 
 func start(t *testing.T, path string, secrets map[string]source.Source, change ...func(*Config)) *node {
 	t.Helper()
 	n := &node{path: path, metrics: prometheus.NewPedanticRegistry()}
 	n.config = Config{
-		Path:      path,
-		AllowDisk: true,
-		Settings: Settings{
-			PollInterval: 5 * time.Minute,
-			Owner:        ours.Owner,
-			KeyMode:      ours.KeyMode,
-			CertMode:     ours.CertMode,
-		},
+		Settings:   Settings{MTLS: settings(path)},
 		Registerer: n.metrics,
 		Log:        mtlstest.Log(t),
 		newGuard:   func(string) sentinel { return nil },
@@ -138,6 +143,7 @@ func start(t *testing.T, path string, secrets map[string]source.Source, change .
 		c(&n.config)
 	}
 	n.Rotator = New(n.config)
+	n.OnPublish(func(string) { n.published.Add(1) })
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.Run(ctx) }()
@@ -652,7 +658,7 @@ func TestApply(t *testing.T) {
 func TestNoSecrets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		n := start(t, path, nil, func(c *Config) { c.AllowDisk = false })
+		n := start(t, path, nil, func(c *Config) { c.Settings.AllowDisk = false })
 		n.isReady(t, true)
 		if _, err := n.Refresh(t.Context()); err != nil {
 			t.Errorf("refresh without secrets: %v", err)

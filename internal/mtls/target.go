@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/config"
 	"sevagent/internal/mtls/certset"
 	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/guard"
@@ -17,7 +18,7 @@ import (
 // target is one directory to publish into, the node's own or that of a consumer below it, with its guard. Owned by Run.
 type target struct {
 	*directory.Directory
-	consumer Consumer // Name is empty for the node's own, which has every file
+	consumer config.Consumer // Name is empty for the node's own, which has every file
 	access   directory.Access
 	log      *slog.Logger
 	metrics  *metrics
@@ -34,7 +35,7 @@ type target struct {
 	suspect   atomic.Bool        // guard wants it looked at
 }
 
-func newTarget(c *Config, consumer Consumer, m *metrics, log *slog.Logger) *target {
+func newTarget(c *Config, consumer config.Consumer, m *metrics, log *slog.Logger) *target {
 	d := directory.New(c.directoryOf(consumer, log))
 	return &target{
 		Directory: d,

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
 )
@@ -127,11 +128,12 @@ func startRotator(tb testing.TB, dir string, disk bool) func(material) error {
 	tb.Cleanup(func() { os.RemoveAll(secrets) })
 	secret := filepath.Join(secrets, "secret.json")
 	r := mtls.New(mtls.Config{
-		Path: dir, AllowDisk: disk,
 		Settings: mtls.Settings{
-			Secrets:      []mtls.NamedSource{{Name: "bench", Source: source.File(secret)}},
-			PollInterval: 24 * time.Hour,
-			Owner:        mtls.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o440, CertMode: 0o444,
+			MTLS: config.MTLS{
+				Path: dir, AllowDisk: disk, PollInterval: 24 * time.Hour,
+				Owner: config.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o440, CertMode: 0o444,
+			},
+			Secrets: []mtls.NamedSource{{Name: "bench", Source: source.File(secret)}},
 		},
 		Registerer: prometheus.NewRegistry(),
 		Log:        slog.New(slog.DiscardHandler),

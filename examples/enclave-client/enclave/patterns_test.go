@@ -27,6 +27,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/sim/simca"
@@ -74,10 +75,13 @@ func newNode(t *testing.T, secret string) *node {
 	n := &node{t: t, dir: t.TempDir(), secret: filepath.Join(t.TempDir(), "secret.json")}
 	write(t, n.secret, secret)
 	n.rotator = mtls.New(mtls.Config{
-		Path: n.dir, AllowDisk: true, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 		Settings: mtls.Settings{
-			Secrets: []mtls.NamedSource{{Name: "file://" + n.secret, Source: source.File(n.secret)}}, PollInterval: time.Hour,
-			Owner: mtls.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o400, CertMode: 0o444, CAOverlap: time.Hour,
+			MTLS: config.MTLS{
+				Path: n.dir, AllowDisk: true, PollInterval: time.Hour, CAOverlap: time.Hour,
+				Owner: config.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o400, CertMode: 0o444,
+			},
+			Secrets: []mtls.NamedSource{{Name: "file://" + n.secret, Source: source.File(n.secret)}},
 		},
 	})
 	ctx, cancel := context.WithCancel(context.Background())
