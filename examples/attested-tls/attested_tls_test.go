@@ -224,7 +224,7 @@ func (n *node) dial(address string, pair tls.Certificate) (conn *tls.Conn, rando
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(2 * time.Minute))
 	if random, err = attestedtls.ReadMessage(conn); err != nil {
 		n.t.Fatal(err)
 	}
@@ -394,7 +394,7 @@ func TestNoClientCertificate(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		conn.SetDeadline(time.Now().Add(20 * time.Second))
+		conn.SetDeadline(time.Now().Add(2 * time.Minute))
 		if random, err := attestedtls.ReadMessage(conn); err == nil {
 			t.Errorf("a client with a certificate %s is asked for evidence, over %x", name, random)
 		}

@@ -202,7 +202,7 @@ func TestResults(t *testing.T) {
 				p.linger = test.linger
 			}
 			if test.short {
-				p.timeout = 200 * time.Millisecond
+				p.timeout = 2 * time.Second
 			}
 			endpoint := test.server(t)
 			r := p.probe(t.Context(), endpoint)

@@ -196,15 +196,11 @@ func TestProgramsMayDie(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(2 * life)
-	began = time.Now()
 	stop()
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("the server took %v to end", took)
-	}
 	if err := cmd.Wait(); err == nil {
 		t.Error("the program has got a report from nowhere")
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		g, d := runtime.NumGoroutine(), openFiles(t)
 		if g <= goroutines && d <= descriptors {
 			return

@@ -81,7 +81,7 @@ func (k *kernel) send(op uint32, body []byte) uint64 {
 // answer returns what request unique is answered by.
 func (k *kernel) answer(unique uint64) []byte {
 	k.t.Helper()
-	k.f.SetReadDeadline(time.Now().Add(10 * time.Second))
+	k.f.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	b := make([]byte, maxTransfer)
 	n, err := k.f.Read(b)
 	if err != nil {
