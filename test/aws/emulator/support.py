@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import unittest
 import urllib.request
 
@@ -10,6 +11,7 @@ os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing
 import boto3  # noqa: E402
 from botocore.config import Config  # noqa: E402
 from botocore.exceptions import ClientError  # noqa: E402
+from emulator import cloudformation  # noqa: E402
 from emulator.server import Server, reset  # noqa: E402
 
 REGION = "us-east-2"
@@ -23,6 +25,9 @@ def client(service, region=REGION):
         config = Config(retries={"total_max_attempts": 1})
         _clients[key] = boto3.client(service, region_name=region, endpoint_url=_server.url, config=config)
     return _clients[key]
+
+
+HANG = 180  # s, far longer than anything takes that works: it keeps a test from hanging, and judges no speed
 
 
 class EmulatorTest(unittest.TestCase):
@@ -45,6 +50,14 @@ class EmulatorTest(unittest.TestCase):
         self.assertEqual(caught.exception.response["Error"]["Code"], code, caught.exception)
         return caught.exception.response["Error"]["Message"]
 
+    def until(self, done):
+        """Waits for a condition."""
+        deadline = time.monotonic() + HANG
+        while not done():
+            if time.monotonic() > deadline:
+                self.fail("what the test waits for does not come")
+            time.sleep(0.02)
+
     # Stacks
 
     def deploy(self, template, name="s", kind="CREATE", tags=None, **parameters):
@@ -58,6 +71,8 @@ class EmulatorTest(unittest.TestCase):
         if change_set["Status"] == "FAILED":
             return change_set
         self.cloudformation.execute_change_set(ChangeSetName=made["Id"])
+        running = cloudformation.find(made["StackId"], REGION)
+        self.until(lambda: not running.running or running.waiting)  # a request is answered after 50 seconds, done or not
         return self.stack(made["StackId"])
 
     def update(self, template, name="s", **rest):

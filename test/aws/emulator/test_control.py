@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 import urllib.error
 
@@ -54,9 +53,7 @@ class Fleet(EmulatorTest):
     def test_a_thousand(self):
         self.ecs.create_cluster(clusterName="c")
         self.group(size=0)
-        started = time.monotonic()
         self.assertEqual(len(self.control("fleet", group="g", cluster="c", count=1000)["instances"]), 1000)
-        self.assertLess(time.monotonic() - started, 20)
         self.assertEqual(len(self.describe_group()["Instances"]), 1000)
         arns = []
         for page in self.ecs.get_paginator("list_container_instances").paginate(cluster="c"):
@@ -85,10 +82,10 @@ class Program(unittest.TestCase):
     def test_ends_on_sigterm(self):
         process = self.start()
         process.terminate()
-        self.assertEqual((process.wait(10), os.listdir(self.directory.name)), (0, []))
+        self.assertEqual((process.wait(support.HANG), os.listdir(self.directory.name)), (0, []))
         process.stdin.close()
 
     def test_ends_with_its_input(self):
         process = self.start("--until-eof")
         process.stdin.close()
-        self.assertEqual(process.wait(10), 0)
+        self.assertEqual(process.wait(support.HANG), 0)

@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import time
 
 from support import EmulatorTest, client
 
@@ -27,10 +26,7 @@ class RunCommand(EmulatorTest):
 
     def send(self, command="hello", **target):
         sent = self.ssm.send_command(DocumentName="AWS-RunShellScript", Parameters={"commands": [command]}, **target)["Command"]
-        deadline = time.monotonic() + 10
-        while self.ssm.list_commands(CommandId=sent["CommandId"])["Commands"][0]["Status"] in ("Pending", "InProgress"):
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.02)
+        self.until(lambda: self.ssm.list_commands(CommandId=sent["CommandId"])["Commands"][0]["Status"] not in ("Pending", "InProgress"))
         return sent["CommandId"]
 
     def test_no_agent(self):

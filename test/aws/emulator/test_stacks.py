@@ -4,12 +4,11 @@ import os
 import sys
 import tempfile
 import threading
-import time
 
-from support import EmulatorTest, client
+from support import HANG, EmulatorTest, client
 
 WAIT = {"Resources": {"Ready": {"Type": "AWS::CloudFormation::WaitCondition",
-                                "CreationPolicy": {"ResourceSignal": {"Count": 2, "Timeout": "PT30S"}}}}}
+                                "CreationPolicy": {"ResourceSignal": {"Count": 2, "Timeout": "PT5M"}}}}}
 
 
 def logs(name="l", **more):
@@ -116,10 +115,8 @@ class Signals(EmulatorTest):
         self.cloudformation.signal_resource(StackName=stack, LogicalResourceId=resource, UniqueId=unique_id, Status=status)
 
     def settle(self, name="s"):
-        deadline = time.monotonic() + 10
-        while (stack := self.stack(name))["StackStatus"].endswith("_IN_PROGRESS") and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return stack["StackStatus"]
+        self.until(lambda: not self.stack(name)["StackStatus"].endswith("_IN_PROGRESS"))
+        return self.stack(name)["StackStatus"]
 
     def test_success(self):
         self.assertEqual(self.deploy(WAIT)["StackStatus"], "CREATE_IN_PROGRESS")
@@ -159,7 +156,7 @@ class Signals(EmulatorTest):
 
     def test_patience(self):
         """A request can be made to wait with the stack, so that `aws cloudformation deploy` polls once."""
-        self.control("patience", seconds=10)
+        self.control("patience", seconds=HANG)
         timer = threading.Timer(0.3, lambda: (self.signal("i-1"), self.signal("i-2")))
         timer.start()
         self.assertEqual(self.deploy(WAIT)["StackStatus"], "CREATE_COMPLETE")
@@ -168,7 +165,7 @@ class Signals(EmulatorTest):
 
 def node_template(image, subnet, desired=2, maximum=4, in_service=1):
     """A group of nodes that waits for their signals, with a cluster and its capacity provider."""
-    rolling = {"MaxBatchSize": 1, "MinInstancesInService": in_service, "WaitOnResourceSignals": True, "PauseTime": "PT30S"}
+    rolling = {"MaxBatchSize": 1, "MinInstancesInService": in_service, "WaitOnResourceSignals": True, "PauseTime": "PT5M"}
     return {
         "Parameters": {"Type": {"Type": "String"}},
         "Resources": {
@@ -188,7 +185,7 @@ def node_template(image, subnet, desired=2, maximum=4, in_service=1):
                 "Cluster": {"Ref": "Cluster"}, "CapacityProviders": [{"Ref": "Provider"}],
                 "DefaultCapacityProviderStrategy": [{"CapacityProvider": {"Ref": "Provider"}, "Weight": 1}]}},
             "Ready": {"Type": "AWS::CloudFormation::WaitCondition", "DependsOn": "Association",
-                      "CreationPolicy": {"ResourceSignal": {"Count": desired, "Timeout": "PT30S"}}},
+                      "CreationPolicy": {"ResourceSignal": {"Count": desired, "Timeout": "PT5M"}}},
         },
         "Outputs": {"GroupArn": {"Value": {"Fn::GetAtt": ["Group", "AutoScalingGroupARN"]}}},
     }
@@ -255,7 +252,7 @@ class Nodes(EmulatorTest):
 
         player = threading.Thread(target=play)
         player.start()
-        self.control("patience", seconds=20)
+        self.control("patience", seconds=HANG)
         stack = self.update(self.body, Type="c6a.large")
         done.set()
         player.join()
@@ -290,7 +287,7 @@ class Nodes(EmulatorTest):
             file.write(f"""#!{sys.executable}
 import sys, time, boto3
 assert sys.stdin.read() == "data"
-for _ in range(200):
+for _ in range(2000):
     try:
         boto3.client("cloudformation").signal_resource(StackName="s", LogicalResourceId="Ready", UniqueId=sys.argv[1], Status="SUCCESS")
         break

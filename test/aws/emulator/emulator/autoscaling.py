@@ -98,6 +98,12 @@ def set_desired_capacity(original, request):
     return result
 
 
+@extend(AutoScalingBackend)
+def set_instance_protection(original, self, group_name, *args, **kwargs):
+    find(self.region_name, group_name)
+    return original(self, group_name, *args, **kwargs)
+
+
 @operation(AutoScalingResponse)
 def delete_auto_scaling_group(request, p):
     b, group = backend(request.region), find(request.region, p["AutoScalingGroupName"])

@@ -52,7 +52,7 @@ class AutoScalingGroup(Type):
         name, asg = resource.physical_id, c.client("autoscaling")
         if not asg.describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]:
             return
-        group, deadline = autoscaling.find(c.region, name), time.monotonic() + 30
+        group, deadline = autoscaling.find(c.region, name), time.monotonic() + 120
         while True:
             working = ssm.automating()
             asg.update_auto_scaling_group(AutoScalingGroupName=name, MinSize=0, MaxSize=0, DesiredCapacity=0)

@@ -223,8 +223,14 @@ def start_automation(region, document):
                 if step["action"] != "aws:executeScript":
                     raise ValueError(f"{step['action']} is not emulated")
                 inputs = step["inputs"]
-                subprocess.run([sys.executable, "-c", _SCRIPT, inputs["Script"], inputs["Handler"], json.dumps(inputs.get("InputPayload", {}))],
-                               env=nodes.environment(region, ""), stdout=sys.stderr, check=True, timeout=int(step.get("timeoutSeconds", 600)))
+                command = [sys.executable, "-c", _SCRIPT, inputs["Script"], inputs["Handler"], json.dumps(inputs.get("InputPayload", {}))]
+                for _ in range(int(step.get("maxAttempts", 1))):
+                    done = subprocess.run(command, env=nodes.environment(region, ""), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                          text=True, check=False, timeout=int(step.get("timeoutSeconds", 600)))
+                    if done.returncode == 0:
+                        break
+                else:
+                    raise ValueError(f"step {step['name']}: {done.stdout}")
         except (subprocess.SubprocessError, ValueError) as error:
             print(f"automation {document}: {error}", file=sys.stderr)
         finally:

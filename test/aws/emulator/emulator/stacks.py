@@ -147,6 +147,8 @@ class Stack:
 
     def _wait(self, signals, enough, timeout):
         nodes.boot_pending()
+        if enough(signals.received):
+            return True  # nobody who has started this is to take it for waiting
         with self.changed:
             self.waiting = True
             self.changed.notify_all()
