@@ -38,31 +38,31 @@ race: ## the hermetic tests, under the race detector; lint has go vet
 
 .PHONY: test-node
 test-node: build $(TOOLS) $(VENV) ## the unmodified binaries among real peers, in a network namespace (root)
-	test/node/run
+	test/run node
 
 .PHONY: test-rotation
-test-rotation: ## 500 rotations under the eyes of real readers (root)
-	SEVAGENT_ROTATIONS=$${SEVAGENT_ROTATIONS:-500} test/rotation/run
+test-rotation: build ## 500 rotations under the eyes of real readers (root)
+	SEVAGENT_ROTATIONS=$${SEVAGENT_ROTATIONS:-500} test/run rotation
 
 .PHONY: test-aws
 test-aws: build $(VENV) $(CHECKOV) ## the templates, bootstrap's signals and sevctl verify, against an emulated AWS
-	test/aws/run
+	test/run aws
 
 .PHONY: test-readers
-test-readers: $(VENV) ## the recipes of docs/reading-certificates.md, as written, while certificates rotate (root)
-	test/readers/run
+test-readers: build $(VENV) ## the recipes of docs/reading-certificates.md, as written, while certificates rotate (root)
+	test/run readers
 
 .PHONY: test-docker
-test-docker: ## containers of a real Docker that read, reload and try to tamper (root, docker.io)
-	test/docker/run
+test-docker: build ## containers of a real Docker that read, reload and try to tamper (root, docker.io)
+	test/run docker
 
 .PHONY: test-system
 test-system: packages lint-packages ## what lands on an AMI: the packages under systemd, Docker and real kernels (root)
-	test/system/run
+	test/run system
 
 .PHONY: stress
-stress: ## 10,000 of them, which takes five minutes (root)
-	test/rotation/run
+stress: build ## 10,000 rotations, which takes five minutes (root)
+	test/run rotation
 
 .PHONY: lint
 lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, systemd-analyze, the import table

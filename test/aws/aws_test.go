@@ -14,8 +14,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 const region = "us-east-2"
@@ -29,56 +31,29 @@ type cloud struct {
 	vars map[string]string // what the documents take for granted; in env, too
 }
 
-var repository = sync.OnceValue(func() string {
-	out, err := exec.Command("git", "rev-parse", "--show-toplevel").Output()
-	if err != nil {
-		panic(err)
-	}
-	return strings.TrimSpace(string(out))
-})
-
 // newCloud starts the emulator. Nodes that are launched boot at once, with attributes as bootstrap sets them.
 func newCloud(t *testing.T) *cloud {
 	t.Helper()
 	c := &cloud{t: t, dir: t.TempDir(), vars: make(map[string]string)}
-	emulator := exec.Command(filepath.Join(repository(), ".cache/venv/bin/python"), "-m", "emulator", "--port", "0", "--until-eof")
-	emulator.Dir = filepath.Join(repository(), "test/aws/emulator")
+	emulator := exec.Command(lab.Python("python"), "-m", "emulator", "--port", "0", "--until-eof")
+	emulator.Dir = filepath.Join(lab.Repository(), "test/aws/emulator")
 	emulator.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
-	var log bytes.Buffer
-	emulator.Stderr = &log
-	out, err := emulator.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	end, err := emulator.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := emulator.Start(); err != nil {
-		t.Fatalf("start the emulator: %v; run make .cache/venv/.installed", err)
-	}
+	out := must.Get(emulator.StdoutPipe())(t, "make a pipe")
+	end := must.Get(emulator.StdinPipe())(t, "make a pipe")
+	p := lab.Start(t, "the emulator", emulator)
 	t.Cleanup(func() {
 		end.Close()
-		emulator.Wait()
-		if t.Failed() {
-			t.Logf("the emulator: %s", tail(log.String()))
-		}
-		if strings.Contains(log.String(), "Traceback") {
-			t.Errorf("the emulator failed: %s", tail(log.String()))
+		<-p.Ended
+		if text := p.Output.String(); strings.Contains(text, "Traceback") {
+			t.Errorf("the emulator failed: %s", lab.Tail(text))
 		}
 	})
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		t.Fatalf("start the emulator: %v\n%s", err, log.String())
-	}
-	c.url = strings.TrimSpace(line)
+	c.url = strings.TrimSpace(must.Get(bufio.NewReader(out).ReadString('\n'))(t, "start the emulator"))
 	for _, name := range []string{"cloudformation", "tools", "Makefile"} {
-		if err := os.Symlink(filepath.Join(repository(), name), filepath.Join(c.dir, name)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Symlink(filepath.Join(lab.Repository(), name), filepath.Join(c.dir, name)), "link %s", name)
 	}
 	c.env = append(os.Environ(),
-		"PATH="+strings.Join([]string{filepath.Join(repository(), ".cache/venv/bin"), filepath.Join(repository(), "bin"), os.Getenv("PATH")}, ":"),
+		"PATH="+strings.Join([]string{lab.Python("."), lab.Bin("."), os.Getenv("PATH")}, ":"),
 		"AWS_ENDPOINT_URL="+c.url, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=secret", "AWS_DEFAULT_REGION="+region,
 		"AWS_REGION="+region, "AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_PAGER=", "NO_PROXY=127.0.0.1")
 	c.control("boot", map[string]any{"mode": "register", "attributes": map[string]string{
@@ -102,14 +77,8 @@ func (c *cloud) control(action string, arguments map[string]any) {
 	if arguments == nil {
 		arguments = make(map[string]any)
 	}
-	body, err := json.Marshal(arguments)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	resp, err := http.Post(c.url+"/_emulator/"+action, "application/json", bytes.NewReader(body))
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	body := must.Get(json.Marshal(arguments))(c.t, "encode the arguments of %s", action)
+	resp := must.Get(http.Post(c.url+"/_emulator/"+action, "application/json", bytes.NewReader(body)))(c.t, "ask the emulator for %s", action)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		c.t.Fatalf("%s: %s", action, resp.Status)
@@ -136,10 +105,10 @@ func (c *cloud) run(name string, args ...string) (out string, status int) {
 
 func (c *cloud) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.Command(name, args...)
-	if path, err := exec.LookPath(filepath.Join(repository(), ".cache/venv/bin", name)); err == nil {
-		cmd.Path, cmd.Err = path, nil
-	} else if path, err := exec.LookPath(filepath.Join(repository(), "bin", name)); err == nil {
-		cmd.Path, cmd.Err = path, nil
+	for _, path := range []string{lab.Bin(name), lab.Python(name)} {
+		if path, err := exec.LookPath(path); err == nil {
+			cmd.Path, cmd.Err = path, nil
+		}
 	}
 	cmd.Dir, cmd.Env = c.dir, c.env
 	return cmd
@@ -149,7 +118,7 @@ func (c *cloud) must(name string, args ...string) string {
 	c.t.Helper()
 	out, status := c.run(name, args...)
 	if status != 0 {
-		c.t.Fatalf("%s %s: exit status %d\n%s", name, strings.Join(args, " "), status, tail(out))
+		c.t.Fatalf("%s %s: exit status %d\n%s", name, strings.Join(args, " "), status, lab.Tail(out))
 	}
 	return strings.TrimSpace(out)
 }
@@ -213,7 +182,7 @@ func (c *cloud) verify(cluster string, args ...string) (failing map[string]check
 	}
 	status = cmd.ProcessState.ExitCode()
 	if err := json.Unmarshal(out, &report); err != nil || len(report.Checks) == 0 {
-		c.t.Fatalf("sevctl verify: %v, exit status %d\n%s", err, status, tail(string(out)))
+		c.t.Fatalf("sevctl verify: %v, exit status %d\n%s", err, status, lab.Tail(string(out)))
 	}
 	failing = make(map[string]check)
 	for _, k := range report.Checks {
@@ -223,5 +192,3 @@ func (c *cloud) verify(cluster string, args ...string) (failing map[string]check
 	}
 	return failing, report.Calls.Total, status
 }
-
-func tail(text string) string { return text[max(0, len(text)-4000):] }

@@ -4,6 +4,7 @@ package aws_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,8 +15,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"sevagent/internal/sim/simaws"
+	"sevagent/test/lab"
 )
 
 // nodes boots what the emulated Auto Scaling group launches: the real bootstrap with the environment of the real user data,
@@ -23,7 +26,7 @@ import (
 type nodes struct {
 	*cloud
 	socket string
-	// broken is asked what is wrong with the next node.
+	// broken returns what is wrong with the next node.
 	broken func() defect
 }
 
@@ -53,38 +56,23 @@ func newNodes(t *testing.T) *nodes {
 	}))
 	t.Cleanup(server.Close)
 	program := filepath.Join(t.TempDir(), "boot")
-	n.write(program, "#!/bin/sh\nexec curl -sS -f --data-binary @- \""+server.URL+"/boot?id=$1\"\n")
-	if err := os.Chmod(program, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	lab.WriteProgram(t, program, "#!/bin/sh\nexec curl -sS -f --data-binary @- \""+server.URL+"/boot?id=$1\"\n")
 	n.control("boot", map[string]any{"mode": "exec", "program": program})
-	n.control("patience", map[string]any{"seconds": 60})
+	n.control("patience", map[string]any{"seconds": lab.Hang.Seconds()})
 	return n
 }
 
 // simulatedNode starts a real sevagent and returns its socket.
 func (c *cloud) simulatedNode() (socket string) {
 	c.t.Helper()
-	node := exec.Command(filepath.Join(repository(), "bin/sevsim"), "node")
-	log, err := os.Create(filepath.Join(c.t.TempDir(), "log"))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	node.Stdout, node.Stderr = log, log
-	if err := node.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	c.t.Cleanup(func() {
-		node.Process.Signal(os.Interrupt)
-		node.Wait()
-		log.Close()
-	})
-	c.until("the simulated node is up", func() bool {
-		m := regexp.MustCompile(`sevagent status --socket (\S+)`).FindStringSubmatch(c.read(log.Name()))
-		if m != nil {
-			socket = m[1]
+	node := lab.Start(c.t, "sevsim node", exec.Command(lab.Bin("sevsim"), "node"))
+	lab.Until(c.t, "the simulated node", func() error {
+		m := regexp.MustCompile(`sevagent status --socket (\S+)`).FindStringSubmatch(node.Output.String())
+		if m == nil {
+			return errors.New(node.Output.String())
 		}
-		return m != nil
+		socket = m[1]
+		return nil
 	})
 	return socket
 }
@@ -110,8 +98,13 @@ func (n *nodes) boot(id, userData string) error {
 	for _, m := range exported.FindAllStringSubmatch(userData, -1) {
 		env = append(env, m[1]+"="+m[2])
 	}
-	bootstrap := func(args ...string) error {
-		cmd := exec.Command(filepath.Join(repository(), "bin/bootstrap"), args...)
+	// What is not to come is not waited for.
+	bootstrap := func(inVain bool, args ...string) error {
+		timeout := lab.Hang
+		if inVain {
+			timeout = 2 * time.Second
+		}
+		cmd := exec.Command(lab.Bin("bootstrap"), append(args, "--timeout", timeout.String())...)
 		cmd.Env = env
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -124,7 +117,8 @@ func (n *nodes) boot(id, userData string) error {
 		socket = filepath.Join(dir, "none")
 	}
 	config := filepath.Join(dir, "etc")
-	if err := bootstrap("--services", "none", "--socket", socket, "--timeout", "2s", "--config-dir", config, "--state-dir", dir, "--ecs-config", filepath.Join(dir, "ecs.config")); err != nil {
+	if err := bootstrap(wrong == noAgent, "--services", "none", "--socket", socket, "--config-dir", config, "--state-dir", dir,
+		"--ecs-config", filepath.Join(dir, "ecs.config")); err != nil {
 		return err
 	}
 	metadata, err := n.register(id, filepath.Join(dir, "ecs.config"), wrong)
@@ -133,10 +127,10 @@ func (n *nodes) boot(id, userData string) error {
 	}
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, metadata) }))
 	defer agent.Close()
-	return bootstrap("signal", "--introspection", agent.URL, "--config-dir", config, "--state-dir", dir, "--timeout", "2s")
+	return bootstrap(wrong != nothingWrong, "signal", "--introspection", agent.URL, "--config-dir", config, "--state-dir", dir)
 }
 
-// register is the ECS agent's part: it does what ecs.config says, and tells of it.
+// register is the ECS agent's part: it registers as ecs.config says, and returns what its introspection answers.
 func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, err error) {
 	if wrong == neverRegister {
 		return `{"Cluster": "", "ContainerInstanceArn": null, "Version": "1.106.1"}`, nil
@@ -165,7 +159,7 @@ func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, e
 	for name, value := range attributes {
 		args = append(args, "name="+name+",value="+value)
 	}
-	cmd := exec.Command(filepath.Join(repository(), ".cache/venv/bin/aws"), args...)
+	cmd := exec.Command(lab.Python("aws"), args...)
 	cmd.Env = n.env
 	out, err := cmd.CombinedOutput()
 	if err != nil {

@@ -11,22 +11,20 @@ import (
 	"testing"
 	"time"
 
-	"sevagent/internal/sim/simca"
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // recipes are the command blocks of a document, by name.
 func recipes(t *testing.T, document string) (names []string, blocks map[string]string) {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(repository(), document))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := lab.Read(t, filepath.Join(lab.Repository(), document))
 	blocks = make(map[string]string)
-	for _, m := range regexp.MustCompile("(?ms)^```sh recipe=([a-z-]+)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("(?ms)^```sh recipe=([a-z-]+)\n(.*?)^```$").FindAllStringSubmatch(text, -1) {
 		names = append(names, m[1])
 		blocks[m[1]] = m[2]
 	}
-	if fences := strings.Count(string(text), "\n```sh"); fences != len(names) {
+	if fences := strings.Count(text, "\n```sh"); fences != len(names) {
 		t.Errorf("%s has %d blocks of commands, and %d of them have names", document, fences, len(names))
 	}
 	return names, blocks
@@ -49,11 +47,7 @@ func TestGuide(t *testing.T) {
 
 	before := map[string]func(){
 		"publish": func() {
-			dist := filepath.Join(c.dir, "dist")
-			c.write(filepath.Join(dist, "sevagent-1.0.0-1.x86_64.rpm"), "a package")
-			os.Remove(filepath.Join(c.dir, "tools")) // the script works in the tree that it is in
-			c.write(filepath.Join(c.dir, "tools/publish"), c.read(filepath.Join(repository(), "tools/publish")))
-			os.Chmod(filepath.Join(c.dir, "tools/publish"), 0o755)
+			c.dist("a package")
 		},
 		"service": func() { c.set("NODES_SG", c.output("confidential-cluster", "SecurityGroupId")) },
 		"mtls": func() {
@@ -126,7 +120,7 @@ func (c *cloud) follow(names []string, blocks map[string]string, before map[stri
 		}
 		out, status := c.run("bash", "-euo", "pipefail", "-c", blocks[name])
 		if status != 0 {
-			c.t.Fatalf("%s: exit status %d\n%s\n%s", name, status, tail(out), c.events())
+			c.t.Fatalf("%s: exit status %d\n%s\n%s", name, status, lab.Tail(out), c.events())
 		}
 		if do := after[name]; do != nil {
 			do(out)
@@ -168,53 +162,27 @@ func (c *cloud) events() string {
 	return out
 }
 
+// dist makes a package and, in the tree where commands run, the script that publishes it.
+func (c *cloud) dist(content string) {
+	c.t.Helper()
+	lab.Write(c.t, filepath.Join(c.dir, "dist/sevagent-1.0.0-1.x86_64.rpm"), content)
+	os.Remove(filepath.Join(c.dir, "tools")) // a link into the repository
+	lab.WriteProgram(c.t, filepath.Join(c.dir, "tools/publish"), lab.Read(c.t, filepath.Join(lab.Repository(), "tools/publish")))
+}
+
 func (c *cloud) certificates() {
 	c.t.Helper()
-	ca, err := simca.New("Guide CA", time.Now())
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	text, err := ca.ClientSecret("node", time.Now())
-	if err != nil {
-		c.t.Fatal(err)
-	}
 	var fields map[string]string
-	if err := json.Unmarshal([]byte(text), &fields); err != nil {
-		c.t.Fatal(err)
-	}
+	text := lab.ClientSecret(c.t, lab.NewCA(c.t, "Guide CA"), "node")
+	must.Do(c.t, json.Unmarshal([]byte(text), &fields), "decode the secret")
 	for field, file := range map[string]string{"client_cert": "client.crt", "client_key": "client.key", "ca_cert": "ca.crt"} {
-		c.write(filepath.Join(c.dir, file), fields[field])
+		lab.Write(c.t, filepath.Join(c.dir, file), fields[field])
 	}
-}
-
-func (c *cloud) write(path, content string) {
-	c.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		c.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-func (c *cloud) read(path string) string {
-	c.t.Helper()
-	content, err := os.ReadFile(path)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return string(content)
 }
 
 // TestMigrationGuide compares the tables of docs/migrate-from-terraform.md with the template.
 func TestMigrationGuide(t *testing.T) {
-	read := func(name string) string {
-		text, err := os.ReadFile(filepath.Join(repository(), name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
+	read := func(name string) string { return lab.Read(t, filepath.Join(lab.Repository(), name)) }
 	document, template := read("docs/migrate-from-terraform.md"), read("cloudformation/cluster.yaml")
 	inputs := strings.Fields(`name vpc_id subnet_ids instance_type ami_id ami_os min_size max_size desired_capacity root_volume_size root_volume_type
 		root_device_name container_insights_enabled service_connect_namespace health_check_grace_period protect_from_scale_in enable_auto_scaling

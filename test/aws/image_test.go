@@ -12,6 +12,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // image deploys image.yaml with the parameters that have no default, and others.
@@ -30,12 +33,12 @@ func (c *cloud) resource(stack, name string) string {
 // changed puts a template of the same name, changed, into the directory where commands run.
 func (c *cloud) changed(name, old, new string) {
 	c.t.Helper()
-	text := c.read(filepath.Join(repository(), "cloudformation", name))
+	text := lab.Read(c.t, filepath.Join(lab.Repository(), "cloudformation", name))
 	if strings.Count(text, old) != 1 {
 		c.t.Fatalf("%s has %q %d times", name, old, strings.Count(text, old))
 	}
 	os.Remove(filepath.Join(c.dir, "cloudformation"))
-	c.write(filepath.Join(c.dir, "cloudformation", name), strings.Replace(text, old, new, 1))
+	lab.Write(c.t, filepath.Join(c.dir, "cloudformation", name), strings.Replace(text, old, new, 1))
 }
 
 // TestImageStack creates the pipeline, changes it in each way, and deletes it.
@@ -178,21 +181,13 @@ func steps(t *testing.T, c *cloud) (all []step) {
 			}
 		}
 	}
-	decode := func(text string, v any) {
-		t.Helper()
-		if err := json.Unmarshal([]byte(text), v); err != nil {
-			t.Fatalf("%v: %s", err, text)
-		}
-	}
-	decode(c.aws("imagebuilder", "get-image-recipe", "--image-recipe-arn", c.output("steps", "RecipeArn")), &recipe)
+	text := c.aws("imagebuilder", "get-image-recipe", "--image-recipe-arn", c.output("steps", "RecipeArn"))
+	must.Do(t, json.Unmarshal([]byte(text), &recipe), "decode %s", text)
 	for _, component := range recipe.ImageRecipe.Components {
 		data := c.query("component.data", "imagebuilder", "get-component", "--component-build-version-arn", component.ComponentArn)
 		yaml := c.command("python", "-c", "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)")
 		yaml.Stdin = strings.NewReader(data)
-		text, err := yaml.Output()
-		if err != nil {
-			t.Fatalf("%s is not YAML: %v", component.ComponentArn, err)
-		}
+		text := must.Get(yaml.Output())(t, "read %s as YAML", component.ComponentArn)
 		var document struct {
 			Name          string
 			SchemaVersion float64
@@ -205,7 +200,7 @@ func steps(t *testing.T, c *cloud) (all []step) {
 				}
 			}
 		}
-		decode(string(text), &document)
+		must.Do(t, json.Unmarshal(text, &document), "decode %s", text)
 		if document.SchemaVersion != 1.0 || len(data) > 16000 {
 			t.Errorf("%s: schemaVersion %v, %d bytes", document.Name, document.SchemaVersion, len(data))
 		}
@@ -254,7 +249,7 @@ func TestImageSteps(t *testing.T) {
 				continue
 			}
 			file := filepath.Join(c.dir, "step")
-			c.write(file, s.script)
+			lab.Write(t, file, s.script)
 			if out, status := c.run(checker[0], append(checker[1:], file)...); status != 0 {
 				t.Errorf("%s: step %s: %s", s.component, s.name, out)
 			}
@@ -309,23 +304,16 @@ esac
 	} {
 		dir := t.TempDir()
 		calls := filepath.Join(dir, "calls")
-		c.write(filepath.Join(dir, "bin/curl"), curl)
+		lab.WriteProgram(t, filepath.Join(dir, "bin/curl"), curl)
 		for _, name := range []string{"dnf", "rpm"} {
-			c.write(filepath.Join(dir, "bin", name), "#!/bin/bash\necho \""+name+" $*\" >>\"$CALLS\"\n[ "+name+" = rpm ] || [ \"$(cat \"${!#}\")\" = 'the package' ]\n")
+			lab.WriteProgram(t, filepath.Join(dir, "bin", name), "#!/bin/bash\necho \""+name+" $*\" >>\"$CALLS\"\n[ "+name+" = rpm ] || [ \"$(cat \"${!#}\")\" = 'the package' ]\n")
 		}
 		os.Mkdir(filepath.Join(dir, "tmp"), 0o755)
 		text := strings.NewReplacer(c.get("PACKAGE_URL"), test.url, c.get("PACKAGE_SHA256"), test.sum).Replace(script)
-		out, err := func() ([]byte, error) {
-			for _, name := range []string{"curl", "dnf", "rpm"} {
-				if err := os.Chmod(filepath.Join(dir, "bin", name), 0o755); err != nil {
-					return nil, err
-				}
-			}
-			cmd := exec.Command("bash", "-c", text)
-			cmd.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "CALLS=" + calls, "TMPDIR=" + filepath.Join(dir, "tmp")}
-			return cmd.CombinedOutput()
-		}()
-		done := c.read(calls)
+		cmd := exec.Command("bash", "-c", text)
+		cmd.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "CALLS=" + calls, "TMPDIR=" + filepath.Join(dir, "tmp")}
+		out, err := cmd.CombinedOutput()
+		done := lab.Read(t, calls)
 		if (err == nil) != test.installs || strings.Contains(done, "dnf -y install ") != test.installs {
 			t.Errorf("%s: %v\n%s\n%s", test.name, err, out, done)
 		}
@@ -358,21 +346,15 @@ func newRoot(t *testing.T, programs map[string]string) root {
 	t.Helper()
 	r := root{t, t.TempDir()}
 	for _, dir := range []string{"dev", "etc", "home", "hostusr", "proc", "programs", "root", "sys", "tmp", "usr/lib/systemd", "usr/libexec", "var/log", "var/lib"} {
-		if err := os.MkdirAll(filepath.Join(r.dir, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll(filepath.Join(r.dir, dir), 0o755), "make a directory")
 	}
 	link := func(target, name string) {
-		if err := os.Symlink(target, filepath.Join(r.dir, name)); err != nil && !os.IsExist(err) {
-			t.Fatal(err)
+		if err := os.Symlink(target, filepath.Join(r.dir, name)); !os.IsExist(err) {
+			must.Do(t, err, "make a link")
 		}
 	}
 	for _, in := range []string{"", "/lib"} {
-		entries, err := os.ReadDir("/usr" + in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range entries {
+		for _, e := range must.Get(os.ReadDir("/usr"+in))(t, "list this machine's programs") {
 			link("/hostusr"+in+"/"+e.Name(), "usr"+in+"/"+e.Name())
 		}
 	}
@@ -390,15 +372,12 @@ func newRoot(t *testing.T, programs map[string]string) root {
 
 func (r root) program(name, text string) {
 	r.t.Helper()
-	r.write("programs/"+name, "#!/bin/bash\necho \"${0##*/} $*\" >>/calls\n"+text+"\n")
-	if err := os.Chmod(filepath.Join(r.dir, "programs", name), 0o755); err != nil {
-		r.t.Fatal(err)
-	}
+	lab.WriteProgram(r.t, filepath.Join(r.dir, "programs", name), "#!/bin/bash\necho \"${0##*/} $*\" >>/calls\n"+text+"\n")
 }
 
 func (r root) write(path, content string) {
 	r.t.Helper()
-	(&cloud{t: r.t}).write(filepath.Join(r.dir, path), content)
+	lab.Write(r.t, filepath.Join(r.dir, path), content)
 }
 
 func (r root) read(path string) string {
@@ -553,14 +532,6 @@ func TestImageGuide(t *testing.T) {
 	subnet, _, _ := strings.Cut(c.get("SUBNETS"), ",")
 	c.set("SUBNET", subnet)
 	var first string
-	publish := func(content string) func() {
-		return func() {
-			c.write(filepath.Join(c.dir, "dist/sevagent-1.0.0-1.x86_64.rpm"), content)
-			os.Remove(filepath.Join(c.dir, "tools")) // the script works in the tree that it is in
-			c.write(filepath.Join(c.dir, "tools/publish"), c.read(filepath.Join(repository(), "tools/publish")))
-			os.Chmod(filepath.Join(c.dir, "tools/publish"), 0o755)
-		}
-	}
 	published := func(out string) {
 		m := regexp.MustCompile(`^PackageUrl=(s3://image-bucket/sevagent/\S+\.rpm) PackageSha256=([0-9a-f]{64})\n$`).FindStringSubmatch(out)
 		if m == nil {
@@ -577,9 +548,9 @@ func TestImageGuide(t *testing.T) {
 		return m[1]
 	}
 	before := map[string]func(){
-		"publish": publish("a package"),
+		"publish": func() { c.dist("a package") },
 		"update": func() {
-			publish("another package")()
+			c.dist("another package")
 			out, _ := c.run("bash", "-euo", "pipefail", "-c", blocks["publish"])
 			published(out)
 		},

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sevagent/test/lab"
 )
 
 // TestBroken breaks one property at a time of a cluster of two nodes. Exactly its check turns red.
@@ -108,7 +110,7 @@ func TestTrouble(t *testing.T) {
 		t.Helper()
 		out, got := c.run("sevctl", append([]string{"verify"}, args...)...)
 		if got != status || !strings.Contains(out, text) {
-			t.Errorf("%s: exit status %d, want %d and %q:\n%s", name, got, status, text, tail(out))
+			t.Errorf("%s: exit status %d, want %d and %q:\n%s", name, got, status, text, lab.Tail(out))
 		}
 	}
 	says("no such cluster", 1, "b", "c")
@@ -173,14 +175,9 @@ func TestAttest(t *testing.T) {
 
 	program := filepath.Join(t.TempDir(), "command")
 	wrapper := filepath.Join(t.TempDir(), "sevagent")
-	c.write(wrapper, "#!/bin/sh\nexec "+filepath.Join(repository(), "bin/sevagent")+" --socket "+socket+" \"$@\"\n")
+	lab.WriteProgram(t, wrapper, "#!/bin/sh\nexec "+lab.Bin("sevagent")+" --socket "+socket+" \"$@\"\n")
 	// cloud-init, which no instance here has, leaves the instance's ID in a file.
-	c.write(program, "#!/bin/bash\necho $1 > "+program+".id\nsed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
-	for _, file := range []string{program, wrapper} {
-		if err := os.Chmod(file, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	lab.WriteProgram(t, program, "#!/bin/bash\necho $1 > "+program+".id\nsed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
 	c.control("command", map[string]any{"program": program})
 	policy := filepath.Join(dir, "sim/policy.yaml")
 	if os.Getuid() != 0 { // and Run Command is
@@ -195,15 +192,5 @@ func TestAttest(t *testing.T) {
 	}
 	if failing, _, status := c.verify("b", "--attest"); status != 1 || failing["attestation"].Status != "fail" {
 		t.Errorf("by AMD's roots: exit status %d, %v; a simulated device must not pass", status, failing)
-	}
-}
-
-// until waits for a condition that another process brings about.
-func (c *cloud) until(what string, done func() bool) {
-	c.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !done(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			c.t.Fatalf("waited for 30 s until %s", what)
-		}
 	}
 }

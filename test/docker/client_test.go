@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"sevagent/client"
+	"sevagent/test/lab"
 )
 
 // What a container does with the agent's socket.
@@ -26,7 +27,7 @@ import (
 // tool is where a container mounts the command sevagent.
 const tool = "/usr/bin/sevagent"
 
-// refused tells the agent's refusals, and that it cannot be reached, from other errors.
+// refused returns the agent's refusals, and that it cannot be reached, apart from other errors.
 func refused(err error) (*refusal, error) {
 	if p, ok := errors.AsType[*client.Problem](err); ok {
 		return &refusal{p.Status, p.Code, p.RetryAfter}, nil
@@ -116,19 +117,19 @@ func (f *flood) ask(conn net.Conn, request []byte) {
 	}
 }
 
-// limited waits until the flood is told to wait. It goes on.
+// limited waits until the agent asks the flood to wait. The flood goes on.
 func (f *flood) limited() (*refusal, error) {
 	select {
 	case r := <-f.told:
 		return &r, nil
 	case err := <-f.failed:
 		return nil, err
-	case <-time.After(20 * time.Second):
+	case <-time.After(lab.Hang):
 		return nil, errors.New("nothing limits a flood")
 	}
 }
 
-// stop ends the flood, and tells what it has had.
+// stop ends the flood, and returns what it got.
 func (f *flood) stop() string {
 	f.end()
 	f.waiting.Wait()

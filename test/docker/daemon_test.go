@@ -1,7 +1,7 @@
 //go:build node
 
 // Package docker tests the unmodified agent with a real Docker daemon: signals to containers, containers that a
-// rotation does not reach, and containers that are up to no good. test/docker/run prepares the namespaces that it runs in.
+// rotation does not reach, and containers that are up to no good. test/run prepares the namespaces that it runs in.
 package docker
 
 import (
@@ -18,6 +18,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // The images. That of the container's own process, and the same with a label of its own.
@@ -26,8 +29,8 @@ const (
 	labelledImage = "inhabitant-usr1"
 )
 
-// work is where test/docker/run has built the agent, and task what the ECS agent would call the containers' task.
-var work, task = os.Getenv("SEVAGENT_DOCKER_WORK"), os.Getenv("SEVAGENT_DOCKER_TASK")
+// task is what the ECS agent would call the containers' task.
+var task = os.Getenv("SEVAGENT_TASK")
 
 func TestMain(m *testing.M) {
 	if os.Getenv(roleVariable) != "" {
@@ -37,8 +40,8 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	if work == "" {
-		fmt.Println("skipped: test/docker: run by test/docker/run")
+	if lab.Work() == "" {
+		fmt.Println("skipped: test/docker: run by test/run")
 		return
 	}
 	os.Exit(run(m))
@@ -64,7 +67,7 @@ func run(m *testing.M) int {
 // startDocker starts a daemon at Docker's default socket, in a /run of our own, with the images, and sees a container
 // through.
 func startDocker() (stop func(), err error) {
-	dir := filepath.Join(work, "machine/docker")
+	dir := filepath.Join(lab.Work(), "machine/docker")
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return func() {}, err
@@ -85,7 +88,7 @@ func startDocker() (stop func(), err error) {
 		cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(15 * time.Second):
+		case <-time.After(lab.Hang):
 			cmd.Process.Kill()
 			<-ended
 		}
@@ -95,21 +98,15 @@ func startDocker() (stop func(), err error) {
 		text, _ := os.ReadFile(log.Name())
 		return fmt.Errorf("%w: %v; dockerd printed:\n%s", errCannot, err, text[max(0, len(text)-2000):])
 	}
-	up := func() error {
-		_, err := docker(nil, "version")
-		return err
-	}
-	if err := poll(30*time.Second, func() error {
+	if err := lab.Poll(func() error {
 		select {
 		case <-ended:
 			return nil
 		default:
-			return up()
+			_, err := docker(nil, "version")
+			return err
 		}
 	}); err != nil {
-		return stop, cannot(err)
-	}
-	if err := up(); err != nil {
 		return stop, cannot(err)
 	}
 	for _, args := range [][]string{{image}, {labelledImage, "--change", "LABEL io.sevagent.reload=usr1"}} {
@@ -170,33 +167,21 @@ type container struct {
 // startContainer runs a container until the test ends.
 func startContainer(t *testing.T, image string, args ...string) *container {
 	t.Helper()
-	id, err := docker(nil, append(append([]string{"create", "-i", "--network", "none"}, args...), image)...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := must.Get(docker(nil, append(append([]string{"create", "-i", "--network", "none"}, args...), image)...))(t, "create a container")
 	cmd := exec.Command("docker", "start", "-a", "-i", id)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stdin := must.Get(cmd.StdinPipe())(t, "make a pipe")
+	stdout, in, err := os.Pipe()
+	must.Do(t, err, "make a pipe")
+	cmd.Stdout, cmd.Env = in, os.Environ()
+	p := lab.Start(t, "container "+strings.Join(args, " "), cmd)
+	in.Close()
 	c := &container{t: t, name: strings.Join(args, " "), id: id, stdin: stdin, replies: make(chan reply)}
-	ended := make(chan struct{})
 	go func() {
-		defer close(ended)
+		defer stdout.Close()
 		defer close(c.replies)
 		for dec := json.NewDecoder(stdout); ; {
 			var r reply
 			if dec.Decode(&r) != nil {
-				cmd.Wait()
 				return
 			}
 			select {
@@ -207,10 +192,7 @@ func startContainer(t *testing.T, image string, args ...string) *container {
 	}()
 	t.Cleanup(func() {
 		c.remove()
-		<-ended
-		if t.Failed() && stderr.Len() > 0 {
-			t.Logf("container %s printed:\n%s", c.name, stderr.String())
-		}
+		<-p.Ended
 	})
 	c.ask("signals") // it has its handlers
 	return c
@@ -219,7 +201,7 @@ func startContainer(t *testing.T, image string, args ...string) *container {
 func (c *container) remove() {
 	c.t.Helper()
 	if _, err := docker(nil, "rm", "-f", c.id); err != nil && !strings.Contains(err.Error(), "No such container") {
-		c.t.Error(err)
+		c.t.Error("remove a container:", err)
 	}
 }
 
@@ -235,28 +217,8 @@ func (c *container) ask(command string) reply {
 			c.t.Fatalf("container %s: %s: %s", c.name, command, r.Err)
 		}
 		return r
-	case <-time.After(30 * time.Second):
+	case <-time.After(lab.Hang):
 		c.t.Fatalf("container %s: %s: no answer", c.name, command)
 		panic("not reached")
-	}
-}
-
-// poll waits for a condition, for a time at most.
-func poll(wait time.Duration, check func() error) error {
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(wait); ; <-tick.C {
-		err := check()
-		if err == nil || time.Now().After(deadline) {
-			return err
-		}
-	}
-}
-
-// until waits for a condition, 20 s at most.
-func until(t *testing.T, what string, check func() error) {
-	t.Helper()
-	if err := poll(20*time.Second, check); err != nil {
-		t.Fatalf("%s: %v", what, err)
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,14 +21,12 @@ import (
 
 	"sevagent/client"
 	"sevagent/client/certs"
+	"sevagent/test/lab"
 )
 
 // A container's only process is this binary, run again. It answers each line of its standard input with a reply, and
 // ends when its standard input does.
 const roleVariable = "SEVAGENT_DOCKER_ROLE"
-
-// published is the published directory, the default of the product, on the node and in containers that mount it.
-const published = "/etc/ecs/mtls"
 
 // reply is what the command was about, and nothing else.
 type reply struct {
@@ -161,13 +157,13 @@ func (in *inhabitant) do(command []string) (r reply, err error) {
 	case "attack":
 		r.Attempts, err = attack()
 	case "drop":
-		err = os.WriteFile(filepath.Join(published, command[1]), []byte("not ours\n"), 0o644)
+		err = os.WriteFile(filepath.Join(lab.Published, command[1]), []byte("not ours\n"), 0o644)
 	case "remove":
-		err = os.Remove(filepath.Join(published, command[1]))
+		err = os.Remove(filepath.Join(lab.Published, command[1]))
 	case "point": // a link, elsewhere, the way that no reader meets it missing
-		temporary := filepath.Join(published, "new")
+		temporary := filepath.Join(lab.Published, "new")
 		if err = os.Symlink(command[2], temporary); err == nil {
-			err = os.Rename(temporary, filepath.Join(published, command[1]))
+			err = os.Rename(temporary, filepath.Join(lab.Published, command[1]))
 		}
 	default:
 		err = fmt.Errorf("unknown command %q", command)
@@ -178,7 +174,7 @@ func (in *inhabitant) do(command []string) (r reply, err error) {
 // load reads what is current in the two ways that the contract has.
 func (in *inhabitant) load() (*loaded, error) {
 	set := in.dir.Set()
-	pair, err := loadOne(filepath.Join(published, "client.pem"))
+	pair, err := lab.LoadOne(lab.Published)
 	if err != nil {
 		return nil, err
 	}
@@ -188,9 +184,9 @@ func (in *inhabitant) load() (*loaded, error) {
 // read loads all the time.
 func (in *inhabitant) read() {
 	for {
-		generation, err := loadAll()
+		generation, err := lab.LoadCurrent(lab.Published, 2*time.Millisecond)
 		if err == nil {
-			_, err = loadOne(filepath.Join(published, "client.pem"))
+			_, err = lab.LoadOne(lab.Published)
 		}
 		in.mu.Lock()
 		in.tally.Loads++
@@ -206,35 +202,24 @@ func (in *inhabitant) read() {
 	}
 }
 
-// loadAll resolves ..data once and reads three files from there, with time for a rotation between them.
-func loadAll() (generation string, err error) {
-	if generation, err = os.Readlink(filepath.Join(published, "..data")); err != nil {
-		return "", err
-	}
-	var content [3][]byte
-	for i, name := range []string{"client.crt", "client.key", "ca.crt"} {
-		if content[i], err = os.ReadFile(filepath.Join(published, generation, name)); err != nil {
-			return generation, err
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-	pair, err := tls.X509KeyPair(content[0], content[1])
+// attempts are what somebody has tried, and what came of it.
+type attempts []attempt
+
+func (list *attempts) try(what string, err error) {
+	a := attempt{What: what}
 	if err != nil {
-		return generation, err
+		a.Err = err.Error()
 	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(content[2])
-	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	return generation, err
+	*list = append(*list, a)
 }
 
-// loadOne reads a file that is whole by itself.
-func loadOne(name string) (tls.Certificate, error) {
-	content, err := os.ReadFile(name)
-	if err != nil {
-		return tls.Certificate{}, err
+// open opens a file and closes it.
+func open(path string, flags int) error {
+	f, err := os.OpenFile(path, flags, 0o644)
+	if err == nil {
+		f.Close()
 	}
-	return tls.X509KeyPair(content, content)
+	return err
 }
 
 // attack does to every file of the current generation what permissions do not keep root from.
@@ -247,54 +232,40 @@ func attack() ([]attempt, error) {
 	if os.Getuid() != 0 || !bytes.Contains(status, []byte("CapEff:\t00000000a80425fb\n")) {
 		return nil, errors.New("not root with a container's default capabilities")
 	}
-	generation, err := os.Readlink(filepath.Join(published, "..data"))
+	generation, err := os.Readlink(filepath.Join(lab.Published, "..data"))
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(published, generation)
+	dir := filepath.Join(lab.Published, generation)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	var list []attempt
-	try := func(what string, err error) {
-		a := attempt{What: what}
-		if err != nil {
-			a.Err = err.Error()
-		}
-		list = append(list, a)
-	}
-	open := func(path string, flags int) error {
-		f, err := os.OpenFile(path, flags, 0)
-		if err == nil {
-			f.Close()
-		}
-		return err
-	}
+	var list attempts
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		try("write "+path, open(path, os.O_WRONLY))
-		try("append to "+path, open(path, os.O_WRONLY|os.O_APPEND))
-		try("truncate "+path, unix.Truncate(path, 0))
-		try("write by its link "+path, open(filepath.Join(published, e.Name()), os.O_RDWR))
-		try("chmod "+path, os.Chmod(path, 0o777))
-		try("chown "+path, os.Chown(path, 1000, 1000))
-		try("link "+path, os.Link(path, filepath.Join(published, "stolen")))
-		try("rename "+path, os.Rename(path, filepath.Join(published, "moved")))
-		try("rename over "+path, renameOver(path))
-		try("make mutable "+path, makeMutable(path))
-		try("mount over "+path, unix.Mount("/proc/self/status", path, "", unix.MS_BIND, ""))
-		try("remove "+path, os.Remove(path))
+		list.try("write "+path, open(path, os.O_WRONLY))
+		list.try("append to "+path, open(path, os.O_WRONLY|os.O_APPEND))
+		list.try("truncate "+path, unix.Truncate(path, 0))
+		list.try("write by its link "+path, open(filepath.Join(lab.Published, e.Name()), os.O_RDWR))
+		list.try("chmod "+path, os.Chmod(path, 0o777))
+		list.try("chown "+path, os.Chown(path, 1000, 1000))
+		list.try("link "+path, os.Link(path, filepath.Join(lab.Published, "stolen")))
+		list.try("rename "+path, os.Rename(path, filepath.Join(lab.Published, "moved")))
+		list.try("rename over "+path, renameOver(path))
+		list.try("make mutable "+path, makeMutable(path))
+		list.try("mount over "+path, unix.Mount("/proc/self/status", path, "", unix.MS_BIND, ""))
+		list.try("remove "+path, os.Remove(path))
 	}
-	try("create in "+dir, open(filepath.Join(dir, "evil"), os.O_WRONLY|os.O_CREATE))
-	try("chmod "+dir, os.Chmod(dir, 0o777))
-	try("rename "+dir, os.Rename(dir, filepath.Join(published, "moved")))
-	try("make mutable "+dir, makeMutable(dir))
+	list.try("create in "+dir, open(filepath.Join(dir, "evil"), os.O_WRONLY|os.O_CREATE))
+	list.try("chmod "+dir, os.Chmod(dir, 0o777))
+	list.try("rename "+dir, os.Rename(dir, filepath.Join(lab.Published, "moved")))
+	list.try("make mutable "+dir, makeMutable(dir))
 	return list, nil
 }
 
 func renameOver(path string) error {
-	other := filepath.Join(published, "other")
+	other := filepath.Join(lab.Published, "other")
 	if err := os.WriteFile(other, nil, 0o444); err != nil {
 		return fmt.Errorf("write another: %v", err)
 	}

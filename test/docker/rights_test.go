@@ -14,30 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sevagent/client"
+	"sevagent/test/lab"
 )
 
 // The parts that run in containers.
 
-// tamper does to the two directories that containers mount what changes a file system, and tells of each attempt.
+// tamper tries whatever changes a file system on the two directories that containers mount, and returns each attempt.
 func tamper() ([]attempt, error) {
-	var list []attempt
-	try := func(what string, err error) {
-		a := attempt{What: what}
-		if err != nil {
-			a.Err = err.Error()
-		}
-		list = append(list, a)
-	}
-	open := func(path string, flags int) error {
-		f, err := os.OpenFile(path, flags, 0o644)
-		if err == nil {
-			f.Close()
-		}
-		return err
-	}
+	var list attempts
 	var paths []string
 	socketDir := filepath.Dir(client.DefaultSocket)
-	for _, dir := range []string{published, socketDir} {
+	for _, dir := range []string{lab.Published, socketDir} {
 		err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && path != dir {
 				paths = append(paths, path)
@@ -48,16 +35,16 @@ func tamper() ([]attempt, error) {
 			return nil, err
 		}
 		evil := filepath.Join(dir, "evil")
-		try("create "+evil, open(evil, os.O_WRONLY|os.O_CREATE))
-		try("mkdir "+evil, os.Mkdir(evil, 0o755))
-		try("symlink "+evil, os.Symlink("/", evil))
-		try("make a FIFO "+evil, unix.Mkfifo(evil, 0o666))
-		try("make a socket "+evil, unix.Mknod(evil, unix.S_IFSOCK|0o666, 0))
-		try("make a device "+evil, unix.Mknod(evil, unix.S_IFCHR|0o666, 1<<8|3))
-		try("bind a socket "+evil, bind(evil))
-		try("chmod "+dir, os.Chmod(dir, 0o777))
-		try("chown "+dir, os.Chown(dir, 1000, 1000))
-		try("setxattr "+dir, unix.Setxattr(dir, "user.evil", []byte("1"), 0))
+		list.try("create "+evil, open(evil, os.O_WRONLY|os.O_CREATE))
+		list.try("mkdir "+evil, os.Mkdir(evil, 0o755))
+		list.try("symlink "+evil, os.Symlink("/", evil))
+		list.try("make a FIFO "+evil, unix.Mkfifo(evil, 0o666))
+		list.try("make a socket "+evil, unix.Mknod(evil, unix.S_IFSOCK|0o666, 0))
+		list.try("make a device "+evil, unix.Mknod(evil, unix.S_IFCHR|0o666, 1<<8|3))
+		list.try("bind a socket "+evil, bind(evil))
+		list.try("chmod "+dir, os.Chmod(dir, 0o777))
+		list.try("chown "+dir, os.Chown(dir, 1000, 1000))
+		list.try("setxattr "+dir, unix.Setxattr(dir, "user.evil", []byte("1"), 0))
 	}
 	for _, path := range paths {
 		fi, err := os.Lstat(path)
@@ -65,31 +52,31 @@ func tamper() ([]attempt, error) {
 			return nil, err
 		}
 		aside := filepath.Join(filepath.Dir(path), "aside")
-		try("remove "+path, unix.Unlinkat(unix.AT_FDCWD, path, map[bool]int{true: unix.AT_REMOVEDIR}[fi.IsDir()]))
-		try("rename "+path, unix.Rename(path, aside))
-		try("lchown "+path, os.Lchown(path, 1000, 1000))
-		try("touch "+path, unix.Lutimes(path, make([]unix.Timeval, 2)))
+		list.try("remove "+path, unix.Unlinkat(unix.AT_FDCWD, path, map[bool]int{true: unix.AT_REMOVEDIR}[fi.IsDir()]))
+		list.try("rename "+path, unix.Rename(path, aside))
+		list.try("lchown "+path, os.Lchown(path, 1000, 1000))
+		list.try("touch "+path, unix.Lutimes(path, make([]unix.Timeval, 2)))
 		if !fi.IsDir() {
-			try("link "+path, os.Link(path, aside))
+			list.try("link "+path, os.Link(path, aside))
 		}
 		if fi.Mode()&fs.ModeSymlink != 0 {
-			try("point elsewhere "+path, unix.Symlinkat("/", unix.AT_FDCWD, aside))
+			list.try("point elsewhere "+path, unix.Symlinkat("/", unix.AT_FDCWD, aside))
 			continue
 		}
-		try("chmod "+path, os.Chmod(path, 0o777))
-		try("setxattr "+path, unix.Setxattr(path, "user.evil", []byte("1"), 0))
+		list.try("chmod "+path, os.Chmod(path, 0o777))
+		list.try("setxattr "+path, unix.Setxattr(path, "user.evil", []byte("1"), 0))
 		if !fi.Mode().IsRegular() {
 			continue
 		}
-		try("truncate "+path, unix.Truncate(path, 0))
-		try("open and truncate "+path, open(path, os.O_WRONLY|os.O_TRUNC))
-		try("write "+path, open(path, os.O_WRONLY))
-		try("append to "+path, open(path, os.O_WRONLY|os.O_APPEND))
+		list.try("truncate "+path, unix.Truncate(path, 0))
+		list.try("open and truncate "+path, open(path, os.O_WRONLY|os.O_TRUNC))
+		list.try("write "+path, open(path, os.O_WRONLY))
+		list.try("append to "+path, open(path, os.O_WRONLY|os.O_APPEND))
 	}
-	for _, dir := range []string{published, socketDir} {
-		try("remount "+dir, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
-		try("unmount "+dir, unix.Unmount(dir, unix.MNT_DETACH))
-		try("mount over "+dir, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	for _, dir := range []string{lab.Published, socketDir} {
+		list.try("remount "+dir, unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
+		list.try("unmount "+dir, unix.Unmount(dir, unix.MNT_DETACH))
+		list.try("mount over "+dir, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
 	}
 	return list, nil
 }
@@ -104,17 +91,14 @@ func bind(path string) error {
 	return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 }
 
-// readAll reads every file in the published directory that a path leads to, of every generation, and tells of each.
-func readAll() (list []attempt, err error) {
-	err = filepath.WalkDir(published, func(path string, d fs.DirEntry, err error) error {
+// readAll reads every file in the published directory that a path leads to, of every generation, and returns each attempt.
+func readAll() (list attempts, err error) {
+	err = filepath.WalkDir(lab.Published, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "..") {
 			return err
 		}
-		a := attempt{What: path}
-		if _, err := os.ReadFile(path); err != nil {
-			a.Err = err.Error()
-		}
-		list = append(list, a)
+		_, err = os.ReadFile(path)
+		list.try(path, err)
 		return nil
 	})
 	return list, err
@@ -122,38 +106,31 @@ func readAll() (list []attempt, err error) {
 
 // escape looks for files of the node's own set from a mount of a consumer's directory: by paths, and by handles, for
 // which no path is needed.
-func escape(names []string) (list []attempt, err error) {
-	generation, err := os.Readlink(filepath.Join(published, "..data"))
+func escape(names []string) (list attempts, err error) {
+	generation, err := os.Readlink(filepath.Join(lab.Published, "..data"))
 	if err != nil {
 		return nil, err
-	}
-	try := func(what string, err error) {
-		a := attempt{What: what}
-		if err != nil {
-			a.Err = err.Error()
-		}
-		list = append(list, a)
 	}
 	for _, name := range names {
 		for _, path := range []string{name, "../" + name, "../../" + name, "..data/" + name, "..data/../" + name, "..data/../../" + name,
 			"..data/../../..data/" + name, "..prev/" + name, generation + "/" + name, generation + "/../../" + name} {
-			_, err := os.ReadFile(published + "/" + path) // Join would resolve the dots
-			try("read "+path, err)
+			_, err := os.ReadFile(lab.Published + "/" + path) // Join would resolve the dots
+			list.try("read "+path, err)
 		}
 	}
-	dir, err := os.Open(published)
+	dir, err := os.Open(lab.Published)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, published, 0)
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, lab.Published, 0)
 	if err == nil {
 		var fd int
 		if fd, err = unix.OpenByHandleAt(int(dir.Fd()), handle, unix.O_RDONLY); err == nil {
 			unix.Close(fd)
 		}
 	}
-	try("open by handle", err)
+	list.try("open by handle", err)
 	return list, nil
 }
 
@@ -190,7 +167,7 @@ func TestReadOnly(t *testing.T) {
 			t.Fatalf("%s: evidence is refused: %+v", user, *r.Refused)
 		}
 		if _, err := verify(t, r.Text, nonce); err != nil {
-			t.Error(err)
+			t.Errorf("%s: verify the evidence: %v", user, err)
 		}
 		if got, want := c.ask("refresh").Refused, (refusal{Status: http.StatusForbidden, Code: "forbidden"}); got == nil || *got != want {
 			t.Errorf("%s: refresh is answered with %+v, want %+v", user, got, want)
@@ -212,7 +189,7 @@ func TestOwner(t *testing.T) {
 	}{
 		{"101:101", true}, {"1000:101", true}, {"1000:1000", false},
 	} {
-		c := startContainer(t, image, "--user="+x.user, readOnly(published, published))
+		c := startContainer(t, image, "--user="+x.user, readOnly(lab.Published, lab.Published))
 		seen := make(map[string]bool)
 		for _, r := range c.ask("read-all").Attempts {
 			seen[filepath.Base(r.What)] = true
@@ -234,9 +211,9 @@ func TestOwner(t *testing.T) {
 func TestConsumer(t *testing.T) {
 	a := startAgent(t, `consumers: [{name: web, owner: "101:101", files: [client.pem, ca.crt]}, {name: other, owner: "102:102", files: [ca.crt]}]`)
 	for _, user := range []string{"0:0", "101:101", "102:102"} {
-		c := startContainer(t, image, "--user="+user, readOnly(published+"/web", published))
+		c := startContainer(t, image, "--user="+user, readOnly(lab.Published+"/web", lab.Published))
 		for range 2 {
-			names := c.ask("list " + published).Names
+			names := c.ask("list " + lab.Published).Names
 			names = slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, "..") })
 			if want := []string{"ca.crt", "client.pem", "manifest.json"}; !slices.Equal(names, want) {
 				t.Errorf("%s sees %q, want %q", user, names, want)
@@ -255,9 +232,9 @@ func TestConsumer(t *testing.T) {
 					t.Errorf("%s's attempt to %s: %q, want %v", user, r.What, r.Err, want)
 				}
 			}
-			old := c.ask("cat " + published + "/ca.crt").Text
+			old := c.ask("cat " + lab.Published + "/ca.crt").Text
 			a.rotate()
-			if c.ask("cat "+published+"/ca.crt").Text == old {
+			if c.ask("cat "+lab.Published+"/ca.crt").Text == old {
 				t.Errorf("%s does not see a rotation", user)
 			}
 		}

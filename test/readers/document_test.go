@@ -5,26 +5,25 @@ package readers
 
 import (
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // recipes returns the code of the document by the name in each block's info string: ```sh recipe=curl. Blocks that are
 // no recipe are text, or say that they are not run.
 func recipes(t *testing.T) map[string]string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(os.Getenv("SEVAGENT_REPO"), "docs/reading-certificates.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := lab.Read(t, filepath.Join(lab.Repository(), "docs/reading-certificates.md"))
 	found := make(map[string]string)
 	var name string
 	var code strings.Builder
 	inside := false
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		info, fence := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "```")
 		switch {
 		case fence && !inside:
@@ -82,16 +81,14 @@ func TestTaskDefinition(t *testing.T) {
 			DockerLabels map[string]string
 		}
 	}
-	if err := json.Unmarshal([]byte(all["task-definition"]), &task); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, json.Unmarshal([]byte(all["task-definition"]), &task), "decode the task definition")
 	if len(task.Volumes) != 1 || len(task.ContainerDefinitions) != 1 || len(task.ContainerDefinitions[0].MountPoints) != 1 {
 		t.Fatalf("want one volume in one container: %+v", task)
 	}
 	volume, container := task.Volumes[0], task.ContainerDefinitions[0]
 	mount := container.MountPoints[0]
-	if volume.Host.SourcePath != consumerDir || mount.SourceVolume != volume.Name || mount.ContainerPath != publishedDir || !mount.ReadOnly {
-		t.Errorf("mounts %+v as %+v, want %s, read-only, at %s", volume, mount, consumerDir, publishedDir)
+	if volume.Host.SourcePath != consumerDir || mount.SourceVolume != volume.Name || mount.ContainerPath != lab.Published || !mount.ReadOnly {
+		t.Errorf("mounts %+v as %+v, want %s, read-only, at %s", volume, mount, consumerDir, lab.Published)
 	}
 	if container.DockerLabels[reloadLabel] != "SIGHUP" {
 		t.Errorf("labels are %v", container.DockerLabels)

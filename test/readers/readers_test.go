@@ -17,16 +17,16 @@ import (
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 const (
 	rotations = 150 // while the readers work
 	strict    = 4   // more, each of which every reader must have taken
 	pause     = 50 * time.Millisecond
-	patience  = 10 * time.Second // with who is told, by a signal within a second
 )
-
-var errStale = errors.New("the rotation has not arrived")
 
 // recipe is one of the document, and how to run it.
 type recipe struct {
@@ -38,10 +38,11 @@ type recipe struct {
 	// set, one for each process.
 	addr string
 	once bool
-	// told: it learns of a rotation, rather than look at each handshake; by a signal if its container's label has one.
+	// told: it reads its files again when something makes it, a signal if its container's label has one; the others do at
+	// each handshake.
 	told   bool
 	signal string
-	// user is whom it runs as; other than root it sees the consumer's directory, which is his.
+	// user is the uid that it runs as. One other than root sees the consumer's directory, which it owns.
 	user int
 }
 
@@ -53,7 +54,7 @@ var readers = []*recipe{
 		return []string{"sh", "-ec", code}, ""
 	}},
 	{name: "requests", prepare: func(m *machine, code string) ([]string, string) {
-		python := filepath.Join(os.Getenv("SEVAGENT_REPO"), ".cache/venv/bin/python")
+		python := lab.Python("python")
 		if err := exec.Command(python, "-c", "import requests").Run(); err != nil {
 			return nil, "needs requests in .cache/venv: make test-node makes it"
 		}
@@ -74,13 +75,13 @@ var readers = []*recipe{
 	{name: "java", needs: []string{"java", "javac"}, prepare: javaProgram},
 	{name: "nginx", needs: []string{"nginx"}, addr: "127.0.0.1:8443", told: true, signal: "SIGHUP", user: 101, prepare: func(m *machine, code string) ([]string, string) {
 		dir := m.owned("nginx", 101)
-		m.copy("nginx.conf", filepath.Join(dir, "nginx.conf"), "")
-		m.copy("", filepath.Join(dir, "recipe.conf"), code)
+		lab.Write(m.t, filepath.Join(dir, "nginx.conf"), lab.Read(m.t, "testdata/nginx.conf"))
+		lab.Write(m.t, filepath.Join(dir, "recipe.conf"), code)
 		return []string{"nginx", "-p", dir, "-c", "nginx.conf", "-e", "error.log"}, ""
 	}},
 	{name: "haproxy", needs: []string{"haproxy"}, addr: "127.0.0.1:8447", told: true, signal: "SIGUSR2", user: 101, prepare: func(m *machine, code string) ([]string, string) {
 		config := filepath.Join(m.owned("haproxy", 101), "haproxy.cfg")
-		m.copy("haproxy.cfg", config, code)
+		lab.Write(m.t, config, lab.Read(m.t, "testdata/haproxy.cfg")+code)
 		return []string{"haproxy", "-W", "-db", "-f", config}, ""
 	}},
 }
@@ -88,34 +89,14 @@ var readers = []*recipe{
 // program writes a recipe, followed by the test's own part that drives it.
 func (m *machine) program(name, code, driver string) string {
 	path := filepath.Join(m.work, name)
-	rest, err := os.ReadFile(filepath.Join("testdata", driver))
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.copy("", path, code+string(rest))
+	lab.Write(m.t, path, code+lab.Read(m.t, filepath.Join("testdata", driver)))
 	return path
-}
-
-// copy writes a file of testdata, if there is one, and more.
-func (m *machine) copy(from, to, more string) {
-	var text []byte
-	if from != "" {
-		var err error
-		if text, err = os.ReadFile(filepath.Join("testdata", from)); err != nil {
-			m.t.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(to, append(text, more...), 0o644); err != nil {
-		m.t.Fatal(err)
-	}
 }
 
 // owned makes a directory for a user.
 func (m *machine) owned(name string, user int) string {
 	dir := filepath.Join(m.work, name)
-	if err := errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, user, user)); err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, errors.Join(os.Mkdir(dir, 0o755), os.Chown(dir, user, user)), "make a directory for %s", name)
 	return dir
 }
 
@@ -127,37 +108,26 @@ func goProgram(name string) func(*machine, string) ([]string, string) {
 			return []string{binary, name}, ""
 		}
 		dir := binary + ".d"
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			m.t.Fatal(err)
-		}
 		files := []string{filepath.Join(dir, "drive.go")}
-		m.copy("drive.go", files[0], "")
+		lab.Write(m.t, files[0], lab.Read(m.t, "testdata/drive.go"))
 		all := recipes(m.t)
 		for _, name := range []string{"go-client", "go-plain", "go-server"} {
 			file := filepath.Join(dir, name+".go")
-			m.copy("", file, all[name])
+			lab.Write(m.t, file, all[name])
 			files = append(files, file)
 		}
 		build := exec.Command("go", append([]string{"build", "-o", binary}, files...)...) // in the module, where the package is
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			m.t.Fatalf("build the Go recipes: %v\n%s", err, out)
-		}
+		lab.MustRun(m.t, build)
 		return []string{binary, name}, ""
 	}
 }
 
 func javaProgram(m *machine, code string) ([]string, string) {
 	dir := filepath.Join(m.work, "java")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		m.t.Fatal(err)
-	}
-	m.copy("", filepath.Join(dir, "Published.java"), code)
-	m.copy("Drive.java", filepath.Join(dir, "Drive.java"), "")
-	build := exec.Command("javac", "-d", dir, filepath.Join(dir, "Published.java"), filepath.Join(dir, "Drive.java"))
-	if out, err := build.CombinedOutput(); err != nil {
-		m.t.Fatalf("compile the Java recipe: %v\n%s", err, out)
-	}
+	published, drive := filepath.Join(dir, "Published.java"), filepath.Join(dir, "Drive.java")
+	lab.Write(m.t, published, code)
+	lab.Write(m.t, drive, lab.Read(m.t, "testdata/Drive.java"))
+	lab.MustRun(m.t, exec.Command("javac", "-d", dir, published, drive))
 	return []string{"java", "-cp", dir, "Drive"}, ""
 }
 
@@ -165,7 +135,7 @@ func javaProgram(m *machine, code string) ([]string, string) {
 type reader struct {
 	*recipe
 	m        *machine
-	missing  string // what it takes to run; empty: nothing
+	missing  string // what it needs and does not have; empty: it runs
 	ended    <-chan struct{}
 	exchange func() (name string, err error) // one handshake, and the name in the certificate of the reader's side
 
@@ -192,7 +162,7 @@ func (m *machine) start(r *recipe, code string) *reader {
 	if args, p.missing = r.prepare(m, code); p.missing != "" {
 		return p
 	}
-	source := publishedDir
+	source := lab.Published
 	if r.user != 0 {
 		source = consumerDir
 	}
@@ -208,31 +178,26 @@ func (m *machine) start(r *recipe, code string) *reader {
 	}
 	cmd := container(source, r.user, args...)
 	if r.addr != "" {
-		p.ended = m.run(r.name, cmd)
+		p.ended = lab.Start(m.t, r.name, cmd).Ended
 		p.exchange = func() (string, error) { return m.call(r.addr) }
 		if r.signal != "" {
 			m.docker.add(r.name, r.signal, cmd.Process)
 		}
 		return p
 	}
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	stdin := must.Get(cmd.StdinPipe())(m.t, "make a pipe")
 	out, in, err := os.Pipe()
-	if err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, err, "make a pipe")
 	m.t.Cleanup(func() { out.Close() })
 	cmd.Stdout = in
-	p.ended = m.run(r.name, cmd)
+	p.ended = lab.Start(m.t, r.name, cmd).Ended
 	in.Close()
 	lines := bufio.NewScanner(out)
 	p.exchange = func() (string, error) {
 		if _, err := io.WriteString(stdin, "\n"); err != nil {
 			return "", err
 		}
-		out.SetReadDeadline(time.Now().Add(20 * time.Second))
+		out.SetReadDeadline(time.Now().Add(lab.Hang))
 		if !lines.Scan() {
 			return "", fmt.Errorf("no answer: %w", errors.Join(lines.Err(), io.EOF))
 		}
@@ -270,11 +235,11 @@ func (p *reader) work(stop <-chan struct{}) {
 	}
 }
 
-// TestReaders rotates under all recipes at once. None may fail a handshake meanwhile. Then come rotations where nothing
-// of the version before is of use, CA included, and each of the readers has to be there.
+// TestReaders rotates under all recipes at once. None may fail a handshake. Then come rotations after which nothing of
+// the version before is accepted, CA included, and each of the readers has to follow.
 func TestReaders(t *testing.T) {
-	if os.Getenv("SEVAGENT_READERS_DIR") == "" {
-		t.Skip("run test/readers/run, which makes the namespaces")
+	if lab.Work() == "" {
+		t.Skip("run test/run readers, which makes the namespaces")
 	}
 	code := recipes(t)
 	m := newMachine(t, code["consumer"], code["reload"])
@@ -288,7 +253,7 @@ func TestReaders(t *testing.T) {
 	}
 	seen := m.poll(code["poll"])
 	for _, p := range running {
-		m.until(p.name, func() error { _, err := p.exchange(); return err })
+		lab.Until(t, p.name, func() error { _, err := p.exchange(); return err })
 	}
 	m.refused.Store(nil) // what came before they were ready
 
@@ -312,11 +277,11 @@ func TestReaders(t *testing.T) {
 		t.Errorf("the server refused a client: %s", *text)
 	}
 
-	// Someone who reads the consumer's directory all the time, so that it is switched a good while after the main one. A
+	// A reader that never stops reading the consumer's directory, so that it is switched a good while after the main one. A
 	// signal in between would come too early.
 	go func() {
 		for t.Context().Err() == nil {
-			readable(consumerDir)
+			os.ReadFile(consumerDir + "/server.pem")
 			time.Sleep(2 * time.Millisecond)
 		}
 	}()
@@ -333,20 +298,19 @@ func TestReaders(t *testing.T) {
 				p.note(name, err)
 				continue
 			}
-			name, err := p.exchange() // it is told, and takes its time
-			for time.Since(published) < patience && (err != nil || name != m.name()) {
-				time.Sleep(time.Millisecond)
-				name, err = p.exchange()
-			}
-			if err != nil || name != m.name() {
-				err = fmt.Errorf("shows %q %v after %s was published: %w", name, patience, m.name(), errors.Join(err, errStale))
-			}
-			p.note(name, err)
+			err := lab.Poll(func() error { // it learns of the rotation, and takes its time
+				name, err := p.exchange()
+				if err == nil && name != m.name() {
+					err = fmt.Errorf("shows %s, although %s is published", name, m.name())
+				}
+				return err
+			})
+			p.note(m.name(), err)
 			p.late = max(p.late, time.Since(published))
 		}
 	}
 	last := current(t)
-	m.until("poll", func() error {
+	lab.Until(t, "the command of poll", func() error {
 		if text, err := os.ReadFile(seen); err != nil || !bytes.HasSuffix(bytes.TrimSpace(text), []byte(last)) {
 			return fmt.Errorf("has run the command for %.300q, not last for %s, %v", text, last, err)
 		}
@@ -384,10 +348,7 @@ func TestReaders(t *testing.T) {
 func (m *machine) poll(code string) string {
 	m.t.Helper()
 	script, out := filepath.Join(m.work, "on-rotation"), filepath.Join(m.work, "generations")
-	m.copy("", script, code)
-	if err := os.Chmod(script, 0o755); err != nil {
-		m.t.Fatal(err)
-	}
-	m.run("poll", container(publishedDir, 0, script, "sh", "-c", "readlink /etc/ecs/mtls/..data >>"+out))
+	lab.WriteProgram(m.t, script, code)
+	lab.Start(m.t, "poll", container(lab.Published, 0, script, "sh", "-c", "readlink /etc/ecs/mtls/..data >>"+out))
 	return out
 }

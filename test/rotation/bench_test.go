@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // fileSystem makes an empty directory on a file system of this kind, or skips.
@@ -28,13 +31,8 @@ func fileSystem(b *testing.B, kind string) string {
 			continue
 		}
 		b.Cleanup(func() { removeAll(dir) })
-		if err := os.Chmod(dir, 0o755); err != nil {
-			b.Fatal(err)
-		}
-		if dir, err = filepath.Abs(dir); err != nil {
-			b.Fatal(err)
-		}
-		return dir
+		must.Do(b, os.Chmod(dir, 0o755), "open the directory")
+		return must.Get(filepath.Abs(dir))(b, "find the directory")
 	}
 	b.Skipf("needs a %s to write to: none of %q is one", kind, candidates)
 	return ""
@@ -48,15 +46,11 @@ func BenchmarkPublish(b *testing.B) {
 		for _, kind := range []string{"tmpfs", "ext4"} {
 			b.Run(s.name+"/"+kind, func(b *testing.B) {
 				publish := s.start(b, fileSystem(b, kind), kind != "tmpfs")
-				if err := publish(versions[1]); err != nil {
-					b.Fatal(err)
-				}
+				must.Do(b, publish(versions[1]), "publish the first version")
 				var took []time.Duration
 				for b.Loop() {
 					began := time.Now()
-					if err := publish(versions[len(took)%2]); err != nil {
-						b.Fatal(err)
-					}
+					must.Do(b, publish(versions[len(took)%2]), "publish")
 					took = append(took, time.Since(began))
 				}
 				b.ReportMetric(percentile(took, 50), "p50-ms")
@@ -86,23 +80,15 @@ func BenchmarkReaders(b *testing.B) {
 			publish := s.start(b, dir, false)
 			rotations := 0
 			rotate := func() {
-				if err := publish(versions[rotations%len(versions)]); err != nil {
-					b.Fatal(err)
-				}
+				must.Do(b, publish(versions[rotations%len(versions)]), "publish")
 				rotations++
 			}
 			rotate()
 
-			byPath := func() error { return load(dir, func() { time.Sleep(gap) }) }
+			byPath := func() error { return lab.Load(dir, gap) }
 			byContract := func() error { return loadOne(dir) }
 			if s.generations {
-				byContract = func() error {
-					gen, err := resolve(dir)
-					if err != nil {
-						return err
-					}
-					return load(gen, func() { time.Sleep(gap) })
-				}
+				byContract = func() error { return loadResolved(dir, gap) }
 			}
 			stop := make(chan struct{})
 			var wg sync.WaitGroup

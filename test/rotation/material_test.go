@@ -1,11 +1,8 @@
 // Package rotation holds the published directory to its promise while it rotates, and beside it the strategies of its
-// peers. Its benchmarks need no build tag; the stress test, with real processes as readers, has test/rotation/run.
+// peers. Its benchmarks need no build tag; the stress test, with real processes as readers, is run by test/run.
 package rotation
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,12 +14,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
+	"sevagent/test/lab"
 )
 
 // material is one version of a secret, and the eight files that a directory has of it.
 type material struct {
-	anchor string // of the client's leaf alone, PEM
 	secret string // JSON
 	files  []file
 }
@@ -41,38 +39,20 @@ func (f file) mode() os.FileMode {
 }
 
 // newMaterial makes n versions. Each client's leaf has a trust anchor of its own, so that a ca.crt of another version is
-// as wrong as a client.key of another one. The servers' anchor is the same in all, so that a client and a server that
-// are one rotation apart can talk.
+// as wrong as a client.key of another one.
 func newMaterial(tb testing.TB, n int) []material {
 	tb.Helper()
 	now := time.Now()
-	servers, err := simca.New("Server CA", now)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	servers := lab.NewCA(tb, "Server CA")
 	all := make([]material, n)
 	for i := range all {
-		clients, err := simca.New(fmt.Sprintf("Client CA %d", i), now)
-		if err != nil {
-			tb.Fatal(err)
-		}
+		clients := lab.NewCA(tb, fmt.Sprintf("Client CA %d", i))
 		issue := func(ca *simca.CA, name string) simca.Leaf {
-			leaf, err := ca.Issue(fmt.Sprintf("%s-%d", name, i), now.Add(-time.Hour), now.AddDate(0, 0, 90))
-			if err != nil {
-				tb.Fatal(err)
-			}
-			return leaf
+			return must.Get(ca.Issue(fmt.Sprintf("%s-%d", name, i), now.Add(-time.Hour), now.AddDate(0, 0, 90)))(tb, "issue a certificate")
 		}
 		client, server := issue(clients, "client"), issue(servers, "server")
 		anchors := clients.PEM() + servers.PEM()
-		secret, err := json.Marshal(map[string]string{
-			"client_cert": client.Cert, "client_key": client.Key, "ca_cert": anchors,
-			"server_cert": server.Cert, "server_key": server.Key,
-		})
-		if err != nil {
-			tb.Fatal(err)
-		}
-		all[i] = material{anchor: clients.PEM(), secret: string(secret), files: []file{
+		all[i] = material{secret: lab.Secret(client, server, anchors), files: []file{
 			{"client.crt", []byte(client.Cert)}, {"client.key", []byte(client.Key)}, {"ca.crt", []byte(anchors)},
 			{"server.crt", []byte(server.Cert)}, {"server.key", []byte(server.Key)},
 			{"client.pem", []byte(client.Key + client.Cert)}, {"server.pem", []byte(server.Key + server.Cert)},
@@ -82,51 +62,14 @@ func newMaterial(tb testing.TB, n int) []material {
 	return all
 }
 
-// resolve is the first half of the contract: the generation that is current, to read everything from.
-func resolve(dir string) (string, error) {
-	target, err := os.Readlink(filepath.Join(dir, "..data"))
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, target), nil
-}
-
-// fits reports why a leaf, a key and anchors do not belong together.
-func fits(certPEM, keyPEM, caPEM []byte, usage x509.ExtKeyUsage) error {
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	if err != nil {
-		return err
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(caPEM) {
-		return errors.New("no trust anchor")
-	}
-	_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{usage}})
+// loadResolved loads what is current, as the contract asks: ..data is resolved once.
+func loadResolved(dir string, pause time.Duration) error {
+	_, err := lab.LoadCurrent(dir, pause)
 	return err
 }
 
-// load reads leaf, key and anchors of a client, in that order, and waits after each file.
-func load(dir string, wait func()) error {
-	var content [3][]byte
-	for i, name := range []string{"client.crt", "client.key", "ca.crt"} {
-		if i > 0 {
-			wait()
-		}
-		var err error
-		if content[i], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	return fits(content[0], content[1], content[2], x509.ExtKeyUsageClientAuth)
-}
-
-// loadOne reads client.pem alone, in one go.
 func loadOne(dir string) error {
-	content, err := os.ReadFile(filepath.Join(dir, "client.pem"))
-	if err != nil {
-		return err
-	}
-	_, err = tls.X509KeyPair(content, content)
+	_, err := lab.LoadOne(dir)
 	return err
 }
 

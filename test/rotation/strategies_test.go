@@ -16,6 +16,7 @@ import (
 	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
+	"sevagent/test/lab"
 )
 
 // strategy is a way to bring a directory from one version to the next. All flush what they write.
@@ -77,7 +78,7 @@ func renameEach(dir string, files []file) error {
 
 func swapWithoutRetention(dir string, files []file) error {
 	data := filepath.Join(dir, "..data")
-	before, err := resolve(dir)
+	before, err := lab.Current(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"os"
 )
 
-// Takes one of the recipes: serves, or makes a request for each line of standard input and tells how it went.
+// Takes one of the recipes: serves, or makes a request for each line of standard input and prints how it went.
 func main() {
 	var client *http.Client
 	switch os.Args[1] {

@@ -4,8 +4,11 @@ package container
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+
+	"sevagent/test/lab"
 )
 
 // TestWithoutSystemd: in a chroot or an image's build, packages come and go, and their scripts are silent.
@@ -40,14 +43,14 @@ func TestBadInput(t *testing.T) {
 		m.fails("systemctl start ecs.service")
 		m.expect("ecs.service", "ActiveEnterTimestampMonotonic", "0")
 		m.says("sevagent.service", "this machine is not an SEV-SNP guest", "/dev/sev-guest", "AmdSevSnp")
-		m.fails("ls " + published + "/ | grep .") // nothing was fetched
+		m.fails("ls " + lab.Published + "/ | grep .") // nothing was fetched
 		// Its journal says what to do, and so does the command.
 		m.fails("sevagent check", "/dev/sev-guest")
-		// Whoever wants to go on without proof says so.
+		// An operator who wants to go on without proof configures that.
 		m.configure("")
 		m.write("/etc/sevagent/conf.d/70-warn.yaml", "attestation: {mode: warn}\n")
 		m.must("systemctl reset-failed; systemctl start ecs.service")
-		m.must("openssl verify -CAfile " + published + "/ca.crt " + published + "/client.crt")
+		m.must("openssl verify -CAfile " + lab.Published + "/ca.crt " + lab.Published + "/client.crt")
 	})
 	t.Run("older configuration", func(t *testing.T) {
 		t.Parallel()
@@ -69,28 +72,28 @@ func TestBadInput(t *testing.T) {
 	t.Run("published directory with files", func(t *testing.T) {
 		t.Parallel()
 		m := newMachine(t)
-		m.write(published+"/client.crt", "mine")
+		m.write(lab.Published+"/client.crt", "mine")
 		m.boot()
 		out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb")
-		if !strings.Contains(out, "sevagent: "+published+" has files in it") {
+		if !strings.Contains(out, "sevagent: "+lab.Published+" has files in it") {
 			t.Errorf("the installation does not say so: %s", out)
 		}
 		m.configure("")
 		// The agent waits for it to change, as it does for AWS, and says for what.
 		m.must("systemctl start --no-block sevagent.service")
 		m.until("the explanation", func() error {
-			if text := m.journal("sevagent.service"); !strings.Contains(text, published+" is not on a tmpfs") {
+			if text := m.journal("sevagent.service"); !strings.Contains(text, lab.Published+" is not on a tmpfs") {
 				return errors.New(text)
 			}
 			return nil
 		})
 		m.expect("sevagent.service", "ActiveState", "activating")
 		t.Log(last(m.journal("sevagent.service")))
-		if text := m.read(published + "/client.crt"); text != "mine" {
+		if text := m.read(lab.Published + "/client.crt"); text != "mine" {
 			t.Errorf("the operator's file is %q", text)
 		}
-		m.must("mv " + published + " /etc/ecs/old; systemctl restart sevagent.service")
-		m.must("findmnt " + published)
+		m.must("mv " + lab.Published + " /etc/ecs/old; systemctl restart sevagent.service")
+		m.must("findmnt " + lab.Published)
 		if text := m.must("cat /etc/ecs/old/client.crt"); text != "mine" {
 			t.Errorf("the operator's file is %q", text)
 		}
@@ -104,7 +107,7 @@ func TestBadInput(t *testing.T) {
 		m.says("sevagent.socket", socket)
 		t.Log(last(m.journal("sevagent.socket")))
 		m.must("rmdir " + socket + "/mine " + socket + "; systemctl reset-failed; systemctl start sevagent.service")
-		m.get("/readyz")
+		m.mustBeReady()
 		m.must("systemctl stop sevagent.service sevagent.socket; dpkg --purge sevagent; mkdir -p /run/sevagent; echo mine >" + socket)
 		if out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb"); !strings.Contains(out, "sevagent: "+socket+" is there already") {
 			t.Errorf("the installation does not say so: %s", out)
@@ -119,23 +122,23 @@ func TestBadInput(t *testing.T) {
 		m.must("sevagent refresh")
 		m.published("client-1")
 		m.must("systemctl restart sevagent.service")
-		m.get("/readyz")
-		// The tmpfs of the published files is full: the last good set stays, and it is told.
+		m.mustBeReady()
+		// The tmpfs of the published files is full: the last good set stays, and the agent reports it.
 		before := m.standing()
-		m.must("cat /dev/zero >" + published + "/full 2>/dev/null; df " + published + " | grep -q 100%")
+		m.must("cat /dev/zero >" + lab.Published + "/full 2>/dev/null; df " + lab.Published + " | grep -q 100%")
 		m.putSecret("client-2")
 		out := m.fails("sevagent refresh", "no space left on device")
 		t.Log(last(out))
 		m.stands("a publication without space", before)
-		if err := readSet(m.inside(published)); err != nil {
-			t.Error(err)
+		if err := readSet(m.inside(lab.Published)); err != nil {
+			t.Errorf("after a publication without space: %v", err)
 		}
 		m.must("systemctl restart sevagent.service")
 		m.stands("a restart without space", before)
-		if status, text, err := m.api("GET", "/readyz", ""); err != nil || !strings.Contains(text, "no space left") {
-			t.Errorf("health says %d, %v: %s", status, err, text)
+		if text := fmt.Sprint(m.health().Checks); !strings.Contains(text, "no space left") {
+			t.Errorf("health does not report the full disk: %s", text)
 		}
-		m.must("rm " + published + "/full && sevagent refresh")
+		m.must("rm " + lab.Published + "/full && sevagent refresh")
 		m.published("client-2")
 	})
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"sevagent/test/lab"
 )
 
 type signal struct{ Stack, Resource, Status, UniqueID string }
@@ -22,7 +24,7 @@ func newInstance(t *testing.T, flags string) *machine {
 	m := newMachine(t)
 	m.install()
 	m.write("/etc/sevagent/conf.d/60-lab.yaml", "attestation: {policy: /lab/device/policy.yaml, rate: 50, burst: 64}\n")
-	m.write("/etc/lab/user-data", "exec /usr/libexec/sevagent/bootstrap --cluster lab --mtls-secret node/mtls --stack lab --ready-resource Ready --update-resource Group --install-ecs never --signal-timeout 20s --timeout 20s "+flags+"\n")
+	m.write("/etc/lab/user-data", "exec /usr/libexec/sevagent/bootstrap --cluster lab --mtls-secret node/mtls --stack lab --ready-resource Ready --update-resource Group --install-ecs never --signal-timeout 2m --timeout 2m "+flags+"\n")
 	if out, err := m.chroot("systemctl enable ecs.service"); err != nil { // as on Amazon's AMI
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -51,7 +53,7 @@ func TestBootstrap(t *testing.T) {
 			t.Errorf("ecs.config has no %s: %s", part, config)
 		}
 	}
-	m.must("openssl verify -CAfile " + published + "/ca.crt " + published + "/client.crt")
+	m.must("openssl verify -CAfile " + lab.Published + "/ca.crt " + lab.Published + "/client.crt")
 	if got := m.must(`systemctl show --value --property=ActiveEnterTimestampMonotonic sevagent.service ecs.service | xargs`); strings.Compare(got, "") == 0 {
 		t.Error("no times")
 	}
@@ -73,7 +75,7 @@ func TestBootstrap(t *testing.T) {
 	for _, unit := range []string{"sevagent.service", "ecs.service"} {
 		m.expect(unit, "ActiveState", "active")
 	}
-	m.get("/readyz")
+	m.mustBeReady()
 	m.until("sevagent-signal", func() error {
 		if state := m.show("sevagent-signal.service", "ActiveState"); state != "inactive" && state != "failed" {
 			return errors.New(state)
@@ -95,7 +97,7 @@ func TestBootstrap(t *testing.T) {
 	m.says("ecs.service", "the AMI was made from a node")
 }
 
-// TestBootstrapWithoutDevice: no proof, no membership, at this boot and at the next, and the stack is told why.
+// TestBootstrapWithoutDevice: no proof, no membership, at this boot and at the next, and the stack learns why.
 func TestBootstrapWithoutDevice(t *testing.T) {
 	t.Parallel()
 	m := newInstance(t, "")
@@ -127,22 +129,12 @@ func TestBootstrapWithoutDevice(t *testing.T) {
 		t.Fatal(out)
 	}
 	m.boot()
-	m.until("sevagent", func() error {
-		if state := m.show("sevagent.service", "ActiveState"); state != "active" {
-			return errors.New(state)
-		}
-		return nil
-	})
+	m.becomes("sevagent.service", "ActiveState", "active")
 	never("after a reboot with a device")
 	m.says("ecs.service", "bootstrap has not finished well")
-	// Mended, bootstrap makes a node of it.
+	// Repaired, bootstrap makes a node of it.
 	m.must("sh -e /etc/lab/user-data")
-	m.until("the ECS agent", func() error {
-		if state := m.show("ecs.service", "ActiveState"); state != "active" {
-			return errors.New(state)
-		}
-		return nil
-	})
+	m.becomes("ecs.service", "ActiveState", "active")
 }
 
 // TestBootstrapPath: another published directory, for which bootstrap writes the mount, and the way back.

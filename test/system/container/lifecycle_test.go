@@ -3,13 +3,14 @@
 package container
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+
+	"sevagent/test/lab"
 )
 
 // packager is dpkg or rpm.
@@ -91,16 +92,11 @@ func (p packager) life(t *testing.T) {
 		}
 		pid = next
 		m.stands(step.what, before)
-		m.get("/readyz")
+		m.mustBeReady()
 		if got := m.read("/etc/sevagent/config.yaml"); got != config {
 			t.Errorf("%s has changed the operator's configuration to %s", step.what, got)
 		}
-		m.until("the ECS agent", func() error {
-			if state := m.show("ecs.service", "ActiveState"); state != "active" {
-				return errors.New(state)
-			}
-			return nil
-		})
+		m.becomes("ecs.service", "ActiveState", "active")
 		if got := m.pid("ecs.service"); got != ecs { // as its drop-in's Requires= has it
 			t.Logf("%s has restarted the ECS agent", step.what)
 			ecs = got
@@ -121,8 +117,8 @@ func (p packager) life(t *testing.T) {
 		m.expect(unit, "LoadState", "not-found")
 		m.expect(unit, "ActiveState", "inactive")
 	}
-	m.fails("findmnt " + published)
-	m.fails("ls -A " + published + "/ | grep .")
+	m.fails("findmnt " + lab.Published)
+	m.fails("ls -A " + lab.Published + "/ | grep .")
 	m.fails("ls /etc/systemd/system/*/sevagent* /etc/systemd/system/*/etc-ecs-mtls*")
 	if got := m.show("ecs.service", "DropInPaths"); got != "" {
 		t.Errorf("ecs.service still has %s", got)
@@ -139,7 +135,7 @@ func (p packager) life(t *testing.T) {
 		// Directories below /usr/share are those of Fedora's package filesystem, which Debian has not.
 		if left = slices.DeleteFunc(left, func(file string) bool {
 			fi, err := os.Stat(m.inside(file))
-			return under(file, "/var/lib/sevagent") || file == published || under(file, "/usr/share") && err == nil && fi.IsDir()
+			return under(file, "/var/lib/sevagent") || file == lab.Published || under(file, "/usr/share") && err == nil && fi.IsDir()
 		}); !slices.Equal(left, want) {
 			t.Errorf("removal has left %v, want %v and the state directory", left, want)
 		}
@@ -196,10 +192,5 @@ func TestUpgradeThatFails(t *testing.T) {
 	m.must("rm /etc/sevagent/conf.d/70-wrong.yaml")
 	m.must("dpkg -i /lab/packages/old/sevagent_*.deb 2>&1")
 	m.expect("sevagent.service", "ActiveState", "active")
-	m.until("the ECS agent", func() error {
-		if state := m.show("ecs.service", "ActiveState"); state != "active" {
-			return errors.New(state)
-		}
-		return nil
-	})
+	m.becomes("ecs.service", "ActiveState", "active")
 }

@@ -1,5 +1,7 @@
 //go:build system
 
+// Package container tests the packages and their units under a real systemd: in containers of systemd-nspawn, each on an
+// overlay of its own, without a network. test/run prepares what it runs in.
 package container
 
 import (
@@ -8,10 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,29 +23,28 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"sevagent/internal/sim"
+	"sevagent/client"
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
+	"sevagent/test/lab"
 )
 
-// What run has prepared.
+// What test/run has prepared.
 var (
-	rootfs   = os.Getenv("SEVAGENT_SYSTEM_ROOT")     // Debian's
-	guestBin = os.Getenv("SEVAGENT_SYSTEM_GUEST")    // the program guest
-	packages = os.Getenv("SEVAGENT_SYSTEM_PACKAGES") // old/ and new/, each with a deb and an rpm
+	rootfs   = filepath.Join(lab.Repository(), ".cache/system/container/root")     // Debian's
+	packages = filepath.Join(lab.Repository(), ".cache/system/container/packages") // old/ and new/, each with a deb and an rpm
+	guestBin = filepath.Join(lab.Work(), "guest")                                  // the program guest
 )
 
 var (
 	work   string // a tmpfs
-	lab    string // a layer: the machine around the agent
+	layer  string // of overlays: the machine around the agent
 	ca     *simca.CA
 	number atomic.Int64
 )
 
-// Paths of a node.
-const (
-	published = "/etc/ecs/mtls"
-	socket    = "/run/sevagent/sevagent.sock"
-)
+// socket is where the agent listens.
+const socket = "/run/sevagent/sevagent.sock"
 
 func TestMain(m *testing.M) {
 	status, err := prepare(m)
@@ -70,36 +68,28 @@ func prepare(m *testing.M) (status int, err error) {
 	if ca, err = simca.New("Container test CA", time.Now()); err != nil {
 		return 1, err
 	}
-	if err := makeLab(); err != nil {
+	if err := makeLayer(); err != nil {
 		return 1, err
 	}
 	return m.Run(), nil
 }
 
-// makeLab makes the layer with files/, the program guest and the simulator's root.
-func makeLab() error {
-	lab = filepath.Join(work, "lab")
-	device := filepath.Join(lab, "lab/device")
-	wants := filepath.Join(lab, "etc/systemd/system/multi-user.target.wants")
-	for _, dir := range []string{device, wants, filepath.Join(lab, "etc/lab"), filepath.Join(lab, "lab/packages")} {
+// makeLayer makes the layer with files/, the program guest and the simulator's root.
+func makeLayer() error {
+	layer = filepath.Join(work, "layer")
+	device := filepath.Join(layer, "lab/device")
+	wants := filepath.Join(layer, "etc/systemd/system/multi-user.target.wants")
+	for _, dir := range []string{device, wants, filepath.Join(layer, "etc/lab"), filepath.Join(layer, "lab/packages")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if out, err := exec.Command("cp", "-r", "files/.", lab).CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
+	for _, args := range [][]string{{"-r", "files/.", layer}, {guestBin, filepath.Join(layer, "lab/guest")}} {
+		if out, err := exec.Command("cp", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
 	}
-	if out, err := exec.Command("cp", guestBin, filepath.Join(lab, "lab/guest")).CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: %s", err, out)
-	}
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		return err
-	}
-	if err := psp.Save(device); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(device, "policy.yaml"), []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644); err != nil {
+	if _, err := lab.NewDevice(device); err != nil {
 		return err
 	}
 	for _, unit := range []string{"lab-device.service", "lab-aws.service", "cloud-final.service"} {
@@ -108,14 +98,14 @@ func makeLab() error {
 		}
 	}
 	// The kernel under a container need not have it.
-	if err := os.Symlink("/dev/null", filepath.Join(lab, "etc/systemd/system/sys-kernel-config.mount")); err != nil {
+	if err := os.Symlink("/dev/null", filepath.Join(layer, "etc/systemd/system/sys-kernel-config.mount")); err != nil {
 		return err
 	}
 	secret, err := ca.ClientSecret("client-0", time.Now())
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(lab, "etc/lab/secret.json"), []byte(secret), 0o644)
+	return os.WriteFile(filepath.Join(layer, "etc/lab/secret.json"), []byte(secret), 0o644)
 }
 
 // machine is a container, or what one is booted from.
@@ -139,22 +129,16 @@ func newMachine(t *testing.T) *machine {
 	m := &machine{t: t, name: name, own: filepath.Join(work, name)}
 	m.root = filepath.Join(m.own, "root")
 	for _, dir := range []string{"root", "upper", "work"} {
-		if err := os.MkdirAll(filepath.Join(m.own, dir), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll(filepath.Join(m.own, dir), 0o755), "make a machine's layer")
 	}
-	options := fmt.Sprintf("lowerdir=%s:%s,upperdir=%s/upper,workdir=%s/work", lab, rootfs, m.own, m.own)
-	if err := unix.Mount("overlay", m.root, "overlay", 0, options); err != nil {
-		t.Fatal(err)
-	}
+	options := fmt.Sprintf("lowerdir=%s:%s,upperdir=%s/upper,workdir=%s/work", layer, rootfs, m.own, m.own)
+	must.Do(t, unix.Mount("overlay", m.root, "overlay", 0, options), "mount a machine's root")
 	t.Cleanup(func() {
 		unix.Unmount(m.root, unix.MNT_DETACH)
 		exec.Command("chattr", "-R", "-i", filepath.Join(m.own, "upper")).Run()
 		os.RemoveAll(m.own)
 	})
-	if err := unix.Mount(packages, m.path("/lab/packages"), "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Mount(packages, m.path("/lab/packages"), "", unix.MS_BIND, ""), "mount the packages")
 	return m
 }
 
@@ -176,8 +160,8 @@ func (m *machine) install() {
 	}
 }
 
-// configure writes what a test wants to differ from the package's configuration: the simulator's roots, the secret, a
-// rate that tests can live with.
+// configure writes what differs from the package's configuration: the simulator's roots, the secret, a rate that does
+// not slow the tests down.
 func (m *machine) configure(more string) {
 	m.write("/etc/sevagent/conf.d/60-lab.yaml", `attestation: {policy: /lab/device/policy.yaml, rate: 50, burst: 64}
 mtls: {secrets: ["file:///etc/lab/secret.json"], poll_interval: 24h}
@@ -215,9 +199,7 @@ func (m *machine) start() {
 	m.nspawn = exec.Command("/bin/sh", args...)
 	m.nspawn.Env = append(os.Environ(), "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1")
 	m.nspawn.Stdout, m.nspawn.Stderr = &m.log, &m.log
-	if err := m.nspawn.Start(); err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, m.nspawn.Start(), "start systemd-nspawn")
 	m.waited = make(chan error, 1)
 	go func(cmd *exec.Cmd, done chan<- error) { done <- cmd.Wait() }(m.nspawn, m.waited)
 	if m.boots == 1 {
@@ -261,13 +243,13 @@ func (m *machine) cgroups() (procs []string) {
 		bases = []string{"/sys/fs/cgroup/systemd", "/sys/fs/cgroup/unified"}
 	}
 	for _, base := range bases {
-		dir := fmt.Sprintf("%s/%s-%s", base, os.Getenv("SEVAGENT_SYSTEM_RUN"), m.name)
+		dir := fmt.Sprintf("%s/%s-%s", base, filepath.Base(lab.Work()), m.name)
 		err := os.Mkdir(dir, 0o755)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil && !errors.Is(err, fs.ErrExist) {
-			m.t.Fatal(err)
+		if !errors.Is(err, fs.ErrExist) {
+			must.Do(m.t, err, "make a cgroup")
 		}
 		procs = append(procs, dir+"/cgroup.procs")
 	}
@@ -284,7 +266,7 @@ func (m *machine) poweroff() {
 	select {
 	case <-m.waited:
 		m.nspawn = nil
-	case <-time.After(30 * time.Second):
+	case <-time.After(lab.Hang):
 		m.t.Fatalf("%s does not power off", m.name)
 	}
 }
@@ -301,7 +283,7 @@ func (m *machine) kill() {
 	}
 	select {
 	case <-m.waited:
-	case <-time.After(10 * time.Second):
+	case <-time.After(lab.Hang):
 		m.t.Errorf("%s does not end", m.name)
 		m.nspawn.Process.Kill()
 	}
@@ -310,7 +292,7 @@ func (m *machine) kill() {
 
 // try runs a script in the machine and returns what it printed.
 func (m *machine) try(script string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Hang)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.leader), "--all", "--", "/bin/sh", "-c", script)
 	cmd.Env = environment
@@ -387,79 +369,47 @@ func (m *machine) inside(file string) string {
 
 func (m *machine) write(file, text string) {
 	m.t.Helper()
-	if err := os.MkdirAll(filepath.Dir(m.path(file)), 0o755); err != nil {
-		m.t.Fatal(err)
-	}
-	if err := os.WriteFile(m.path(file), []byte(text), 0o644); err != nil {
-		m.t.Fatal(err)
-	}
+	lab.Write(m.t, m.path(file), text)
 }
 
 func (m *machine) read(file string) string {
 	m.t.Helper()
-	text, err := os.ReadFile(m.inside(file))
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	return string(text)
+	return lab.Read(m.t, m.inside(file))
 }
 
-// until waits for a condition, half a minute at most.
 func (m *machine) until(what string, check func() error) {
 	m.t.Helper()
-	var err error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if err = check(); err == nil {
-			return
-		}
-	}
-	m.t.Fatalf("%s: %s: %v", m.name, what, err)
+	lab.Until(m.t, m.name+": "+what, check)
 }
 
-// api asks the agent by its socket, as root.
-func (m *machine) api(method, path, body string) (status int, answer string, err error) {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", m.inside(socket))
-		},
-	}}
-	req, err := http.NewRequest(method, "http://sevagent"+path, strings.NewReader(body))
-	if err != nil {
-		return 0, "", err
-	}
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, "", err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(text), err
-}
-
-func (m *machine) get(path string) string {
+// becomes waits until a unit's property has a value.
+func (m *machine) becomes(unit, property, want string) {
 	m.t.Helper()
-	status, text, err := m.api(http.MethodGet, path, "")
-	if err != nil || status != http.StatusOK {
-		m.t.Fatalf("GET %s: status %d, %v\n%s", path, status, err, text)
+	m.until(unit+" to be "+want, func() error {
+		if got := m.show(unit, property); got != want {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+// health asks the agent for it, by its socket.
+func (m *machine) health() *client.Health {
+	m.t.Helper()
+	return must.Get(client.New(m.inside(socket)).Health(m.t.Context()))(m.t, "ask the agent for its health")
+}
+
+func (m *machine) mustBeReady() {
+	m.t.Helper()
+	if health := m.health(); !health.Ready() {
+		m.t.Fatalf("the agent is not ready: %+v", health.Checks)
 	}
-	return text
 }
 
 // putSecret gives the secret's source another certificate.
 func (m *machine) putSecret(name string) {
 	m.t.Helper()
-	text, err := ca.ClientSecret(name, time.Now())
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	m.write("/etc/lab/secret.json.new", text)
-	if err := os.Rename(m.path("/etc/lab/secret.json.new"), m.path("/etc/lab/secret.json")); err != nil {
-		m.t.Fatal(err)
-	}
+	must.Do(m.t, lab.Replace(m.path("/etc/lab/secret.json"), lab.ClientSecret(m.t, ca, name)), "replace the secret")
 }
 
 // standing is what restarts and upgrades must leave as it is.
@@ -467,13 +417,9 @@ type standing struct{ data, mount, socket string }
 
 func (m *machine) standing() standing {
 	m.t.Helper()
-	data, err := os.Readlink(m.inside(published + "/..data"))
-	if err != nil {
-		m.t.Fatal(err)
-	}
 	return standing{
-		data:   data,
-		mount:  m.must("findmnt --noheadings --output ID,FSTYPE " + published),
+		data:   must.Get(os.Readlink(m.inside(lab.Published+"/..data")))(m.t, "read the current generation"),
+		mount:  m.must("findmnt --noheadings --output ID,FSTYPE " + lab.Published),
 		socket: m.must("stat --format=%i:%Z " + socket),
 	}
 }
@@ -493,8 +439,6 @@ func (m *machine) pid(unit string) string {
 // decode reads JSON that has to be such.
 func decode[T any](t *testing.T, text string) (v T) {
 	t.Helper()
-	if err := json.Unmarshal([]byte(text), &v); err != nil {
-		t.Fatalf("%v: %s", err, text)
-	}
+	must.Do(t, json.Unmarshal([]byte(text), &v), "decode %s", text)
 	return v
 }

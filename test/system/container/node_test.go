@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"sevagent/test/lab"
 )
 
 // TestNode: gate, publication, API, reload, by the packaged units alone.
@@ -20,17 +22,17 @@ func TestNode(t *testing.T) {
 	for _, unit := range []string{"sevagent.service", "sevagent.socket", "etc-ecs-mtls.mount", "ecs.service"} {
 		m.expect(unit, "ActiveState", "active")
 	}
-	if got := m.must("findmnt --noheadings --output FSTYPE,OPTIONS " + published); !strings.HasPrefix(got, "tmpfs ") || !strings.Contains(got, "noexec") {
-		t.Errorf("%s is on %s", published, got)
+	if got := m.must("findmnt --noheadings --output FSTYPE,OPTIONS " + lab.Published); !strings.HasPrefix(got, "tmpfs ") || !strings.Contains(got, "noexec") {
+		t.Errorf("%s is on %s", lab.Published, got)
 	}
-	if got := m.must("stat --format=%a " + socket + " /run/sevagent " + published); got != "666\n755\n755" {
+	if got := m.must("stat --format=%a " + socket + " /run/sevagent " + lab.Published); got != "666\n755\n755" {
 		t.Errorf("modes of the socket, its directory and the published one are %q", got)
 	}
-	if status := m.get("/v1/status"); !strings.Contains(status, `"custom"`) {
+	if status := m.must("sevagent status --json"); !strings.Contains(status, `"custom"`) {
 		t.Errorf("the status does not say that a simulator has signed: %s", status)
 	}
-	m.must("openssl verify -CAfile " + published + "/ca.crt " + published + "/client.crt")
-	m.must("lsattr " + published + "/..data/ | grep client.key | grep -q '^----i'")
+	m.must("openssl verify -CAfile " + lab.Published + "/ca.crt " + lab.Published + "/client.crt")
+	m.must("lsattr " + lab.Published + "/..data/ | grep client.key | grep -q '^----i'")
 	// The unprivileged ask, too.
 	m.must("systemd-run --quiet --wait --pipe --uid=nobody sevagent evidence --bind client | grep -q eat_nonce")
 	if text := m.show("sevagent.service", "StatusText"); !strings.HasPrefix(text, "attested, certificates until ") {
@@ -65,7 +67,7 @@ func TestNode(t *testing.T) {
 		m.fails("systemctl reload sevagent.service")
 		m.says("sevagent.service", "/etc/sevagent/conf.d/60-lab.yaml:3: mlts")
 		m.expect("sevagent.service", "ActiveState", "active")
-		m.get("/healthz")
+		m.must("sevagent status")
 		m.stands("a refused reload", before)
 	})
 	t.Run("bad restart is not tried again", func(t *testing.T) {
@@ -79,16 +81,16 @@ func TestNode(t *testing.T) {
 		m.configure("")
 		m.must("systemctl start sevagent.service ecs.service")
 		m.stands("the next start", before)
-		m.get("/readyz")
+		m.mustBeReady()
 	})
 	m.t = t
 }
 
-// published waits for the certificate of that name to be the published one.
+// published waits until the certificate of that name is the published one.
 func (m *machine) published(name string) {
 	m.t.Helper()
 	m.until("the certificate of "+name, func() error {
-		out, err := m.try("openssl x509 -noout -subject -in " + published + "/client.crt")
+		out, err := m.try("openssl x509 -noout -subject -in " + lab.Published + "/client.crt")
 		if err == nil && out != "subject=CN = "+name {
 			err = errors.New(out)
 		}
@@ -96,16 +98,16 @@ func (m *machine) published(name string) {
 	})
 }
 
-// TestWatchdog: an agent that does not turn any more is killed and started again; nobody but who waits for it notices.
+// TestWatchdog: an agent whose loops stand still is killed and started again; only callers that wait for it notice.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	m := newNode(t)
-	m.write("/etc/systemd/system/sevagent.service.d/lab.conf", "[Service]\nWatchdogSec=2s\nRestartSec=100ms\n")
+	m.write("/etc/systemd/system/sevagent.service.d/lab.conf", "[Service]\nWatchdogSec=5s\nRestartSec=100ms\n")
 	m.must("systemctl daemon-reload && systemctl enable --now sevagent.service")
 	before, pid := m.standing(), m.pid("sevagent.service")
 	m.must("kill -STOP " + pid)
 	stopped := time.Now()
-	// Who asks meanwhile is answered by the next agent: the socket is systemd's. The first connection may have been accepted.
+	// A caller is answered by the next agent: the socket is systemd's. The first connection may have been accepted.
 	m.until("another process", func() error {
 		if got := m.pid("sevagent.service"); got == pid || got == "0" {
 			return fmt.Errorf("%s", got)
@@ -113,13 +115,8 @@ func TestWatchdog(t *testing.T) {
 		return nil
 	})
 	t.Logf("another process after %v", time.Since(stopped).Round(10*time.Millisecond))
-	m.until("the agent", func() error {
-		if state := m.show("sevagent.service", "ActiveState"); state != "active" {
-			return errors.New(state)
-		}
-		return nil
-	})
-	m.get("/readyz")
+	m.becomes("sevagent.service", "ActiveState", "active")
+	m.mustBeReady()
 	m.stands("the watchdog", before)
 	m.expect("sevagent.service", "NRestarts", "1")
 	m.says("sevagent.service", "Watchdog timeout", "result 'watchdog'")
@@ -164,7 +161,7 @@ func TestCrashLoop(t *testing.T) {
 	m.must("systemctl start lab-device.service")
 	// As docs/troubleshooting.md has it.
 	m.must("systemctl reset-failed sevagent.service sevagent.socket && systemctl start ecs.service")
-	m.get("/readyz")
+	m.mustBeReady()
 	m.expect("ecs.service", "ActiveState", "active")
 	after := m.standing()
 	if after.mount != before.mount {
@@ -210,10 +207,7 @@ func TestRestartUnderLoad(t *testing.T) {
 	}
 	look := func() seen { return decode[seen](t, m.must("cat /run/load.json")) }
 	m.until("the load", func() error {
-		text, err := os.ReadFile(m.inside("/run/load.json"))
-		if err == nil && !strings.Contains(string(text), "Requests") {
-			err = errors.New("nothing")
-		}
+		_, err := os.Stat(m.inside("/run/load.json"))
 		return err
 	})
 	const restarts = 7
@@ -232,6 +226,16 @@ func TestRestartUnderLoad(t *testing.T) {
 	m.stands("restarts under load", before)
 }
 
+// readSet reads what is published in the two ways that keep files together: one file, and the generation that ..data
+// leads to.
+func readSet(dir string) error {
+	_, err := lab.LoadOne(dir)
+	if err == nil {
+		_, err = lab.LoadCurrent(dir, 0)
+	}
+	return err
+}
+
 // TestEndDuringPublication kills the agent, and upgrades it, while it publishes one set after the other: readers see whole
 // sets only.
 func TestEndDuringPublication(t *testing.T) {
@@ -242,10 +246,7 @@ func TestEndDuringPublication(t *testing.T) {
 	stop, changing, reading := make(chan struct{}), make(chan struct{}), make(chan int)
 	secrets := make([]string, 50)
 	for i := range secrets {
-		var err error
-		if secrets[i], err = ca.ClientSecret(fmt.Sprintf("client-%d", i), time.Now()); err != nil {
-			t.Fatal(err)
-		}
+		secrets[i] = lab.ClientSecret(t, ca, fmt.Sprintf("client-%d", i))
 	}
 	go func() {
 		defer close(changing)
@@ -256,8 +257,8 @@ func TestEndDuringPublication(t *testing.T) {
 				return
 			case <-time.After(3 * time.Millisecond):
 			}
-			if os.WriteFile(file+".new", []byte(secrets[i%len(secrets)]), 0o600) != nil || os.Rename(file+".new", file) != nil {
-				t.Error("cannot change the secret")
+			if err := lab.Replace(file, secrets[i%len(secrets)]); err != nil {
+				t.Errorf("replace the secret: %v", err)
 			}
 		}
 	}()
@@ -270,7 +271,7 @@ func TestEndDuringPublication(t *testing.T) {
 				return
 			default:
 			}
-			if err := readSet(m.inside(published)); err != nil {
+			if err := readSet(m.inside(lab.Published)); err != nil {
 				t.Errorf("reader: %v", err)
 				time.Sleep(50 * time.Millisecond)
 			}
@@ -313,5 +314,5 @@ func TestEndDuringPublication(t *testing.T) {
 	if reads < 1000 {
 		t.Errorf("%d reads are too few to have seen anything", reads)
 	}
-	m.get("/readyz")
+	m.mustBeReady()
 }

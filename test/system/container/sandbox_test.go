@@ -3,7 +3,6 @@
 package container
 
 import (
-	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +11,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // proof is an attempt of ../guest/attempt.go that shows a directive's effect: how it ends in the sandbox, and how without
@@ -135,12 +137,8 @@ func TestSandbox(t *testing.T) {
 func (m *machine) prepareAttempts() (environment []string) {
 	m.t.Helper()
 	for _, copy := range []string{"/usr/libexec/sevagent/attempt", "/usr/libexec/sevagent/attempt-setuid"} {
-		if err := os.MkdirAll(filepath.Dir(m.path(copy)), 0o755); err != nil {
-			m.t.Fatal(err)
-		}
-		if out, err := exec.Command("cp", guestBin, m.path(copy)).CombinedOutput(); err != nil {
-			m.t.Fatalf("%v: %s", err, out)
-		}
+		must.Do(m.t, os.MkdirAll(filepath.Dir(m.path(copy)), 0o755), "make a directory")
+		lab.MustRun(m.t, exec.Command("cp", guestBin, m.path(copy)))
 	}
 	m.must(`set -e
 		chown 1234 /usr/libexec/sevagent/attempt-setuid; chmod 4755 /usr/libexec/sevagent/attempt-setuid
@@ -153,13 +151,8 @@ func (m *machine) prepareAttempts() (environment []string) {
 		systemd-run --quiet --unit=docker --socket-property=ListenStream=/run/docker.sock sleep 1000`)
 	environment = []string{"ATTEMPT_VICTIM=" + m.pid("victim.service"), "ATTEMPT_NS_MNT=" + m.must("readlink /proc/1/ns/mnt")}
 	// A disk of this machine, which is opened to be read.
-	f, err := os.Open("/proc/partitions")
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	defer f.Close()
-	for s := bufio.NewScanner(f); s.Scan(); {
-		fields := strings.Fields(s.Text())
+	for line := range strings.Lines(lab.Read(m.t, "/proc/partitions")) {
+		fields := strings.Fields(line)
 		if len(fields) != 4 {
 			continue
 		}

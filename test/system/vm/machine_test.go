@@ -1,5 +1,8 @@
 //go:build system
 
+// Package vm tests the packages in virtual machines: Debian's kernels 6.1 and 6.12 under QEMU without KVM, booted from
+// cold with the SNP device behind CUSE and behind the kernel's own configfs-tsm. It is where cgroups limit, clocks jump
+// and the power is cut. test/run prepares what it boots.
 package vm_test
 
 import (
@@ -19,15 +22,18 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 var (
-	system = os.Getenv("SEVAGENT_SYSTEM") // .cache/system
-	work   = os.Getenv("SEVAGENT_WORK")   // payload.ext4, and what lies around meanwhile
+	system = filepath.Join(lab.Repository(), ".cache/system")
+	work   = lab.Work() // payload.ext4, and what the tests write
 )
 
-// bootLimit is for one boot with its scenarios. An idle machine needs ten to thirty seconds.
-const bootLimit = 180 * time.Second
+// bootLimit keeps a boot with its scenarios from hanging. An idle machine needs ten to thirty seconds.
+const bootLimit = 4 * lab.Hang
 
 // boot describes a virtual machine.
 type boot struct {
@@ -47,7 +53,7 @@ type machine struct {
 	lines   chan string   // what the guest says
 	ended   chan struct{} // QEMU has
 	started time.Time
-	steps   []string // that the guest has told of
+	steps   []string // that the guest has reported
 }
 
 // start boots a machine, which runs until the test ends or its power is cut.
@@ -55,10 +61,7 @@ func start(t *testing.T, b boot) *machine {
 	t.Helper()
 	dir := t.TempDir()
 	m := &machine{t: t, console: filepath.Join(dir, "console"), lines: make(chan string, 1000), ended: make(chan struct{}), started: time.Now()}
-	port, err := net.Listen("unix", filepath.Join(dir, "port"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	port := must.Get(net.Listen("unix", filepath.Join(dir, "port")))(t, "make the serial port")
 
 	root := "format=raw,snapshot=on,cache=unsafe,file=" + filepath.Join(system, "vm/image.ext4")
 	if b.overlay != "" {
@@ -86,10 +89,7 @@ func start(t *testing.T, b boot) *machine {
 	m.qemu.Env = append(os.Environ(), "TMPDIR="+work)
 	var stderr bytes.Buffer
 	m.qemu.Stderr = &stderr
-	if err := m.qemu.Start(); err != nil {
-		port.Close()
-		t.Fatal(err)
-	}
+	must.Do(t, m.qemu.Start(), "start QEMU")
 	go func() {
 		m.qemu.Wait()
 		port.Close()
@@ -98,8 +98,7 @@ func start(t *testing.T, b boot) *machine {
 	t.Cleanup(func() {
 		m.cut()
 		if t.Failed() {
-			text, _ := os.ReadFile(m.console)
-			t.Logf("%s%s", stderr.Bytes(), text[max(0, len(text)-4000):])
+			t.Logf("%s%s", stderr.Bytes(), lab.Tail(lab.Read(t, m.console)))
 		}
 	})
 	go m.listen(port)
@@ -134,7 +133,7 @@ func (m *machine) cut() {
 	<-m.ended
 }
 
-// await waits until the guest says word, and takes note of the steps that it tells of before.
+// await waits until the guest says word, and notes the steps that it reports before.
 func (m *machine) await(word string) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.t.Context(), time.Until(m.started.Add(bootLimit)))
@@ -145,7 +144,7 @@ func (m *machine) await(word string) {
 			kind, rest, _ := strings.Cut(line, " ")
 			switch {
 			case !ok:
-				m.t.Fatalf("the machine ended before %q; it has told of %q", word, m.steps)
+				m.t.Fatalf("the machine ended before %q; it has reported %q", word, m.steps)
 			case line == word:
 				m.t.Logf("%q after %v", word, time.Since(m.started).Round(100*time.Millisecond))
 				return
@@ -158,40 +157,28 @@ func (m *machine) await(word string) {
 				}
 			}
 		case <-ctx.Done():
-			m.t.Fatalf("no %q within %v; the machine has told of %q", word, bootLimit, m.steps)
+			m.t.Fatalf("no %q within %v; the machine has reported %q", word, bootLimit, m.steps)
 		}
 	}
 }
 
 var trouble = regexp.MustCompile(`(?m)^.*(Kernel panic|Oops:|BUG:|EXT4-fs error|Out of memory).*$`)
 
-// finish waits for the guest's last word, wants it to have told of the steps, and cuts the power.
+// finish waits for the guest's last word, checks that it has reported the steps, and cuts the power.
 func (m *machine) finish(steps ...string) {
 	m.t.Helper()
 	m.await("end")
 	m.cut()
-	m.told(steps...)
+	m.reported(steps...)
 }
 
-func (m *machine) told(steps ...string) {
+func (m *machine) reported(steps ...string) {
 	m.t.Helper()
 	if !slices.Equal(m.steps, steps) {
-		m.t.Errorf("the machine has told of %q, want %q", m.steps, steps)
+		m.t.Errorf("the machine has reported %q, want %q", m.steps, steps)
 	}
-	text, err := os.ReadFile(m.console)
-	if err != nil {
-		m.t.Error(err)
-	}
-	for _, line := range trouble.FindAll(text, -1) {
+	for _, line := range trouble.FindAllString(lab.Read(m.t, m.console), -1) {
 		m.t.Errorf("the console says %s", line)
-	}
-}
-
-// command runs one on this machine.
-func command(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.CommandContext(t.Context(), name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 }
 

@@ -7,9 +7,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"sevagent/internal/must"
+	"sevagent/test/lab"
 )
 
 // TestLife takes a node from a cold boot through its life.
@@ -30,7 +34,7 @@ const (
 	// cuts is how often the power is cut.
 	cuts     = 20
 	diskSize = 64 << 20
-	// block is the last of the disk and belongs to no file system: what the agent has told of is noted there.
+	// block is the last of the disk and belongs to no file system: what the agent has reported is noted there.
 	block = 4096
 )
 
@@ -43,10 +47,10 @@ func TestPowerCut(t *testing.T) {
 	dir := t.TempDir()
 
 	fresh, disk, log := filepath.Join(dir, "fresh"), filepath.Join(dir, "disk"), filepath.Join(dir, "log")
-	command(t, "truncate", "-s", fmt.Sprint(diskSize), fresh)
-	command(t, "mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fresh, fmt.Sprint(diskSize/block-1))
-	command(t, "cp", "--sparse=always", fresh, disk)
-	command(t, "truncate", "-s", "0", log)
+	lab.MustRun(t, exec.Command("truncate", "-s", fmt.Sprint(diskSize), fresh))
+	lab.MustRun(t, exec.Command("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fresh, fmt.Sprint(diskSize/block-1)))
+	lab.MustRun(t, exec.Command("cp", "--sparse=always", fresh, disk))
+	lab.MustRun(t, exec.Command("truncate", "-s", "0", log))
 	m := start(t, boot{kernel: "6.12", scenario: "start,record", options: []string{"lab.transport=configfs"}, qemu: []string{
 		"-blockdev", "driver=file,node-name=recorded,filename=" + disk,
 		"-blockdev", "driver=file,node-name=log,filename=" + log,
@@ -54,16 +58,11 @@ func TestPowerCut(t *testing.T) {
 		"-device", "virtio-blk-pci,drive=second,addr=9",
 	}})
 	m.await("rotating")
-	fi, err := os.Stat(log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	fi := must.Get(os.Stat(log))(t, "read the size of the log")
 	m.finish("order", "transport", "tmpfs", "evidence", "publish on a disk", "rotations")
 
 	all := filepath.Join(dir, "cuts")
-	if err := cutAll(t, random, fresh, log, fi.Size(), all); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, cutAll(t, random, fresh, log, fi.Size(), all), "make what power cuts leave")
 	var steps []string
 	for i := range cuts {
 		steps = append(steps, fmt.Sprintf("power cut %d", i))
@@ -79,7 +78,7 @@ func TestPowerLoss(t *testing.T) {
 	t.Parallel()
 	random := seeded(t)
 	overlay := filepath.Join(t.TempDir(), "overlay")
-	command(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", filepath.Join(system, "vm/image.ext4"), overlay)
+	lab.MustRun(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", filepath.Join(system, "vm/image.ext4"), overlay))
 	steps := []string{"publish on the root disk"}
 	for range 2 {
 		m := start(t, boot{kernel: "6.12", scenario: "rotate", overlay: overlay})
@@ -88,7 +87,7 @@ func TestPowerLoss(t *testing.T) {
 		time.Sleep(wait)
 		m.cut()
 		t.Logf("the power is cut after %v", wait)
-		m.told(steps...)
+		m.reported(steps...)
 		steps = []string{"what the power cut left", "publish on the root disk"}
 	}
 	m := start(t, boot{kernel: "6.12", scenario: "last", overlay: overlay})

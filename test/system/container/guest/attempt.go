@@ -24,7 +24,7 @@ const (
 	self    = "/usr/libexec/sevagent/attempt"
 )
 
-// attempts are what a sandbox keeps from whom it holds. Each tries, and says how it went: nil if it succeeded.
+// attempts are what a sandbox forbids to the process in it. Each returns nil if it succeeded.
 var attempts = map[string]func() error{
 	"write to /usr":                        func() error { return create("/usr/attempt") },
 	"write to /etc":                        func() error { return create("/etc/attempt") },
@@ -98,7 +98,7 @@ func attempt(file string) error {
 	result := make(map[string]string)
 	for name, try := range attempts {
 		if name == "open 9000 files" {
-			continue // last: nothing else works meanwhile
+			continue // last: nothing else works while it runs
 		}
 		result[name] = outcome(try())
 	}
@@ -343,7 +343,7 @@ func makeCgroup() error {
 	return os.Remove(dir)
 }
 
-// setClock asks for a time that there is not, which is refused also to who may set the clock.
+// setClock asks for an invalid time, which is refused also to a process that may set the clock.
 func setClock() error {
 	ts := unix.Timespec{Nsec: -1}
 	return raw(unix.SYS_CLOCK_SETTIME, unix.CLOCK_REALTIME, uintptr(unsafe.Pointer(&ts)))

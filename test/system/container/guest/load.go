@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	api "sevagent/client"
+	"sevagent/test/lab"
 )
 
 // Load is what the clients saw.
@@ -33,7 +36,7 @@ const (
 	clientCount = 8
 )
 
-// load keeps eight clients busy until it is told to end, and then says how they fared: half of them ask on a new
+// load keeps eight clients busy until it is stopped, and then reports how they fared: half of them ask on a new
 // connection each time, half keep theirs for as long as the agent does; a quarter asks for evidence. It writes the file
 // anew every tenth of a second.
 func load(ctx context.Context, socket, file string) error {
@@ -65,10 +68,7 @@ func load(ctx context.Context, socket, file string) error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(file+".new", text, 0o644); err != nil {
-			return err
-		}
-		return os.Rename(file+".new", file)
+		return lab.Replace(file, string(text))
 	}
 	var clients sync.WaitGroup
 	for i := range clientCount {
@@ -179,21 +179,11 @@ func closed(conn net.Conn) bool {
 	return gone || err != nil
 }
 
-// refresh has the agent publish again and again until it is told to end, and writes how often that went well.
+// refresh makes the agent publish again and again until it is stopped, and writes how often that succeeded.
 func refresh(ctx context.Context, socket, file string) error {
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		},
-	}}
+	agent := api.New(socket)
 	for n := 0; ctx.Err() == nil; time.Sleep(3 * time.Millisecond) {
-		resp, err := client.Post("http://sevagent/v1/refresh", "", nil)
-		if err != nil {
-			continue // killed
-		}
-		resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
+		if _, err := agent.Refresh(ctx); err == nil { // else it may have been killed
 			n++
 		}
 		if err := os.WriteFile(file, fmt.Append(nil, n), 0o644); err != nil {

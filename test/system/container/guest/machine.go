@@ -111,7 +111,7 @@ func aws(ctx context.Context) error {
 	return group.Wait()
 }
 
-// ecs stands in for the ECS agent: it reads its cluster and tells who asks that it is registered there.
+// ecs stands in for the ECS agent: it reads its cluster and answers that it is registered there.
 func ecs(ctx context.Context) error {
 	f, err := os.Open("/etc/ecs/ecs.config")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -21,6 +20,7 @@ import (
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/cuse"
 	"sevagent/internal/snp"
+	"sevagent/test/lab"
 )
 
 func main() {
@@ -30,7 +30,7 @@ func main() {
 	initial := flag.Bool("init", false, "make the directory's root, with a policy for verifiers, and end")
 	flag.Parse()
 	if *initial {
-		if err := initialise(*dir); err != nil {
+		if _, err := lab.NewDevice(*dir); err != nil {
 			fmt.Fprintln(os.Stderr, "device:", err)
 			os.Exit(1)
 		}
@@ -42,18 +42,6 @@ func main() {
 		fmt.Fprintln(os.Stderr, "device:", err)
 		os.Exit(1)
 	}
-}
-
-// initialise makes a root, and a policy file beside it: aws-shared, judged by that root.
-func initialise(dir string) error {
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		return err
-	}
-	if err := psp.Save(dir); err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644)
 }
 
 func run(ctx context.Context, dir string, character bool, backend string) error {
@@ -111,7 +99,7 @@ func serveTSM(ctx context.Context, f *os.File, psp *sim.PSP) error {
 		answer = le.AppendUint32(answer, uint32(len(report)))
 		answer = le.AppendUint32(answer, uint32(len(certs)))
 		answer = append(append(answer, report...), certs...)
-		if _, err := f.Write(answer); err != nil && !errors.Is(err, unix.EPIPE) { // who asked has gone
+		if _, err := f.Write(answer); err != nil && !errors.Is(err, unix.EPIPE) { // the caller has gone
 			return fmt.Errorf("serve configfs-tsm: %w", err)
 		}
 	}

@@ -4,95 +4,47 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+
+	"sevagent/client"
+	"sevagent/test/lab"
 )
 
-const (
-	socket = "/run/sevagent/sevagent.sock"
-	policy = "/lab/device/policy.yaml"
-)
+const policy = "/lab/device/policy.yaml"
 
-var agent = &http.Client{Transport: &http.Transport{
-	MaxIdleConnsPerHost: 8,
-	DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
-	},
-}}
+var agent = client.New("")
 
-// ask asks the agent over its socket.
-func ask(method, path, body string) (int, []byte, error) {
-	req, err := http.NewRequest(method, "http://sevagent"+path, strings.NewReader(body))
-	if err != nil {
-		return 0, nil, err
-	}
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := agent.Do(req)
-	if err != nil {
-		return 0, nil, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, text, err
-}
-
-// must is ask, for an answer with status 200.
-func must(method, path, body string) ([]byte, error) {
-	status, text, err := ask(method, path, body)
-	if err == nil && status != http.StatusOK {
-		err = fmt.Errorf("%s %s: %d %s", method, path, status, text)
-	}
-	return text, err
-}
-
-func ready() error {
-	_, err := must("GET", "/readyz", "")
-	return err
-}
+func ready() error { return lab.Ready(context.Background(), agent) }
 
 // rotateOnce publishes another version.
 func rotateOnce() error {
 	if err := renew(); err != nil {
 		return err
 	}
-	_, err := must("POST", "/v1/refresh", "")
+	_, err := agent.Refresh(context.Background())
 	return err
 }
 
 func evidence() error {
 	nonce := make([]byte, 32)
 	rand.Read(nonce)
-	_, err := must("POST", "/v1/evidence", fmt.Sprintf(`{"nonce": %q, "bind": "client"}`, base64.RawURLEncoding.EncodeToString(nonce)))
+	_, err := agent.Evidence(context.Background(), nonce, client.BindClient)
 	return err
 }
 
-// status is what is needed of `sevagent status --json`.
-type status struct {
-	Attestation struct {
-		Transport  string `json:"transport"`
-		GatePassed bool   `json:"gate_passed"`
-		Verdict    string `json:"verdict"`
-		Roots      string `json:"roots"`
-		Signer     string `json:"signer"`
-	} `json:"attestation"`
-}
-
-func getStatus() (s status, err error) {
+// attestation is what the command says of it.
+func attestation() (client.Attestation, error) {
+	var s client.Status
 	text, err := command("sevagent", "status", "--json")
 	if err == nil {
 		err = json.Unmarshal(text, &s)
 	}
-	return s, err
+	return s.Attestation, err
 }
 
 // command runs one to its end, and returns what it prints.
@@ -125,7 +77,7 @@ func number(unit, property string) (uint64, error) {
 	return n, nil
 }
 
-// state wants a unit to be in one.
+// state checks that a unit is in a state.
 func state(unit, want string) error {
 	got, err := show(unit, "ActiveState")
 	if err == nil && got != want {

@@ -1,5 +1,5 @@
-// Command guest runs inside of a virtual machine: it does there what the tests want to know about, and tells them over
-// the second serial port, one line each. For tests alone.
+// Command guest runs inside of a virtual machine: it does there what the tests ask for, and reports over the second serial
+// port, one line for each step. For tests alone.
 //
 //	guest scenario    what the kernel's command line names, lab.scenario=NAME,...
 //	guest secret      writes another version of the secret
@@ -18,14 +18,14 @@ import (
 )
 
 // scenarios by their name in lab.scenario=.
-var scenarios = map[string]func(*lab){
-	"start":    (*lab).start,
-	"life":     (*lab).life,
-	"record":   (*lab).record,
-	"nodevice": (*lab).noDevice,
-	"remount":  (*lab).remount,
-	"rotate":   (*lab).rotate,
-	"last":     (*lab).last,
+var scenarios = map[string]func(*boot){
+	"start":    (*boot).start,
+	"life":     (*boot).life,
+	"record":   (*boot).record,
+	"nodevice": (*boot).noDevice,
+	"remount":  (*boot).remount,
+	"rotate":   (*boot).rotate,
+	"last":     (*boot).last,
 }
 
 func main() {
@@ -40,36 +40,36 @@ func run() error {
 	if what == "secret" {
 		return renew()
 	}
-	l, err := newLab()
+	m, err := newBoot()
 	if err != nil {
 		return err
 	}
 	switch what {
 	case "check":
-		l.step("what the power cut left", func() (string, error) { return checkPublished(diskPath) })
+		m.step("what the power cut left", func() (string, error) { return checkPublished(diskPath) })
 		return nil
 	case "scenario":
-		for name := range strings.SplitSeq(l.options["scenario"], ",") {
+		for name := range strings.SplitSeq(m.options["scenario"], ",") {
 			scenario := scenarios[name]
 			if scenario == nil {
 				return fmt.Errorf("no scenario %q", name)
 			}
-			scenario(l)
+			scenario(m)
 		}
-		l.say("end")
+		m.say("end")
 		return nil
 	}
 	return errors.New("usage: guest scenario|secret|check")
 }
 
-// lab is this boot.
-type lab struct {
+// boot is this one.
+type boot struct {
 	port    *os.File
 	options map[string]string // lab.NAME=VALUE of the kernel's command line
 	failed  bool
 }
 
-func newLab() (*lab, error) {
+func newBoot() (*boot, error) {
 	port, err := os.OpenFile("/dev/ttyS1", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -86,46 +86,36 @@ func newLab() (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{port: port, options: make(map[string]string)}
+	m := &boot{port: port, options: make(map[string]string)}
 	for _, word := range strings.Fields(string(line)) {
 		if option, ok := strings.CutPrefix(word, "lab."); ok {
 			name, value, _ := strings.Cut(option, "=")
-			l.options[name] = value
+			m.options[name] = value
 		}
 	}
-	return l, nil
+	return m, nil
 }
 
-// say tells the tests one line.
-func (l *lab) say(words ...string) {
+// say sends the tests one line.
+func (m *boot) say(words ...string) {
 	text := strings.ReplaceAll(strings.Join(words, " "), "\n", "\\n")
-	fmt.Fprintf(l.port, "LAB %s\n", text)
+	fmt.Fprintf(m.port, "LAB %s\n", text)
 }
 
-// step does one thing, and tells how it went.
-func (l *lab) step(name string, do func() (string, error)) {
-	if l.failed {
+// step does one thing, and sends how it went.
+func (m *boot) step(name string, do func() (string, error)) {
+	if m.failed {
 		return // what follows builds upon it
 	}
 	start := time.Now() // a jump of the clock does not count: it has a monotonic part
 	detail, err := do()
 	took := time.Since(start).Round(time.Millisecond)
 	if err != nil {
-		l.failed = true
-		l.say("fail", name+":", took.String()+":", err.Error())
+		m.failed = true
+		m.say("fail", name+":", took.String()+":", err.Error())
 		return
 	}
-	l.say("ok", name+":", took.String()+":", detail)
-}
-
-// until tries until there is no error, and returns the last one after 40 seconds.
-func until(try func() error) (err error) {
-	for start := time.Now(); time.Since(start) < 40*time.Second; time.Sleep(50 * time.Millisecond) {
-		if err = try(); err == nil {
-			return nil
-		}
-	}
-	return err
+	m.say("ok", name+":", took.String()+":", detail)
 }
 
 func has(text []byte, words ...string) error {

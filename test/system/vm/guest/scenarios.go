@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -14,26 +15,29 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"sevagent/client"
+	"sevagent/test/lab"
 )
 
 // start is a node from cold: its units in order, and the proof.
-func (l *lab) start() {
-	l.step("order", order)
-	l.step("transport", func() (string, error) { return transport(l.options["transport"]) })
-	l.step("tmpfs", onTmpfs)
-	l.step("evidence", verifyEvidence)
+func (m *boot) start() {
+	m.step("order", order)
+	m.step("transport", func() (string, error) { return transport(m.options["transport"]) })
+	m.step("tmpfs", onTmpfs)
+	m.step("evidence", verifyEvidence)
 }
 
 // life is what happens to it: its limits are reached for, and the clock jumps.
-func (l *lab) life() {
-	l.step("limits", limits)
-	l.step("memory", memory)
-	l.step("clock", clock)
+func (m *boot) life() {
+	m.step("limits", limits)
+	m.step("memory", memory)
+	m.step("clock", clock)
 }
 
 // order: the mount, then the agent's readiness, then the ECS agent.
 func order() (string, error) {
-	if err := until(func() error { return state("ecs.service", "active") }); err != nil {
+	if err := lab.Poll(func() error { return state("ecs.service", "active") }); err != nil {
 		text, _ := command("journalctl", "--no-pager", "--output=short-monotonic", "--lines=30", "--unit=sevagent", "--unit=lab-*")
 		return "", errors.Join(fmt.Errorf("%w: %s", err, text), state("lab-secret.service", "active"), state("lab-device.service", "active"), state("sevagent.service", "active"))
 	}
@@ -61,11 +65,10 @@ func order() (string, error) {
 }
 
 func transport(want string) (string, error) {
-	s, err := getStatus()
+	a, err := attestation()
 	if err != nil {
 		return "", err
 	}
-	a := s.Attestation
 	detail := fmt.Sprintf("%+v", a)
 	if a.Transport != want || !a.GatePassed || a.Verdict != "pass" || a.Roots != "custom" {
 		return "", errors.New(detail)
@@ -203,15 +206,17 @@ func memory() (string, error) {
 	return detail, nil
 }
 
-// retry is for what the agent may put off: it says 429 or 503 then.
-func retry(do func() error) (err error) {
-	for range 20 {
-		if err = do(); err == nil || !strings.Contains(err.Error(), ": 429 ") && !strings.Contains(err.Error(), ": 503 ") {
-			return err
+// retry is for what the agent may put off: its answer is 429 or 503 then.
+func retry(do func() error) error {
+	var last error
+	later := lab.Poll(func() error {
+		last = do()
+		if p, ok := errors.AsType[*client.Problem](last); ok && (p.Status == 429 || p.Status == 503) {
+			return last
 		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	return err
+		return nil
+	})
+	return cmp.Or(later, last)
 }
 
 // clock: it jumps by 90 days, and the certificate of 90 days has expired; the agent says so and stays. It jumps back.
@@ -224,31 +229,22 @@ func clock() (string, error) {
 	if err := shift(jump); err != nil {
 		return "", err
 	}
-	var said string
-	err = until(func() error {
-		_, text, err := ask("GET", "/readyz", "")
-		if err == nil {
-			err = has(text, "expired at")
+	err = lab.Poll(func() error {
+		health, err := agent.Health(context.Background())
+		if err == nil && health.Ready() {
+			err = errors.New("the agent is ready with an expired certificate")
 		}
-		return err
+		return cmp.Or(err, has(fmt.Append(nil, health.Checks), "expired at"))
 	})
-	if err == nil {
-		var code int
-		code, _, err = ask("GET", "/readyz", "")
-		said = fmt.Sprintf("%d", code)
-		if err == nil && code != 503 {
-			err = fmt.Errorf("readyz says %d of an expired certificate", code)
-		}
-	}
 	err = errors.Join(err, state("sevagent.service", "active"), evidence(), shift(-jump))
 	if err == nil {
-		err = until(ready)
+		err = lab.Poll(ready)
 	}
 	after, e := number("sevagent.service", "MainPID")
 	if err = errors.Join(err, e); err == nil && before != after {
 		err = fmt.Errorf("the agent was restarted: PID %d then %d", before, after)
 	}
-	return "readyz " + said + " while expired", err
+	return "not ready while expired", err
 }
 
 func shift(by time.Duration) error {
@@ -257,9 +253,9 @@ func shift(by time.Duration) error {
 }
 
 // noDevice: without its proof the agent does not start, and the ECS agent neither.
-func (l *lab) noDevice() {
-	l.step("no proof, no membership", func() (string, error) {
-		err := until(func() error { // twice, so that a restart has not helped
+func (m *boot) noDevice() {
+	m.step("no proof, no membership", func() (string, error) {
+		err := lab.Poll(func() error { // twice, so that a restart has not helped
 			n, err := number("sevagent.service", "NRestarts")
 			if err == nil && n < 2 {
 				err = fmt.Errorf("sevagent.service was restarted %d times", n)
@@ -308,8 +304,8 @@ const (
 	block    = 4096
 )
 
-// note writes down, past every cache of this kernel but without a flush, that the agent has told of a publication: from
-// then on it has to survive.
+// note writes down, past every cache of this kernel but without a flush, that the agent has reported a publication, which
+// has to survive from then on.
 func note(generation string) error {
 	f, err := os.OpenFile("/dev/vdb", os.O_WRONLY|unix.O_DIRECT, 0)
 	if err != nil {
@@ -339,9 +335,9 @@ func noted(offset int64) (string, error) {
 }
 
 // record: the agent publishes on the second disk as fast as it can.
-func (l *lab) record() {
-	l.step("publish on a disk", func() (string, error) {
-		if err := until(ready); err != nil {
+func (m *boot) record() {
+	m.step("publish on a disk", func() (string, error) {
+		if err := lab.Poll(ready); err != nil {
 			return "", err
 		}
 		if err := mount("/dev/vdb", -1); err != nil {
@@ -357,8 +353,8 @@ func (l *lab) record() {
 		return checkPublished(recorded)
 	})
 	unix.Sync()
-	l.say("rotating")
-	l.step("rotations", func() (string, error) {
+	m.say("rotating")
+	m.step("rotations", func() (string, error) {
 		n := 0
 		for start := time.Now(); n < 30 || time.Since(start) < 7*time.Second; n++ { // longer than ext4 waits to commit
 			if err := rotateOnce(); err != nil {
@@ -375,15 +371,15 @@ func (l *lab) record() {
 
 // remount looks at what power cuts have left on the second disk. There is one copy of it after the other on /dev/vdb.
 // The agent starts from every fifth.
-func (l *lab) remount() {
-	cuts, _ := strconv.Atoi(l.options["cuts"])
-	if err := until(ready); err != nil {
-		l.say("fail", "readiness:", err.Error())
+func (m *boot) remount() {
+	cuts, _ := strconv.Atoi(m.options["cuts"])
+	if err := lab.Poll(ready); err != nil {
+		m.say("fail", "readiness:", err.Error())
 	}
 	configured := publishTo(recorded, "")
 	for i := range cuts {
-		l.failed = false // each stands for itself
-		l.step(fmt.Sprintf("power cut %d", i), func() (detail string, err error) {
+		m.failed = false // each stands for itself
+		m.step(fmt.Sprintf("power cut %d", i), func() (detail string, err error) {
 			if err := errors.Join(configured, mount("/dev/vdb", int64(i)*diskSize)); err != nil {
 				return "", err
 			}
@@ -397,7 +393,7 @@ func (l *lab) remount() {
 			}
 			// Names sort by time.
 			if told, err := noted(int64(i) * diskSize); err != nil || detail < told {
-				return "", fmt.Errorf("%s is published, although the agent had told of %s (%v)", detail, told, err)
+				return "", fmt.Errorf("%s is published, although the agent had reported %s (%v)", detail, told, err)
 			}
 			if i%5 != 0 {
 				return detail, nil
@@ -407,7 +403,7 @@ func (l *lab) remount() {
 			}
 			// It is ready with what was there, and then publishes what is newer.
 			var after string
-			err = until(func() (err error) {
+			err = lab.Poll(func() (err error) {
 				if after, err = checkPublished(recorded); err == nil && after == detail {
 					err = fmt.Errorf("the agent has not published the newer version after %s", detail)
 				}
@@ -420,9 +416,9 @@ func (l *lab) remount() {
 }
 
 // rotate: the agent publishes on the root disk until the power is cut.
-func (l *lab) rotate() {
-	l.step("publish on the root disk", func() (string, error) {
-		if err := until(ready); err != nil {
+func (m *boot) rotate() {
+	m.step("publish on the root disk", func() (string, error) {
+		if err := lab.Poll(ready); err != nil {
 			return "", err
 		}
 		if _, err := os.Stat(diskPath); err == nil {
@@ -440,19 +436,19 @@ func (l *lab) rotate() {
 		return checkPublished(diskPath)
 	})
 	unix.Sync()
-	l.say("rotating")
+	m.say("rotating")
 	for {
 		if err := rotateOnce(); err != nil {
-			l.say("fail", "rotation:", err.Error())
+			m.say("fail", "rotation:", err.Error())
 			return
 		}
 	}
 }
 
 // last: after a power cut the agent is ready, and publishes.
-func (l *lab) last() {
-	l.step("ready after power cuts", func() (string, error) {
-		if err := until(func() error { return state("ecs.service", "active") }); err != nil {
+func (m *boot) last() {
+	m.step("ready after power cuts", func() (string, error) {
+		if err := lab.Poll(func() error { return state("ecs.service", "active") }); err != nil {
 			return "", err
 		}
 		before, err := checkPublished(diskPath)
