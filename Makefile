@@ -116,6 +116,9 @@ lint-packages: packages ## lintian, and rpmlint as nobody, on what packages make
 publish: ## upload the packages of dist/ to S3=s3://bucket/prefix, and print what cluster.yaml wants to know
 	tools/publish $(S3)
 
+.PHONY: venv
+venv: $(VENV) ## the Python programs that tests use, in .cache/venv
+
 .PHONY: python-lock
 python-lock: ## resolve tools/python/requirements.in again (PYTHON=python3.10)
 	tools/python/lock

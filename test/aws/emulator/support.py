@@ -90,7 +90,7 @@ class EmulatorTest(unittest.TestCase):
         return [(e["LogicalResourceId"], e["ResourceStatus"], e.get("ResourceStatusReason", "")) for e in reversed(found)]
 
     def resources(self, name="s"):
-        found = self.cloudformation.list_stack_resources(StackName=name)["StackResourceSummaries"]
+        found = self.cloudformation.describe_stack_resources(StackName=name)["StackResources"]
         return {r["LogicalResourceId"]: r["PhysicalResourceId"] for r in found}
 
     # What most tests of nodes stand on

@@ -119,21 +119,16 @@ class Resources(EmulatorTest):
         self.cloudformation.delete_stack(StackName="s")
         self.refused("ValidationError", self.stack)
 
-    def test_scaling_policy_and_lifecycle_hook(self):
+    def test_scaling_policy(self):
         self.group(size=0)
         tracking = {"PredefinedMetricSpecification": {"PredefinedMetricType": "ASGAverageCPUUtilization"}, "TargetValue": 70}
         self.deploy({"Resources": {
             "Policy": {"Type": "AWS::AutoScaling::ScalingPolicy", "Properties": {
-                "AutoScalingGroupName": "g", "PolicyType": "TargetTrackingScaling", "TargetTrackingConfiguration": tracking}},
-            "Hook": {"Type": "AWS::AutoScaling::LifecycleHook", "Properties": {
-                "AutoScalingGroupName": "g", "LifecycleTransition": "autoscaling:EC2_INSTANCE_TERMINATING", "HeartbeatTimeout": 120}}}})
+                "AutoScalingGroupName": "g", "PolicyType": "TargetTrackingScaling", "TargetTrackingConfiguration": tracking}}}})
         policy, = self.autoscaling.describe_policies(AutoScalingGroupName="g")["ScalingPolicies"]
         self.assertEqual(policy["TargetTrackingConfiguration"]["TargetValue"], 70)
-        hook, = self.autoscaling.describe_lifecycle_hooks(AutoScalingGroupName="g")["LifecycleHooks"]
-        self.assertEqual((hook["HeartbeatTimeout"], hook["DefaultResult"]), (120, "ABANDON"))
         self.cloudformation.delete_stack(StackName="s")
         self.assertEqual(self.autoscaling.describe_policies(AutoScalingGroupName="g")["ScalingPolicies"], [])
-        self.assertEqual(self.autoscaling.describe_lifecycle_hooks(AutoScalingGroupName="g")["LifecycleHooks"], [])
 
     def test_identity(self):
         trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"},

@@ -140,11 +140,11 @@ class ContainerInstances(EmulatorTest):
         self.register("c", one, zone="a", level="3")
         self.register("c", two, zone="b")
         for expression, want in [
-            ("attribute:zone == a", 1), ("attribute:zone != a", 1), ("attribute:zone in [a, b]", 2), ("attribute:zone !in [a]", 1),
-            ("attribute:level exists", 1), ("attribute:level !exists", 1), ("attribute:level >= 3", 1),
+            ("attribute:zone == a", 1), ("attribute:zone != a", 1),
+            ("attribute:level exists", 1), ("attribute:level !exists", 1),
             ("attribute:zone == a and attribute:level == 3", 1), ("attribute:zone == a || attribute:zone == b", 2),
             ("not(attribute:zone == a)", 1), ("(attribute:zone equals a or agentConnected == false) and attribute:level exists", 1),
-            (f"ec2InstanceId == {one}", 1), ("attribute:ecs.instance-type == m6a.large", 2), ("attribute:ecs.instance-type =~ m6a.*", 2),
+            (f"ec2InstanceId == {one}", 1), ("attribute:ecs.instance-type == m6a.large", 2),
         ]:
             with self.subTest(expression):
                 self.assertEqual(len(self.ecs.list_container_instances(cluster="c", filter=expression)["containerInstanceArns"]), want)
@@ -214,12 +214,6 @@ class Services(EmulatorTest):
             self.register("c", node)
         self.ecs.create_service(cluster="c", serviceName="app", taskDefinition="app", schedulingStrategy="DAEMON")
         self.assertEqual(self.counts(), (3, 0))
-
-    def test_run_task(self):
-        self.register("c", self.nodes[0])
-        answer = self.ecs.run_task(cluster="c", taskDefinition="app", placementConstraints=ATTESTED)
-        self.assertEqual((answer["tasks"], answer["failures"][0]["reason"]), ([], "MemberOf placement constraint unsatisfied."))
-        self.assertEqual(len(self.ecs.run_task(cluster="c", taskDefinition="app")["tasks"]), 1)
 
     def test_by_cloudformation(self):
         self.register("c", self.nodes[0], sevagent__attested="true")

@@ -165,6 +165,6 @@ class Functions(EmulatorTest):
 
     def test_capabilities(self):
         role = {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {}}}
-        message = self.refused("InsufficientCapabilitiesException", self.cloudformation.create_stack, StackName="s",
-                               TemplateBody=json.dumps({"Resources": {"R": role}}))
+        message = self.refused("InsufficientCapabilitiesException", self.cloudformation.create_change_set, StackName="s",
+                               ChangeSetName="c", ChangeSetType="CREATE", TemplateBody=json.dumps({"Resources": {"R": role}}))
         self.assertEqual(message, "Requires capabilities : [CAPABILITY_IAM]")

@@ -1,12 +1,10 @@
-"""python -m emulator --port 0 --port-file FILE
+"""python -m emulator --port 0
 
 Prints its URL when it listens. Ends on SIGTERM, SIGINT or, with --until-eof, when standard input is closed, so that it
 does not outlive a test that was killed.
 """
 
 import argparse
-import contextlib
-import os
 import signal
 import sys
 import threading
@@ -18,7 +16,6 @@ def main():
     parser = argparse.ArgumentParser(prog="emulator", description="AWS as far as the tests of sevagent need it")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--port-file", help="gets the port number, complete when it is there")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input is closed")
     options = parser.parse_args()
 
@@ -28,15 +25,8 @@ def main():
     server = Server(options.host, options.port).start()
     if options.until_eof:
         threading.Thread(target=lambda: (sys.stdin.buffer.read(), ended.set()), daemon=True).start()
-    if options.port_file:
-        with open(options.port_file + ".new", "w") as file:
-            file.write(f"{server.port}\n")
-        os.rename(options.port_file + ".new", options.port_file)
     print(server.url, flush=True)
     ended.wait()
-    if options.port_file:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(options.port_file)
     server.stop()
 
 

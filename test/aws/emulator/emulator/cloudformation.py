@@ -126,34 +126,6 @@ def exists(name, region):
     return next((s for s in _stacks.values() if s.name == name and s.region == region and s.status != "DELETE_COMPLETE"), None)
 
 
-@operation(CloudFormationResponse)
-def create_stack(request, p):
-    check_name(p["StackName"])
-    if exists(p["StackName"], request.region):
-        raise AWSError("AlreadyExistsException", f"Stack [{p['StackName']}] already exists")
-    body, raw = body_of(p), given(p)
-    template = check(body, p.get("Capabilities", []))
-    stack = Stack(p["StackName"], request.region, tags_of(p))
-    Scope(template, raw, stack_id=stack.id, stack_name=stack.name, region=stack.region)
-    _stacks[stack.id] = stack
-    on_failure = "DO_NOTHING" if p.get("DisableRollback") else p.get("OnFailure", "ROLLBACK")
-    stack.start(lambda: stack.create(body, raw, p.get("Capabilities", []), on_failure), settings.patience)
-    return {"StackId": stack.id}
-
-
-@operation(CloudFormationResponse)
-def update_stack(request, p):
-    stack = find(p["StackName"], request.region)
-    check_updatable(stack)
-    body, raw, tags = body_of(p, stack), given(p, stack), tags_of(p, stack.tags)
-    template = check(body, p.get("Capabilities", []))
-    scope, changes = stack.plan(template, raw, tags)
-    if nothing_new(stack, template, changes, tags):
-        raise invalid("No updates are to be performed.")
-    stack.start(lambda: stack.update(body, scope.raw, tags, p.get("Capabilities", [])), settings.patience)
-    return {"StackId": stack.id}
-
-
 def nothing_new(stack, template, changes, tags):
     return not changes and template.get("Outputs") == stack.template.get("Outputs") and tags == stack.tags
 
@@ -196,32 +168,18 @@ def describe_change_set(request, p):
 
 
 @operation(CloudFormationResponse)
-def list_change_sets(request, p):
-    stack = find(p["StackName"], request.region)
-    wanted = ("ChangeSetId", "ChangeSetName", "StackId", "StackName", "ExecutionStatus", "Status", "StatusReason", "CreationTime")
-    return {"Summaries": [{k: c.describe()[k] for k in wanted} for c in _change_sets.values() if c.stack is stack]}
-
-
-@operation(CloudFormationResponse)
-def delete_change_set(request, p):
-    _change_sets.pop(find_change_set(p, request.region).id)
-    return {}
-
-
-@operation(CloudFormationResponse)
 def execute_change_set(request, p):
     change_set = find_change_set(p, request.region)
     if change_set.execution != "AVAILABLE":
         raise AWSError("InvalidChangeSetStatus", f"ChangeSet [{change_set.id}] cannot be executed in its current status of "
                        f"[{change_set.status}]")
     c, stack = change_set, change_set.stack
-    on_failure = "DO_NOTHING" if p.get("DisableRollback") else "ROLLBACK"
     c.execution = "EXECUTE_IN_PROGRESS"
 
     def work():
         if c.kind == "CREATE":
             stack.tags = c.tags
-            stack.create(c.body, c.raw, c.capabilities, on_failure)
+            stack.create(c.body, c.raw, c.capabilities)
         else:
             stack.update(c.body, c.raw, c.tags, c.capabilities)
         c.execution = "EXECUTE_COMPLETE" if stack.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE") else "EXECUTE_FAILED"
@@ -289,14 +247,6 @@ def _resource(stack, resource, timestamp):
 
 
 @operation(CloudFormationResponse)
-def describe_stack_resource(request, p):
-    stack = find(p["StackName"], request.region)
-    if p["LogicalResourceId"] not in stack.resources:
-        raise invalid(f"Resource {p['LogicalResourceId']} does not exist for stack {stack.name}")
-    return {"StackResourceDetail": _resource(stack, stack.resources[p["LogicalResourceId"]], "LastUpdatedTimestamp")}
-
-
-@operation(CloudFormationResponse)
 def describe_stack_resources(request, p):
     if "StackName" not in p:
         for stack in _stacks.values():
@@ -311,20 +261,6 @@ def describe_stack_resources(request, p):
                                if wanted in (None, r.logical_id)]}
 
 
-@operation(CloudFormationResponse)
-def list_stack_resources(request, p):
-    stack = find(p["StackName"], request.region)
-    summaries = [_resource(stack, r, "LastUpdatedTimestamp") for r in stack.resources.values()]
-    for summary in summaries:
-        del summary["StackName"], summary["StackId"]
-    return {"StackResourceSummaries": summaries}
-
-
-@operation(CloudFormationResponse)
-def get_template(request, p):
-    return {"TemplateBody": find(p["StackName"], request.region).body, "StagesAvailable": ["Original", "Processed"]}
-
-
 def _template_summary(body):
     template = parse(body)
     return template, [
@@ -332,14 +268,6 @@ def _template_summary(body):
          **({"DefaultValue": api.text(spec["Default"])} if "Default" in spec else {})}
         for name, spec in template.get("Parameters", {}).items()
     ]
-
-
-@operation(CloudFormationResponse)
-def validate_template(request, p):
-    template, found = _template_summary(body_of(p))
-    iam = any(r["Type"].startswith("AWS::IAM::") for r in template["Resources"].values())
-    return {"Parameters": found, "Description": template.get("Description", ""),
-            **({"Capabilities": ["CAPABILITY_IAM"]} if iam else {})}
 
 
 @operation(CloudFormationResponse)
@@ -356,6 +284,15 @@ def get_template_summary(request, p):
 def signal_resource(request, p):
     find(p["StackName"], request.region).signal(p["LogicalResourceId"], p["UniqueId"], p["Status"])
     return {}
+
+
+def _not_emulated(request, p):
+    raise AWSError("InvalidAction", "not emulated: stacks are made by change sets, as aws cloudformation deploy makes them")
+
+
+for _not_emulated.__name__ in ("create_stack", "update_stack", "list_change_sets", "delete_change_set", "describe_stack_resource",
+                               "list_stack_resources", "get_template", "validate_template"):
+    operation(CloudFormationResponse)(_not_emulated)  # or moto would answer of stacks of its own
 
 
 def expire(name, region):

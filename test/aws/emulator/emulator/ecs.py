@@ -279,14 +279,6 @@ def describe_container_instances(request, p):
     return {"containerInstances": found, "failures": failures}
 
 
-@extend(EC2ContainerServiceResponse)
-def update_container_instances_state(original, request):
-    result = original(request)
-    b = backend(request.region)
-    schedule(b, cluster_of(b, request._get_param("cluster")))
-    return result
-
-
 @operation(EC2ContainerServiceResponse)
 def put_attributes(request, p):
     """A target is given by its ARN or, with its type, by its ID."""
@@ -412,18 +404,3 @@ def describe_tasks(request, p):
     known = {t.id: t for t in b.tasks.get(cluster_of(b, p.get("cluster")).name, {}).values()}
     found = [known[r.split("/")[-1]] for r in p["tasks"] if r.split("/")[-1] in known]
     return {"tasks": found, "failures": [{"arn": r, "reason": "MISSING"} for r in p["tasks"] if r.split("/")[-1] not in known]}
-
-
-@operation(EC2ContainerServiceResponse)
-def run_task(request, p):
-    b = backend(request.region)
-    cluster, definition = cluster_of(b, p.get("cluster")), b.describe_task_definition(p["taskDefinition"])
-    tasks, failures = [], []
-    for _ in range(p.get("count", 1)):
-        fitting, why = candidates(b, cluster, definition, p.get("placementConstraints", []), p.get("group"))
-        if fitting:
-            group = p.get("group") or f"family:{definition.family}"
-            tasks.append(start(b, cluster, definition, fitting[0], group, p.get("networkConfiguration"), p))
-        else:
-            failures.append({"reason": why})
-    return {"tasks": tasks, "failures": failures}

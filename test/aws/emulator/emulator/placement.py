@@ -12,10 +12,8 @@ from moto.ecs.models import Task
 
 from .api import AWSError
 
-_TOKEN = re.compile(r"\s*(==|!=|>=|<=|=~|!~|&&|\|\||[()\[\],!<>]|[^\s()\[\],!=<>&|~]+)")
-_NAMES = {"equals": "==", "not_equals": "!=", "greater_than": ">", "greater_than_equal": ">=", "less_than": "<",
-          "less_than_equal": "<=", "exists": "exists", "not_exists": "!exists", "in": "in", "not_in": "!in", "matches": "=~",
-          "not_matches": "!~", "and": "&&", "or": "||", "not": "!"}
+_TOKEN = re.compile(r"\s*(==|!=|&&|\|\||[()!]|[^\s()!=&|]+)")
+_NAMES = {"equals": "==", "not_equals": "!=", "exists": "exists", "and": "&&", "or": "||", "not": "!"}  # of those emulated
 
 
 def bad_expression(expression):
@@ -74,19 +72,12 @@ class _Parser:
     def _comparison(self):
         value = self._subject(self._next())
         operator = self._next()
-        if operator == "!" and self._peek() in ("in", "exists"):
+        if operator == "!" and self._peek() == "exists":
             operator += self._next()
         if operator in ("exists", "!exists"):
             return (value is not None) == (operator == "exists")
-        if operator in ("in", "!in"):
-            return (value in self._list()) == (operator == "in")
-        argument = self._next()
         if operator in ("==", "!="):
-            return (value == argument) == (operator == "==")
-        if operator in ("=~", "!~"):
-            return (value is not None and re.fullmatch(argument, value) is not None) == (operator == "=~")
-        if operator in (">", ">=", "<", "<="):
-            return value is not None and _compare(float(value), operator, float(argument))
+            return (value == self._next()) == (operator == "==")
         raise bad_expression(self.expression)
 
     def _subject(self, subject):
@@ -97,19 +88,6 @@ class _Parser:
         if subject == "agentConnected":
             return str(self.node.agent_connected).lower()
         raise bad_expression(self.expression)
-
-    def _list(self):
-        if self._next() != "[":
-            raise bad_expression(self.expression)
-        items = []
-        while (item := self._next()) != "]":
-            if item != ",":
-                items.append(item)
-        return items
-
-
-def _compare(left, operator, right):
-    return {">": left > right, ">=": left >= right, "<": left < right, "<=": left <= right}[operator]
 
 
 def matches(expression, node):

@@ -8,7 +8,6 @@ from . import resources_autoscaling, resources_ec2, resources_ecs, resources_iam
 
 PROVIDERS = {
     "AWS::AutoScaling::AutoScalingGroup": resources_autoscaling.AutoScalingGroup(),
-    "AWS::AutoScaling::LifecycleHook": resources_autoscaling.LifecycleHook(),
     "AWS::AutoScaling::ScalingPolicy": resources_autoscaling.ScalingPolicy(),
     "AWS::CloudFormation::WaitCondition": resources_other.WaitCondition(),
     "AWS::CloudFormation::WaitConditionHandle": resources_other.WaitConditionHandle(),

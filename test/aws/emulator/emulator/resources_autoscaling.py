@@ -143,23 +143,3 @@ class ScalingPolicy(Type):
     def delete(self, c, resource):
         delete_quietly(c.client("autoscaling").delete_policy, "ValidationError", PolicyName=resource.attributes["PolicyName"],
                        AutoScalingGroupName=resource.properties["AutoScalingGroupName"])
-
-
-class LifecycleHook(Type):
-    name = "LifecycleHookName"
-    tagged = False
-    replacing = ("AutoScalingGroupName",)
-
-    def create(self, c, p):
-        required(p, "AutoScalingGroupName", "LifecycleTransition")
-        name = self._named(c, p, 255)
-        c.call("autoscaling", "PutLifecycleHook", {"DefaultResult": "ABANDON", "HeartbeatTimeout": 3600, **p})
-        return name, {}
-
-    def update(self, c, resource, p, old):
-        self.create(c, {**p, self.name: resource.physical_id})
-        return {}
-
-    def delete(self, c, resource):
-        delete_quietly(c.client("autoscaling").delete_lifecycle_hook, "ValidationError", LifecycleHookName=resource.physical_id,
-                       AutoScalingGroupName=resource.properties["AutoScalingGroupName"])

@@ -184,17 +184,6 @@ def list_command_invocations(request, p):
     return {"CommandInvocations": found[start:start + size], **({"NextToken": str(start + size)} if len(found) > start + size else {})}
 
 
-@operation(SimpleSystemManagerResponse, json_body=True)
-def describe_instance_information(request, p):
-    wanted = {f["Key"]: f["Values"] for f in p.get("Filters", [])}
-    found = [{"InstanceId": i.id, "PingStatus": "Online", "PlatformType": "Linux", "ResourceType": "EC2Instance",
-              "AgentVersion": "3.3.0.0", "IsLatestVersion": True} for i in managed(request.region)
-             if "InstanceIds" not in wanted or i.id in wanted["InstanceIds"]]
-    start, size = int(p.get("NextToken", 0)), int(p.get("MaxResults", 50))
-    return {"InstanceInformationList": found[start:start + size],
-            **({"NextToken": str(start + size)} if len(found) > start + size else {})}
-
-
 # Automations
 
 _automations = 0  # that run; guarded by _lock

@@ -163,7 +163,7 @@ class Stack:
     def scope(self, template, raw):
         return Scope(template, raw, stack_id=self.id, stack_name=self.name, region=self.region, resources=self.resources)
 
-    def create(self, body, raw, capabilities=(), on_failure="ROLLBACK"):
+    def create(self, body, raw, capabilities=()):
         template = parse(body)
         self._take(body, template, raw, capabilities)
         self.set_status("CREATE_IN_PROGRESS", "User Initiated")
@@ -175,7 +175,7 @@ class Stack:
                 self._create(name, active[name], scope)
             self.outputs = outputs(scope)
         except (Failed, AWSError) as error:
-            self._creation_failed(error, on_failure)
+            self._creation_failed(error)
             return
         nodes.boot_pending()
         self.set_status("CREATE_COMPLETE")
@@ -185,19 +185,14 @@ class Stack:
         self.raw = scope.raw if scope else dict(raw)
         self.resolved = scope.resolved if scope else {}
 
-    def _creation_failed(self, error, on_failure):
+    def _creation_failed(self, error):
         why = f"The following resource(s) failed to create: [{error.logical_id}]." if isinstance(error, Failed) else reason(error)
-        if on_failure == "DO_NOTHING":
-            self.set_status("CREATE_FAILED", why)
-            return
         self.set_status("ROLLBACK_IN_PROGRESS", f"{why} Rollback requested by user.")
         failures = self._delete_all()
         if failures:
             self.set_status("ROLLBACK_FAILED", f"The following resource(s) failed to delete: [{', '.join(failures)}].")
         else:
             self.set_status("ROLLBACK_COMPLETE")
-        if on_failure == "DELETE":
-            self.delete()
 
     def _create(self, name, body, scope):
         resource = Resource(name, body["Type"], body=body)
