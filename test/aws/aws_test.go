@@ -1,7 +1,7 @@
 //go:build aws
 
-// Package aws_test deploys the templates to an emulated AWS with the aws CLI, as docs/deploy.md says, and checks what stands
-// there with sevctl.
+// Package aws_test deploys the templates to an emulated AWS with the aws CLI, as docs/deploy.md says, and checks what
+// stands there with sevctl.
 package aws_test
 
 import (
@@ -54,15 +54,18 @@ func newCloud(t *testing.T) *cloud {
 	}
 	c.env = append(os.Environ(),
 		"PATH="+strings.Join([]string{lab.Python("."), lab.Bin("."), os.Getenv("PATH")}, ":"),
-		"AWS_ENDPOINT_URL="+c.url, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=secret", "AWS_DEFAULT_REGION="+region,
-		"AWS_REGION="+region, "AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_PAGER=", "NO_PROXY=127.0.0.1")
+		"AWS_ENDPOINT_URL="+c.url, "AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=secret",
+		"AWS_DEFAULT_REGION="+region,
+		"AWS_REGION="+region, "AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/dev/null", "AWS_PAGER=",
+		"NO_PROXY=127.0.0.1")
 	c.control("boot", map[string]any{"mode": "register", "attributes": map[string]string{
 		"sevagent.attested": "true", "sevagent.measurement": strings.Repeat("5a", 48), "sevagent.tcb": "4.0.29.222",
 	}})
 	c.set("VPC", c.aws("ec2", "create-vpc", "--cidr-block", "10.9.0.0/16", "--query", "Vpc.VpcId", "--output", "text"))
 	var subnets []string
 	for i, zone := range []string{"a", "b"} {
-		subnets = append(subnets, c.aws("ec2", "create-subnet", "--vpc-id", c.get("VPC"), "--cidr-block", fmt.Sprintf("10.9.%d.0/20", 16*i),
+		subnets = append(subnets, c.aws("ec2", "create-subnet", "--vpc-id", c.get("VPC"), "--cidr-block",
+			fmt.Sprintf("10.9.%d.0/20", 16*i),
 			"--availability-zone", region+zone, "--query", "Subnet.SubnetId", "--output", "text"))
 	}
 	c.set("SUBNETS", strings.Join(subnets, ","))
@@ -78,7 +81,8 @@ func (c *cloud) control(action string, arguments map[string]any) {
 		arguments = make(map[string]any)
 	}
 	body := must.Get(json.Marshal(arguments))(c.t, "encode the arguments of %s", action)
-	resp := must.Get(http.Post(c.url+"/_emulator/"+action, "application/json", bytes.NewReader(body)))(c.t, "ask the emulator for %s", action)
+	resp := must.Get(http.Post(c.url+"/_emulator/"+action, "application/json", bytes.NewReader(body)))(c.t,
+		"ask the emulator for %s", action)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		c.t.Fatalf("%s: %s", action, resp.Status)
@@ -131,7 +135,8 @@ func (c *cloud) aws(args ...string) string {
 // deploy updates or creates a stack.
 func (c *cloud) deploy(stack, template string, parameters ...string) (out string, status int) {
 	c.t.Helper()
-	args := []string{"cloudformation", "deploy", "--stack-name", stack, "--template-file", "cloudformation/" + template, "--capabilities", "CAPABILITY_IAM", "--no-fail-on-empty-changeset"}
+	args := []string{"cloudformation", "deploy", "--stack-name", stack, "--template-file", "cloudformation/" + template,
+		"--capabilities", "CAPABILITY_IAM", "--no-fail-on-empty-changeset"}
 	if len(parameters) > 0 {
 		args = append(append(args, "--parameter-overrides"), parameters...)
 	}
@@ -140,7 +145,8 @@ func (c *cloud) deploy(stack, template string, parameters ...string) (out string
 
 // basic are the parameters of the smallest cluster.
 func (c *cloud) basic(name string, more ...string) []string {
-	return append([]string{"ClusterName=" + name, "VpcId=" + c.get("VPC"), "SubnetIds=" + c.get("SUBNETS"), "PackageUrl=" + c.get("PACKAGE_URL"), "PackageSha256=" + c.get("PACKAGE_SHA256")}, more...)
+	return append([]string{"ClusterName=" + name, "VpcId=" + c.get("VPC"), "SubnetIds=" + c.get("SUBNETS"),
+		"PackageUrl=" + c.get("PACKAGE_URL"), "PackageSha256=" + c.get("PACKAGE_SHA256")}, more...)
 }
 
 // query asks the aws CLI for one value.
@@ -151,12 +157,14 @@ func (c *cloud) query(query string, args ...string) string {
 
 func (c *cloud) output(stack, name string) string {
 	c.t.Helper()
-	return c.query("Stacks[0].Outputs[?OutputKey=='"+name+"'].OutputValue", "cloudformation", "describe-stacks", "--stack-name", stack)
+	return c.query("Stacks[0].Outputs[?OutputKey=='"+name+"'].OutputValue", "cloudformation", "describe-stacks",
+		"--stack-name", stack)
 }
 
 func (c *cloud) instances(cluster string) []string {
 	c.t.Helper()
-	return strings.Fields(c.query("AutoScalingGroups[0].Instances[].InstanceId", "autoscaling", "describe-auto-scaling-groups", "--auto-scaling-group-names", cluster+"-snp"))
+	return strings.Fields(c.query("AutoScalingGroups[0].Instances[].InstanceId", "autoscaling",
+		"describe-auto-scaling-groups", "--auto-scaling-group-names", cluster+"-snp"))
 }
 
 // check is one result of sevctl verify.
@@ -170,7 +178,8 @@ type check struct {
 func (c *cloud) verify(cluster string, args ...string) (failing map[string]check, calls, status int) {
 	c.t.Helper()
 	cmd := c.command("sevctl", append([]string{"verify", cluster, "--output", "json"}, args...)...)
-	out, err := cmd.Output() // what goes to standard error, such as the SDK's word of a retry, is no part of the document
+	// What goes to standard error, such as the SDK's word of a retry, is no part of the document
+	out, err := cmd.Output()
 	if cmd.ProcessState == nil {
 		c.t.Fatalf("sevctl verify: %v", err)
 	}

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestBadInput violates one constraint at a time. Each is refused before anything is created, in words that say what to do.
+// TestBadInput violates one constraint at a time. Each is refused before anything is created, in words that say what to
+// do.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
@@ -28,7 +29,8 @@ func TestBadInput(t *testing.T) {
 		{"AMI", "an AMI's ID", []string{"AmiId=ami-1"}},
 		{"seven security groups", "at most five", append(mtls, "EnclaveSecurityGroupIds="+strings.Join(groups, ","))},
 		{"not a security group", "security group IDs", append(mtls, "EnclaveSecurityGroupIds=sg-1")},
-		{"not a secret", "full ARNs of secrets", []string{"EnableEnclaveMtls=true", "MtlsCertificateSecretsArns=arn:aws:s3:::x"}},
+		{"not a secret", "full ARNs of secrets", []string{"EnableEnclaveMtls=true",
+			"MtlsCertificateSecretsArns=arn:aws:s3:::x"}},
 		{"endpoint without a port", "the port is required", append(mtls, "EnclaveEndpoints=enclave.example.com")},
 		{"endpoint's port", "HOST:PORT", append(mtls, "EnclaveEndpoints=enclave.example.com:70000")},
 		{"port", "1 to 65535", append(mtls, "EnclavePort=65536")},
@@ -37,9 +39,11 @@ func TestBadInput(t *testing.T) {
 		{"mTLS without secrets", "needs MtlsCertificateSecretsArns", []string{"EnableEnclaveMtls=true"}},
 		{"4,097 bytes of user data", "4096", []string{"UserDataExtra=#" + strings.Repeat("x", 4096)}},
 		{"cloud-config", "not cloud-config", []string{"UserDataExtra=#cloud-config"}},
-		{"neither package nor AMI", "The public AMIs do not contain sevagent", []string{"PackageUrl=", "PackageSha256="}},
+		{"neither package nor AMI", "The public AMIs do not contain sevagent",
+			[]string{"PackageUrl=", "PackageSha256="}},
 		{"package without its checksum", "needs PackageSha256", []string{"PackageSha256="}},
-		{"package over HTTP", "https://HOST/PATH or s3://BUCKET/KEY", []string{"PackageUrl=http://example.com/sevagent.rpm"}},
+		{"package over HTTP", "https://HOST/PATH or s3://BUCKET/KEY",
+			[]string{"PackageUrl=http://example.com/sevagent.rpm"}},
 		{"checksum", "64 lower-case hexadecimal digits", []string{"PackageSha256=abc"}},
 		{"volume too small", "8 to 16384", []string{"RootVolumeSize=1"}},
 		{"volume smaller than the AMI's", "set RootVolumeSize to 30 or more", []string{"RootVolumeSize=20"}},
@@ -59,7 +63,8 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
-	if n := c.query("length(Roles)", "iam", "list-roles") + c.query("length(clusterArns)", "ecs", "list-clusters"); n != "00" {
+	if n := c.query("length(Roles)", "iam", "list-roles") + c.query("length(clusterArns)", "ecs",
+		"list-clusters"); n != "00" {
 		t.Errorf("roles and clusters were created: %s", n)
 	}
 	t.Run("region", func(t *testing.T) {
@@ -69,8 +74,11 @@ func TestBadInput(t *testing.T) {
 			return c.aws(append(args, "--region", "eu-central-1", "--output", "text")...)
 		}
 		vpc := there("ec2", "create-vpc", "--cidr-block", "10.0.0.0/16", "--query", "Vpc.VpcId")
-		subnet := there("ec2", "create-subnet", "--vpc-id", vpc, "--cidr-block", "10.0.0.0/24", "--query", "Subnet.SubnetId")
-		args := append([]string{"cloudformation", "deploy", "--region", "eu-central-1", "--stack-name", "far", "--template-file", "cloudformation/cluster.yaml", "--capabilities", "CAPABILITY_IAM", "--parameter-overrides"}, c.basic("far", "VpcId="+vpc, "SubnetIds="+subnet)...)
+		subnet := there("ec2", "create-subnet", "--vpc-id", vpc, "--cidr-block", "10.0.0.0/24", "--query",
+			"Subnet.SubnetId")
+		args := append([]string{"cloudformation", "deploy", "--region", "eu-central-1", "--stack-name", "far",
+			"--template-file", "cloudformation/cluster.yaml", "--capabilities", "CAPABILITY_IAM",
+			"--parameter-overrides"}, c.basic("far", "VpcId="+vpc, "SubnetIds="+subnet)...)
 		if out, status := c.run("aws", args...); status == 0 || !strings.Contains(out, "set AllowAnyRegion=true") {
 			t.Errorf("exit status %d: %s", status, out)
 		}
@@ -81,13 +89,16 @@ func TestBadInput(t *testing.T) {
 func TestVariants(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
-	group := c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description", "e", "--vpc-id", c.get("VPC"))
+	group := c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description", "e",
+		"--vpc-id", c.get("VPC"))
 	secret := c.query("ARN", "secretsmanager", "create-secret", "--name", "mtls", "--secret-string", "x")
 	groupQuery := func(query string) string {
-		return c.query("AutoScalingGroups[0]."+query, "autoscaling", "describe-auto-scaling-groups", "--auto-scaling-group-names", "v-snp")
+		return c.query("AutoScalingGroups[0]."+query, "autoscaling", "describe-auto-scaling-groups",
+			"--auto-scaling-group-names", "v-snp")
 	}
 	provider := func(query string) string {
-		return c.query("capacityProviders[0].autoScalingGroupProvider."+query, "ecs", "describe-capacity-providers", "--capacity-providers", "v-snp")
+		return c.query("capacityProviders[0].autoScalingGroupProvider."+query, "ecs", "describe-capacity-providers",
+			"--capacity-providers", "v-snp")
 	}
 	for _, step := range []struct {
 		name       string
@@ -104,21 +115,24 @@ func TestVariants(t *testing.T) {
 			if n := len(c.instances("v")); n != 2 {
 				return fmt.Sprintf("%d nodes, want 2", n)
 			}
-			if got := provider("managedTerminationProtection") + groupQuery("NewInstancesProtectedFromScaleIn"); got != "ENABLEDTrue" {
+			if got := provider("managedTerminationProtection") +
+				groupQuery("NewInstancesProtectedFromScaleIn"); got != "ENABLEDTrue" {
 				return "protection is " + got
 			}
 			return ""
 		}},
 		{"nothing changed", nil, func() string { return "" }},
 		{"CPU beside managed scaling", []string{"EnableAutoScaling=true"}, func() string {
-			if got := c.query("length(ScalingPolicies)", "autoscaling", "describe-policies", "--auto-scaling-group-name", "v-snp"); got != "1" {
+			if got := c.query("length(ScalingPolicies)", "autoscaling", "describe-policies",
+				"--auto-scaling-group-name", "v-snp"); got != "1" {
 				return got + " policies"
 			}
 			return ""
 		}},
 		{"managed scaling off", []string{"EnableManagedScaling=false"}, func() string {
 			// Its parameter still says true; ECS would refuse it.
-			if got := provider("managedTerminationProtection") + groupQuery("NewInstancesProtectedFromScaleIn"); got != "DISABLEDFalse" {
+			if got := provider("managedTerminationProtection") +
+				groupQuery("NewInstancesProtectedFromScaleIn"); got != "DISABLEDFalse" {
 				return "protection is " + got
 			}
 			return ""
@@ -130,21 +144,25 @@ func TestVariants(t *testing.T) {
 			return ""
 		}},
 		{"insights off", []string{"ContainerInsightsEnabled=false"}, func() string {
-			if got := c.query("clusters[0].settings[0].value", "ecs", "describe-clusters", "--clusters", "v", "--include", "SETTINGS"); got != "disabled" {
+			if got := c.query("clusters[0].settings[0].value", "ecs", "describe-clusters", "--clusters", "v",
+				"--include", "SETTINGS"); got != "disabled" {
 				return "insights are " + got
 			}
 			return ""
 		}},
-		{"mTLS on", []string{"EnableEnclaveMtls=true", "EnclaveSecurityGroupIds=" + group, "MtlsCertificateSecretsArns=" + secret, "EnclavePort=3000"}, func() string {
+		{"mTLS on", []string{"EnableEnclaveMtls=true", "EnclaveSecurityGroupIds=" + group,
+			"MtlsCertificateSecretsArns=" + secret, "EnclavePort=3000"}, func() string {
 			sg := c.output("v", "SecurityGroupId")
-			if got := c.query("SecurityGroups[0].IpPermissions[].[FromPort,ToPort,UserIdGroupPairs[0].GroupId]", "ec2", "describe-security-groups", "--group-ids", sg); got != "3000\t3000\t"+group {
+			if got := c.query("SecurityGroups[0].IpPermissions[].[FromPort,ToPort,UserIdGroupPairs[0].GroupId]", "ec2",
+				"describe-security-groups", "--group-ids", sg); got != "3000\t3000\t"+group {
 				return "the way in is " + got
 			}
 			return ""
 		}},
 		{"mTLS off", []string{"EnableEnclaveMtls=false"}, func() string {
 			sg := c.output("v", "SecurityGroupId")
-			if got := c.query("length(SecurityGroups[0].IpPermissions)", "ec2", "describe-security-groups", "--group-ids", sg); got != "0" {
+			if got := c.query("length(SecurityGroups[0].IpPermissions)", "ec2", "describe-security-groups",
+				"--group-ids", sg); got != "0" {
 				return "the way in is still there: " + got
 			}
 			if strings.Contains(c.userData("v"), secret) {
@@ -163,7 +181,8 @@ func TestVariants(t *testing.T) {
 	}
 	c.aws("cloudformation", "delete-stack", "--stack-name", "v")
 	c.aws("cloudformation", "wait", "stack-delete-complete", "--stack-name", "v")
-	if left := c.query("length(AutoScalingGroups)", "autoscaling", "describe-auto-scaling-groups") + c.query("length(Roles)", "iam", "list-roles"); left != "00" {
+	if left := c.query("length(AutoScalingGroups)", "autoscaling", "describe-auto-scaling-groups") +
+		c.query("length(Roles)", "iam", "list-roles"); left != "00" {
 		t.Errorf("groups and roles that are left: %s", left)
 	}
 }

@@ -21,8 +21,9 @@ import (
 	"sevagent/test/lab"
 )
 
-// nodes boots what the emulated Auto Scaling group launches: the real bootstrap with the environment of the real user data,
-// beside a real sevagent on a simulated device that they all share. What is not real is EC2, systemd and the ECS agent.
+// nodes boots what the emulated Auto Scaling group launches: the real bootstrap with the environment of the real user
+// data, beside a real sevagent on a simulated device that they all share. What is not real is EC2, systemd and the ECS
+// agent.
 type nodes struct {
 	*cloud
 	socket string
@@ -94,7 +95,8 @@ func (n *nodes) boot(id, userData string) error {
 	if wrong == noPackage {
 		return n.script(dir, imds.URL, userData)
 	}
-	env := append(os.Environ(), "AWS_ENDPOINT_URL="+n.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+imds.URL, "AWS_EC2_METADATA_DISABLED=", "NO_PROXY=127.0.0.1")
+	env := append(os.Environ(), "AWS_ENDPOINT_URL="+n.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+imds.URL,
+		"AWS_EC2_METADATA_DISABLED=", "NO_PROXY=127.0.0.1")
 	for _, m := range exported.FindAllStringSubmatch(userData, -1) {
 		env = append(env, m[1]+"="+m[2])
 	}
@@ -117,7 +119,8 @@ func (n *nodes) boot(id, userData string) error {
 		socket = filepath.Join(dir, "none")
 	}
 	config := filepath.Join(dir, "etc")
-	if err := bootstrap(wrong == noAgent, "--services", "none", "--socket", socket, "--config-dir", config, "--state-dir", dir,
+	if err := bootstrap(wrong == noAgent, "--services", "none", "--socket", socket, "--config-dir", config,
+		"--state-dir", dir,
 		"--ecs-config", filepath.Join(dir, "ecs.config")); err != nil {
 		return err
 	}
@@ -125,9 +128,12 @@ func (n *nodes) boot(id, userData string) error {
 	if err != nil {
 		return err
 	}
-	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, metadata) }))
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, metadata)
+	}))
 	defer agent.Close()
-	return bootstrap(wrong != nothingWrong, "signal", "--introspection", agent.URL, "--config-dir", config, "--state-dir", dir)
+	return bootstrap(wrong != nothingWrong, "signal", "--introspection", agent.URL, "--config-dir", config,
+		"--state-dir", dir)
 }
 
 // register is the ECS agent's part: it registers as ecs.config says, and returns what its introspection answers.
@@ -152,7 +158,8 @@ func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, e
 	if err := json.Unmarshal([]byte(set["ECS_INSTANCE_ATTRIBUTES"]), &attributes); err != nil {
 		return "", err
 	}
-	args := []string{"ecs", "register-container-instance", "--cluster", set["ECS_CLUSTER"], "--instance-identity-document-signature", "x",
+	args := []string{"ecs", "register-container-instance", "--cluster", set["ECS_CLUSTER"],
+		"--instance-identity-document-signature", "x",
 		"--instance-identity-document", fmt.Sprintf(`{"instanceId":"%s","region":"%s"}`, id, region),
 		"--version-info", "agentVersion=1.106.1,agentHash=8dfceca6,dockerVersion=DockerVersion: 25.0.16",
 		"--query", "containerInstance.containerInstanceArn", "--output", "text", "--attributes"}
@@ -165,7 +172,8 @@ func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, e
 	if err != nil {
 		return "", fmt.Errorf("register %s: %w\n%s", id, err, out)
 	}
-	return fmt.Sprintf(`{"Cluster": "%s", "ContainerInstanceArn": "%s", "Version": "1.106.1"}`, set["ECS_CLUSTER"], strings.TrimSpace(string(out))), nil
+	return fmt.Sprintf(`{"Cluster": "%s", "ContainerInstanceArn": "%s", "Version": "1.106.1"}`, set["ECS_CLUSTER"],
+		strings.TrimSpace(string(out))), nil
 }
 
 // script runs the script of the user data on an AMI that lacks sevagent.
@@ -189,10 +197,12 @@ func (n *nodes) script(dir, imds, userData string) error {
 func TestBoot(t *testing.T) {
 	t.Parallel()
 	n := newNodes(t)
-	if out, status := n.deploy("real", "cluster.yaml", n.basic("real", "DesiredCapacity=2", "MinSize=1")...); status != 0 {
+	if out, status := n.deploy("real", "cluster.yaml", n.basic("real", "DesiredCapacity=2",
+		"MinSize=1")...); status != 0 {
 		t.Fatalf("%s\n%s", out, n.events())
 	}
-	if got := n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", "real"); got != "CREATE_COMPLETE" {
+	if got := n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
+		"real"); got != "CREATE_COMPLETE" {
 		t.Errorf("the stack is %s", got)
 	}
 	before := n.instances("real")
@@ -216,7 +226,8 @@ func TestBoot(t *testing.T) {
 			t.Errorf("%s was not replaced", id)
 		}
 	}
-	if len(after) != 2 || n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", "real") != "UPDATE_COMPLETE" {
+	if len(after) != 2 || n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
+		"real") != "UPDATE_COMPLETE" {
 		t.Errorf("after the update: %v", after)
 	}
 }
@@ -243,7 +254,8 @@ func TestBootFails(t *testing.T) {
 			if out, status := c.deploy(stack, "cluster.yaml", parameters...); status == 0 {
 				t.Fatalf("it was deployed: %s", out)
 			}
-			events := c.query("StackEvents[?ResourceStatus=='CREATE_FAILED'].ResourceStatusReason", "cloudformation", "describe-stack-events", "--stack-name", stack)
+			events := c.query("StackEvents[?ResourceStatus=='CREATE_FAILED'].ResourceStatusReason", "cloudformation",
+				"describe-stack-events", "--stack-name", stack)
 			if !strings.Contains(events, test.says) {
 				t.Errorf("the events say %q, want %q", events, test.says)
 			}

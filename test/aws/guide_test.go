@@ -39,8 +39,10 @@ func TestGuide(t *testing.T) {
 	// What the document takes for granted.
 	c.set("BUCKET", "deploy-bucket")
 	c.aws("s3", "mb", "s3://deploy-bucket")
-	c.set("AMI", c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"))
-	c.set("ENCLAVE_SG", c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description", "enclave", "--vpc-id", c.get("VPC")))
+	c.set("AMI", c.query("Parameter.Value", "ssm", "get-parameter", "--name",
+		"/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"))
+	c.set("ENCLAVE_SG", c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description",
+		"enclave", "--vpc-id", c.get("VPC")))
 	c.set("REPOSITORY", "arn:aws:ecr:us-east-2:123456789012:repository/api")
 	c.set("IMAGE", "123456789012.dkr.ecr.us-east-2.amazonaws.com/api:1")
 	c.certificates()
@@ -51,7 +53,8 @@ func TestGuide(t *testing.T) {
 		},
 		"service": func() { c.set("NODES_SG", c.output("confidential-cluster", "SecurityGroupId")) },
 		"mtls": func() {
-			c.set("SECRET", c.query("ARN", "secretsmanager", "describe-secret", "--secret-id", "confidential-cluster-mtls"))
+			c.set("SECRET", c.query("ARN", "secretsmanager", "describe-secret", "--secret-id",
+				"confidential-cluster-mtls"))
 		},
 	}
 	after := map[string]func(out string){
@@ -68,7 +71,8 @@ func TestGuide(t *testing.T) {
 		},
 		"basic": func(string) {
 			c.stands("confidential-cluster", "CREATE_COMPLETE", 1)
-			tags := c.query("Tags[].[Key,Value]", "ec2", "describe-tags", "--filters", "Name=resource-id,Values="+c.instances("confidential-cluster")[0])
+			tags := c.query("Tags[].[Key,Value]", "ec2", "describe-tags", "--filters",
+				"Name=resource-id,Values="+c.instances("confidential-cluster")[0])
 			if !strings.Contains(tags, "production") || !strings.Contains(tags, "security") {
 				t.Errorf("a node has the tags %s", tags)
 			}
@@ -83,7 +87,8 @@ func TestGuide(t *testing.T) {
 		"mtls": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
 			data := c.userData("confidential-cluster")
-			for _, want := range []string{"SEVAGENT_BOOTSTRAP_MTLS_SECRET='" + c.get("SECRET") + "'", "SEVAGENT_BOOTSTRAP_ENCLAVE_ENDPOINT='enclave-internal.example.com:3000,enclave-backup.example.com:3000'"} {
+			for _, want := range []string{"SEVAGENT_BOOTSTRAP_MTLS_SECRET='" + c.get("SECRET") + "'",
+				"SEVAGENT_BOOTSTRAP_ENCLAVE_ENDPOINT='enclave-internal.example.com:3000,enclave-backup.example.com:3000'"} {
 				if !strings.Contains(data, want) {
 					t.Errorf("the user data lacks %s", want)
 				}
@@ -93,25 +98,29 @@ func TestGuide(t *testing.T) {
 			}
 		},
 		"service": func(string) {
-			if n := c.query("services[0].runningCount", "ecs", "describe-services", "--cluster", "confidential-cluster", "--services", "api"); n != "1" {
+			if n := c.query("services[0].runningCount", "ecs", "describe-services", "--cluster", "confidential-cluster",
+				"--services", "api"); n != "1" {
 				t.Errorf("%s tasks of the service run, want 1", n)
 			}
 		},
 		"change": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
-			if got := c.query("Reservations[0].Instances[0].InstanceType", "ec2", "describe-instances", "--instance-ids", c.instances("confidential-cluster")[0]); got != "m6a.xlarge" {
+			if got := c.query("Reservations[0].Instances[0].InstanceType", "ec2", "describe-instances",
+				"--instance-ids", c.instances("confidential-cluster")[0]); got != "m6a.xlarge" {
 				t.Errorf("the node is a %s", got)
 			}
 		},
 	}
 	c.follow(names, blocks, before, after)
-	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation", "list-stacks"); strings.Contains(left, "cluster") || strings.Contains(left, "api") {
+	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation",
+		"list-stacks"); strings.Contains(left, "cluster") || strings.Contains(left, "api") {
 		t.Errorf("stacks that are left: %s", left)
 	}
 }
 
 // follow runs the blocks of a guide in order, and what a test has to do before and to see after each.
-func (c *cloud) follow(names []string, blocks map[string]string, before map[string]func(), after map[string]func(out string)) {
+func (c *cloud) follow(names []string, blocks map[string]string, before map[string]func(),
+	after map[string]func(out string)) {
 	c.t.Helper()
 	for _, name := range names {
 		began := time.Now()
@@ -132,7 +141,8 @@ func (c *cloud) follow(names []string, blocks map[string]string, before map[stri
 // stands checks a stack, its nodes, and the cluster as sevctl sees it.
 func (c *cloud) stands(name, status string, nodes int) {
 	c.t.Helper()
-	if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", name); got != status {
+	if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
+		name); got != status {
 		c.t.Errorf("stack %s is %s, want %s", name, got, status)
 	}
 	if got := len(c.instances(name)); got != nodes {
@@ -167,7 +177,8 @@ func (c *cloud) dist(content string) {
 	c.t.Helper()
 	lab.Write(c.t, filepath.Join(c.dir, "dist/sevagent-1.0.0-1.x86_64.rpm"), content)
 	os.Remove(filepath.Join(c.dir, "tools")) // a link into the repository
-	lab.WriteProgram(c.t, filepath.Join(c.dir, "tools/publish"), lab.Read(c.t, filepath.Join(lab.Repository(), "tools/publish")))
+	lab.WriteProgram(c.t, filepath.Join(c.dir, "tools/publish"),
+		lab.Read(c.t, filepath.Join(lab.Repository(), "tools/publish")))
 }
 
 func (c *cloud) certificates() {
@@ -175,7 +186,8 @@ func (c *cloud) certificates() {
 	var fields map[string]string
 	text := lab.ClientSecret(c.t, lab.NewCA(c.t, "Guide CA"), "node")
 	must.Do(c.t, json.Unmarshal([]byte(text), &fields), "decode the secret")
-	for field, file := range map[string]string{"client_cert": "client.crt", "client_key": "client.key", "ca_cert": "ca.crt"} {
+	for field, file := range map[string]string{"client_cert": "client.crt", "client_key": "client.key",
+		"ca_cert": "ca.crt"} {
 		lab.Write(c.t, filepath.Join(c.dir, file), fields[field])
 	}
 }

@@ -27,7 +27,8 @@ func (c *cloud) image(stack string, more ...string) (out string, status int) {
 
 func (c *cloud) resource(stack, name string) string {
 	c.t.Helper()
-	return c.query("StackResources[0].PhysicalResourceId", "cloudformation", "describe-stack-resources", "--stack-name", stack, "--logical-resource-id", name)
+	return c.query("StackResources[0].PhysicalResourceId", "cloudformation", "describe-stack-resources", "--stack-name",
+		stack, "--logical-resource-id", name)
 }
 
 // changed puts a template of the same name, changed, into the directory where commands run.
@@ -47,14 +48,16 @@ func TestImageStack(t *testing.T) {
 	c := newCloud(t)
 	recipe := func() string {
 		arn := c.output("image", "RecipeArn")
-		if got := c.query("imagePipeline.imageRecipeArn", "imagebuilder", "get-image-pipeline", "--image-pipeline-arn", c.output("image", "PipelineArn")); got != arn {
+		if got := c.query("imagePipeline.imageRecipeArn", "imagebuilder", "get-image-pipeline", "--image-pipeline-arn",
+			c.output("image", "PipelineArn")); got != arn {
 			t.Errorf("the pipeline builds %s, and the recipe is %s", got, arn)
 		}
 		return arn[strings.LastIndex(arn, "/")+1:]
 	}
 	want := func(step, status, version string, out string, exit int) {
 		t.Helper()
-		if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", "image"); got != status || (exit == 0) != !strings.Contains(status, "ROLLBACK") {
+		if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
+			"image"); got != status || (exit == 0) != !strings.Contains(status, "ROLLBACK") {
 			t.Fatalf("%s: %s, exit status %d\n%s\n%s", step, got, exit, out, c.events())
 		}
 		if got := recipe(); got != version {
@@ -92,7 +95,8 @@ func TestImageStack(t *testing.T) {
 	c.changed("image.yaml", "kernel.kptr_restrict = 2", "kernel.kptr_restrict = 0")
 	out, status = c.image("image", "RecipeVersion=2.0.0")
 	want("the same version", "UPDATE_ROLLBACK_COMPLETE", "2.0.0", out, status)
-	if reasons := c.events(); !strings.Contains(reasons, "already exists") || !strings.Contains(reasons, "image-recipe/sevagent/2.0.0") {
+	if reasons := c.events(); !strings.Contains(reasons, "already exists") ||
+		!strings.Contains(reasons, "image-recipe/sevagent/2.0.0") {
 		t.Errorf("the same version: %s", reasons)
 	}
 	if got := c.resource("image", "HardeningComponent"); got != component {
@@ -102,12 +106,15 @@ func TestImageStack(t *testing.T) {
 	want("the next version", "UPDATE_COMPLETE", "2.0.1", out, status)
 
 	// All that is optional, and back.
-	out, status = c.image("image", "RecipeVersion=2.0.x", "AmiParameterName=/sevagent/ami", "KeepImages=4", "LogBucket=logs-of-builds",
-		"SnsTopicArn=arn:aws:sns:us-east-2:123456789012:builds", "EnableImageScanning=true", "Schedule=", "CopyToOtherRegion=false",
+	out, status = c.image("image", "RecipeVersion=2.0.x", "AmiParameterName=/sevagent/ami", "KeepImages=4",
+		"LogBucket=logs-of-builds",
+		"SnsTopicArn=arn:aws:sns:us-east-2:123456789012:builds", "EnableImageScanning=true", "Schedule=",
+		"CopyToOtherRegion=false",
 		"PackageUrl=s3://packages/sevagent.rpm")
 	want("everything", "UPDATE_COMPLETE", "2.0.2", out, status)
 	if role, policy := c.resource("image", "BuilderRole"), "package"; !strings.Contains(
-		c.aws("iam", "get-role-policy", "--role-name", role, "--policy-name", policy), "arn:aws:s3:::packages/sevagent.rpm") {
+		c.aws("iam", "get-role-policy", "--role-name", role, "--policy-name", policy),
+		"arn:aws:s3:::packages/sevagent.rpm") {
 		t.Error("the role may not read the package")
 	}
 	pipeline := c.aws("imagebuilder", "get-image-pipeline", "--image-pipeline-arn", c.output("image", "PipelineArn"))
@@ -119,10 +126,12 @@ func TestImageStack(t *testing.T) {
 	if mode := c.query("Images[0].BootMode", "ec2", "describe-images", "--image-ids", ami); mode != "uefi-preferred" {
 		t.Errorf("the AMI has boot mode %s", mode)
 	}
-	if n := c.query("length(Images)", "ec2", "describe-images", "--owners", "self", "--region", "eu-west-1", "--filters", "Name=tag:sevagent:image,Values=sevagent"); n != "0" {
+	if n := c.query("length(Images)", "ec2", "describe-images", "--owners", "self", "--region", "eu-west-1",
+		"--filters", "Name=tag:sevagent:image,Values=sevagent"); n != "0" {
 		t.Errorf("there are %s copies", n)
 	}
-	out, status = c.image("image", "AmiParameterName=", "KeepImages=0", "LogBucket=", "SnsTopicArn=", "EnableImageScanning=false",
+	out, status = c.image("image", "AmiParameterName=", "KeepImages=0", "LogBucket=", "SnsTopicArn=",
+		"EnableImageScanning=false",
 		"Schedule=cron(0 4 ? * sun *)", "CopyToOtherRegion=true")
 	want("nothing of that", "UPDATE_COMPLETE", "2.0.3", out, status)
 
@@ -137,8 +146,10 @@ func TestImageBadInput(t *testing.T) {
 	for i, test := range []struct{ name, says, parameter string }{
 		{"no checksum", "64 lower-case hexadecimal digits", "PackageSha256="},
 		{"a deb", "ends in .rpm", "PackageUrl=https://packages.example.com/sevagent.deb"},
-		{"a package over HTTP", "https://HOST/PATH or s3://BUCKET/KEY", "PackageUrl=http://packages.example.com/sevagent.rpm"},
-		{"a quote in the URL", "https://HOST/PATH or s3://BUCKET/KEY", "PackageUrl=https://packages.example.com/'$(id)'.rpm"},
+		{"a package over HTTP", "https://HOST/PATH or s3://BUCKET/KEY",
+			"PackageUrl=http://packages.example.com/sevagent.rpm"},
+		{"a quote in the URL", "https://HOST/PATH or s3://BUCKET/KEY",
+			"PackageUrl=https://packages.example.com/'$(id)'.rpm"},
 		{"two wildcards", "one of which may be an x", "RecipeVersion=1.x.x"},
 		{"a version of two numbers", "three numbers", "RecipeVersion=1.0"},
 		{"a name with capitals", "small letters", "ImageName=Sevagent"},
@@ -146,7 +157,8 @@ func TestImageBadInput(t *testing.T) {
 		{"a parameter of AWS's", "neither with /aws nor with /ssm", "AmiParameterName=/aws/ami"},
 		{"a volume smaller than the parent's", "30 to 16000", "RootVolumeSize=8"},
 		{"a schedule", "an expression of Image Builder", "Schedule=weekly"},
-		{"a parent without ssm:", "ssm: and the name", "ParentImage=/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"},
+		{"a parent without ssm:", "ssm: and the name",
+			"ParentImage=/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"},
 	} {
 		out, status := c.image(fmt.Sprint("bad", i), test.parameter)
 		if flat := strings.Join(strings.Fields(out), " "); status == 0 || !strings.Contains(flat, test.says) {
@@ -156,7 +168,8 @@ func TestImageBadInput(t *testing.T) {
 	c.env = append(c.env, "AWS_DEFAULT_REGION=us-west-2", "AWS_REGION=us-west-2")
 	c.set("VPC", c.query("Vpcs[0].VpcId", "ec2", "describe-vpcs"))
 	c.set("SUBNETS", c.query("Subnets[0].SubnetId", "ec2", "describe-subnets"))
-	if out, status := c.image("west"); status == 0 || !strings.Contains(out, "AMD SEV-SNP is available in us-east-2 and eu-west-1") {
+	if out, status := c.image("west"); status == 0 || !strings.Contains(out,
+		"AMD SEV-SNP is available in us-east-2 and eu-west-1") {
 		t.Errorf("another region: exit status %d: %s", status, out)
 	}
 }
@@ -184,7 +197,8 @@ func steps(t *testing.T, c *cloud) (all []step) {
 	text := c.aws("imagebuilder", "get-image-recipe", "--image-recipe-arn", c.output("steps", "RecipeArn"))
 	must.Do(t, json.Unmarshal([]byte(text), &recipe), "decode %s", text)
 	for _, component := range recipe.ImageRecipe.Components {
-		data := c.query("component.data", "imagebuilder", "get-component", "--component-build-version-arn", component.ComponentArn)
+		data := c.query("component.data", "imagebuilder", "get-component", "--component-build-version-arn",
+			component.ComponentArn)
 		yaml := c.command("python", "-c", "import json, sys, yaml; json.dump(yaml.safe_load(sys.stdin), sys.stdout)")
 		yaml.Stdin = strings.NewReader(data)
 		text := must.Get(yaml.Output())(t, "read %s as YAML", component.ComponentArn)
@@ -205,11 +219,13 @@ func steps(t *testing.T, c *cloud) (all []step) {
 			t.Errorf("%s: schemaVersion %v, %d bytes", document.Name, document.SchemaVersion, len(data))
 		}
 		for _, phase := range document.Phases {
-			if !slices.Contains([]string{"build", "validate", "test"}, phase.Name) || (phase.Name == "test" && len(document.Phases) != 1) {
+			if !slices.Contains([]string{"build", "validate", "test"}, phase.Name) ||
+				(phase.Name == "test" && len(document.Phases) != 1) {
 				t.Errorf("%s has the phase %s", document.Name, phase.Name)
 			}
 			for _, s := range phase.Steps {
-				if s.Action != "ExecuteBash" || s.OnFailure != "Abort" || s.TimeoutSeconds == 0 || len(s.Inputs.Commands) != 1 {
+				if s.Action != "ExecuteBash" || s.OnFailure != "Abort" || s.TimeoutSeconds == 0 ||
+					len(s.Inputs.Commands) != 1 {
 					t.Errorf("%s: step %+v", document.Name, s)
 				}
 				script := s.Inputs.Commands[0]
@@ -237,7 +253,8 @@ func find(t *testing.T, all []step, name string) string {
 	return ""
 }
 
-// TestImageSteps checks the components' documents, and runs what they do without AWS, in a directory that is thrown away.
+// TestImageSteps checks the components' documents, and runs what they do without AWS, in a directory that is thrown
+// away.
 func TestImageSteps(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
@@ -260,7 +277,8 @@ func TestImageSteps(t *testing.T) {
 	for _, s := range all {
 		order = append(order, s.phase+" "+s.name)
 	}
-	if want := []string{"build Install", "build Harden", "build Clean", "validate NothingIsLeft", "test Boot", "test Package", "test Gate", "test Hardening"}; !slices.Equal(order, want) {
+	if want := []string{"build Install", "build Harden", "build Clean", "validate NothingIsLeft", "test Boot",
+		"test Package", "test Gate", "test Hardening"}; !slices.Equal(order, want) {
 		t.Errorf("the steps are %v, want %v", order, want)
 	}
 	t.Run("install", func(t *testing.T) { install(t, c, find(t, all, "Install")) })
@@ -297,21 +315,26 @@ esac
 		{"from S3", "s3://bucket/a/sevagent.rpm", good, true, []string{
 			"--aws-sigv4 aws:amz:us-east-2:s3 -K - ", "https://s3.us-east-2.amazonaws.com/bucket/a/sevagent.rpm",
 			`config user = "AKIA:a/secret+key"`, `config header = "X-Amz-Security-Token: session=="`,
-			"X-aws-ec2-metadata-token: token http://169.254.169.254/latest/meta-data/iam/security-credentials/builder"}, ""},
-		{"wrong checksum", "https://packages.example.com/sevagent.rpm", sum, false, nil, "nothing is installed: the package has " + good},
-		{"wrong checksum from S3", "s3://bucket/a/sevagent.rpm", sum, false, nil, "nothing is installed: the package has " + good},
+			"X-aws-ec2-metadata-token: token http://169.254.169.254/latest/meta-data/iam/security-credentials/builder"},
+			""},
+		{"wrong checksum", "https://packages.example.com/sevagent.rpm", sum, false, nil,
+			"nothing is installed: the package has " + good},
+		{"wrong checksum from S3", "s3://bucket/a/sevagent.rpm", sum, false, nil,
+			"nothing is installed: the package has " + good},
 		{"not there", "https://packages.example.com/404.rpm", good, false, nil, "error: 404"},
 	} {
 		dir := t.TempDir()
 		calls := filepath.Join(dir, "calls")
 		lab.WriteProgram(t, filepath.Join(dir, "bin/curl"), curl)
 		for _, name := range []string{"dnf", "rpm"} {
-			lab.WriteProgram(t, filepath.Join(dir, "bin", name), "#!/bin/bash\necho \""+name+" $*\" >>\"$CALLS\"\n[ "+name+" = rpm ] || [ \"$(cat \"${!#}\")\" = 'the package' ]\n")
+			lab.WriteProgram(t, filepath.Join(dir, "bin", name),
+				"#!/bin/bash\necho \""+name+" $*\" >>\"$CALLS\"\n[ "+name+" = rpm ] || [ \"$(cat \"${!#}\")\" = 'the package' ]\n")
 		}
 		os.Mkdir(filepath.Join(dir, "tmp"), 0o755)
 		text := strings.NewReplacer(c.get("PACKAGE_URL"), test.url, c.get("PACKAGE_SHA256"), test.sum).Replace(script)
 		cmd := exec.Command("bash", "-c", text)
-		cmd.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "CALLS=" + calls, "TMPDIR=" + filepath.Join(dir, "tmp")}
+		cmd.Env = []string{"PATH=" + filepath.Join(dir, "bin") + ":/usr/bin:/bin", "CALLS=" + calls, "TMPDIR=" +
+			filepath.Join(dir, "tmp")}
 		out, err := cmd.CombinedOutput()
 		done := lab.Read(t, calls)
 		if (err == nil) != test.installs || strings.Contains(done, "dnf -y install ") != test.installs {
@@ -345,7 +368,8 @@ type root struct {
 func newRoot(t *testing.T, programs map[string]string) root {
 	t.Helper()
 	r := root{t, t.TempDir()}
-	for _, dir := range []string{"dev", "etc", "home", "hostusr", "proc", "programs", "root", "sys", "tmp", "usr/lib/systemd", "usr/libexec", "var/log", "var/lib"} {
+	for _, dir := range []string{"dev", "etc", "home", "hostusr", "proc", "programs", "root", "sys", "tmp",
+		"usr/lib/systemd", "usr/libexec", "var/log", "var/lib"} {
 		must.Do(t, os.MkdirAll(filepath.Join(r.dir, dir), 0o755), "make a directory")
 	}
 	link := func(target, name string) {
@@ -372,7 +396,8 @@ func newRoot(t *testing.T, programs map[string]string) root {
 
 func (r root) program(name, text string) {
 	r.t.Helper()
-	lab.WriteProgram(r.t, filepath.Join(r.dir, "programs", name), "#!/bin/bash\necho \"${0##*/} $*\" >>/calls\n"+text+"\n")
+	lab.WriteProgram(r.t, filepath.Join(r.dir, "programs", name),
+		"#!/bin/bash\necho \"${0##*/} $*\" >>/calls\n"+text+"\n")
 }
 
 func (r root) write(path, content string) {
@@ -403,12 +428,17 @@ func (r root) run(script string) (out string, status int) {
 
 // harden runs the hardening component in a root with all that it is to remove, and what it is to leave.
 func harden(t *testing.T, all []step) {
-	r := newRoot(t, map[string]string{"systemctl": "", "swapoff": "", "dnf": "", "cloud-init": "rm -rf /var/lib/cloud/instance"})
-	gone := []string{"etc/ssh/ssh_host_ed25519_key", "etc/ssh/ssh_host_rsa_key.pub", "root/.ssh/authorized_keys", "home/ec2-user/.ssh/authorized_keys",
-		"home/ec2-user/.bash_history", "root/.aws/credentials", "etc/sudoers.d/90-cloud-init-users", "etc/docker/key.json", "etc/sevagent/conf.d/50-bootstrap.yaml",
-		"etc/sevagent/signal.json", "var/lib/sevagent/signaled.json", "var/lib/ecs/data/agent.db", "var/log/ecs/ecs-agent.log", "var/log/journal/ab/system.journal",
+	r := newRoot(t, map[string]string{"systemctl": "", "swapoff": "", "dnf": "",
+		"cloud-init": "rm -rf /var/lib/cloud/instance"})
+	gone := []string{"etc/ssh/ssh_host_ed25519_key", "etc/ssh/ssh_host_rsa_key.pub", "root/.ssh/authorized_keys",
+		"home/ec2-user/.ssh/authorized_keys",
+		"home/ec2-user/.bash_history", "root/.aws/credentials", "etc/sudoers.d/90-cloud-init-users",
+		"etc/docker/key.json", "etc/sevagent/conf.d/50-bootstrap.yaml",
+		"etc/sevagent/signal.json", "var/lib/sevagent/signaled.json", "var/lib/ecs/data/agent.db",
+		"var/log/ecs/ecs-agent.log", "var/log/journal/ab/system.journal",
 		"var/lib/cloud/instance/user-data.txt", "var/lib/systemd/random-seed"}
-	kept := []string{"etc/ssh/sshd_config", "etc/ecs/ecs.config", "etc/sevagent/config.yaml", "home/ec2-user/.bashrc", "etc/sudoers", "var/lib/cloud/seed"}
+	kept := []string{"etc/ssh/sshd_config", "etc/ecs/ecs.config", "etc/sevagent/config.yaml", "home/ec2-user/.bashrc",
+		"etc/sudoers", "var/lib/cloud/seed"}
 	for _, path := range append(slices.Clone(gone), kept...) {
 		r.write(path, "something\n")
 	}
@@ -417,7 +447,8 @@ func harden(t *testing.T, all []step) {
 	r.write("etc/fstab", "UUID=1  /  xfs  defaults 0 1\n# /dev/b none swap sw 0 0\n/dev/xvdb none swap sw 0 0\nLABEL=swap\tswap\tswap\tdefaults 0 0\n")
 
 	// Before, the validation has something to say.
-	if out, status := r.run(find(t, all, "NothingIsLeft")); status != 1 || !strings.Contains(out, "/root/.ssh/authorized_keys") || !strings.Contains(out, "/etc/machine-id") {
+	if out, status := r.run(find(t, all, "NothingIsLeft")); status != 1 ||
+		!strings.Contains(out, "/root/.ssh/authorized_keys") || !strings.Contains(out, "/etc/machine-id") {
 		t.Errorf("validation before: exit status %d: %s", status, out)
 	}
 	for range 2 { // as often as one likes
@@ -449,7 +480,9 @@ func harden(t *testing.T, all []step) {
 		}
 	}
 	calls := r.read("calls")
-	for _, want := range []string{"systemctl disable sshd.service", "systemctl mask sshd.service", "systemctl mask swap.target", "swapoff -a", "systemctl stop ecs.service", "systemctl is-enabled ecs.service", "cloud-init clean --logs"} {
+	for _, want := range []string{"systemctl disable sshd.service", "systemctl mask sshd.service",
+		"systemctl mask swap.target", "swapoff -a", "systemctl stop ecs.service", "systemctl is-enabled ecs.service",
+		"cloud-init clean --logs"} {
 		if !strings.Contains(calls, want+"\n") {
 			t.Errorf("no call %s: %s", want, calls)
 		}
@@ -468,7 +501,8 @@ func tested(t *testing.T, all []step) {
 	esac`
 	good := func(t *testing.T) root {
 		r := newRoot(t, map[string]string{
-			"systemctl": systemctl, "uname": "echo 6.1.0", "sevagent": "echo 1.0.0", "systemd-analyze": "", "swapon": "", "modprobe": "",
+			"systemctl": systemctl, "uname": "echo 6.1.0", "sevagent": "echo 1.0.0", "systemd-analyze": "",
+			"swapon": "", "modprobe": "",
 			"rpm":    `[ "$1" = -q ] || printf '%s\n' /usr/bin/sevagent /usr/lib/systemd/system/{sevagent.service,sevagent.socket,etc-ecs-mtls.mount,ecs.service.d/10-sevagent.conf}`,
 			"sysctl": "echo '|/bin/false'",
 		})
@@ -486,21 +520,29 @@ func tested(t *testing.T, all []step) {
 		change           func(root)
 	}{
 		{"as it should be", "", "", func(root) {}},
-		{"legacy BIOS", "Boot", "not booted by UEFI", func(r root) { os.RemoveAll(filepath.Join(r.dir, "sys/firmware")) }},
-		{"a kernel without the driver", "Boot", "kernel 6.1.0 is built without", func(r root) { r.write("boot/config-6.1.0", "# CONFIG_SEV_GUEST is not set\n") }},
+		{"legacy BIOS", "Boot", "not booted by UEFI",
+			func(r root) { os.RemoveAll(filepath.Join(r.dir, "sys/firmware")) }},
+		{"a kernel without the driver", "Boot", "kernel 6.1.0 is built without",
+			func(r root) { r.write("boot/config-6.1.0", "# CONFIG_SEV_GUEST is not set\n") }},
 		{"no package", "Package", "", func(r root) { r.program("rpm", "exit 1") }},
 		{"a program that does not run", "Package", "", func(r root) { r.program("sevagent", "exit 126") }},
 		{"a package without units", "Package", "", func(r root) { r.program("rpm", "") }},
 		{"no drop-in", "Package", "", func(r root) {
 			os.Remove(filepath.Join(r.dir, "usr/lib/systemd/system/ecs.service.d/10-sevagent.conf"))
 		}},
-		{"a unit that systemd does not understand", "Package", "", func(r root) { r.program("systemd-analyze", "exit 1") }},
+		{"a unit that systemd does not understand", "Package", "",
+			func(r root) { r.program("systemd-analyze", "exit 1") }},
 		{"the agent enabled", "Gate", "sevagent.service is enabled", func(r root) { r.program("systemctl", "exit 0") }},
-		{"a node's configuration", "Gate", "50-bootstrap.yaml is in the AMI", func(r root) { r.write("etc/sevagent/conf.d/50-bootstrap.yaml", "") }},
-		{"a node's marker", "Gate", "/var/lib/sevagent has files", func(r root) { r.write("var/lib/sevagent/signaled.json", "{}") }},
-		{"ecs.service without the drop-in", "Gate", "does not know its drop-in", func(r root) { r.program("systemctl", strings.Replace(systemctl, "10-sevagent", "other", 1)) }},
-		{"an ECS agent that runs", "Gate", "the ECS agent runs", func(r root) { r.program("systemctl", strings.Replace(systemctl, "exit 3", "exit 0", 1)) }},
-		{"an SNP guest without a device", "Gate", "without /dev/sev-guest", func(r root) { r.write("proc/cpuinfo", "flags : fpu sev_snp\n") }},
+		{"a node's configuration", "Gate", "50-bootstrap.yaml is in the AMI",
+			func(r root) { r.write("etc/sevagent/conf.d/50-bootstrap.yaml", "") }},
+		{"a node's marker", "Gate", "/var/lib/sevagent has files",
+			func(r root) { r.write("var/lib/sevagent/signaled.json", "{}") }},
+		{"ecs.service without the drop-in", "Gate", "does not know its drop-in",
+			func(r root) { r.program("systemctl", strings.Replace(systemctl, "10-sevagent", "other", 1)) }},
+		{"an ECS agent that runs", "Gate", "the ECS agent runs",
+			func(r root) { r.program("systemctl", strings.Replace(systemctl, "exit 3", "exit 0", 1)) }},
+		{"an SNP guest without a device", "Gate", "without /dev/sev-guest",
+			func(r root) { r.write("proc/cpuinfo", "flags : fpu sev_snp\n") }},
 		{"swap", "Hardening", "there is swap", func(r root) { r.program("swapon", "echo /dev/xvdb") }},
 		{"core files", "Hardening", "core files are written", func(r root) { r.program("sysctl", "echo core") }},
 		{"sshd", "Hardening", "sshd runs", func(r root) { r.program("systemctl", "exit 0") }},
@@ -516,7 +558,8 @@ func tested(t *testing.T, all []step) {
 				t.Errorf("%s: step %s ended with %d: %s", test.name, s.name, status, out)
 			}
 		}
-		if calls := r.read("calls"); test.step == "" && !strings.Contains(calls, "systemd-analyze verify --man=no sevagent.service sevagent.socket etc-ecs-mtls.mount\n") {
+		if calls := r.read("calls"); test.step == "" && !strings.Contains(calls,
+			"systemd-analyze verify --man=no sevagent.service sevagent.socket etc-ecs-mtls.mount\n") {
 			t.Errorf("the calls are %s", calls)
 		}
 	}
@@ -574,7 +617,8 @@ func TestImageGuide(t *testing.T) {
 		"other-region": func(out string) { ami(out) },
 		"cluster": func(string) {
 			c.stands("confidential-cluster", "CREATE_COMPLETE", 1)
-			if got := c.query("Reservations[0].Instances[0].ImageId", "ec2", "describe-instances", "--instance-ids", c.instances("confidential-cluster")[0]); got != first {
+			if got := c.query("Reservations[0].Instances[0].ImageId", "ec2", "describe-instances", "--instance-ids",
+				c.instances("confidential-cluster")[0]); got != first {
 				t.Errorf("the node runs %s, want %s", got, first)
 			}
 			if data := c.userData("confidential-cluster"); !strings.Contains(data, "url=''\n") {
@@ -588,14 +632,17 @@ func TestImageGuide(t *testing.T) {
 		},
 		"replace": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
-			got := c.query("Reservations[0].Instances[0].ImageId", "ec2", "describe-instances", "--instance-ids", c.instances("confidential-cluster")[0])
-			if want := c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/sevagent/ami"); got == first || got != want {
+			got := c.query("Reservations[0].Instances[0].ImageId", "ec2", "describe-instances", "--instance-ids",
+				c.instances("confidential-cluster")[0])
+			if want := c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/sevagent/ami"); got == first ||
+				got != want {
 				t.Errorf("the node runs %s, want %s", got, want)
 			}
 		},
 	}
 	c.follow(names, blocks, before, after)
-	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation", "list-stacks"); left != "" {
+	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation",
+		"list-stacks"); left != "" {
 		t.Errorf("stacks that are left: %s", left)
 	}
 }

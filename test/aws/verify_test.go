@@ -25,50 +25,69 @@ func TestBroken(t *testing.T) {
 	}{
 		{"nothing", func(*cloud, string, string) {}, nil},
 		{"insights", func(c *cloud, cluster, _ string) {
-			c.aws("ecs", "update-cluster-settings", "--cluster", cluster, "--settings", "name=containerInsights,value=disabled")
+			c.aws("ecs", "update-cluster-settings", "--cluster", cluster, "--settings",
+				"name=containerInsights,value=disabled")
 		}, []string{"container-insights"}},
 		{"metadata without a token", func(c *cloud, _, node string) {
 			c.aws("ec2", "modify-instance-metadata-options", "--instance-id", node, "--http-tokens", "optional")
 		}, []string{"imdsv2"}},
 		{"left the cluster", func(c *cloud, cluster, node string) {
-			c.aws("ecs", "deregister-container-instance", "--cluster", cluster, "--container-instance", c.container(cluster, node), "--force")
+			c.aws("ecs", "deregister-container-instance", "--cluster", cluster, "--container-instance",
+				c.container(cluster, node), "--force")
 		}, []string{"membership"}},
 		{"attribute", func(c *cloud, cluster, node string) {
-			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes", "name=sevagent.attested,value=false,targetType=container-instance,targetId="+c.container(cluster, node))
+			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes",
+				"name=sevagent.attested,value=false,targetType=container-instance,targetId="+c.container(cluster, node))
 		}, []string{"attested"}},
 		{"measurement", func(c *cloud, cluster, node string) {
-			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes", "name=sevagent.measurement,value="+strings.Repeat("cd", 48)+",targetType=container-instance,targetId="+c.container(cluster, node))
+			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes",
+				"name=sevagent.measurement,value="+strings.Repeat("cd",
+					48)+",targetType=container-instance,targetId="+c.container(cluster, node))
 		}, []string{"attested-equal"}},
 		{"scale-in protection", func(c *cloud, cluster, node string) {
-			c.aws("autoscaling", "set-instance-protection", "--auto-scaling-group-name", cluster+"-snp", "--instance-ids", node, "--no-protected-from-scale-in")
+			c.aws("autoscaling", "set-instance-protection", "--auto-scaling-group-name", cluster+"-snp",
+				"--instance-ids", node, "--no-protected-from-scale-in")
 		}, []string{"scale-in-protection"}},
 		{"a newer template", func(c *cloud, cluster, _ string) {
-			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp", "--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
-				c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version", "--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data", `{"EbsOptimized":true}`))
+			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp",
+				"--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
+					c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version",
+						"--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data",
+						`{"EbsOptimized":true}`))
 		}, []string{"template-version"}},
 		{"not SNP", func(c *cloud, _, node string) { c.damage(node, "snp", "disabled") }, []string{"snp-enabled"}},
 		{"type", func(c *cloud, _, node string) { c.damage(node, "type", "m5.large") }, []string{"instance-types"}},
-		{"legacy boot", func(c *cloud, _, node string) { c.damage(node, "boot_mode", "legacy-bios") }, []string{"boot-mode"}},
-		{"root volume", func(c *cloud, _, node string) { c.damage(node, "root_encrypted", false) }, []string{"root-encrypted"}},
-		{"agent", func(c *cloud, _, node string) { c.damage(node, "agent_connected", false) }, []string{"agent-connected"}},
-		{"stopped", func(c *cloud, _, node string) { c.aws("ec2", "stop-instances", "--instance-ids", node) }, []string{"nodes-running"}},
+		{"legacy boot", func(c *cloud, _, node string) { c.damage(node, "boot_mode", "legacy-bios") },
+			[]string{"boot-mode"}},
+		{"root volume", func(c *cloud, _, node string) { c.damage(node, "root_encrypted", false) },
+			[]string{"root-encrypted"}},
+		{"agent", func(c *cloud, _, node string) { c.damage(node, "agent_connected", false) },
+			[]string{"agent-connected"}},
+		{"stopped", func(c *cloud, _, node string) { c.aws("ec2", "stop-instances", "--instance-ids", node) },
+			[]string{"nodes-running"}},
 		{"template without SNP", func(c *cloud, cluster, _ string) {
-			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp", "--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
-				c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version", "--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data", `{"CpuOptions":{"AmdSevSnp":"disabled"}}`))
+			c.aws("autoscaling", "update-auto-scaling-group", "--auto-scaling-group-name", cluster+"-snp",
+				"--launch-template", "LaunchTemplateName="+cluster+"-snp,Version="+
+					c.query("LaunchTemplateVersion.VersionNumber", "ec2", "create-launch-template-version",
+						"--launch-template-name", cluster+"-snp", "--source-version", "1", "--launch-template-data",
+						`{"CpuOptions":{"AmdSevSnp":"disabled"}}`))
 		}, []string{"launch-template", "template-version"}},
 		{"unhealthy", func(c *cloud, _, node string) {
 			c.aws("autoscaling", "set-instance-health", "--instance-id", node, "--health-status", "Unhealthy")
 		}, []string{"auto-scaling-group"}},
 		{"no FARGATE but another provider", func(c *cloud, cluster, _ string) {
-			c.aws("ecs", "put-cluster-capacity-providers", "--cluster", cluster, "--capacity-providers", cluster+"-snp", "FARGATE", "--default-capacity-provider-strategy", "capacityProvider="+cluster+"-snp,weight=1")
+			c.aws("ecs", "put-cluster-capacity-providers", "--cluster", cluster, "--capacity-providers", cluster+"-snp",
+				"FARGATE", "--default-capacity-provider-strategy", "capacityProvider="+cluster+"-snp,weight=1")
 		}, []string{"capacity-providers"}},
-		{"image", func(c *cloud, _, node string) { c.damage(node, "image_boot_mode", nil) }, []string{"ami-boot-mode"}}, // of all that come after
+		// Of all that come after
+		{"image", func(c *cloud, _, node string) { c.damage(node, "image_boot_mode", nil) }, []string{"ami-boot-mode"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := *c
 			c.t = t
 			cluster := fmt.Sprint("b", i)
-			if out, status := c.deploy(cluster, "cluster.yaml", c.basic(cluster, "DesiredCapacity=2", "MinSize=2")...); status != 0 {
+			if out, status := c.deploy(cluster, "cluster.yaml",
+				c.basic(cluster, "DesiredCapacity=2", "MinSize=2")...); status != 0 {
 				t.Fatalf("%s\n%s", out, c.events())
 			}
 			test.do(&c, cluster, c.instances(cluster)[0])
@@ -95,7 +114,8 @@ func (c *cloud) damage(instance, property string, value any) {
 func (c *cloud) container(cluster, instance string) string {
 	c.t.Helper()
 	list := strings.Fields(c.query("containerInstanceArns", "ecs", "list-container-instances", "--cluster", cluster))
-	args := append([]string{"ecs", "describe-container-instances", "--cluster", cluster, "--container-instances"}, list...)
+	args := append([]string{"ecs", "describe-container-instances", "--cluster", cluster, "--container-instances"},
+		list...)
 	return c.query("containerInstances[?ec2InstanceId=='"+instance+"'].containerInstanceArn", args...)
 }
 
@@ -116,11 +136,14 @@ func TestTrouble(t *testing.T) {
 	says("no such cluster", 1, "b", "c")
 	says("no such profile", 2, "nobody", "b", "nobody")
 
-	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeVolumes", "code": "UnauthorizedOperation", "status": 403, "times": -1})
-	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeLaunchTemplateVersions", "code": "UnauthorizedOperation", "status": 403, "times": -1})
+	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeVolumes", "code": "UnauthorizedOperation",
+		"status": 403, "times": -1})
+	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeLaunchTemplateVersions",
+		"code": "UnauthorizedOperation", "status": 403, "times": -1})
 	failing, _, status := c.verify("b")
 	for id, k := range failing {
-		if k.Status != "unknown" || !slices.Contains([]string{"launch-template", "root-encrypted", "template-version"}, id) {
+		if k.Status != "unknown" || !slices.Contains([]string{"launch-template", "root-encrypted", "template-version"},
+			id) {
 			t.Errorf("with one API denied: %s %s: %s", id, k.Status, k.Detail)
 		}
 	}
@@ -129,7 +152,8 @@ func TestTrouble(t *testing.T) {
 	}
 	c.control("clear-faults", nil)
 
-	c.control("fault", map[string]any{"service": "ecs", "operation": "DescribeClusters", "code": "ThrottlingException", "status": 400, "times": 2})
+	c.control("fault", map[string]any{"service": "ecs", "operation": "DescribeClusters", "code": "ThrottlingException",
+		"status": 400, "times": 2})
 	if failing, _, status := c.verify("b"); status != 0 {
 		t.Errorf("throttled twice: %v, exit status %d", failing, status)
 	}
@@ -141,7 +165,8 @@ func TestTrouble(t *testing.T) {
 func TestThousand(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
-	if out, status := c.deploy("big", "cluster.yaml", c.basic("big", "MinSize=0", "DesiredCapacity=0", "MaxSize=1000")...); status != 0 {
+	if out, status := c.deploy("big", "cluster.yaml", c.basic("big", "MinSize=0", "DesiredCapacity=0",
+		"MaxSize=1000")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
 	c.control("fleet", map[string]any{"group": "big-snp", "cluster": "big", "count": 1000})
@@ -171,7 +196,9 @@ func TestAttest(t *testing.T) {
 	socket := c.simulatedNode()
 	dir := filepath.Dir(filepath.Dir(socket))
 	measurement := c.must("bash", "-c", "sevagent status --json --socket "+socket+" | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"attestation\"][\"measurement\"])'")
-	c.aws("ecs", "put-attributes", "--cluster", "b", "--attributes", "name=sevagent.measurement,value="+measurement+",targetType=container-instance,targetId="+c.container("b", c.instances("b")[0]))
+	c.aws("ecs", "put-attributes", "--cluster", "b", "--attributes",
+		"name=sevagent.measurement,value="+measurement+",targetType=container-instance,targetId="+c.container("b",
+			c.instances("b")[0]))
 
 	program := filepath.Join(t.TempDir(), "command")
 	wrapper := filepath.Join(t.TempDir(), "sevagent")

@@ -40,7 +40,8 @@ func configureAgent(t *testing.T, attestation, settings string) *agent {
 	lab.Mount(t, lab.Published)
 	a := &agent{t: t, secret: filepath.Join(t.TempDir(), "secret.json")}
 	lab.Write(t, lab.ConfigDir+"/config.yaml",
-		fmt.Sprintf("attestation: {%s}\nmtls: {secrets: [%q], poll_interval: 24h, %s}\n", attestation, "file://"+a.secret, settings))
+		fmt.Sprintf("attestation: {%s}\nmtls: {secrets: [%q], poll_interval: 24h, %s}\n", attestation,
+			"file://"+a.secret, settings))
 	must.Do(t, a.renew(), "make the secret")
 	a.start()
 	return a

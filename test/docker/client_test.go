@@ -82,7 +82,8 @@ func startFlood() *flood {
 func (f *flood) run() {
 	nonce := base64.RawURLEncoding.EncodeToString(make([]byte, 16))
 	body := `{"nonce":"` + nonce + `"}`
-	request := fmt.Appendf(nil, "POST /v1/evidence HTTP/1.1\r\nHost: sevagent\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	request := fmt.Appendf(nil, "POST /v1/evidence HTTP/1.1\r\nHost: sevagent\r\nContent-Length: %d\r\n\r\n%s",
+		len(body), body)
 	for f.ctx.Err() == nil {
 		conn, err := net.Dial("unix", client.DefaultSocket)
 		if errors.Is(err, syscall.EAGAIN) { // more wait to be accepted than may

@@ -74,7 +74,8 @@ func startDocker() (stop func(), err error) {
 	}
 	cmd := exec.Command("dockerd", "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
 		"--pidfile", filepath.Join(dir, "pid"), "--host", "unix:///run/docker.sock",
-		"--bridge=none", "--iptables=false", "--ip6tables=false", "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", "/ecs/"+task)
+		"--bridge=none", "--iptables=false", "--ip6tables=false", "--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", "/ecs/"+task)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return func() {}, fmt.Errorf("%w: %v", errCannot, err)
@@ -139,7 +140,8 @@ func makeImage(name string, changes ...string) error {
 	if err := errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	args := append([]string{"import", "--change", `ENTRYPOINT ["/inhabitant"]`, "--change", "ENV " + roleVariable + "=1"}, changes...)
+	args := []string{"import", "--change", `ENTRYPOINT ["/inhabitant"]`, "--change", "ENV " + roleVariable + "=1"}
+	args = append(args, changes...)
 	_, err = docker(&archive, append(args, "-", name)...)
 	return err
 }
@@ -167,7 +169,8 @@ type container struct {
 // startContainer runs a container until the test ends.
 func startContainer(t *testing.T, image string, args ...string) *container {
 	t.Helper()
-	id := must.Get(docker(nil, append(append([]string{"create", "-i", "--network", "none"}, args...), image)...))(t, "create a container")
+	id := must.Get(docker(nil, append(append([]string{"create", "-i", "--network", "none"}, args...), image)...))(t,
+		"create a container")
 	cmd := exec.Command("docker", "start", "-a", "-i", id)
 	stdin := must.Get(cmd.StdinPipe())(t, "make a pipe")
 	stdout, in, err := os.Pipe()

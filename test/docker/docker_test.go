@@ -18,25 +18,28 @@ import (
 	"sevagent/test/lab"
 )
 
-const label = "io.sevagent.reload"
+const hup = "--label=io.sevagent.reload=SIGHUP"
 
 // readOnly binds something published into a container, at a place of the same name.
 func readOnly(source, target string) string { return "--volume=" + source + ":" + target + ":ro" }
 
-// TestReload: containers with the label get one signal after the last publication, within the splay, and others none.
+// whole binds everything that is published, at its own place.
+var whole = readOnly(lab.Published, lab.Published)
+
+// TestReload: containers with the label get one signal after the last publication, and others none.
 func TestReload(t *testing.T) {
 	a := startAgent(t, "reload: true, reload_splay: 3s")
 	before := a.status().MTLS.Generation
 
 	told := map[*container]string{
-		startContainer(t, image, "--label", label+"=SIGHUP", readOnly(lab.Published, lab.Published)):            "SIGHUP",
-		startContainer(t, labelledImage, readOnly(lab.Published, lab.Published)):                                "SIGUSR1",
-		startContainer(t, image, "--label", label+"=SIGHUP", readOnly(lab.Published+"/client.crt", "/one.crt")): "SIGHUP",
+		startContainer(t, image, hup, whole):                                             "SIGHUP",
+		startContainer(t, labelledImage, whole):                                          "SIGUSR1",
+		startContainer(t, image, hup, readOnly(lab.Published+"/client.crt", "/one.crt")): "SIGHUP",
 	}
 	others := []*container{
-		startContainer(t, image, readOnly(lab.Published, lab.Published)),
-		startContainer(t, image, "--label", label+"=SIGHUP"),
-		startContainer(t, image, "--label", label+"=SIGHUP", readOnly("/etc/ecs", "/elsewhere")),
+		startContainer(t, image, whole),
+		startContainer(t, image, hup),
+		startContainer(t, image, hup, readOnly("/etc/ecs", "/elsewhere")),
 	}
 	if s := a.status().Reload; len(s.Last) != 0 || s.Error != "" {
 		t.Fatalf("before a rotation, reload is %+v", s)
@@ -92,7 +95,8 @@ func TestReload(t *testing.T) {
 		if got[0].At.Before(began) {
 			t.Errorf("container %s got its signal %v before the rotation", c.name, began.Sub(got[0].At))
 		}
-		t.Logf("%s to %s, %v after the publication", got[0].Signal, c.name, got[0].At.Sub(returned).Round(time.Millisecond))
+		t.Logf("%s to %s, %v after the publication", got[0].Signal, c.name,
+			got[0].At.Sub(returned).Round(time.Millisecond))
 	}
 
 	// Two publications. A signal that was due at once, before the second, stands for the first alone.
@@ -118,7 +122,8 @@ func TestReload(t *testing.T) {
 			case len(got) == 1:
 				folded++
 			default:
-				t.Errorf("container %s got %v after two publications, the last at %v; want one signal", c.name, got, second)
+				t.Errorf("container %s got %v after two publications, the last at %v; want one signal", c.name, got,
+					second)
 			}
 		}
 	}
@@ -138,7 +143,7 @@ func TestReload(t *testing.T) {
 }
 
 // TestEveryGeneration: containers that bind the directory, and were started while it was rotated, see every generation
-// as soon as it is lab.Published, and none that does not fit together.
+// as soon as it is published, and none that does not fit together.
 func TestEveryGeneration(t *testing.T) {
 	const rotations, containers = 20, 3
 	a := startAgent(t, "")
@@ -169,7 +174,7 @@ func TestEveryGeneration(t *testing.T) {
 			t.Logf("%d rotations while the containers were started", meanwhile)
 		}()
 		for i := range containers {
-			all = append(all, startContainer(t, image, readOnly(lab.Published, lab.Published)))
+			all = append(all, startContainer(t, image, whole))
 			all[i].ask("read")
 		}
 	}()
@@ -197,7 +202,7 @@ func TestStaleReader(t *testing.T) {
 	a := startAgent(t, "")
 	first := a.status().MTLS.Generation
 	file := startContainer(t, image, readOnly(lab.Published+"/client.crt", "/x.crt"))
-	startContainer(t, image, readOnly(lab.Published, lab.Published))
+	startContainer(t, image, whole)
 	old := file.ask("cat /x.crt").Text
 
 	a.rotate()
@@ -238,8 +243,8 @@ func TestStaleReader(t *testing.T) {
 	}
 }
 
-// TestRootOfContainer: with the directory writable, a container's root cannot touch what is lab.Published, and what it does
-// to the names that lead there is put back.
+// TestRootOfContainer: with the directory writable, a container's root cannot touch what is published, and what it
+// does to the names that lead there is put back.
 func TestRootOfContainer(t *testing.T) {
 	a := startAgent(t, "")
 	c := startContainer(t, image, "--volume="+lab.Published+":"+lab.Published)

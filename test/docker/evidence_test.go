@@ -36,7 +36,7 @@ const region = "us-east-2"
 // withSocket and withAll are what containers mount: the directory of the socket, and the certificates too.
 var (
 	withSocket = []string{readOnly("/run/sevagent", "/run/sevagent")}
-	withAll    = append([]string{readOnly(lab.Published, lab.Published)}, withSocket...)
+	withAll    = append([]string{whole}, withSocket...)
 )
 
 // simulated is one device for all tests: its keys take long to make.
@@ -56,7 +56,8 @@ func startAttesting(t *testing.T, attestation, settings string) *agent {
 			t.Error("unmount the device:", err)
 		}
 	})
-	return configureAgent(t, fmt.Sprintf("transport: configfs, configfs: %s, policy: %s, %s", tsm, filepath.Join(lab.Work(), "policy.yaml"), attestation), settings)
+	return configureAgent(t, fmt.Sprintf("transport: configfs, configfs: %s, policy: %s, %s", tsm,
+		filepath.Join(lab.Work(), "policy.yaml"), attestation), settings)
 }
 
 // verified is what sevctl says of evidence.
@@ -69,7 +70,8 @@ type verified struct {
 // verify has sevctl verify a document.
 func verify(t *testing.T, document, nonce string) (v verified, err error) {
 	t.Helper()
-	cmd := exec.Command(lab.Bin("sevctl"), "evidence", "verify", "-", "--output", "json", "--nonce", nonce, "--region", region,
+	cmd := exec.Command(lab.Bin("sevctl"), "evidence", "verify", "-", "--output", "json", "--nonce", nonce, "--region",
+		region,
 		"--policy", filepath.Join(lab.Work(), "policy.yaml"), "--allow-custom-roots")
 	cmd.Stdin = strings.NewReader(document)
 	out, errs, status := lab.Run(t, cmd)
@@ -134,8 +136,10 @@ func TestEvidence(t *testing.T) {
 		want evidence.Caller
 	}{
 		{"root", nil, evidence.Caller{TaskARN: arn + task}},
-		{"a user, of another task", []string{"--user=1000:1000", "--cgroup-parent=/ecs/" + other}, evidence.Caller{UID: 1000, TaskARN: arn + other}},
-		{"a task that the ECS agent contradicts", []string{"--user=7:7", "--cgroup-parent=/ecs/" + other}, evidence.Caller{UID: 7}},
+		{"a user, of another task", []string{"--user=1000:1000", "--cgroup-parent=/ecs/" + other},
+			evidence.Caller{UID: 1000, TaskARN: arn + other}},
+		{"a task that the ECS agent contradicts", []string{"--user=7:7", "--cgroup-parent=/ecs/" + other},
+			evidence.Caller{UID: 7}},
 	} {
 		c := startContainer(t, image, append(x.args, tools...)...)
 		x.want.ContainerID = c.id
@@ -153,7 +157,8 @@ func TestEvidence(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s, %s: %v", x.name, way, err)
 			}
-			if v.Nonce != "verified" || v.Binding.Kind != "client" || v.Binding.SPKISHA256.String() != want || v.Caller != x.want {
+			if v.Nonce != "verified" || v.Binding.Kind != "client" || v.Binding.SPKISHA256.String() != want ||
+				v.Caller != x.want {
 				t.Errorf("%s, %s: evidence is %+v, want caller %+v and key %s", x.name, way, v, x.want, want)
 			}
 			if _, err := verify(t, r.Text, newNonce()); err == nil {
@@ -168,7 +173,8 @@ func TestEvidence(t *testing.T) {
 			continue
 		}
 		forged := strings.ReplaceAll(documents[last.id], last.id, id)
-		if _, err := verify(t, forged, last.nonce); err == nil || !strings.Contains(err.Error(), "report_data_mismatch") {
+		if _, err := verify(t, forged, last.nonce); err == nil ||
+			!strings.Contains(err.Error(), "report_data_mismatch") {
 			t.Errorf("with another container's name: %v, want report_data_mismatch", err)
 		}
 	}
@@ -194,7 +200,8 @@ func TestFlood(t *testing.T) {
 	if generation := a.rotate(); generation != polite.ask("load").Loaded.Generation {
 		t.Error("another does not see a rotation")
 	}
-	t.Logf("another's evidence took %v and %v reports; the flood had %s", took.Round(time.Millisecond), made, greedy.ask("calm").Text)
+	t.Logf("another's evidence took %v and %v reports; the flood had %s", took.Round(time.Millisecond), made,
+		greedy.ask("calm").Text)
 	if answer.Refused != nil {
 		t.Fatalf("another is refused: %+v", *answer.Refused)
 	}
@@ -239,7 +246,8 @@ func TestRestart(t *testing.T) {
 				t.Fatalf("%v: evidence is refused: %+v", s, *r.Refused)
 			}
 			v := must.Get(verify(t, r.Text, nonce))(t, "%v: verify the evidence", s)
-			if want := spki(t, c.ask("cat "+lab.Published+"/client.crt").Text); v.Binding.SPKISHA256.String() != want || v.Caller.ContainerID != c.id {
+			if want := spki(t, c.ask("cat "+lab.Published+"/client.crt").Text); v.Binding.SPKISHA256.String() != want ||
+				v.Caller.ContainerID != c.id {
 				t.Errorf("%v: evidence is %+v, want key %s and container %s", s, v, want, c.id)
 			}
 		}

@@ -91,7 +91,8 @@ func bind(path string) error {
 	return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 }
 
-// readAll reads every file in the published directory that a path leads to, of every generation, and returns each attempt.
+// readAll reads every file in the published directory that a path leads to, of every generation, and returns each
+// attempt.
 func readAll() (list attempts, err error) {
 	err = filepath.WalkDir(lab.Published, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "..") {
@@ -112,7 +113,8 @@ func escape(names []string) (list attempts, err error) {
 		return nil, err
 	}
 	for _, name := range names {
-		for _, path := range []string{name, "../" + name, "../../" + name, "..data/" + name, "..data/../" + name, "..data/../../" + name,
+		for _, path := range []string{name, "../" + name, "../../" + name, "..data/" + name, "..data/../" + name,
+			"..data/../../" + name,
 			"..data/../../..data/" + name, "..prev/" + name, generation + "/" + name, generation + "/../../" + name} {
 			_, err := os.ReadFile(lab.Published + "/" + path) // Join would resolve the dots
 			list.try("read "+path, err)
@@ -149,15 +151,18 @@ func TestReadOnly(t *testing.T) {
 			switch {
 			case strings.HasSuffix(x.Err, unix.EROFS.Error()):
 			// The kernel asks for the right to write to the file, and whether it is immutable, before the mount.
-			case (verb == "write" || verb == "append" || verb == "truncate") && (strings.HasSuffix(x.Err, unix.EACCES.Error()) || strings.HasSuffix(x.Err, unix.EPERM.Error())):
+			case (verb == "write" || verb == "append" || verb == "truncate") &&
+				(strings.HasSuffix(x.Err, unix.EACCES.Error()) || strings.HasSuffix(x.Err, unix.EPERM.Error())):
 				denied++
-			case (verb == "remount" || verb == "unmount" || verb == "mount" || strings.HasPrefix(x.What, "make a device")) && strings.HasSuffix(x.Err, unix.EPERM.Error()):
+			case (verb == "remount" || verb == "unmount" || verb == "mount" ||
+				strings.HasPrefix(x.What, "make a device")) && strings.HasSuffix(x.Err, unix.EPERM.Error()):
 				denied++
 			default:
 				t.Errorf("uid:gid %s of a container: attempt to %s: %q, want %v", user, x.What, x.Err, unix.EROFS)
 			}
 		}
-		t.Logf("%s: %d attempts, of which %d were denied before it mattered that the mount is read-only", user, len(attempts), denied)
+		t.Logf("%s: %d attempts, of which %d were denied before it mattered that the mount is read-only", user,
+			len(attempts), denied)
 		if len(attempts) < 200 {
 			t.Errorf("%d attempts are too few", len(attempts))
 		}
@@ -169,7 +174,8 @@ func TestReadOnly(t *testing.T) {
 		if _, err := verify(t, r.Text, nonce); err != nil {
 			t.Errorf("%s: verify the evidence: %v", user, err)
 		}
-		if got, want := c.ask("refresh").Refused, (refusal{Status: http.StatusForbidden, Code: "forbidden"}); got == nil || *got != want {
+		want := refusal{Status: http.StatusForbidden, Code: "forbidden"}
+		if got := c.ask("refresh").Refused; got == nil || *got != want {
 			t.Errorf("%s: refresh is answered with %+v, want %+v", user, got, want)
 		}
 	}
@@ -189,12 +195,13 @@ func TestOwner(t *testing.T) {
 	}{
 		{"101:101", true}, {"1000:101", true}, {"1000:1000", false},
 	} {
-		c := startContainer(t, image, "--user="+x.user, readOnly(lab.Published, lab.Published))
+		c := startContainer(t, image, "--user="+x.user, whole)
 		seen := make(map[string]bool)
 		for _, r := range c.ask("read-all").Attempts {
 			seen[filepath.Base(r.What)] = true
 			key := strings.HasSuffix(r.What, ".key") || strings.HasSuffix(r.What, ".pem")
-			if want := !key || x.secret; (r.Err == "") != want || r.Err != "" && !strings.HasSuffix(r.Err, unix.EACCES.Error()) {
+			if want := !key || x.secret; (r.Err == "") != want || r.Err != "" &&
+				!strings.HasSuffix(r.Err, unix.EACCES.Error()) {
 				t.Errorf("%s reads %s: %q, want it to succeed: %v", x.user, r.What, r.Err, want)
 			}
 		}

@@ -30,7 +30,8 @@ func ClientSecret(t testing.TB, ca *simca.CA, name string) string {
 // Secret is a secret with a client, a server, and trust anchors that need not be those of the leaves' own CA.
 func Secret(client, server simca.Leaf, anchors string) string {
 	text, _ := json.Marshal(map[string]string{ // strings always become JSON
-		"client_cert": client.Cert, "client_key": client.Key, "server_cert": server.Cert, "server_key": server.Key, "ca_cert": anchors,
+		"client_cert": client.Cert, "client_key": client.Key, "server_cert": server.Cert, "server_key": server.Key,
+		"ca_cert": anchors,
 	})
 	return string(text)
 }

@@ -130,15 +130,18 @@ func (m *machine) must(name string, args ...string) string {
 func (m *machine) fails(t *testing.T, want int, reason, name string, args ...string) {
 	t.Helper()
 	if _, errs, status := lab.Run(t, m.command(name, args...)); status != want || !strings.Contains(errs, reason) {
-		t.Errorf("%s %s: exit status %d, want %d, and %q, want it to name %q", name, strings.Join(args, " "), status, want, errs, reason)
+		t.Errorf("%s %s: exit status %d, want %d, and %q, want it to name %q", name, strings.Join(args, " "), status,
+			want, errs, reason)
 	}
 }
 
 // aws runs the real aws CLI against moto.
 func (m *machine) aws(args ...string) string {
 	m.t.Helper()
-	cmd := exec.Command(lab.Python("aws"), append([]string{"--endpoint-url", "http://" + m.moto, "--region", "us-east-2"}, args...)...)
-	cmd.Env = lab.Environment("AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "AWS_PAGER=", "AWS_EC2_METADATA_DISABLED=true")
+	cmd := exec.Command(lab.Python("aws"), append([]string{"--endpoint-url", "http://" + m.moto, "--region",
+		"us-east-2"}, args...)...)
+	cmd.Env = lab.Environment("AWS_ACCESS_KEY_ID=test", "AWS_SECRET_ACCESS_KEY=test", "AWS_PAGER=",
+		"AWS_EC2_METADATA_DISABLED=true")
 	return lab.MustRun(m.t, cmd)
 }
 

@@ -36,7 +36,8 @@ func TestNode(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMachine(t, c.mount, c.node)
 			m.configure("")
-			m.aws("secretsmanager", "create-secret", "--name", secretName, "--secret-string", lab.ClientSecret(t, m.ca, "first"))
+			m.aws("secretsmanager", "create-secret", "--name", secretName, "--secret-string",
+				lab.ClientSecret(t, m.ca, "first"))
 			lab.Write(t, lab.ECSConfig, "# our own\nECS_LOGLEVEL=info\n")
 			m.bootstrap()
 
@@ -48,7 +49,8 @@ func TestNode(t *testing.T) {
 			t.Run("ecs.config", func(t *testing.T) {
 				text := lab.Read(t, lab.ECSConfig)
 				for _, want := range []string{
-					"# our own\nECS_LOGLEVEL=info\n", "ECS_CLUSTER=test\n", `"sevagent.attested":"simulated"`, `"sevagent.tcb":"4.0.29.222"`,
+					"# our own\nECS_LOGLEVEL=info\n", "ECS_CLUSTER=test\n", `"sevagent.attested":"simulated"`,
+					`"sevagent.tcb":"4.0.29.222"`,
 				} {
 					if !strings.Contains(text, want) {
 						t.Errorf("%q is missing in\n%s", want, text)
@@ -78,7 +80,8 @@ func TestNode(t *testing.T) {
 			})
 			t.Run("roll-back", func(t *testing.T) {
 				var v struct{ VersionIdsToStages map[string][]string }
-				must.Do(t, json.Unmarshal([]byte(m.aws("secretsmanager", "describe-secret", "--secret-id", secretName)), &v), "decode the secret's versions")
+				described := m.aws("secretsmanager", "describe-secret", "--secret-id", secretName)
+				must.Do(t, json.Unmarshal([]byte(described), &v), "decode the secret's versions")
 				var current, previous string
 				for id, labels := range v.VersionIdsToStages {
 					if slices.Contains(labels, "AWSCURRENT") {
@@ -88,7 +91,8 @@ func TestNode(t *testing.T) {
 						previous = id
 					}
 				}
-				m.aws("secretsmanager", "update-secret-version-stage", "--secret-id", secretName, "--version-stage", "AWSCURRENT",
+				m.aws("secretsmanager", "update-secret-version-stage", "--secret-id", secretName, "--version-stage",
+					"AWSCURRENT",
 					"--move-to-version-id", previous, "--remove-from-version-id", current)
 				m.must("sevagent", "refresh")
 				m.expect(t, "second")
@@ -162,7 +166,7 @@ func TestDeviceFaults(t *testing.T) {
 // expect checks what a container would load, by openssl.
 func (m *machine) expect(t *testing.T, name string) {
 	t.Helper()
-	const certificate, anchors, key = lab.Published + "/client.crt", lab.Published + "/ca.crt", lab.Published + "/client.key"
+	const certificate, key = lab.Published + "/client.crt", lab.Published + "/client.key"
 	openssl := func(args ...string) string {
 		t.Helper()
 		return lab.MustRun(t, exec.Command("openssl", args...))
@@ -170,7 +174,7 @@ func (m *machine) expect(t *testing.T, name string) {
 	if subject := openssl("x509", "-in", certificate, "-noout", "-subject"); !strings.Contains(subject, name) {
 		t.Errorf("published is %q, want %s", subject, name)
 	}
-	openssl("verify", "-CAfile", anchors, certificate)
+	openssl("verify", "-CAfile", lab.Published+"/ca.crt", certificate)
 	if openssl("pkey", "-in", key, "-pubout") != openssl("x509", "-in", certificate, "-noout", "-pubkey") {
 		t.Error("key and certificate do not belong together")
 	}
@@ -188,7 +192,8 @@ func (m *machine) verifyEvidence(t *testing.T) {
 	const nonce = "000102030405060708090a0b0c0d0e0f"
 	file := filepath.Join(t.TempDir(), "evidence.json")
 	m.must("sevagent", "evidence", "--nonce", nonce, "--bind", "client", "-o", file)
-	verify := []string{"evidence", "verify", file, "--policy", filepath.Join(m.dir, "policy.yaml"), "--region", "us-east-2", "--nonce"}
+	verify := []string{"evidence", "verify", file, "--policy", filepath.Join(m.dir, "policy.yaml"), "--region",
+		"us-east-2", "--nonce"}
 	m.must("sevctl", append(verify, nonce, "--allow-custom-roots")...)
 	m.fails(t, 1, "", "sevctl", append(verify, strings.Repeat("ff", 16), "--allow-custom-roots")...)
 	m.fails(t, 2, "", "sevctl", append(verify, nonce)...)
@@ -206,7 +211,8 @@ func (m *machine) verifyEvidence(t *testing.T) {
 // TestDemoWithoutRoot runs the demonstration as a user that owns nothing.
 func TestDemoWithoutRoot(t *testing.T) {
 	const nobody = 65534
-	dir := must.Get(os.MkdirTemp("/dev/shm", "demo"))(t, "make a directory") // the repository may be closed to other users
+	// The repository may be closed to other users
+	dir := must.Get(os.MkdirTemp("/dev/shm", "demo"))(t, "make a directory")
 	defer os.RemoveAll(dir)
 	must.Do(t, errors.Join(os.Chmod(dir, 0o755), os.Chmod("/dev/shm", 0o1777)), "open the directory")
 	lab.MustRun(t, exec.Command("cp", "-r", lab.Bin("."), dir))

@@ -82,12 +82,14 @@ func TestTaskDefinition(t *testing.T) {
 		}
 	}
 	must.Do(t, json.Unmarshal([]byte(all["task-definition"]), &task), "decode the task definition")
-	if len(task.Volumes) != 1 || len(task.ContainerDefinitions) != 1 || len(task.ContainerDefinitions[0].MountPoints) != 1 {
+	if len(task.Volumes) != 1 || len(task.ContainerDefinitions) != 1 ||
+		len(task.ContainerDefinitions[0].MountPoints) != 1 {
 		t.Fatalf("want one volume in one container: %+v", task)
 	}
 	volume, container := task.Volumes[0], task.ContainerDefinitions[0]
 	mount := container.MountPoints[0]
-	if volume.Host.SourcePath != consumerDir || mount.SourceVolume != volume.Name || mount.ContainerPath != lab.Published || !mount.ReadOnly {
+	if volume.Host.SourcePath != consumerDir || mount.SourceVolume != volume.Name ||
+		mount.ContainerPath != lab.Published || !mount.ReadOnly {
 		t.Errorf("mounts %+v as %+v, want %s, read-only, at %s", volume, mount, consumerDir, lab.Published)
 	}
 	if container.DockerLabels[reloadLabel] != "SIGHUP" {

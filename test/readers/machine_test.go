@@ -137,8 +137,10 @@ func (m *machine) serveOrders() {
 	m.talkAs(m.peers, m.cas[:]...)
 	l := must.Get(net.Listen("tcp", "127.0.0.1:443"))(m.t, "serve the clients")
 	server := &http.Server{
-		TLSConfig: &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return m.orders.Load(), nil }},
-		ErrorLog:  log.New(refusals{&m.refused}, "", 0),
+		TLSConfig: &tls.Config{
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return m.orders.Load(), nil },
+		},
+		ErrorLog: log.New(refusals{&m.refused}, "", 0),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, r.TLS.PeerCertificates[0].Subject.CommonName)
 		}),
@@ -153,7 +155,8 @@ func (m *machine) talkAs(ca *simca.CA, clients ...*simca.CA) {
 	m.t.Helper()
 	m.orders.Store(&tls.Config{
 		Certificates: []tls.Certificate{m.pair(ca, "orders.internal")}, ClientAuth: tls.RequireAndVerifyClientCert,
-		ClientCAs: pool(clients...), RootCAs: pool(clients...), ServerName: "web.internal", SessionTicketsDisabled: true,
+		ClientCAs: pool(clients...), RootCAs: pool(clients...), ServerName: "web.internal",
+		SessionTicketsDisabled: true,
 	})
 }
 
@@ -218,7 +221,8 @@ func (d *docker) add(name, signal string, process *os.Process) {
 	defer d.mu.Unlock()
 	d.list = append(d.list, contained{
 		ID: strings.Repeat(fmt.Sprint(len(d.list)), 64), Names: []string{"/" + name}, Created: time.Now().Unix(),
-		Labels: map[string]string{reloadLabel: signal}, Mounts: []struct{ Source string }{{consumerDir}}, process: process,
+		Labels: map[string]string{reloadLabel: signal}, Mounts: []struct{ Source string }{{consumerDir}},
+		process: process,
 	})
 }
 
@@ -249,7 +253,8 @@ func (d *docker) serve(t *testing.T) {
 		defer d.mu.Unlock()
 		for i := range d.list {
 			c := &d.list[i]
-			signal, ok := map[string]os.Signal{"SIGHUP": syscall.SIGHUP, "SIGUSR2": syscall.SIGUSR2}[r.FormValue("signal")]
+			known := map[string]os.Signal{"SIGHUP": syscall.SIGHUP, "SIGUSR2": syscall.SIGUSR2}
+			signal, ok := known[r.FormValue("signal")]
 			if c.ID == r.PathValue("id") && ok && c.process.Signal(signal) == nil {
 				c.signals++
 				w.WriteHeader(http.StatusNoContent)

@@ -38,8 +38,8 @@ type recipe struct {
 	// set, one for each process.
 	addr string
 	once bool
-	// told: it reads its files again when something makes it, a signal if its container's label has one; the others do at
-	// each handshake.
+	// told: it reads its files again when something makes it, a signal if its container's label has one; the others do
+	// at each handshake.
 	told   bool
 	signal string
 	// user is the uid that it runs as. One other than root sees the consumer's directory, which it owns.
@@ -50,9 +50,10 @@ var readers = []*recipe{
 	{name: "go-client", needs: []string{"go"}, prepare: goProgram("go-client")},
 	{name: "go-plain", needs: []string{"go"}, prepare: goProgram("go-plain")},
 	{name: "go-server", needs: []string{"go"}, prepare: goProgram("go-server"), addr: "127.0.0.1:8444"},
-	{name: "curl", needs: []string{"curl", "sh"}, once: true, prepare: func(_ *machine, code string) ([]string, string) {
-		return []string{"sh", "-ec", code}, ""
-	}},
+	{name: "curl", needs: []string{"curl", "sh"}, once: true,
+		prepare: func(_ *machine, code string) ([]string, string) {
+			return []string{"sh", "-ec", code}, ""
+		}},
 	{name: "requests", prepare: func(m *machine, code string) ([]string, string) {
 		python := lab.Python("python")
 		if err := exec.Command(python, "-c", "import requests").Run(); err != nil {
@@ -63,27 +64,31 @@ var readers = []*recipe{
 	{name: "python-client", needs: []string{"python3"}, prepare: func(m *machine, code string) ([]string, string) {
 		return []string{"python3", m.program("client.py", code, "client.py")}, ""
 	}},
-	{name: "python-server", needs: []string{"python3"}, addr: "127.0.0.1:8445", prepare: func(m *machine, code string) ([]string, string) {
-		return []string{"python3", m.program("server.py", code, "server.py")}, ""
-	}},
+	{name: "python-server", needs: []string{"python3"}, addr: "127.0.0.1:8445",
+		prepare: func(m *machine, code string) ([]string, string) {
+			return []string{"python3", m.program("server.py", code, "server.py")}, ""
+		}},
 	{name: "node-client", needs: []string{"node"}, prepare: func(m *machine, code string) ([]string, string) {
 		return []string{"node", m.program("client.js", code, "client.js")}, ""
 	}},
-	{name: "node-server", needs: []string{"node"}, addr: "127.0.0.1:8446", told: true, prepare: func(m *machine, code string) ([]string, string) {
-		return []string{"node", m.program("server.js", code, "server.js")}, ""
-	}},
+	{name: "node-server", needs: []string{"node"}, addr: "127.0.0.1:8446", told: true,
+		prepare: func(m *machine, code string) ([]string, string) {
+			return []string{"node", m.program("server.js", code, "server.js")}, ""
+		}},
 	{name: "java", needs: []string{"java", "javac"}, prepare: javaProgram},
-	{name: "nginx", needs: []string{"nginx"}, addr: "127.0.0.1:8443", told: true, signal: "SIGHUP", user: 101, prepare: func(m *machine, code string) ([]string, string) {
-		dir := m.owned("nginx", 101)
-		lab.Write(m.t, filepath.Join(dir, "nginx.conf"), lab.Read(m.t, "testdata/nginx.conf"))
-		lab.Write(m.t, filepath.Join(dir, "recipe.conf"), code)
-		return []string{"nginx", "-p", dir, "-c", "nginx.conf", "-e", "error.log"}, ""
-	}},
-	{name: "haproxy", needs: []string{"haproxy"}, addr: "127.0.0.1:8447", told: true, signal: "SIGUSR2", user: 101, prepare: func(m *machine, code string) ([]string, string) {
-		config := filepath.Join(m.owned("haproxy", 101), "haproxy.cfg")
-		lab.Write(m.t, config, lab.Read(m.t, "testdata/haproxy.cfg")+code)
-		return []string{"haproxy", "-W", "-db", "-f", config}, ""
-	}},
+	{name: "nginx", needs: []string{"nginx"}, addr: "127.0.0.1:8443", told: true, signal: "SIGHUP", user: 101,
+		prepare: func(m *machine, code string) ([]string, string) {
+			dir := m.owned("nginx", 101)
+			lab.Write(m.t, filepath.Join(dir, "nginx.conf"), lab.Read(m.t, "testdata/nginx.conf"))
+			lab.Write(m.t, filepath.Join(dir, "recipe.conf"), code)
+			return []string{"nginx", "-p", dir, "-c", "nginx.conf", "-e", "error.log"}, ""
+		}},
+	{name: "haproxy", needs: []string{"haproxy"}, addr: "127.0.0.1:8447", told: true, signal: "SIGUSR2", user: 101,
+		prepare: func(m *machine, code string) ([]string, string) {
+			config := filepath.Join(m.owned("haproxy", 101), "haproxy.cfg")
+			lab.Write(m.t, config, lab.Read(m.t, "testdata/haproxy.cfg")+code)
+			return []string{"haproxy", "-W", "-db", "-f", config}, ""
+		}},
 }
 
 // program writes a recipe, followed by the test's own part that drives it.
@@ -116,7 +121,8 @@ func goProgram(name string) func(*machine, string) ([]string, string) {
 			lab.Write(m.t, file, all[name])
 			files = append(files, file)
 		}
-		build := exec.Command("go", append([]string{"build", "-o", binary}, files...)...) // in the module, where the package is
+		// In the module, where the package is
+		build := exec.Command("go", append([]string{"build", "-o", binary}, files...)...)
 		lab.MustRun(m.t, build)
 		return []string{binary, name}, ""
 	}
@@ -277,8 +283,8 @@ func TestReaders(t *testing.T) {
 		t.Errorf("the server refused a client: %s", *text)
 	}
 
-	// A reader that never stops reading the consumer's directory, so that it is switched a good while after the main one. A
-	// signal in between would come too early.
+	// A reader that never stops reading the consumer's directory, so that it is switched a good while after the main
+	// one. A signal in between would come too early.
 	go func() {
 		for t.Context().Err() == nil {
 			os.ReadFile(consumerDir + "/server.pem")
@@ -325,10 +331,12 @@ func TestReaders(t *testing.T) {
 			if p.missing != "" {
 				t.Skip(p.missing)
 			}
-			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%v\n", p.name, p.handshakes, len(p.failures), len(p.seen), m.docker.signals(p.name), p.late.Round(time.Millisecond))
+			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%v\n", p.name, p.handshakes, len(p.failures), len(p.seen),
+				m.docker.signals(p.name), p.late.Round(time.Millisecond))
 			if len(p.failures) > 0 {
 				slices.Sort(p.failures)
-				t.Errorf("%d of %d handshakes failed: %.2000s", len(p.failures), p.handshakes, strings.Join(slices.Compact(p.failures), "\n"))
+				t.Errorf("%d of %d handshakes failed: %.2000s", len(p.failures), p.handshakes,
+					strings.Join(slices.Compact(p.failures), "\n"))
 			}
 			if len(p.seen) < 3 {
 				t.Errorf("%d versions were seen, too few to tell anything", len(p.seen))
@@ -336,7 +344,8 @@ func TestReaders(t *testing.T) {
 		})
 	}
 	w.Flush()
-	t.Logf("%d rotations in %.1f s, each acknowledged, then %d strict ones\n%s", rotations, took.Seconds(), strict, table.String())
+	t.Logf("%d rotations in %.1f s, each acknowledged, then %d strict ones\n%s", rotations, took.Seconds(), strict,
+		table.String())
 	if text, err := os.ReadFile(filepath.Join(m.work, "nginx/error.log")); err == nil {
 		t.Logf("nginx: %d reloads, of which it refused %d for a key that did not match, and %d for another reason",
 			bytes.Count(text, []byte("signal 1 (SIGHUP)")), bytes.Count(text, []byte("key values mismatch")),

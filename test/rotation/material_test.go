@@ -38,8 +38,8 @@ func (f file) mode() os.FileMode {
 	return 0o444
 }
 
-// newMaterial makes n versions. Each client's leaf has a trust anchor of its own, so that a ca.crt of another version is
-// as wrong as a client.key of another one.
+// newMaterial makes n versions. Each client's leaf has a trust anchor of its own, so that a ca.crt of another version
+// is as wrong as a client.key of another one.
 func newMaterial(tb testing.TB, n int) []material {
 	tb.Helper()
 	now := time.Now()
@@ -48,7 +48,8 @@ func newMaterial(tb testing.TB, n int) []material {
 	for i := range all {
 		clients := lab.NewCA(tb, fmt.Sprintf("Client CA %d", i))
 		issue := func(ca *simca.CA, name string) simca.Leaf {
-			return must.Get(ca.Issue(fmt.Sprintf("%s-%d", name, i), now.Add(-time.Hour), now.AddDate(0, 0, 90)))(tb, "issue a certificate")
+			return must.Get(ca.Issue(fmt.Sprintf("%s-%d", name, i), now.Add(-time.Hour), now.AddDate(0, 0, 90)))(tb,
+				"issue a certificate")
 		}
 		client, server := issue(clients, "client"), issue(servers, "server")
 		anchors := clients.PEM() + servers.PEM()

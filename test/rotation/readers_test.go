@@ -122,15 +122,16 @@ func notice(t *tally, dir string, last *string) {
 
 // watchFile watches one file by its path, as controller-runtime's certwatcher does: handleEvent there.
 func watchFile(ctx context.Context, t *tally, dir string) error {
-	return watch(ctx, t, dir, filepath.Join(dir, "..data/client.crt"), func(w *fsnotify.Watcher, e fsnotify.Event) (bool, error) {
-		switch {
-		case e.Has(fsnotify.Write), e.Has(fsnotify.Create):
-			return true, nil
-		case e.Has(fsnotify.Chmod), e.Has(fsnotify.Remove):
-			return true, w.Add(e.Name) // it may be another file by now
-		}
-		return false, nil
-	})
+	return watch(ctx, t, dir, filepath.Join(dir, "..data/client.crt"),
+		func(w *fsnotify.Watcher, e fsnotify.Event) (bool, error) {
+			switch {
+			case e.Has(fsnotify.Write), e.Has(fsnotify.Create):
+				return true, nil
+			case e.Has(fsnotify.Chmod), e.Has(fsnotify.Remove):
+				return true, w.Add(e.Name) // it may be another file by now
+			}
+			return false, nil
+		})
 }
 
 // watchDir watches the directory for a new ..data, as Envoy does.
@@ -140,7 +141,8 @@ func watchDir(ctx context.Context, t *tally, dir string) error {
 	})
 }
 
-func watch(ctx context.Context, t *tally, dir, path string, on func(*fsnotify.Watcher, fsnotify.Event) (bool, error)) error {
+func watch(ctx context.Context, t *tally, dir, path string,
+	on func(*fsnotify.Watcher, fsnotify.Event) (bool, error)) error {
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return err

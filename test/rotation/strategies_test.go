@@ -32,8 +32,9 @@ var (
 	ours = strategy{"sevagent", startRotator, true}
 	// peers are reimplementations of what others do.
 	peers = []strategy{
-		{"in-place", startWith(writeInPlace), false},                    // spiffe-helper, step ca renew --daemon
-		{"rename-per-file", startWith(renameEach), false},               // consul-template, aws-workload-credentials-provider
+		{"in-place", startWith(writeInPlace), false}, // spiffe-helper, step ca renew --daemon
+		// consul-template, aws-workload-credentials-provider
+		{"rename-per-file", startWith(renameEach), false},
 		{"symlink-no-retention", startWith(swapWithoutRetention), true}, // Kubernetes' AtomicWriter, without retention
 	}
 	strategies = append([]strategy{ours}, peers...)

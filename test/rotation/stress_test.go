@@ -49,8 +49,8 @@ var readers = []readerSpec{
 	{role: "go-path", note: "by path, 6 ms between the opens"},
 }
 
-// TestRotation rotates a real agent's only secret under readers that are processes of their own. Readers in other languages,
-// and servers, are test/readers' part.
+// TestRotation rotates a real agent's only secret under readers that are processes of their own. Readers in other
+// languages, and servers, are test/readers' part.
 func TestRotation(t *testing.T) {
 	if lab.Work() == "" {
 		t.Skip("run test/run rotation, which makes the namespaces")
@@ -151,7 +151,8 @@ listen: {tcp: ""}
 			100*float64(bad)/float64(max(1, got.Loads)), noticed, spec.note)
 		switch {
 		case spec.contract && bad > 0:
-			t.Errorf("%s follows the contract and had %d mismatches and %d missing files; the first: %s", spec.role, got.Mismatches, got.Missing, got.First)
+			t.Errorf("%s follows the contract and had %d mismatches and %d missing files; the first: %s", spec.role,
+				got.Mismatches, got.Missing, got.First)
 		case got.Loads == 0:
 			t.Errorf("%s has loaded nothing", spec.role)
 		}
@@ -160,14 +161,16 @@ listen: {tcp: ""}
 	t.Logf("%d rotations, each waiting for the watchers, in %.1f s: refresh p50 %.2f ms, p99 %.2f ms, max %.2f ms\n"+
 		"%d more, as fast as they go, in %.1f s: refresh p50 %.2f ms, p99 %.2f ms, max %.2f ms\n"+
 		"the agent before: %s\nthe agent after:  %s\n%s",
-		rotations, paced.Seconds(), percentile(pacedRefreshes, 50), percentile(pacedRefreshes, 99), percentile(pacedRefreshes, 100),
+		rotations, paced.Seconds(), percentile(pacedRefreshes, 50), percentile(pacedRefreshes, 99),
+		percentile(pacedRefreshes, 100),
 		more, fast.Seconds(), percentile(refreshes, 50), percentile(refreshes, 99), percentile(refreshes, 100),
 		before, after, table.String())
 	for _, f := range versions[(n-1)%len(versions)].files {
 		if f.name == "manifest.json" {
 			continue
 		}
-		if got := lab.Read(t, filepath.Join(published, f.name)); strings.TrimSpace(got) != strings.TrimSpace(string(f.content)) {
+		got := lab.Read(t, filepath.Join(published, f.name))
+		if strings.TrimSpace(got) != strings.TrimSpace(string(f.content)) {
 			t.Errorf("%s is not that of the last version", f.name)
 		}
 	}

@@ -14,7 +14,10 @@ func main() {
 	var client *http.Client
 	switch os.Args[1] {
 	case "go-server":
-		log.Fatal(serve(":8444", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })))
+		log.Fatal(serve(":8444", http.HandlerFunc(func(w http.ResponseWriter,
+			_ *http.Request) {
+			io.WriteString(w, "hello")
+		})))
 	case "go-client":
 		var err error
 		if client, err = newClient(); err != nil {

@@ -16,11 +16,14 @@ func TestWithoutSystemd(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	for _, script := range []string{
-		"dpkg -i /lab/packages/old/*.deb", "dpkg -i /lab/packages/new/*.deb", "dpkg --remove sevagent sevctl", "dpkg -i /lab/packages/new/*.deb", "dpkg --purge sevagent sevctl",
-		"rpm --install --nodeps /lab/packages/old/*.rpm", "rpm --upgrade --nodeps /lab/packages/new/*.rpm", "rpm --erase sevagent sevctl",
+		"dpkg -i /lab/packages/old/*.deb", "dpkg -i /lab/packages/new/*.deb", "dpkg --remove sevagent sevctl",
+		"dpkg -i /lab/packages/new/*.deb", "dpkg --purge sevagent sevctl",
+		"rpm --install --nodeps /lab/packages/old/*.rpm", "rpm --upgrade --nodeps /lab/packages/new/*.rpm",
+		"rpm --erase sevagent sevctl",
 	} {
 		out, err := m.chroot(script)
-		if err != nil || strings.Contains(out, "sevagent:") || strings.Contains(out, "rror") || strings.Contains(out, "systemctl") || strings.Contains(out, "warning") {
+		if err != nil || strings.Contains(out, "sevagent:") || strings.Contains(out, "rror") ||
+			strings.Contains(out, "systemctl") || strings.Contains(out, "warning") {
 			t.Errorf("%s: %v\n%s", script, err, out)
 		}
 	}
@@ -109,7 +112,8 @@ func TestBadInput(t *testing.T) {
 		m.must("rmdir " + socket + "/mine " + socket + "; systemctl reset-failed; systemctl start sevagent.service")
 		m.mustBeReady()
 		m.must("systemctl stop sevagent.service sevagent.socket; dpkg --purge sevagent; mkdir -p /run/sevagent; echo mine >" + socket)
-		if out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb"); !strings.Contains(out, "sevagent: "+socket+" is there already") {
+		out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb")
+		if !strings.Contains(out, "sevagent: "+socket+" is there already") {
 			t.Errorf("the installation does not say so: %s", out)
 		}
 	})

@@ -107,7 +107,8 @@ func TestBootstrapWithoutDevice(t *testing.T) {
 	m.boot()
 	m.expect("cloud-final.service", "Result", "exit-code")
 	got := m.signals()
-	if len(got) != 1 || got[0].Status != "FAILURE" || got[0].Resource != "Ready" || !strings.Contains(got[0].UniqueID, "SNP") {
+	if len(got) != 1 || got[0].Status != "FAILURE" || got[0].Resource != "Ready" ||
+		!strings.Contains(got[0].UniqueID, "SNP") {
 		t.Errorf("signals are %v, want one FAILURE that names the device", got)
 	}
 	t.Logf("signaled: %+v", got)

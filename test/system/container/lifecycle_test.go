@@ -21,12 +21,15 @@ type packager struct {
 
 var packagers = map[string]packager{
 	"deb": {
-		install: "dpkg -i /lab/packages/%s/*.deb", upgrade: "dpkg -i /lab/packages/%s/*.deb", downgrade: "dpkg -i /lab/packages/%s/*.deb",
-		remove: "dpkg --remove sevagent sevctl", purge: "dpkg --purge sevagent sevctl", version: "dpkg-query --show --showformat '${Version}' sevagent",
+		install: "dpkg -i /lab/packages/%s/*.deb", upgrade: "dpkg -i /lab/packages/%s/*.deb",
+		downgrade: "dpkg -i /lab/packages/%s/*.deb",
+		remove:    "dpkg --remove sevagent sevctl", purge: "dpkg --purge sevagent sevctl",
+		version: "dpkg-query --show --showformat '${Version}' sevagent",
 	},
 	// In Debian's root, rpm knows of no systemd to depend on.
 	"rpm": {
-		install: "rpm --install --nodeps /lab/packages/%s/*.rpm", upgrade: "rpm --upgrade --nodeps /lab/packages/%s/*.rpm",
+		install:   "rpm --install --nodeps /lab/packages/%s/*.rpm",
+		upgrade:   "rpm --upgrade --nodeps /lab/packages/%s/*.rpm",
 		downgrade: "rpm --upgrade --oldpackage --nodeps /lab/packages/%s/*.rpm",
 		remove:    "rpm --erase sevagent sevctl", version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' sevagent",
 	},
@@ -79,7 +82,8 @@ func (p packager) life(t *testing.T) {
 	for _, step := range []struct{ what, command, version string }{
 		{"the upgrade", fmt.Sprintf(p.upgrade, "new"), "1.0.1-1"},
 		{"the downgrade", fmt.Sprintf(p.downgrade, "old"), "1.0.0-1"},
-		{"the same version again", strings.Replace(fmt.Sprintf(p.downgrade, "old"), "--oldpackage", "--oldpackage --replacepkgs", 1), "1.0.0-1"},
+		{"the same version again", strings.Replace(fmt.Sprintf(p.downgrade, "old"), "--oldpackage",
+			"--oldpackage --replacepkgs", 1), "1.0.0-1"},
 	} {
 		m.warnings(m.must(step.command))
 		if got := m.must(p.version); got != step.version {
@@ -131,11 +135,13 @@ func (p packager) life(t *testing.T) {
 
 	if p.purge == "" {
 		left := m.left(empty)
-		want := []string{"/etc/sevagent", "/etc/sevagent/conf.d", "/etc/sevagent/conf.d/60-lab.yaml", "/etc/sevagent/config.yaml.rpmsave"}
+		want := []string{"/etc/sevagent", "/etc/sevagent/conf.d", "/etc/sevagent/conf.d/60-lab.yaml",
+			"/etc/sevagent/config.yaml.rpmsave"}
 		// Directories below /usr/share are those of Fedora's package filesystem, which Debian has not.
 		if left = slices.DeleteFunc(left, func(file string) bool {
 			fi, err := os.Stat(m.inside(file))
-			return under(file, "/var/lib/sevagent") || file == lab.Published || under(file, "/usr/share") && err == nil && fi.IsDir()
+			return under(file, "/var/lib/sevagent") || file == lab.Published || under(file, "/usr/share") &&
+				err == nil && fi.IsDir()
 		}); !slices.Equal(left, want) {
 			t.Errorf("removal has left %v, want %v and the state directory", left, want)
 		}
@@ -152,7 +158,8 @@ func (p packager) life(t *testing.T) {
 func (m *machine) warnings(out string) {
 	m.t.Helper()
 	for line := range strings.Lines(out) {
-		if line = strings.TrimSpace(line); strings.Contains(line, "sevagent:") || strings.Contains(line, "arning") || strings.Contains(line, "rror") {
+		if line = strings.TrimSpace(line); strings.Contains(line, "sevagent:") || strings.Contains(line, "arning") ||
+			strings.Contains(line, "rror") {
 			m.t.Log(line)
 		}
 	}
@@ -178,13 +185,15 @@ func (m *machine) left(before []string) (left []string) {
 
 func under(file, dir string) bool { return file == dir || strings.HasPrefix(file, dir+"/") }
 
-// TestUpgradeThatFails: the package is installed all the same, and the next one starts again what the other left failed.
+// TestUpgradeThatFails: the package is installed all the same, and the next one starts again what the other left
+// failed.
 func TestUpgradeThatFails(t *testing.T) {
 	t.Parallel()
 	m := newNode(t)
 	m.must("systemctl enable --now sevagent.service ecs.service")
 	m.write("/etc/sevagent/conf.d/70-wrong.yaml", "mlts: {}\n") // which is not started again by itself
-	if out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb 2>&1"); !strings.Contains(out, "the agent did not come up again") {
+	out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb 2>&1")
+	if !strings.Contains(out, "the agent did not come up again") {
 		t.Errorf("the upgrade says %q", out)
 	}
 	m.expect("sevagent.service", "ActiveState", "failed")

@@ -1,7 +1,7 @@
 //go:build system
 
-// Package container tests the packages and their units under a real systemd: in containers of systemd-nspawn, each on an
-// overlay of its own, without a network. test/run prepares what it runs in.
+// Package container tests the packages and their units under a real systemd: in containers of systemd-nspawn, each on
+// an overlay of its own, without a network. test/run prepares what it runs in.
 package container
 
 import (
@@ -31,9 +31,10 @@ import (
 
 // What test/run has prepared.
 var (
-	rootfs   = filepath.Join(lab.Repository(), ".cache/system/container/root")     // Debian's
-	packages = filepath.Join(lab.Repository(), ".cache/system/container/packages") // old/ and new/, each with a deb and an rpm
-	guestBin = filepath.Join(lab.Work(), "guest")                                  // the program guest
+	rootfs = filepath.Join(lab.Repository(), ".cache/system/container/root") // Debian's
+	// old/ and new/, each with a deb and an rpm
+	packages = filepath.Join(lab.Repository(), ".cache/system/container/packages")
+	guestBin = filepath.Join(lab.Work(), "guest") // the program guest
 )
 
 var (
@@ -176,13 +177,15 @@ func (m *machine) chroot(script string) (string, error) {
 	return string(out), err
 }
 
-var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"}
+var environment = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C",
+	"DEBIAN_FRONTEND=noninteractive", "SYSTEMD_PAGER=", "SYSTEMD_COLORS=0"}
 
 // boot starts the machine and waits until systemd has done what it had to.
 func (m *machine) boot() {
 	m.t.Helper()
 	m.start()
-	if out, _ := m.try("systemctl is-system-running --wait"); !strings.Contains(out, "running") && !strings.Contains(out, "degraded") {
+	if out, _ := m.try("systemctl is-system-running --wait"); !strings.Contains(out, "running") &&
+		!strings.Contains(out, "degraded") {
 		m.t.Fatalf("%s did not boot: %s\n%s", m.name, out, m.log.String())
 	}
 }
@@ -192,8 +195,10 @@ func (m *machine) start() {
 	m.t.Helper()
 	m.boots++
 	// The shell is in the cgroup before nspawn is.
-	args := []string{"-c", `for procs in $0; do echo $$ >"$procs" || exit; done; exec systemd-nspawn "$@"`, strings.Join(m.cgroups(), " "),
-		"--quiet", "--directory=" + m.root, "--boot", "--machine=" + m.name, "--hostname=node", "--register=no", "--keep-unit", "--console=pipe",
+	args := []string{"-c", `for procs in $0; do echo $$ >"$procs" || exit; done; exec systemd-nspawn "$@"`,
+		strings.Join(m.cgroups(), " "),
+		"--quiet", "--directory=" + m.root, "--boot", "--machine=" + m.name, "--hostname=node", "--register=no",
+		"--keep-unit", "--console=pipe",
 		"--private-network", "--resolv-conf=off", "--timezone=off", "--link-journal=no", "--capability=all",
 		"--system-call-filter=bpf @keyring", "--bind=/dev/fuse"}
 	m.nspawn = exec.Command("/bin/sh", args...)
@@ -216,12 +221,14 @@ func (m *machine) start() {
 	}
 	m.leader = 0
 	m.until("the container's first process", func() error {
-		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.nspawn.Process.Pid, m.nspawn.Process.Pid))
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", m.nspawn.Process.Pid,
+			m.nspawn.Process.Pid))
 		if err != nil {
 			return fmt.Errorf("%w; nspawn: %s", err, m.log.String())
 		}
 		for _, field := range strings.Fields(string(children)) {
-			if name, err := os.ReadFile("/proc/" + field + "/comm"); err == nil && strings.TrimSpace(string(name)) == "systemd" {
+			if name, err := os.ReadFile("/proc/" + field + "/comm"); err == nil &&
+				strings.TrimSpace(string(name)) == "systemd" {
 				m.leader, err = strconv.Atoi(field)
 				return err
 			}
@@ -234,8 +241,8 @@ func (m *machine) start() {
 	})
 }
 
-// cgroups makes a cgroup for nspawn in each hierarchy where it may look for its own, and returns their lists of processes. In
-// one with another machine, the two systemds would take each other's for their own.
+// cgroups makes a cgroup for nspawn in each hierarchy where it may look for its own, and returns their lists of
+// processes. In one with another machine, the two systemds would take each other's for their own.
 func (m *machine) cgroups() (procs []string) {
 	m.t.Helper()
 	bases := []string{"/sys/fs/cgroup"}
@@ -294,7 +301,8 @@ func (m *machine) kill() {
 func (m *machine) try(script string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lab.Hang)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.leader), "--all", "--", "/bin/sh", "-c", script)
+	cmd := exec.CommandContext(ctx, "nsenter", "--target", strconv.Itoa(m.leader), "--all", "--", "/bin/sh", "-c",
+		script)
 	cmd.Env = environment
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()

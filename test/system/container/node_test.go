@@ -22,7 +22,8 @@ func TestNode(t *testing.T) {
 	for _, unit := range []string{"sevagent.service", "sevagent.socket", "etc-ecs-mtls.mount", "ecs.service"} {
 		m.expect(unit, "ActiveState", "active")
 	}
-	if got := m.must("findmnt --noheadings --output FSTYPE,OPTIONS " + lab.Published); !strings.HasPrefix(got, "tmpfs ") || !strings.Contains(got, "noexec") {
+	got := m.must("findmnt --noheadings --output FSTYPE,OPTIONS " + lab.Published)
+	if !strings.HasPrefix(got, "tmpfs ") || !strings.Contains(got, "noexec") {
 		t.Errorf("%s is on %s", lab.Published, got)
 	}
 	if got := m.must("stat --format=%a " + socket + " /run/sevagent " + lab.Published); got != "666\n755\n755" {
@@ -155,7 +156,8 @@ func TestCrashLoop(t *testing.T) {
 		}
 		return nil
 	})
-	t.Logf("given up after %s restarts; socket %s, ecs.service %s", m.show("sevagent.service", "NRestarts"), m.show("sevagent.socket", "ActiveState"), m.show("ecs.service", "ActiveState"))
+	t.Logf("given up after %s restarts; socket %s, ecs.service %s", m.show("sevagent.service", "NRestarts"),
+		m.show("sevagent.socket", "ActiveState"), m.show("ecs.service", "ActiveState"))
 	m.says("sevagent.service", "Start request repeated too quickly")
 	m.stands("a crash loop", before)
 	m.must("systemctl start lab-device.service")
@@ -221,7 +223,8 @@ func TestRestartUnderLoad(t *testing.T) {
 	got := look()
 	t.Logf("%d restarts, a downgrade and an upgrade: %d requests, %d for evidence, %d told to try again, %d connections closed between requests, slowest answer %s", restarts, got.Requests, got.Evidence, got.Later, got.Reconnects, got.Slowest)
 	if got.Failed > 0 || got.Requests < 1000 || got.Evidence < 50 {
-		t.Errorf("%d requests failed of %d (%d for evidence): %s", got.Failed, got.Requests, got.Evidence, strings.Join(got.Failures, "\n"))
+		t.Errorf("%d requests failed of %d (%d for evidence): %s", got.Failed, got.Requests, got.Evidence,
+			strings.Join(got.Failures, "\n"))
 	}
 	m.stands("restarts under load", before)
 }
@@ -236,8 +239,8 @@ func readSet(dir string) error {
 	return err
 }
 
-// TestEndDuringPublication kills the agent, and upgrades it, while it publishes one set after the other: readers see whole
-// sets only.
+// TestEndDuringPublication kills the agent, and upgrades it, while it publishes one set after the other: readers see
+// whole sets only.
 func TestEndDuringPublication(t *testing.T) {
 	t.Parallel()
 	m := newNode(t)

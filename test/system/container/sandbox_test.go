@@ -16,8 +16,8 @@ import (
 	"sevagent/test/lab"
 )
 
-// proof is an attempt of ../guest/attempt.go that shows a directive's effect: how it ends in the sandbox, and how without
-// one. If both are the same, it proves nothing.
+// proof is an attempt of ../guest/attempt.go that shows a directive's effect: how it ends in the sandbox, and how
+// without one. If both are the same, it proves nothing.
 type proof struct{ attempt, inside, outside string }
 
 // refused is by what: an attempt that succeeds without a sandbox.
@@ -25,26 +25,37 @@ func refused(attempt, errno string) proof { return proof{attempt, errno, "ok"} }
 
 // proofs are by directive. allowed ones show what a directive lets through that another one keeps out.
 var proofs = map[string][]proof{
-	"ProtectSystem=strict":                   {refused("write to /usr", "EROFS"), refused("write to /etc", "EROFS"), refused("write to /var/lib", "EROFS")},
+	"ProtectSystem=strict": {refused("write to /usr", "EROFS"), refused("write to /etc", "EROFS"),
+		refused("write to /var/lib", "EROFS")},
 	"ReadWritePaths=/etc/ecs/mtls":           {allowed("write to the published files")},
 	"ReadWritePaths=-/sys/kernel/config/tsm": {allowed("ask for a report by configfs")},
 	"StateDirectory=sevagent":                {allowed("write to the state directory")},
 	"UMask=0077":                             {refused("make a file for all", "for its owner only")},
 	"PrivateMounts=yes":                      {refused("share the mounts of PID 1", "another")},
 	"TemporaryFileSystem=/run:ro": {
-		refused("connect to D-Bus", "ENOENT"), refused("connect to systemd", "ENOENT"), refused("connect to Docker", "ENOENT"), refused("write to /run", "EROFS"),
+		refused("connect to D-Bus", "ENOENT"), refused("connect to systemd", "ENOENT"),
+		refused("connect to Docker", "ENOENT"), refused("write to /run", "EROFS"),
 	},
-	"BindReadOnlyPaths=-/run/systemd/notify -/run/systemd/resolve": {allowed("see where systemd is told"), refused("replace where systemd is told", "EROFS")},
-	"PrivateDevices=yes":                        {refused("open /dev/kmsg", "ENOENT"), refused("open /dev/fuse", "ENOENT"), refused("make a node for a disk", "EPERM")},
-	"BindPaths=-/dev/sev-guest":                 {allowed("open the SNP device")},
-	"DevicePolicy=closed":                       {refused("open a node for /dev/fuse", "EPERM")},
-	"DeviceAllow=/dev/sev-guest rw":             {allowed("open the SNP device"), refused("open a node for a disk", "EPERM")},
-	"CapabilityBoundingSet=CAP_LINUX_IMMUTABLE": {allowed("make a file immutable"), refused("kill another user's process", "EPERM"), refused("read another user's file", "EACCES"), refused("take a privileged port", "EACCES"), refused("change an owner", "EPERM"), refused("become another user", "EPERM"), refused("trace another user's process", "EPERM")},
-	"CapabilityBoundingSet=":                    {refused("make a file immutable", "EROFS"), refused("kill another user's process", "EPERM"), refused("read another user's file", "EACCES"), refused("take a privileged port", "EACCES"), refused("become another user", "EPERM")},
-	"NoNewPrivileges=yes":                       {refused("gain privileges by a file", "nothing gained")},
+	"BindReadOnlyPaths=-/run/systemd/notify -/run/systemd/resolve": {allowed("see where systemd is told"),
+		refused("replace where systemd is told", "EROFS")},
+	"PrivateDevices=yes": {refused("open /dev/kmsg", "ENOENT"),
+		refused("open /dev/fuse", "ENOENT"), refused("make a node for a disk", "EPERM")},
+	"BindPaths=-/dev/sev-guest": {allowed("open the SNP device")},
+	"DevicePolicy=closed":       {refused("open a node for /dev/fuse", "EPERM")},
+	"DeviceAllow=/dev/sev-guest rw": {allowed("open the SNP device"),
+		refused("open a node for a disk", "EPERM")},
+	"CapabilityBoundingSet=CAP_LINUX_IMMUTABLE": {allowed("make a file immutable"),
+		refused("kill another user's process", "EPERM"), refused("read another user's file", "EACCES"),
+		refused("take a privileged port", "EACCES"), refused("change an owner", "EPERM"),
+		refused("become another user", "EPERM"), refused("trace another user's process", "EPERM")},
+	"CapabilityBoundingSet=": {refused("make a file immutable", "EROFS"),
+		refused("kill another user's process", "EPERM"), refused("read another user's file", "EACCES"),
+		refused("take a privileged port", "EACCES"), refused("become another user", "EPERM")},
+	"NoNewPrivileges=yes": {refused("gain privileges by a file", "nothing gained")},
 	// A path that another directive names, or a temporary directory, is not below / for NoExecPaths=.
 	"NoExecPaths=/ /var/lib/sevagent /tmp /var/tmp /dev": {
-		refused("run /bin/true", "EACCES"), refused("run a copy in the state directory", "EACCES"), refused("run a copy in /tmp", "EACCES"),
+		refused("run /bin/true", "EACCES"), refused("run a copy in the state directory", "EACCES"),
+		refused("run a copy in /tmp", "EACCES"),
 		refused("run a copy in /var/tmp", "EACCES"), refused("run a copy in /dev/shm", "EACCES|ENOENT"),
 	},
 	"ExecPaths=/usr/bin/sevagent /usr/libexec/sevagent": {allowed("run what may be run")},
@@ -55,35 +66,42 @@ var proofs = map[string][]proof{
 	"ProtectProc=ptraceable":                            {refused("see another user's process", "ENOENT")},
 	"ProcSubset=pid":                                    {refused("read /proc/cpuinfo", "ENOENT")},
 	"ProtectKernelTunables=yes":                         {refused("set a kernel parameter", "EROFS|ENOENT")},
-	"ProtectKernelModules=yes":                          {refused("read the kernel's modules", "EACCES"), {"load a module", "EPERM", "not EPERM"}},
-	"ProtectKernelLogs=yes":                             {refused("read the kernel's log", "EPERM")},
-	"ProtectControlGroups=yes":                          {refused("make a cgroup", "EROFS")},
-	"ProtectClock=yes":                                  {{"set the clock", "EPERM", "EINVAL"}},
-	"ProtectHostname=yes":                               {refused("set the host's name", "EPERM")},
-	"KeyringMode=private":                               {refused("find a key of the user", "ENOKEY")},
-	"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6":  {refused("open a netlink socket", "EAFNOSUPPORT"), refused("open a packet socket", "EAFNOSUPPORT"), allowed("open an internet socket")},
-	"RestrictNamespaces=yes":                            {refused("make a user namespace", "EPERM"), refused("make a UTS namespace", "EPERM")},
-	"RestrictRealtime=yes":                              {refused("run in real time", "EPERM")},
-	"RestrictSUIDSGID=yes":                              {refused("make a file setuid", "EPERM")},
-	"LockPersonality=yes":                               {refused("change the personality", "EPERM")},
-	"MemoryDenyWriteExecute=yes":                        {refused("map memory to write and execute", "EPERM")},
-	"SystemCallArchitectures=native":                    {refused("call the 32-bit kernel", "thread killed")},
-	"SystemCallFilter=@system-service":                  {{"mount", "EPERM", "ENOENT"}, {"load a BPF program", "EPERM", "not EPERM"}},
-	"SystemCallFilter=~@privileged @resources":          {{"account processes", "EPERM", "ENOENT"}, refused("set a priority", "EPERM")},
-	"SystemCallErrorNumber=EPERM":                       {refused("set a priority", "EPERM")}, // and not SIGSYS
-	"LimitCORE=0":                                       {refused("find core files allowed", "none"), refused("allow core files", "EPERM")},
-	"LimitNOFILE=8192":                                  {refused("open 9000 files", "EMFILE")},
+	"ProtectKernelModules=yes": {refused("read the kernel's modules", "EACCES"),
+		{"load a module", "EPERM", "not EPERM"}},
+	"ProtectKernelLogs=yes":    {refused("read the kernel's log", "EPERM")},
+	"ProtectControlGroups=yes": {refused("make a cgroup", "EROFS")},
+	"ProtectClock=yes":         {{"set the clock", "EPERM", "EINVAL"}},
+	"ProtectHostname=yes":      {refused("set the host's name", "EPERM")},
+	"KeyringMode=private":      {refused("find a key of the user", "ENOKEY")},
+	"RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6": {refused("open a netlink socket", "EAFNOSUPPORT"),
+		refused("open a packet socket", "EAFNOSUPPORT"), allowed("open an internet socket")},
+	"RestrictNamespaces=yes": {refused("make a user namespace", "EPERM"),
+		refused("make a UTS namespace", "EPERM")},
+	"RestrictRealtime=yes":           {refused("run in real time", "EPERM")},
+	"RestrictSUIDSGID=yes":           {refused("make a file setuid", "EPERM")},
+	"LockPersonality=yes":            {refused("change the personality", "EPERM")},
+	"MemoryDenyWriteExecute=yes":     {refused("map memory to write and execute", "EPERM")},
+	"SystemCallArchitectures=native": {refused("call the 32-bit kernel", "thread killed")},
+	"SystemCallFilter=@system-service": {{"mount", "EPERM", "ENOENT"},
+		{"load a BPF program", "EPERM", "not EPERM"}},
+	"SystemCallFilter=~@privileged @resources": {{"account processes", "EPERM", "ENOENT"},
+		refused("set a priority", "EPERM")},
+	"SystemCallErrorNumber=EPERM": {refused("set a priority", "EPERM")}, // and not SIGSYS
+	"LimitCORE=0": {refused("find core files allowed", "none"),
+		refused("allow core files", "EPERM")},
+	"LimitNOFILE=8192": {refused("open 9000 files", "EMFILE")},
 }
 
 func allowed(attempt string) proof { return proof{attempt, "ok", "ok"} }
 
-// elsewhere are limits for which a container has no controllers, or no right to set them, everywhere: test/system/vm tries
-// them.
+// elsewhere are limits for which a container has no controllers, or no right to set them, everywhere: test/system/vm
+// tries them.
 var elsewhere = []string{"MemorySwapMax", "MemoryMax", "TasksMax", "OOMScoreAdjust"}
 
 // behaviour are directives that keep nothing out; other tests are about them.
 var behaviour = []string{
-	"Type", "ExecStart", "ExecReload", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "Restart", "RestartSec", "RestartPreventExitStatus", "Environment",
+	"Type", "ExecStart", "ExecReload", "TimeoutStartSec", "TimeoutStopSec", "WatchdogSec", "Restart", "RestartSec",
+	"RestartPreventExitStatus", "Environment",
 }
 
 // TestSandbox runs attempts in the place of the agent, and of sevagent-signal, and the same attempts without a sandbox.
@@ -102,8 +120,9 @@ func TestSandbox(t *testing.T) {
 		t.Run(unit, func(t *testing.T) {
 			m.t = t
 			m.write("/etc/sevagent/signal.json", "{}")
-			m.write("/etc/systemd/system/"+unit+".d/lab.conf", "[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nExecReload=\nExecStart=\n"+
-				"ExecStart=/usr/libexec/sevagent/attempt attempt /var/lib/sevagent/attempts.json\nEnvironment="+strings.Join(environment, " ")+"\n")
+			m.write("/etc/systemd/system/"+unit+".d/lab.conf",
+				"[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nExecReload=\nExecStart=\n"+
+					"ExecStart=/usr/libexec/sevagent/attempt attempt /var/lib/sevagent/attempts.json\nEnvironment="+strings.Join(environment, " ")+"\n")
 			m.must("rm -f /var/lib/sevagent/attempts.json; systemctl daemon-reload && systemctl start " + unit)
 			inside := decode[map[string]string](t, m.read("/var/lib/sevagent/attempts.json"))
 			for _, directive := range directives(t, m.read("/usr/lib/systemd/system/"+unit)) {
@@ -121,10 +140,13 @@ func TestSandbox(t *testing.T) {
 						continue
 					}
 					if !slices.Contains(strings.Split(p.inside, "|"), in) {
-						t.Errorf("%s: %s: %q in the sandbox, want %q (%q without)", directive, p.attempt, in, p.inside, out)
+						t.Errorf("%s: %s: %q in the sandbox, want %q (%q without)", directive, p.attempt, in, p.inside,
+							out)
 					}
-					if other, not := strings.CutPrefix(p.outside, "not "); not && (out == "" || out == other) || !not && out != p.outside {
-						t.Errorf("%s: %s: %q without a sandbox, want %q: this proves nothing", directive, p.attempt, out, p.outside)
+					if other, not := strings.CutPrefix(p.outside, "not "); not && (out == "" || out == other) || !not &&
+						out != p.outside {
+						t.Errorf("%s: %s: %q without a sandbox, want %q: this proves nothing", directive, p.attempt,
+							out, p.outside)
 					}
 				}
 			}
@@ -149,7 +171,8 @@ func (m *machine) prepareAttempts() (environment []string) {
 		/lab/guest key
 		systemd-run --quiet --unit=victim --uid=nobody sleep 1000
 		systemd-run --quiet --unit=docker --socket-property=ListenStream=/run/docker.sock sleep 1000`)
-	environment = []string{"ATTEMPT_VICTIM=" + m.pid("victim.service"), "ATTEMPT_NS_MNT=" + m.must("readlink /proc/1/ns/mnt")}
+	environment = []string{"ATTEMPT_VICTIM=" + m.pid("victim.service"), "ATTEMPT_NS_MNT=" +
+		m.must("readlink /proc/1/ns/mnt")}
 	// A disk of this machine, which is opened to be read.
 	for line := range strings.Lines(lab.Read(m.t, "/proc/partitions")) {
 		fields := strings.Fields(line)

@@ -60,7 +60,8 @@ type machine struct {
 func start(t *testing.T, b boot) *machine {
 	t.Helper()
 	dir := t.TempDir()
-	m := &machine{t: t, console: filepath.Join(dir, "console"), lines: make(chan string, 1000), ended: make(chan struct{}), started: time.Now()}
+	m := &machine{t: t, console: filepath.Join(dir, "console"), lines: make(chan string, 1000),
+		ended: make(chan struct{}), started: time.Now()}
 	port := must.Get(net.Listen("unix", filepath.Join(dir, "port")))(t, "make the serial port")
 
 	root := "format=raw,snapshot=on,cache=unsafe,file=" + filepath.Join(system, "vm/image.ext4")
@@ -81,7 +82,8 @@ func start(t *testing.T, b boot) *machine {
 		"-kernel", filepath.Join(system, "kernel-"+b.kernel, "vmlinuz"), "-append", strings.Join(commandLine, " "),
 		// One NVMe disk, since these get their names in any order; the others are virtio's.
 		"-drive", "if=none,id=root," + root, "-device", "nvme,drive=root,serial=lab",
-		"-drive", "if=none,id=payload,format=raw,readonly=on,file=" + filepath.Join(work, "payload.ext4"), "-device", "virtio-blk-pci,drive=payload,addr=8",
+		"-drive", "if=none,id=payload,format=raw,readonly=on,file=" + filepath.Join(work, "payload.ext4"), "-device",
+		"virtio-blk-pci,drive=payload,addr=8",
 		"-device", "virtio-rng-pci",
 	}, b.qemu...)
 	m.qemu = exec.Command("qemu-system-x86_64", args...)

@@ -48,15 +48,17 @@ func TestPowerCut(t *testing.T) {
 
 	fresh, disk, log := filepath.Join(dir, "fresh"), filepath.Join(dir, "disk"), filepath.Join(dir, "log")
 	lab.MustRun(t, exec.Command("truncate", "-s", fmt.Sprint(diskSize), fresh))
-	lab.MustRun(t, exec.Command("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", fresh, fmt.Sprint(diskSize/block-1)))
+	lab.MustRun(t, exec.Command("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E",
+		"nodiscard,lazy_itable_init=0,lazy_journal_init=0", fresh, fmt.Sprint(diskSize/block-1)))
 	lab.MustRun(t, exec.Command("cp", "--sparse=always", fresh, disk))
 	lab.MustRun(t, exec.Command("truncate", "-s", "0", log))
-	m := start(t, boot{kernel: "6.12", scenario: "start,record", options: []string{"lab.transport=configfs"}, qemu: []string{
-		"-blockdev", "driver=file,node-name=recorded,filename=" + disk,
-		"-blockdev", "driver=file,node-name=log,filename=" + log,
-		"-blockdev", "driver=blklogwrites,node-name=second,file=recorded,log=log,log-append=off",
-		"-device", "virtio-blk-pci,drive=second,addr=9",
-	}})
+	m := start(t, boot{kernel: "6.12", scenario: "start,record", options: []string{"lab.transport=configfs"},
+		qemu: []string{
+			"-blockdev", "driver=file,node-name=recorded,filename=" + disk,
+			"-blockdev", "driver=file,node-name=log,filename=" + log,
+			"-blockdev", "driver=blklogwrites,node-name=second,file=recorded,log=log,log-append=off",
+			"-device", "virtio-blk-pci,drive=second,addr=9",
+		}})
 	m.await("rotating")
 	fi := must.Get(os.Stat(log))(t, "read the size of the log")
 	m.finish("order", "transport", "tmpfs", "evidence", "publish on a disk", "rotations")
@@ -67,9 +69,10 @@ func TestPowerCut(t *testing.T) {
 	for i := range cuts {
 		steps = append(steps, fmt.Sprintf("power cut %d", i))
 	}
-	m = start(t, boot{kernel: "6.12", scenario: "remount", options: []string{fmt.Sprintf("lab.cuts=%d", cuts)}, qemu: []string{
-		"-drive", "if=none,id=second,format=raw,file=" + all, "-device", "virtio-blk-pci,drive=second,addr=9",
-	}})
+	m = start(t, boot{kernel: "6.12", scenario: "remount", options: []string{fmt.Sprintf("lab.cuts=%d", cuts)},
+		qemu: []string{
+			"-drive", "if=none,id=second,format=raw,file=" + all, "-device", "virtio-blk-pci,drive=second,addr=9",
+		}})
 	m.finish(steps...)
 }
 
@@ -78,7 +81,8 @@ func TestPowerLoss(t *testing.T) {
 	t.Parallel()
 	random := seeded(t)
 	overlay := filepath.Join(t.TempDir(), "overlay")
-	lab.MustRun(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", filepath.Join(system, "vm/image.ext4"), overlay))
+	lab.MustRun(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b",
+		filepath.Join(system, "vm/image.ext4"), overlay))
 	steps := []string{"publish on the root disk"}
 	for range 2 {
 		m := start(t, boot{kernel: "6.12", scenario: "rotate", overlay: overlay})

@@ -47,7 +47,7 @@ var attempts = map[string]func() error{
 	"open a node for a disk":               func() error { return open(state+"/disk", os.O_RDONLY) },
 	"make a node for a disk":               func() error { return mknod(state + "/attempted-disk") },
 	"change an owner":                      func() error { return os.Chown(state+"/owned", 1234, 1234) },
-	"become another user":                  func() error { return thread(func() error { return raw(unix.SYS_SETUID, 1234) }) },
+	"become another user":                  func() error { return thread(setuid) },
 	"read another user's file":             func() error { return open(state+"/private", os.O_RDONLY) },
 	"kill another user's process":          func() error { return unix.Kill(victim(), 0) },
 	"trace another user's process":         func() error { return thread(trace) },
@@ -67,7 +67,7 @@ var attempts = map[string]func() error{
 	"set a kernel parameter":               func() error { return open("/proc/sys/net/ipv4/ip_forward", os.O_WRONLY) },
 	"read the kernel's modules":            func() error { return open("/usr/lib/modules/"+markers, os.O_RDONLY) },
 	"load a module":                        loadModule,
-	"read the kernel's log":                func() error { _, err := unix.Klogctl(unix.SYSLOG_ACTION_SIZE_BUFFER, nil); return err },
+	"read the kernel's log":                readLog,
 	"make a cgroup":                        makeCgroup,
 	"set the clock":                        setClock,
 	"set the host's name":                  setHostname,
@@ -79,14 +79,14 @@ var attempts = map[string]func() error{
 	"make a UTS namespace":                 func() error { return execNamespace(unix.CLONE_NEWUTS) },
 	"run in real time":                     func() error { return thread(realtime) },
 	"make a file setuid":                   func() error { return raw(unix.SYS_CHMOD, path(state+"/owned"), 0o4755) },
-	"change the personality":               func() error { return thread(func() error { return raw(unix.SYS_PERSONALITY, 0x0008) }) }, // PER_LINUX32
+	"change the personality":               func() error { return thread(personality) },
 	"map memory to write and execute":      writeExecute,
 	"call the 32-bit kernel":               func() error { return execute(self, "int80") },
 	"mount":                                func() error { return unix.Mount("none", state+"/absent", "tmpfs", 0, "") },
 	"load a BPF program":                   func() error { return raw(unix.SYS_BPF, 5, 0, 0) },
 	"account processes":                    func() error { return raw(unix.SYS_ACCT, path(state+"/absent")) },
 	"set a priority":                       func() error { return unix.Setpriority(unix.PRIO_PROCESS, 0, 0) },
-	"allow core files":                     func() error { return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}) },
+	"allow core files":                     allowCores,
 	"find core files allowed":              coreAllowed,
 	"open 9000 files":                      manyFiles,
 	"see another user's process":           func() error { return stat(fmt.Sprintf("/proc/%d", victim())) },
@@ -394,6 +394,17 @@ func writeExecute() error {
 	}
 	return unix.Munmap(m)
 }
+
+func setuid() error { return raw(unix.SYS_SETUID, 1234) }
+
+func personality() error { return raw(unix.SYS_PERSONALITY, 0x0008) } // PER_LINUX32
+
+func readLog() error {
+	_, err := unix.Klogctl(unix.SYSLOG_ACTION_SIZE_BUFFER, nil)
+	return err
+}
+
+func allowCores() error { return unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{Cur: 1, Max: 1}) }
 
 func coreAllowed() error {
 	var limit unix.Rlimit

@@ -66,7 +66,8 @@ func device(ctx context.Context) error {
 			<-ctx.Done()
 			return server.Unmount()
 		})
-	} else if err := unix.Mknod("/dev/sev-guest", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))); err != nil && !errors.Is(err, fs.ErrExist) { // opens as /dev/null does
+	} else if err := unix.Mknod("/dev/sev-guest", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))); err != nil &&
+		!errors.Is(err, fs.ErrExist) { // opens as /dev/null does
 		return err
 	}
 	daemon.SdNotify(false, daemon.SdNotifyReady)
@@ -76,7 +77,8 @@ func device(ctx context.Context) error {
 // aws is the metadata service at its own address, and Secrets Manager and CloudFormation where the manager's default
 // environment says.
 func aws(ctx context.Context) error {
-	if out, err := exec.Command("ip", "address", "replace", "169.254.169.254/32", "dev", "lo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ip", "address", "replace", "169.254.169.254/32", "dev",
+		"lo").CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	instance := simaws.DefaultInstance()

@@ -1,5 +1,5 @@
-// Command guest is what the tests of test/system/container run inside a container: the machine around the agent, and what
-// tries to break out of its sandbox. For tests alone.
+// Command guest is what the tests of test/system/container run inside a container: the machine around the agent, and
+// what tries to break out of its sandbox. For tests alone.
 package main
 
 import (

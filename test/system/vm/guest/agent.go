@@ -101,5 +101,6 @@ func configure(yaml, unit string) error {
 
 // publishTo has the agent publish on a disk. service is for its unit.
 func publishTo(dir, service string) error {
-	return configure(fmt.Sprintf("mtls: {path: %s, allow_disk: true}\n", dir), fmt.Sprintf("[Unit]\nRequiresMountsFor=%[1]s\n[Service]\nReadWritePaths=%[1]s\n%[2]s", dir, service))
+	return configure(fmt.Sprintf("mtls: {path: %s, allow_disk: true}\n", dir),
+		fmt.Sprintf("[Unit]\nRequiresMountsFor=%[1]s\n[Service]\nReadWritePaths=%[1]s\n%[2]s", dir, service))
 }

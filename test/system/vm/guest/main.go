@@ -1,5 +1,5 @@
-// Command guest runs inside of a virtual machine: it does there what the tests ask for, and reports over the second serial
-// port, one line for each step. For tests alone.
+// Command guest runs inside of a virtual machine: it does there what the tests ask for, and reports over the second
+// serial port, one line for each step. For tests alone.
 //
 //	guest scenario    what the kernel's command line names, lab.scenario=NAME,...
 //	guest secret      writes another version of the secret

@@ -105,7 +105,8 @@ func checkVersion(content map[string][]byte) error {
 	if err != nil {
 		return err
 	}
-	if both, err := tls.X509KeyPair(content["client.pem"], content["client.pem"]); err != nil || !both.Leaf.Equal(pair.Leaf) {
+	if both, err := tls.X509KeyPair(content["client.pem"], content["client.pem"]); err != nil ||
+		!both.Leaf.Equal(pair.Leaf) {
 		return fmt.Errorf("client.pem is not of client.crt and client.key (%v)", err)
 	}
 	return nil

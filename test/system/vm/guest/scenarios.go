@@ -38,8 +38,10 @@ func (m *boot) life() {
 // order: the mount, then the agent's readiness, then the ECS agent.
 func order() (string, error) {
 	if err := lab.Poll(func() error { return state("ecs.service", "active") }); err != nil {
-		text, _ := command("journalctl", "--no-pager", "--output=short-monotonic", "--lines=30", "--unit=sevagent", "--unit=lab-*")
-		return "", errors.Join(fmt.Errorf("%w: %s", err, text), state("lab-secret.service", "active"), state("lab-device.service", "active"), state("sevagent.service", "active"))
+		text, _ := command("journalctl", "--no-pager", "--output=short-monotonic", "--lines=30", "--unit=sevagent",
+			"--unit=lab-*")
+		return "", errors.Join(fmt.Errorf("%w: %s", err, text), state("lab-secret.service", "active"),
+			state("lab-device.service", "active"), state("sevagent.service", "active"))
 	}
 	var times [4]uint64
 	for i, c := range []struct{ unit, property string }{
@@ -57,7 +59,8 @@ func order() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	detail := fmt.Sprintf("device %d µs, mount %d, agent from %d to %d, ecs %d", times[0], times[1], started, times[2], times[3])
+	detail := fmt.Sprintf("device %d µs, mount %d, agent from %d to %d, ecs %d", times[0], times[1], started, times[2],
+		times[3])
 	if times[1] == 0 || times[1] > started || times[2] < started || times[2] > times[3] {
 		return "", errors.New(detail)
 	}
@@ -91,10 +94,12 @@ func onTmpfs() (string, error) {
 func verifyEvidence() (string, error) {
 	nonce := make([]byte, 32)
 	rand.Read(nonce)
-	if _, err := command("sevagent", "evidence", "--nonce", hex.EncodeToString(nonce), "--bind", "client", "-o", "/srv/lab/evidence.json"); err != nil {
+	if _, err := command("sevagent", "evidence", "--nonce", hex.EncodeToString(nonce), "--bind", "client", "-o",
+		"/srv/lab/evidence.json"); err != nil {
 		return "", err
 	}
-	verify := []string{"evidence", "verify", "/srv/lab/evidence.json", "--policy", policy, "--allow-custom-roots", "--region", "us-east-2", "--nonce"}
+	verify := []string{"evidence", "verify", "/srv/lab/evidence.json", "--policy", policy, "--allow-custom-roots",
+		"--region", "us-east-2", "--nonce"}
 	text, err := command("sevctl", append(verify, hex.EncodeToString(nonce))...)
 	if err != nil {
 		return "", err
@@ -157,7 +162,8 @@ func limits() (string, error) {
 // while it publishes 50 times.
 func memory() (string, error) {
 	const limit = 64 << 20
-	if _, err := command("systemctl", "set-property", "--runtime", "sevagent.service", "MemoryMax="+strconv.Itoa(limit)); err != nil {
+	if _, err := command("systemctl", "set-property", "--runtime", "sevagent.service",
+		"MemoryMax="+strconv.Itoa(limit)); err != nil {
 		return "", err
 	}
 	before, err := number("sevagent.service", "MainPID")
@@ -198,9 +204,11 @@ func memory() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	detail := fmt.Sprintf("memory.peak %s of %d, %s, PID %d then %d", peak, limit, strings.Join(strings.Fields(events), " "), before, after)
+	detail := fmt.Sprintf("memory.peak %s of %d, %s, PID %d then %d", peak, limit,
+		strings.Join(strings.Fields(events), " "), before, after)
 	n, err := strconv.ParseUint(peak, 10, 64)
-	if err != nil || n >= limit || !strings.Contains(events, "oom_kill 0\n") && !strings.HasSuffix(events, "oom_kill 0") || before != after {
+	if err != nil || n >= limit || !strings.Contains(events, "oom_kill 0\n") &&
+		!strings.HasSuffix(events, "oom_kill 0") || before != after {
 		return "", errors.New(detail)
 	}
 	return detail, nil
@@ -304,8 +312,8 @@ const (
 	block    = 4096
 )
 
-// note writes down, past every cache of this kernel but without a flush, that the agent has reported a publication, which
-// has to survive from then on.
+// note writes down, past every cache of this kernel but without a flush, that the agent has reported a publication,
+// which has to survive from then on.
 func note(generation string) error {
 	f, err := os.OpenFile("/dev/vdb", os.O_WRONLY|unix.O_DIRECT, 0)
 	if err != nil {
