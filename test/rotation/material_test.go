@@ -76,10 +76,10 @@ func loadOne(dir string) error {
 
 // tally is what a reader has met.
 type tally struct {
-	Loads      int    `json:"loads"`
-	Mismatches int    `json:"mismatches"`
-	Missing    int    `json:"missing"`
-	First      string `json:"first,omitempty"` // failure
+	Loads      int
+	Mismatches int
+	Missing    int
+	First      string // failure
 }
 
 func (t *tally) note(err error) {

@@ -3,53 +3,169 @@
 package rotation
 
 import (
-	"bufio"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
-	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"text/tabwriter"
 	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"golang.org/x/sys/unix"
 
 	"sevagent/internal/must"
 	"sevagent/test/lab"
 )
 
-// process is a reader.
-type process struct {
-	name  string
-	stdin io.Closer
-	lines chan string // all but the tally; closed at the end
-	tally chan tally  // one, if it has come to its end in order
+// pause is between two loads, up to twice as long; gap between two opens of a load. With more loads, the agent would
+// wait longer for a quiet moment, up to half a second at each rotation.
+const (
+	pause = 50 * time.Millisecond
+	gap   = 6 * time.Millisecond
+)
 
-	noticed int // rotations, by a watcher
-}
-
-// readerSpec says what a reader has to fulfil.
-type readerSpec struct {
-	role     string
-	contract bool
-	watches  bool
+// reader loads what is published all the time or, if it watches, at each change that it notices.
+type reader struct {
+	name     string
 	note     string
+	contract bool // what it does is in the contract: it may not fail
+	load     func(dir string) error
+	watch    func(w *fsnotify.Watcher, dir string) (look func(fsnotify.Event) (bool, error), err error)
+
+	tally
+	noticed chan string // generations, if it watches
+	err     error       // that ended it
 }
 
-var readers = []readerSpec{
-	{role: "go", contract: true, note: "resolves ..data, up to 12 ms between the opens"},
-	{role: "go-slow", contract: true, note: "resolves ..data, 50 ms between the opens"},
-	{role: "go-one-file", contract: true, note: "client.pem, opened once"},
-	{role: "watch-file", contract: true, watches: true, note: "fsnotify on ..data/client.crt"},
-	{role: "watch-dir", contract: true, watches: true, note: "fsnotify on the directory"},
-	{role: "go-path", note: "by path, 6 ms between the opens"},
+func newReaders() []*reader {
+	now := func(dir string) error { return loadResolved(dir, 0) }
+	all := []*reader{
+		{name: "go", contract: true, note: "resolves ..data, up to 12 ms between the opens",
+			load: func(dir string) error { return loadResolved(dir, rand.N(2*gap)) }},
+		// with many rotations between them
+		{name: "go-slow", contract: true, note: "resolves ..data, 50 ms between the opens",
+			load: func(dir string) error { return loadResolved(dir, 50*time.Millisecond) }},
+		{name: "go-one-file", contract: true, note: "client.pem, opened once", load: loadOne},
+		{name: "watch-file", contract: true, note: "fsnotify on ..data/client.crt", load: now, watch: watchFile},
+		{name: "watch-dir", contract: true, note: "fsnotify on the directory", load: now, watch: watchDir},
+		{name: "go-path", note: "by path, 6 ms between the opens",
+			load: func(dir string) error { return lab.Load(dir, gap) }},
+	}
+	for _, r := range all {
+		r.noticed = make(chan string, 1000)
+	}
+	return all
 }
 
-// TestRotation rotates a real agent's only secret under readers that are processes of their own. Readers in other
+// run reads until ctx ends, on a thread with a mount namespace of its own, as in a container: what is published appears
+// at container, read-only, and disappears from where the agent writes it.
+func (r *reader) run(ctx context.Context, published, container string) error {
+	runtime.LockOSThread() // for good: the thread ends with the goroutine
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := errors.Join(
+		unix.Mount(published, container, "", unix.MS_BIND, ""),
+		unix.Mount("", container, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
+		unix.Unmount(published, 0),
+	); err != nil {
+		return fmt.Errorf("mount what is published: %w", err)
+	}
+	if r.watch != nil {
+		return r.follow(ctx, container)
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(rand.N(2 * pause)):
+			r.tally.note(r.load(container))
+		}
+	}
+}
+
+// follow loads the generation that is current whenever it is another one than last.
+func (r *reader) follow(ctx context.Context, dir string) error {
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	look, err := r.watch(w, dir)
+	if err != nil {
+		return err
+	}
+	last := ""
+	for changed := true; ; {
+		if generation, err := lab.Current(dir); changed && (err != nil || generation != last) {
+			if err == nil {
+				err = r.load(dir)
+			}
+			r.tally.note(err)
+			last = generation
+			select {
+			case r.noticed <- filepath.Base(generation):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		select {
+		case e := <-w.Events:
+			if changed, err = look(e); err != nil {
+				return fmt.Errorf("watch %s after %s: %w", dir, e, err)
+			}
+		case err := <-w.Errors:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// watchFile watches one file by its path, as controller-runtime's certwatcher does: handleEvent there.
+func watchFile(w *fsnotify.Watcher, dir string) (look func(fsnotify.Event) (bool, error), err error) {
+	return func(e fsnotify.Event) (bool, error) {
+		switch {
+		case e.Has(fsnotify.Write), e.Has(fsnotify.Create):
+			return true, nil
+		case e.Has(fsnotify.Chmod), e.Has(fsnotify.Remove):
+			return true, w.Add(e.Name) // it may be another file by now
+		}
+		return false, nil
+	}, w.Add(filepath.Join(dir, "..data/client.crt"))
+}
+
+// watchDir watches the directory for a new ..data, as Envoy does.
+func watchDir(w *fsnotify.Watcher, dir string) (look func(fsnotify.Event) (bool, error), err error) {
+	return func(e fsnotify.Event) (bool, error) {
+		return filepath.Base(e.Name) == "..data" && e.Has(fsnotify.Create), nil
+	}, w.Add(dir)
+}
+
+// await waits until a watcher has noticed a generation.
+func (r *reader) await(t *testing.T, generation string) {
+	t.Helper()
+	for hang := time.After(lab.Hang); ; {
+		select {
+		case got := <-r.noticed:
+			if got == generation {
+				return
+			}
+		case <-hang:
+			t.Fatalf("%s has not noticed %s", r.name, generation)
+		}
+	}
+}
+
+// TestRotation rotates a real agent's only secret under readers, each in a mount namespace of its own. Readers in other
 // languages, and servers, are test/readers' part.
 func TestRotation(t *testing.T) {
 	if lab.Work() == "" {
@@ -85,7 +201,7 @@ listen: {tcp: ""}
 	a := lab.StartAgent(t, "", exec.Command(lab.Bin("sevagent"), "run"))
 	current := must.Get(a.Refresh())(t, "publish the first version")
 	var refreshes []time.Duration
-	rotate := func() string {
+	rotate := func() {
 		put()
 		began := time.Now()
 		generation := must.Get(a.Refresh())(t, "rotation %d", len(refreshes)+1)
@@ -94,17 +210,16 @@ listen: {tcp: ""}
 			t.Fatalf("rotation %d changed nothing", len(refreshes))
 		}
 		current = generation
-		return generation
 	}
 
-	started := make(map[string]*process)
-	for _, spec := range readers {
-		p := startReader(t, spec.role, publishedVariable+"="+published, containerVariable+"="+container)
-		started[spec.role] = p
-		if spec.watches {
-			if got := p.line(t); got != current {
-				t.Fatalf("%s begins with %s, want %s", spec.role, got, current)
-			}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var running sync.WaitGroup
+	readers := newReaders()
+	for _, r := range readers {
+		running.Go(func() { r.err = r.run(ctx, published, container) })
+		if r.watch != nil {
+			r.await(t, current)
 		}
 	}
 	before := resources(t, a.Pid)
@@ -112,9 +227,11 @@ listen: {tcp: ""}
 	// Each rotation waits for both watchers, so that two of them cannot be seen as one.
 	began := time.Now()
 	for range rotations {
-		generation := rotate()
-		for _, role := range []string{"watch-file", "watch-dir"} {
-			started[role].await(t, generation)
+		rotate()
+		for _, r := range readers {
+			if r.watch != nil {
+				r.await(t, current)
+			}
 		}
 	}
 	paced := time.Since(began)
@@ -128,43 +245,30 @@ listen: {tcp: ""}
 	}
 	fast := time.Since(began)
 	after := resources(t, a.Pid)
+	stop()
+	running.Wait()
 
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "reader\tloads\tmismatches\tmissing\tfailures\tnoticed\t")
-	for _, spec := range readers {
-		p := started[spec.role]
-		got, ok := p.stop()
-		if !ok {
-			t.Errorf("%s did not come to its end", spec.role)
-			continue
-		}
-		noticed := ""
-		if spec.watches {
-			noticed = fmt.Sprintf("%d/%d", p.noticed, rotations)
-			if p.noticed != rotations {
-				t.Errorf("%s noticed %d of %d rotations", spec.role, p.noticed, rotations)
-			}
-		}
-		bad := got.Mismatches + got.Missing
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.3f %%\t%s\t  %s\n", spec.role, got.Loads, got.Mismatches, got.Missing,
-			100*float64(bad)/float64(max(1, got.Loads)), noticed, spec.note)
+	fmt.Fprintln(w, "reader\tloads\tmismatches\tmissing\tfailures\t")
+	for _, r := range readers {
+		bad := r.Mismatches + r.Missing
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.3f %%\t  %s\n", r.name, r.Loads, r.Mismatches, r.Missing,
+			100*float64(bad)/float64(max(1, r.Loads)), r.note)
 		switch {
-		case spec.contract && bad > 0:
-			t.Errorf("%s follows the contract and had %d mismatches and %d missing files; the first: %s", spec.role,
-				got.Mismatches, got.Missing, got.First)
-		case got.Loads == 0:
-			t.Errorf("%s has loaded nothing", spec.role)
+		case r.err != nil:
+			t.Errorf("%s: %v", r.name, r.err)
+		case r.contract && bad > 0:
+			t.Errorf("%s follows the contract and had %d mismatches and %d missing files; the first: %s", r.name,
+				r.Mismatches, r.Missing, r.First)
+		case r.Loads == 0:
+			t.Errorf("%s has loaded nothing", r.name)
 		}
 	}
 	w.Flush()
-	t.Logf("%d rotations, each waiting for the watchers, in %.1f s: refresh p50 %.2f ms, p99 %.2f ms, max %.2f ms\n"+
-		"%d more, as fast as they go, in %.1f s: refresh p50 %.2f ms, p99 %.2f ms, max %.2f ms\n"+
-		"the agent before: %s\nthe agent after:  %s\n%s",
-		rotations, paced.Seconds(), percentile(pacedRefreshes, 50), percentile(pacedRefreshes, 99),
-		percentile(pacedRefreshes, 100),
-		more, fast.Seconds(), percentile(refreshes, 50), percentile(refreshes, 99), percentile(refreshes, 100),
-		before, after, table.String())
+	t.Logf("%d rotations, each noticed by both watchers, in %.1f s: refresh %s\n%d more, as fast as they go, in %.1f s: "+
+		"refresh %s\nthe agent before: %s\nthe agent after:  %s\n%s", rotations, paced.Seconds(),
+		figures(pacedRefreshes), more, fast.Seconds(), figures(refreshes), before, after, table.String())
 	for _, f := range versions[(n-1)%len(versions)].files {
 		if f.name == "manifest.json" {
 			continue
@@ -176,66 +280,9 @@ listen: {tcp: ""}
 	}
 }
 
-// startReader runs this binary as a reader, in a mount namespace of its own.
-func startReader(t *testing.T, role string, env ...string) *process {
-	t.Helper()
-	cmd := exec.Command(must.Get(os.Executable())(t, "find this program"))
-	cmd.Env = append(os.Environ(), append(env, roleVariable+"="+role)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	stdin := must.Get(cmd.StdinPipe())(t, "make a pipe")
-	out, in, err := os.Pipe()
-	must.Do(t, err, "make a pipe")
-	cmd.Stdout = in
-	lab.Start(t, role, cmd)
-	in.Close()
-	p := &process{name: role, stdin: stdin, lines: make(chan string, 1000), tally: make(chan tally, 1)}
-	go func() {
-		defer out.Close()
-		defer close(p.tally)
-		defer close(p.lines)
-		for s := bufio.NewScanner(out); s.Scan(); {
-			if !strings.HasPrefix(s.Text(), "{") {
-				p.lines <- s.Text()
-				continue
-			}
-			var sum tally
-			if json.Unmarshal(s.Bytes(), &sum) == nil {
-				p.tally <- sum
-			}
-		}
-	}()
-	return p
-}
-
-// line returns the next line that a reader prints.
-func (p *process) line(t *testing.T) string {
-	t.Helper()
-	select {
-	case line, ok := <-p.lines:
-		if ok {
-			return line
-		}
-		t.Fatalf("%s has ended", p.name)
-	case <-time.After(lab.Hang):
-		t.Fatalf("%s prints nothing", p.name)
-	}
-	return ""
-}
-
-// await waits until a watcher has noticed a generation, and counts.
-func (p *process) await(t *testing.T, generation string) {
-	for p.line(t) != generation {
-	}
-	p.noticed++
-}
-
-// stop ends a reader and returns its tally.
-func (p *process) stop() (sum tally, ok bool) {
-	p.stdin.Close()
-	for range p.lines {
-	}
-	sum, ok = <-p.tally
-	return sum, ok
+func figures(took []time.Duration) string {
+	return fmt.Sprintf("p50 %.2f ms, p99 %.2f ms, max %.2f ms", percentile(took, 50), percentile(took, 99),
+		percentile(took, 100))
 }
 
 // resources of a process, for a look at what grows.
@@ -243,9 +290,8 @@ func resources(t *testing.T, pid int) string {
 	t.Helper()
 	proc := fmt.Sprintf("/proc/%d/", pid)
 	fds := must.Get(os.ReadDir(proc+"fd"))(t, "list the agent's descriptors")
-	status := lab.Read(t, proc+"status")
 	text := fmt.Sprintf("%d descriptors", len(fds))
-	for line := range strings.Lines(status) {
+	for line := range strings.Lines(lab.Read(t, proc+"status")) {
 		if name, value, _ := strings.Cut(line, ":"); name == "VmRSS" || name == "VmHWM" || name == "Threads" {
 			text += fmt.Sprintf(", %s %s", name, strings.TrimSpace(value))
 		}
