@@ -49,22 +49,6 @@ class Faults(EmulatorTest):
                 self.control(action, **arguments)
 
 
-class Fleet(EmulatorTest):
-    def test_a_thousand(self):
-        self.ecs.create_cluster(clusterName="c")
-        self.group(size=0)
-        self.assertEqual(len(self.control("fleet", group="g", cluster="c", count=1000)["instances"]), 1000)
-        self.assertEqual(len(self.describe_group()["Instances"]), 1000)
-        arns = []
-        for page in self.ecs.get_paginator("list_container_instances").paginate(cluster="c"):
-            self.assertLessEqual(len(page["containerInstanceArns"]), 100)
-            arns += page["containerInstanceArns"]
-        self.assertEqual(len(arns), 1000)
-        self.refused("InvalidParameterException", self.ecs.describe_container_instances, cluster="c", containerInstances=arns[:101])
-        found = self.ecs.describe_container_instances(cluster="c", containerInstances=arns[:100])["containerInstances"]
-        self.assertIn({"name": "sevagent.attested", "value": "true"}, found[0]["attributes"])
-
-
 class Program(unittest.TestCase):
     def start(self, *options):
         environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.abspath(support.__file__))}

@@ -1,8 +1,5 @@
 """Stacks: change sets, updates, rollback, signals, rolling replacement, deletion."""
 
-import os
-import sys
-import tempfile
 import threading
 
 from support import HANG, EmulatorTest, client
@@ -73,14 +70,6 @@ class Updates(EmulatorTest):
         self.deploy(TOGGLED, On="false")
         self.update(TOGGLED, On="false", Size="large")
         self.assertEqual(self.groups(), {"always": 30})
-
-    def test_through_get_att(self):
-        """A new launch template version reaches the group whose template names Fn::GetAtt of the latest version."""
-        self.control("boot", mode="register")
-        body = node_template(self.image(), self.subnet())
-        self.deploy(body, Type="m6a.large")
-        self.update(body, Type="c6a.large")
-        self.assertEqual(self.describe_group()["LaunchTemplate"]["Version"], "2")
 
     def test_replacement(self):
         self.deploy({"Resources": {"A": {"Type": "AWS::Logs::LogGroup", "Properties": {"LogGroupName": "one"}}}})
@@ -200,14 +189,6 @@ class Nodes(EmulatorTest):
     def instances(self):
         return [i["InstanceId"] for i in self.describe_group()["Instances"]]
 
-    def test_nodes_register_and_signal(self):
-        self.assertEqual(self.deploy(self.body, Type="m6a.large")["StackStatus"], "CREATE_COMPLETE")
-        self.assertEqual(self.outputs()["GroupArn"], self.describe_group()["AutoScalingGroupARN"])
-        arns = self.ecs.list_container_instances(cluster="c")["containerInstanceArns"]
-        found = self.ecs.describe_container_instances(cluster="c", containerInstances=arns)["containerInstances"]
-        self.assertEqual({n["ec2InstanceId"] for n in found}, set(self.instances()))
-        self.assertEqual({n["capacityProviderName"] for n in found}, {"p"})
-
     def test_rolling_update(self):
         """One node at a time, each new one waited for; those replaced leave the cluster."""
         self.deploy(self.body, Type="m6a.large")
@@ -262,15 +243,6 @@ class Nodes(EmulatorTest):
         types = {i["InstanceType"] for r in self.ec2.describe_instances(InstanceIds=self.instances())["Reservations"] for i in r["Instances"]}
         self.assertEqual(types, {"m6a.large"})
 
-    def test_deletion_with_live_nodes(self):
-        self.deploy(self.body, Type="m6a.large")
-        ids = self.instances()
-        self.cloudformation.delete_stack(StackName="s")
-        self.refused("ValidationError", self.stack)
-        states = {i["State"]["Name"] for r in self.ec2.describe_instances(InstanceIds=ids)["Reservations"] for i in r["Instances"]}
-        self.assertEqual(states, {"terminated"})
-        self.assertEqual(self.ecs.describe_clusters(clusters=["c"])["clusters"][0]["status"], "INACTIVE")
-
     def test_deletion_with_protected_nodes(self):
         """aws/containers-roadmap#2862: what is protected from scale-in blocks the deletion of its group."""
         self.deploy(self.body, Type="m6a.large")
@@ -280,22 +252,3 @@ class Nodes(EmulatorTest):
         self.autoscaling.set_instance_protection(AutoScalingGroupName="g", InstanceIds=self.instances(), ProtectedFromScaleIn=False)
         self.cloudformation.delete_stack(StackName="s")
         self.refused("ValidationError", self.stack)
-
-    def test_boot_program(self):
-        """A program plays the node: it gets the user data, and signals through the API."""
-        with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as file:
-            file.write(f"""#!{sys.executable}
-import sys, time, boto3
-assert sys.stdin.read() == "data"
-for _ in range(2000):
-    try:
-        boto3.client("cloudformation").signal_resource(StackName="s", LogicalResourceId="Ready", UniqueId=sys.argv[1], Status="SUCCESS")
-        break
-    except Exception:
-        time.sleep(0.05)
-""")
-        self.addCleanup(os.unlink, file.name)
-        os.chmod(file.name, 0o755)
-        self.control("boot", mode="exec", program=file.name)
-        self.body["Resources"]["Template"]["Properties"]["LaunchTemplateData"]["UserData"] = {"Fn::Base64": "data"}
-        self.assertEqual(self.deploy(self.body, Type="m6a.large")["StackStatus"], "CREATE_COMPLETE", self.stack_events())

@@ -10,7 +10,7 @@ from .api import AWSError, operation
 from .control import settings
 from .resources import PROVIDERS
 from .stacks import Stack, now
-from .template import Scope, invalid, parse
+from .template import invalid, parse
 
 CloudFormationResponse.RESPONSE_KEY_PATH_TO_TRANSFORMER = {}  # they expect moto's own stacks
 

@@ -8,8 +8,8 @@ from moto.ecs.models import ecs_backends
 from moto.ecs.responses import EC2ContainerServiceResponse
 
 from . import autoscaling
-from .api import ACCOUNT, AWSError, extend, operation
-from .placement import candidates, matches, schedule, start
+from .api import ACCOUNT, AWSError, operation
+from .placement import matches, schedule
 
 PAGE = 100  # most items a request of ECS describes or lists
 

@@ -31,7 +31,7 @@ class AutoScalingGroup(Type):
         return name, {"AutoScalingGroupARN": autoscaling.find(c.region, name).arn}
 
     def update(self, c, resource, p, old):
-        name = p[self.name] = resource.physical_id
+        p[self.name] = resource.physical_id
         arguments = self._arguments(c, p)
         tags = arguments.pop("Tags")
         scheduled = c.update_policy.get("AutoScalingScheduledAction", {}).get("IgnoreUnmodifiedGroupSizeProperties")

@@ -68,22 +68,6 @@ class Policy(Type):
         self._remove(c, resource.properties)
 
 
-class RolePolicy(Type):
-    tagged = False
-    replacing = ("RoleName", "PolicyName")
-
-    def create(self, c, p):
-        c.call("iam", "PutRolePolicy", p)
-        return f"{p['PolicyName']}|{p['RoleName']}", {}
-
-    def update(self, c, resource, p, old):
-        return self.create(c, p)[1]
-
-    def delete(self, c, resource):
-        p = resource.properties
-        delete_quietly(c.client("iam").delete_role_policy, "NoSuchEntity", RoleName=p["RoleName"], PolicyName=p["PolicyName"])
-
-
 class InstanceProfile(Type):
     name = "InstanceProfileName"
     tagged = False

@@ -81,21 +81,10 @@ class SSMDocument(Type):
         delete_quietly(c.client("ssm").delete_document, "InvalidDocument", Name=resource.physical_id)
 
 
-class WaitConditionHandle(Type):
-    tagged = False
-
-    def create(self, c, p):
-        return f"https://cloudformation-waitcondition-{c.region}.s3.{c.region}.amazonaws.com/{c.stack.id}/{c.logical_id}", {}
-
-    def update(self, c, resource, p, old):
-        return {}
-
-    def delete(self, c, resource):
-        pass
-
-
-class WaitCondition(WaitConditionHandle):
+class WaitCondition(Type):
     """Waits by its CreationPolicy; stacks.py counts the signals. "Updates aren't supported": template reference."""
+
+    tagged = False
 
     def replaced_by(self, old, new):
         return False
@@ -107,3 +96,6 @@ class WaitCondition(WaitConditionHandle):
 
     def update(self, c, resource, p, old):
         raise invalid("Updates are not supported for wait conditions")
+
+    def delete(self, c, resource):
+        pass
