@@ -203,9 +203,9 @@ func TestRestartUnderLoad(t *testing.T) {
 	before := m.standing()
 	m.must("systemd-run --quiet --unit=load --property=LimitNOFILE=4096 /lab/guest load " + socket + " /run/load.json")
 	type seen struct {
-		Requests, Evidence, Reconnects, Later, Failed int
-		Slowest                                       string
-		Failures                                      []string
+		Requests, Evidence, Later, Failed int
+		Slowest                           string
+		Failures                          []string
 	}
 	look := func() seen { return decode[seen](t, m.must("cat /run/load.json")) }
 	m.until("the load", func() error {
@@ -221,8 +221,9 @@ func TestRestartUnderLoad(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	m.must("systemctl stop load.service")
 	got := look()
-	t.Logf("%d restarts, a downgrade and an upgrade: %d requests, %d for evidence, %d told to try again, %d connections closed between requests, slowest answer %s", restarts, got.Requests, got.Evidence, got.Later, got.Reconnects, got.Slowest)
-	if got.Failed > 0 || got.Requests < 1000 || got.Evidence < 50 {
+	t.Logf("%d restarts, a downgrade and an upgrade: %d requests, %d for evidence, %d asked to come later, slowest answer %s",
+		restarts, got.Requests, got.Evidence, got.Later, got.Slowest)
+	if got.Failed > 0 || got.Requests < 100 || got.Evidence < 10 {
 		t.Errorf("%d requests failed of %d (%d for evidence): %s", got.Failed, got.Requests, got.Evidence,
 			strings.Join(got.Failures, "\n"))
 	}
@@ -314,7 +315,7 @@ func TestEndDuringPublication(t *testing.T) {
 	reads := <-reading
 	m.must("systemctl stop refresh.service")
 	t.Logf("%d publications, %d reads", refreshed(), reads)
-	if reads < 1000 {
+	if reads < 100 {
 		t.Errorf("%d reads are too few to have seen anything", reads)
 	}
 	m.mustBeReady()

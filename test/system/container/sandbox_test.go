@@ -58,14 +58,14 @@ var proofs = map[string][]proof{
 		refused("run a copy in /tmp", "EACCES"),
 		refused("run a copy in /var/tmp", "EACCES"), refused("run a copy in /dev/shm", "EACCES|ENOENT"),
 	},
-	"ExecPaths=/usr/bin/sevagent /usr/libexec/sevagent": {allowed("run what may be run")},
-	"ExecPaths=/usr/libexec/sevagent":                   {allowed("run what may be run")},
-	"ProtectHome=yes":                                   {refused("read a home", "EACCES")},
-	"PrivateTmp=yes":                                    {refused("read /tmp", "ENOENT")},
-	"PrivateIPC=yes":                                    {refused("see System V shared memory", "none|ENOENT")},
-	"ProtectProc=ptraceable":                            {refused("see another user's process", "ENOENT")},
-	"ProcSubset=pid":                                    {refused("read /proc/cpuinfo", "ENOENT")},
-	"ProtectKernelTunables=yes":                         {refused("set a kernel parameter", "EROFS|ENOENT")},
+	"ExecPaths=/usr/bin/sevagent":     {allowed("run the agent")},
+	"ExecPaths=/usr/libexec/sevagent": {allowed("run what may be run")},
+	"ProtectHome=yes":                 {refused("read a home", "EACCES")},
+	"PrivateTmp=yes":                  {refused("read /tmp", "ENOENT")},
+	"PrivateIPC=yes":                  {refused("see System V shared memory", "none|ENOENT")},
+	"ProtectProc=ptraceable":          {refused("see another user's process", "ENOENT")},
+	"ProcSubset=pid":                  {refused("read /proc/cpuinfo", "ENOENT")},
+	"ProtectKernelTunables=yes":       {refused("set a kernel parameter", "EROFS|ENOENT")},
 	"ProtectKernelModules=yes": {refused("read the kernel's modules", "EACCES"),
 		{"load a module", "EPERM", "not EPERM"}},
 	"ProtectKernelLogs=yes":    {refused("read the kernel's log", "EPERM")},
@@ -121,7 +121,7 @@ func TestSandbox(t *testing.T) {
 			m.t = t
 			m.write("/etc/sevagent/signal.json", "{}")
 			m.write("/etc/systemd/system/"+unit+".d/lab.conf",
-				"[Service]\nType=oneshot\nRestart=no\nWatchdogSec=0\nExecReload=\nExecStart=\n"+
+				"[Service]\nType=oneshot\nRestart=no\nExecPaths=/usr/libexec/sevagent\nWatchdogSec=0\nExecReload=\nExecStart=\n"+
 					"ExecStart=/usr/libexec/sevagent/attempt attempt /var/lib/sevagent/attempts.json\nEnvironment="+strings.Join(environment, " ")+"\n")
 			m.must("rm -f /var/lib/sevagent/attempts.json; systemctl daemon-reload && systemctl start " + unit)
 			inside := decode[map[string]string](t, m.read("/var/lib/sevagent/attempts.json"))

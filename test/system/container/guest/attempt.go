@@ -61,6 +61,7 @@ var attempts = map[string]func() error{
 	"run a copy in /dev/shm":               func() error { return runCopy("/dev/shm") },
 	"run a copy among the published files": func() error { return runCopy("/etc/ecs/mtls") },
 	"run what may be run":                  func() error { return execute(self, "euid") },
+	"run the agent":                        func() error { return execute("/usr/bin/sevagent", "version") },
 	"read a home":                          func() error { return open("/root/"+markers, os.O_RDONLY) },
 	"read /tmp":                            func() error { return open("/tmp/"+markers, os.O_RDONLY) },
 	"see System V shared memory":           sharedMemory,

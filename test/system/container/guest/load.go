@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	api "sevagent/client"
 	"sevagent/test/lab"
 )
@@ -23,7 +20,6 @@ import (
 // Load is what the clients saw.
 type Load struct {
 	Requests, Evidence int
-	Reconnects         int      // connections that were closed between two requests
 	Later              int      // answers that ask to try again: 503 with Retry-After
 	Slowest            string   // of what was answered
 	Failures           []string // requests without the answer that they should have, at most ten
@@ -31,7 +27,6 @@ type Load struct {
 }
 
 const (
-	getHealth   = "GET /healthz HTTP/1.1\r\nHost: sevagent\r\n\r\n"
 	postAsk     = `{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","bind":"none"}`
 	clientCount = 8
 )
@@ -43,14 +38,13 @@ func load(ctx context.Context, socket, file string) error {
 	var mu sync.Mutex
 	var seen Load
 	var slowest time.Duration
-	note := func(evidence bool, reconnects int, took time.Duration, err error) {
+	note := func(evidence bool, took time.Duration, err error) {
 		mu.Lock()
 		defer mu.Unlock()
 		seen.Requests++
 		if evidence {
 			seen.Evidence++
 		}
-		seen.Reconnects += reconnects
 		slowest = max(slowest, took)
 		if errors.Is(err, errLater) {
 			seen.Later++
@@ -73,11 +67,11 @@ func load(ctx context.Context, socket, file string) error {
 	var clients sync.WaitGroup
 	for i := range clientCount {
 		clients.Go(func() {
-			c := client{socket: socket, keep: i%2 == 1, evidence: i%4 < 2}
+			c := newClient(socket, i%2 == 1, i%4 < 2)
 			for ctx.Err() == nil {
 				began := time.Now()
-				reconnects, err := c.ask()
-				note(c.evidence, reconnects, time.Since(began), err)
+				err := c.ask()
+				note(c.evidence, time.Since(began), err)
 				if c.evidence {
 					time.Sleep(20 * time.Millisecond) // the device's rate is limited
 				} else {
@@ -103,80 +97,49 @@ func load(ctx context.Context, socket, file string) error {
 
 var errLater = errors.New("try again later")
 
-// client is one that does no more than it has to: what is sent and not answered is an error, even where net/http would
-// have sent it again.
+// client asks the agent, each time on a new connection or on one that it keeps.
 type client struct {
-	socket         string
-	keep, evidence bool
-
-	conn net.Conn
-	r    *bufio.Reader
+	http.Client
+	evidence bool
 }
 
-func (c *client) ask() (reconnects int, err error) {
-	if c.conn != nil && closed(c.conn) {
-		c.conn.Close()
-		c.conn, reconnects = nil, 1
-	}
-	reused := c.conn != nil
-	if !reused {
-		if c.conn, err = net.DialTimeout("unix", c.socket, 30*time.Second); err != nil {
-			return reconnects, err
-		}
-		c.r = bufio.NewReader(c.conn)
-	}
-	close, err := c.request()
-	if err != nil {
-		err = fmt.Errorf("evidence %v, connection used before %v: %w", c.evidence, reused, err)
-	}
-	if err != nil || close || !c.keep {
-		c.conn.Close()
-		c.conn = nil
-	}
-	return reconnects, err
+func newClient(socket string, keep, evidence bool) *client {
+	return &client{evidence: evidence, Client: http.Client{Timeout: lab.Hang, Transport: &http.Transport{
+		DisableKeepAlives: !keep,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		},
+	}}}
 }
 
-func (c *client) request() (close bool, err error) {
-	c.conn.SetDeadline(time.Now().Add(60 * time.Second))
-	text := getHealth
+// ask makes one request. What is sent and not answered is an error: net/http does not send again what has a body that
+// it cannot read twice.
+func (c *client) ask() error {
+	method, path, text := http.MethodGet, "/healthz", ""
 	if c.evidence {
-		text = fmt.Sprintf("POST /v1/evidence HTTP/1.1\r\nHost: sevagent\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(postAsk), postAsk)
+		method, path, text = http.MethodPost, "/v1/evidence", postAsk
 	}
-	if _, err := io.WriteString(c.conn, text); err != nil {
-		return true, fmt.Errorf("send: %w", err)
-	}
-	resp, err := http.ReadResponse(c.r, nil)
+	req, err := http.NewRequest(method, "http://sevagent"+path, io.NopCloser(strings.NewReader(text)))
 	if err != nil {
-		return true, fmt.Errorf("receive: %w", err)
+		return err
+	}
+	req.ContentLength = int64(len(text))
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return true, fmt.Errorf("receive the body: %w", err)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s %s: %w", method, path, err)
+	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" && c.evidence:
+		return errLater
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("%s %s: status %d: %s", method, path, resp.StatusCode, strings.TrimSpace(string(body)))
 	}
-	if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "" && c.evidence {
-		return resp.Close, errLater
-	}
-	if resp.StatusCode != http.StatusOK {
-		return resp.Close, fmt.Errorf("status %d: %s", resp.StatusCode, strings.TrimSpace(string(body)))
-	}
-	return resp.Close, nil
-}
-
-// closed reports whether the other end has closed an idle connection.
-func closed(conn net.Conn) bool {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return true
-	}
-	gone := true
-	err = raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		gone = !errors.Is(err, unix.EAGAIN)
-		return true
-	})
-	return gone || err != nil
+	return nil
 }
 
 // refresh makes the agent publish again and again until it is stopped, and writes how often that succeeded.
