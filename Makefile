@@ -41,7 +41,7 @@ test-node: build $(TOOLS) $(VENV) ## the unmodified binaries among real peers, i
 	test/run node
 
 .PHONY: test-rotation
-test-rotation: build ## 500 rotations under the eyes of real readers (root)
+test-rotation: build ## 500 rotations while readers read (root)
 	SEVAGENT_ROTATIONS=$${SEVAGENT_ROTATIONS:-500} test/run rotation
 
 .PHONY: test-aws

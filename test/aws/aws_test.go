@@ -161,10 +161,28 @@ func (c *cloud) output(stack, name string) string {
 		"--stack-name", stack)
 }
 
+// status is that of a stack.
+func (c *cloud) status(stack string) string {
+	c.t.Helper()
+	return c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name", stack)
+}
+
+// group is a property of a cluster's Auto Scaling group, node one of its first node.
+func (c *cloud) group(cluster, property string) string {
+	c.t.Helper()
+	return c.query("AutoScalingGroups[0]."+property, "autoscaling", "describe-auto-scaling-groups",
+		"--auto-scaling-group-names", cluster+"-snp")
+}
+
+func (c *cloud) node(cluster, property string) string {
+	c.t.Helper()
+	return c.query("Reservations[0].Instances[0]."+property, "ec2", "describe-instances",
+		"--instance-ids", c.instances(cluster)[0])
+}
+
 func (c *cloud) instances(cluster string) []string {
 	c.t.Helper()
-	return strings.Fields(c.query("AutoScalingGroups[0].Instances[].InstanceId", "autoscaling",
-		"describe-auto-scaling-groups", "--auto-scaling-group-names", cluster+"-snp"))
+	return strings.Fields(c.group(cluster, "Instances[].InstanceId"))
 }
 
 // check is one result of sevctl verify.

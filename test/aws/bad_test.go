@@ -92,10 +92,6 @@ func TestVariants(t *testing.T) {
 	group := c.query("GroupId", "ec2", "create-security-group", "--group-name", "enclave", "--description", "e",
 		"--vpc-id", c.get("VPC"))
 	secret := c.query("ARN", "secretsmanager", "create-secret", "--name", "mtls", "--secret-string", "x")
-	groupQuery := func(query string) string {
-		return c.query("AutoScalingGroups[0]."+query, "autoscaling", "describe-auto-scaling-groups",
-			"--auto-scaling-group-names", "v-snp")
-	}
 	provider := func(query string) string {
 		return c.query("capacityProviders[0].autoScalingGroupProvider."+query, "ecs", "describe-capacity-providers",
 			"--capacity-providers", "v-snp")
@@ -116,7 +112,7 @@ func TestVariants(t *testing.T) {
 				return fmt.Sprintf("%d nodes, want 2", n)
 			}
 			if got := provider("managedTerminationProtection") +
-				groupQuery("NewInstancesProtectedFromScaleIn"); got != "ENABLEDTrue" {
+				c.group("v", "NewInstancesProtectedFromScaleIn"); got != "ENABLEDTrue" {
 				return "protection is " + got
 			}
 			return ""
@@ -132,13 +128,13 @@ func TestVariants(t *testing.T) {
 		{"managed scaling off", []string{"EnableManagedScaling=false"}, func() string {
 			// Its parameter still says true; ECS would refuse it.
 			if got := provider("managedTerminationProtection") +
-				groupQuery("NewInstancesProtectedFromScaleIn"); got != "DISABLEDFalse" {
+				c.group("v", "NewInstancesProtectedFromScaleIn"); got != "DISABLEDFalse" {
 				return "protection is " + got
 			}
 			return ""
 		}},
 		{"protection asked for by itself", []string{"ProtectFromScaleIn=true"}, func() string {
-			if got := groupQuery("NewInstancesProtectedFromScaleIn"); got != "True" {
+			if got := c.group("v", "NewInstancesProtectedFromScaleIn"); got != "True" {
 				return "protection is " + got
 			}
 			return ""

@@ -201,8 +201,7 @@ func TestBoot(t *testing.T) {
 		"MinSize=1")...); status != 0 {
 		t.Fatalf("%s\n%s", out, n.events())
 	}
-	if got := n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
-		"real"); got != "CREATE_COMPLETE" {
+	if got := n.status("real"); got != "CREATE_COMPLETE" {
 		t.Errorf("the stack is %s", got)
 	}
 	before := n.instances("real")
@@ -226,8 +225,7 @@ func TestBoot(t *testing.T) {
 			t.Errorf("%s was not replaced", id)
 		}
 	}
-	if len(after) != 2 || n.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
-		"real") != "UPDATE_COMPLETE" {
+	if len(after) != 2 || n.status("real") != "UPDATE_COMPLETE" {
 		t.Errorf("after the update: %v", after)
 	}
 }

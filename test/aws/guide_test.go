@@ -105,8 +105,7 @@ func TestGuide(t *testing.T) {
 		},
 		"change": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
-			if got := c.query("Reservations[0].Instances[0].InstanceType", "ec2", "describe-instances",
-				"--instance-ids", c.instances("confidential-cluster")[0]); got != "m6a.xlarge" {
+			if got := c.node("confidential-cluster", "InstanceType"); got != "m6a.xlarge" {
 				t.Errorf("the node is a %s", got)
 			}
 		},
@@ -141,8 +140,7 @@ func (c *cloud) follow(names []string, blocks map[string]string, before map[stri
 // stands checks a stack, its nodes, and the cluster as sevctl sees it.
 func (c *cloud) stands(name, status string, nodes int) {
 	c.t.Helper()
-	if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
-		name); got != status {
+	if got := c.status(name); got != status {
 		c.t.Errorf("stack %s is %s, want %s", name, got, status)
 	}
 	if got := len(c.instances(name)); got != nodes {

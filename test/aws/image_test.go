@@ -56,8 +56,7 @@ func TestImageStack(t *testing.T) {
 	}
 	want := func(step, status, version string, out string, exit int) {
 		t.Helper()
-		if got := c.query("Stacks[0].StackStatus", "cloudformation", "describe-stacks", "--stack-name",
-			"image"); got != status || (exit == 0) != !strings.Contains(status, "ROLLBACK") {
+		if got := c.status("image"); got != status || (exit == 0) != !strings.Contains(status, "ROLLBACK") {
 			t.Fatalf("%s: %s, exit status %d\n%s\n%s", step, got, exit, out, c.events())
 		}
 		if got := recipe(); got != version {
@@ -617,8 +616,7 @@ func TestImageGuide(t *testing.T) {
 		"other-region": func(out string) { ami(out) },
 		"cluster": func(string) {
 			c.stands("confidential-cluster", "CREATE_COMPLETE", 1)
-			if got := c.query("Reservations[0].Instances[0].ImageId", "ec2", "describe-instances", "--instance-ids",
-				c.instances("confidential-cluster")[0]); got != first {
+			if got := c.node("confidential-cluster", "ImageId"); got != first {
 				t.Errorf("the node runs %s, want %s", got, first)
 			}
 			if data := c.userData("confidential-cluster"); !strings.Contains(data, "url=''\n") {
@@ -632,8 +630,7 @@ func TestImageGuide(t *testing.T) {
 		},
 		"replace": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
-			got := c.query("Reservations[0].Instances[0].ImageId", "ec2", "describe-instances", "--instance-ids",
-				c.instances("confidential-cluster")[0])
+			got := c.node("confidential-cluster", "ImageId")
 			if want := c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/sevagent/ami"); got == first ||
 				got != want {
 				t.Errorf("the node runs %s, want %s", got, want)
