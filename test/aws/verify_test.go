@@ -3,6 +3,7 @@
 package aws_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"sevagent/client"
+	"sevagent/internal/must"
 	"sevagent/test/lab"
 )
 
@@ -36,13 +39,10 @@ func TestBroken(t *testing.T) {
 				c.container(cluster, node), "--force")
 		}, []string{"membership"}},
 		{"attribute", func(c *cloud, cluster, node string) {
-			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes",
-				"name=sevagent.attested,value=false,targetType=container-instance,targetId="+c.container(cluster, node))
+			c.attribute(cluster, node, "sevagent.attested", "false")
 		}, []string{"attested"}},
 		{"measurement", func(c *cloud, cluster, node string) {
-			c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes",
-				"name=sevagent.measurement,value="+strings.Repeat("cd",
-					48)+",targetType=container-instance,targetId="+c.container(cluster, node))
+			c.attribute(cluster, node, "sevagent.measurement", strings.Repeat("cd", 48))
 		}, []string{"attested-equal"}},
 		{"scale-in protection", func(c *cloud, cluster, node string) {
 			c.aws("autoscaling", "set-instance-protection", "--auto-scaling-group-name", cluster+"-snp",
@@ -108,6 +108,13 @@ func TestBroken(t *testing.T) {
 func (c *cloud) damage(instance, property string, value any) {
 	c.t.Helper()
 	c.control("damage", map[string]any{"instance": instance, property: value})
+}
+
+// attribute sets an attribute of a container instance.
+func (c *cloud) attribute(cluster, instance, name, value string) {
+	c.t.Helper()
+	c.aws("ecs", "put-attributes", "--cluster", cluster, "--attributes",
+		"name="+name+",value="+value+",targetType=container-instance,targetId="+c.container(cluster, instance))
 }
 
 // container is the ARN of an instance's container instance.
@@ -195,16 +202,17 @@ func TestAttest(t *testing.T) {
 	}
 	socket := c.simulatedNode()
 	dir := filepath.Dir(filepath.Dir(socket))
-	measurement := c.must("bash", "-c", "sevagent status --json --socket "+socket+" | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"attestation\"][\"measurement\"])'")
-	c.aws("ecs", "put-attributes", "--cluster", "b", "--attributes",
-		"name=sevagent.measurement,value="+measurement+",targetType=container-instance,targetId="+c.container("b",
-			c.instances("b")[0]))
+	var node client.Status
+	text := c.must("sevagent", "status", "--json", "--socket", socket)
+	must.Do(t, json.Unmarshal([]byte(text), &node), "decode %s", text)
+	c.attribute("b", c.instances("b")[0], "sevagent.measurement", node.Attestation.Measurement)
 
 	program := filepath.Join(t.TempDir(), "command")
 	wrapper := filepath.Join(t.TempDir(), "sevagent")
 	lab.WriteProgram(t, wrapper, "#!/bin/sh\nexec "+lab.Bin("sevagent")+" --socket "+socket+" \"$@\"\n")
 	// cloud-init, which no instance here has, leaves the instance's ID in a file.
-	lab.WriteProgram(t, program, "#!/bin/bash\necho $1 > "+program+".id\nsed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
+	lab.WriteProgram(t, program, "#!/bin/bash\necho $1 > "+program+".id\n"+
+		"sed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
 	c.control("command", map[string]any{"program": program})
 	policy := filepath.Join(dir, "sim/policy.yaml")
 	if os.Getuid() != 0 { // and Run Command is

@@ -85,7 +85,7 @@ func makeLayer() error {
 			return err
 		}
 	}
-	for _, args := range [][]string{{"-r", "files/.", layer}, {guestBin, filepath.Join(layer, "lab/guest")}} {
+	for _, args := range [][]string{{"-r", "files/.", layer}, {guestBin, lab.Bin("sevsim"), filepath.Join(layer, "lab")}} {
 		if out, err := exec.Command("cp", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}

@@ -152,7 +152,7 @@ def text(value):
 
 
 def reason(error):
-    """What AWS says about a failed call in a stack event."""
+    """The reason of a failed call, as AWS words it in a stack event."""
     if isinstance(error, ClientError):
         details = error.response["Error"]
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]

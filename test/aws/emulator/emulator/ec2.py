@@ -152,7 +152,7 @@ def _data(p):
 
 @extend(Instance, "__init__")
 def _instance(original, self, ec2_backend, image_id, user_data, security_groups, **kwargs):
-    """Adds what describe-instances says of an instance and moto does not take from request and launch template."""
+    """Adds what describe-instances returns and moto does not take from request and launch template."""
     original(self, ec2_backend, image_id, user_data, security_groups, **kwargs)
     image = ec2_backend.amis.get(self.image_id)
     self.boot_mode = image.boot_mode if image else None

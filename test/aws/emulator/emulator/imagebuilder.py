@@ -131,7 +131,7 @@ def create_component(region, p):
 
 
 def document(text):
-    """The little that the service says about a document before it runs it."""
+    """The little that the service checks of a document before it runs it."""
     try:
         parsed = yaml.safe_load(text)
         phases = [phase["name"] for phase in parsed["phases"]]

@@ -89,11 +89,11 @@ def _signal(region, stack_id, instance_id):
             try:
                 stack.signal(name, instance_id, "SUCCESS")
             except api.AWSError:
-                pass  # as a node would: it signals whoever may be waiting
+                pass  # a node signals without knowing what waits
 
 
 def environment(region, instance_id):
-    """What a program of the test is told about the node that it plays."""
+    """The environment of a program of the test that stands in for a node."""
     return {**os.environ, "EMULATOR_INSTANCE_ID": instance_id, "AWS_REGION": region, "AWS_DEFAULT_REGION": region,
             "AWS_ENDPOINT_URL": settings.endpoint or "", "AWS_ACCESS_KEY_ID": "NODE", "AWS_SECRET_ACCESS_KEY": "node"}
 

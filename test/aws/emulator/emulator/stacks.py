@@ -148,7 +148,7 @@ class Stack:
     def _wait(self, signals, enough, timeout):
         nodes.boot_pending()
         if enough(signals.received):
-            return True  # nobody who has started this is to take it for waiting
+            return True  # without a moment in which start takes this for waiting
         with self.changed:
             self.waiting = True
             self.changed.notify_all()

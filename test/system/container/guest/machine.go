@@ -16,63 +16,14 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
-	"sevagent/internal/sim"
 	"sevagent/internal/sim/simaws"
-	"sevagent/internal/sim/tsmfs"
 )
 
 const (
-	root    = "/lab/device" // the simulator's, made by the test
-	socket  = "/run/lab/device.sock"
-	tsm     = "/sys/kernel/config/tsm/report"
-	byIoctl = "/etc/lab/ioctl" // if it is there: no configfs, but a device node
 	secret  = "/etc/lab/secret.json"
 	signals = "/run/lab/signals.json"
 )
-
-// device is the machine's SNP device: configfs-tsm where the kernel has it, or a node in /dev and the other end of its
-// ioctls.
-func device(ctx context.Context) error {
-	psp, err := sim.Load(root, sim.DefaultOptions(time.Now()))
-	if err != nil {
-		return err
-	}
-	psp.FaultFile = "/etc/lab/fault"
-	if err := os.MkdirAll("/run/lab", 0o755); err != nil {
-		return err
-	}
-	os.Remove(socket)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		return err
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return psp.ServeIoctl(ctx, l) })
-	if _, err := os.Stat(byIoctl); errors.Is(err, fs.ErrNotExist) {
-		// sysfs has no place for it where the kernel has no configfs.
-		if err := unix.Mount("tmpfs", "/sys/kernel", "tmpfs", 0, ""); err != nil {
-			return err
-		}
-		if err := os.MkdirAll(tsm, 0o755); err != nil {
-			return err
-		}
-		server, err := tsmfs.Mount(tsm, psp)
-		if err != nil {
-			return err
-		}
-		group.Go(func() error {
-			<-ctx.Done()
-			return server.Unmount()
-		})
-	} else if err := unix.Mknod("/dev/sev-guest", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))); err != nil &&
-		!errors.Is(err, fs.ErrExist) { // opens as /dev/null does
-		return err
-	}
-	daemon.SdNotify(false, daemon.SdNotifyReady)
-	return group.Wait()
-}
 
 // aws is the metadata service at its own address, and Secrets Manager and CloudFormation where the manager's default
 // environment says.

@@ -12,7 +12,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: guest device | aws | ecs | load SOCKET FILE | refresh SOCKET FILE | attempt FILE | int80 | euid | key")
+		fmt.Fprintln(os.Stderr, "usage: guest aws | ecs | load SOCKET FILE | refresh SOCKET FILE | attempt FILE | int80 | euid | key")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -25,8 +25,6 @@ func main() {
 
 func run(ctx context.Context, command string, args []string) error {
 	switch {
-	case command == "device":
-		return device(ctx)
 	case command == "aws":
 		return aws(ctx)
 	case command == "ecs":
