@@ -1,12 +1,12 @@
-// Package lab is what the labs under test/ share: programs that run until a test ends, the agent among them, waiting,
-// files, certificates, and a reader's view of what is published. What one lab alone needs stays with that lab; what
-// has to be there before a lab's tests can run (namespaces, packages, binaries) is the script run's part, beside this
-// directory.
+// Package lab is what the labs under test/ share: programs that run until a test ends, the agent among them; waiting;
+// files; certificates; and a reader's view of what is published. What one lab alone needs stays with that lab. The script
+// test/run prepares what has to be there before a lab's tests can run: namespaces, packages, binaries.
 package lab
 
 import (
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,8 +20,8 @@ const (
 	ECSConfig = "/etc/ecs/ecs.config"
 )
 
-// Hang is far longer than anything takes that works, on however slow a machine. It keeps a test from hanging, and
-// says nothing of speed.
+// Hang is far longer than anything takes that works, even on a slow machine. It keeps a test from hanging, and says
+// nothing about speed.
 const Hang = 3 * time.Minute
 
 // Repository is the root of the source tree.
@@ -47,7 +47,7 @@ func Poll(check func() error) error {
 	}
 }
 
-// Until waits for what check finds in order, or ends the test with its last error.
+// Until waits until check returns nil, or ends the test with its last error. what names the thing waited for.
 func Until(t testing.TB, what string, check func() error) {
 	t.Helper()
 	must.Do(t, Poll(check), "wait for %s", what)
@@ -79,6 +79,18 @@ func Replace(path, text string) error {
 func Read(t testing.TB, path string) string {
 	t.Helper()
 	return string(must.Get(os.ReadFile(path))(t, "read a file"))
+}
+
+// Mount mounts an empty tmpfs, as the package does for what is published, until the test ends.
+func Mount(t testing.TB, dir string) {
+	t.Helper()
+	const flags = syscall.MS_NODEV | syscall.MS_NOSUID | syscall.MS_NOEXEC
+	must.Do(t, syscall.Mount("tmpfs", dir, "tmpfs", flags, "size=16m,mode=0755"), "mount a tmpfs on %s", dir)
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
 }
 
 // Tail returns the end of a text that may be long.

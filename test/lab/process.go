@@ -86,32 +86,17 @@ func (p *Process) Stop(t testing.TB, signal syscall.Signal) {
 	}
 }
 
-// Mount mounts an empty tmpfs, as the package does for what is published, until the test ends.
-func Mount(t testing.TB, dir string) {
-	t.Helper()
-	const flags = syscall.MS_NODEV | syscall.MS_NOSUID | syscall.MS_NOEXEC
-	must.Do(t, syscall.Mount("tmpfs", dir, "tmpfs", flags, "size=16m,mode=0755"), "mount a tmpfs on %s", dir)
-	t.Cleanup(func() {
-		if err := syscall.Unmount(dir, 0); err != nil {
-			t.Errorf("unmount %s: %v", dir, err)
-		}
-	})
-}
-
-// Failed reports whether the program has ended in another way than with status 0.
+// Failed waits for the end of the program, and reports whether its exit status is not 0.
 func (p *Process) Failed() bool {
 	<-p.Ended
 	return !p.cmd.ProcessState.Success()
 }
 
-// Run runs a command to its end, and returns what it printed, without white space around it, and its exit status.
+// Run runs a command to its end, and returns what it printed and its exit status.
 func Run(t testing.TB, cmd *exec.Cmd) (stdout, stderr string, status int) {
 	t.Helper()
 	var out, errs strings.Builder
-	if cmd.Stdout == nil {
-		cmd.Stdout = &out
-	}
-	cmd.Stderr = &errs
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	if cmd.ProcessState == nil {
 		t.Fatalf("run %s: %v", strings.Join(cmd.Args, " "), err)
