@@ -56,7 +56,7 @@ class CapacityProviders(EmulatorTest):
             "autoScalingGroupArn": group, "managedScaling": {"status": scaling}, "managedTerminationProtection": protection})
 
     def test_protection(self):
-        """ECS protects the group and its instances; deleting the provider leaves that so (aws/containers-roadmap#2862)."""
+        """ECS protects the group and its instances, also once the provider is gone (aws/containers-roadmap#2862)."""
         self.group()
         self.create()
         found = self.describe_group()

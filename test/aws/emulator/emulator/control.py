@@ -1,4 +1,4 @@
-"""What a test can set in the emulator: faults, what a node does when it boots, what a command prints on a node, a fleet.
+"""What a test can set in the emulator: faults, what a node does when it boots, what a command prints on a node.
 
 Requests are JSON posted to /_emulator/…; README.md describes them.
 """

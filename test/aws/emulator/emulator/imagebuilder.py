@@ -1,4 +1,4 @@
-"""EC2 Image Builder, which moto lacks: the objects of a pipeline, checked by the API's own model and against each other.
+"""EC2 Image Builder, which moto lacks: a pipeline's objects, checked by the API's own model and against each other.
 
 Nothing is built: start_image_pipeline_execution registers an AMI with its parent's boot mode in each region of the
 distribution at once, and runs no component.

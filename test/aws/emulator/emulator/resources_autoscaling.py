@@ -45,7 +45,7 @@ class AutoScalingGroup(Type):
         return resource.attributes
 
     def delete(self, c, resource):
-        """CloudFormation empties the group first. What is protected from scale-in stays and blocks it: containers-roadmap#2862.
+        """CloudFormation empties the group first. What is protected from scale-in blocks that: containers-roadmap#2862.
 
         AWS waits for hours that the protection goes; here it has to go while an automation runs.
         """
@@ -66,7 +66,7 @@ class AutoScalingGroup(Type):
 
 
 class RollingUpdate:
-    """UpdatePolicy AutoScalingRollingUpdate: replaces the instances of another launch template version batch by batch."""
+    """AutoScalingRollingUpdate: replaces the instances of another launch template version batch by batch."""
 
     def __init__(self, c, resource, policy):
         self.c, self.resource = c, resource
@@ -106,7 +106,7 @@ class RollingUpdate:
                 self._await(self._launch(missing))
 
     def _obsolete(self, instance, target):
-        """A rollback makes a new version with the old data; here it leaves alone the instances that were made from such."""
+        """A rollback makes a new version with the old data; here, instances that were made from such data stay."""
         if self.c.stack.status.startswith("UPDATE_ROLLBACK"):
             made_from = self.group.ec2_launch_template.get_version(instance.launch_template_version)
             return made_from.data != target.data

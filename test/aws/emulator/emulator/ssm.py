@@ -1,4 +1,4 @@
-"""SSM: Run Command answered by a program of the test, managed instances, the public parameters of Canonical, automations."""
+"""SSM: Run Command answered by a program of the test, managed instances, Canonical's parameters, automations."""
 
 import datetime
 import json
