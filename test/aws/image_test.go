@@ -151,7 +151,7 @@ func TestImageBadInput(t *testing.T) {
 			"PackageUrl=https://packages.example.com/'$(id)'.rpm"},
 		{"two wildcards", "one of which may be an x", "RecipeVersion=1.x.x"},
 		{"a version of two numbers", "three numbers", "RecipeVersion=1.0"},
-		{"a name with capitals", "small letters", "ImageName=Sevagent"},
+		{"a name with capitals", "lower-case letters", "ImageName=Sevagent"},
 		{"a type that boots no SNP guest", "m6a, c6a or r6a", "InstanceType=t3.micro"},
 		{"a parameter of AWS's", "neither with /aws nor with /ssm", "AmiParameterName=/aws/ami"},
 		{"a volume smaller than the parent's", "30 to 16000", "RootVolumeSize=8"},
