@@ -62,8 +62,7 @@ var table = map[string][]string{
 	},
 	"cmd/bootstrap":      {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, "github.com/aws/smithy-go", systemd},
-	"cmd/sevctl":         {"internal/cli", "internal/ctl"},
-	"internal/ctl":       {"internal/cli", "internal/atomicfile", "internal/cluster", aws, "golang.org/x/sys", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
+	"cmd/sevctl":         {"internal/cli", "internal/atomicfile", "internal/cluster", aws, "golang.org/x/sys", "internal/appraise", "internal/config", "internal/evidence", "internal/snp", cobra},
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices":  {},
 

@@ -1,4 +1,4 @@
-package ctl
+package main
 
 import (
 	"bytes"
@@ -11,7 +11,6 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"sevagent/internal/cli"
 	"sevagent/internal/evidence"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simscript"
@@ -19,7 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sevctl": func() { cli.Main("sevctl", Run) }})
+	testscript.Main(m, map[string]func(){"sevctl": main})
 }
 
 // realReports are reports that are not ours to distribute; scripts that need them are under the condition [real].

@@ -1,4 +1,4 @@
-package ctl
+package main
 
 import (
 	"bytes"
@@ -27,7 +27,7 @@ type verifyOptions struct {
 	allowCustomRoots                  bool
 }
 
-func verifyCommand() *cobra.Command {
+func evidenceCommand() *cobra.Command {
 	var o verifyOptions
 	cmd := &cobra.Command{
 		Use:   "verify [FILE]",
