@@ -62,7 +62,7 @@ func newCommand(o *bootstrap.Options, began *bool) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			*began = true
-			return bootstrap.Run(cmd.Context(), *o, cmd.OutOrStdout())
+			return bootstrap.Run(cmd.Context(), *o, cli.BestEffort(cmd.OutOrStdout()))
 		},
 	}
 	addFlags(root.Flags(), o)
@@ -80,7 +80,7 @@ SUCCESS to CloudFormation, or FAILURE if it does not register in time. What to
 signal is in signal.json, which bootstrap writes. sevagent-signal.service runs
 this after ecs.service. It signals once: started again, it does nothing.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return bootstrap.Signal(cmd.Context(), o, cmd.OutOrStdout())
+			return bootstrap.Signal(cmd.Context(), o, cli.BestEffort(cmd.OutOrStdout()))
 		},
 	}
 	f := cmd.Flags()
@@ -107,7 +107,7 @@ the reason is printed. --state-dir holds bootstrapped.json, which records how
 far bootstrap has come. To configure a node in another way after bootstrap has
 begun there, remove that file and 50-bootstrap.yaml.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return bootstrap.MayJoin(cmd.Context(), dirs, cmd.OutOrStdout())
+			return bootstrap.MayJoin(cmd.Context(), dirs, cli.BestEffort(cmd.OutOrStdout()))
 		},
 	}
 	dirFlags(cmd.Flags(), &dirs,

@@ -7,7 +7,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"sevagent/internal/atomicfile"
 	"sevagent/internal/cli"
 	"sevagent/internal/evidence"
 )
@@ -38,12 +37,7 @@ func evidenceCommand(o *options) *cobra.Command {
 			if err != nil {
 				return reached(err)
 			}
-			text := append(answer.Raw, '\n')
-			if file == "" {
-				_, err = cmd.OutOrStdout().Write(text)
-				return err
-			}
-			return atomicfile.Write(file, text, 0o644)
+			return cli.WriteOutput(cmd.Context(), file, cmd.OutOrStdout(), append(answer.Raw, '\n'))
 		},
 	}
 	cmd.Flags().StringVar(&nonceHex, "nonce", "", "the relying party's nonce, 16 to 64 bytes in hex (default: a random one)")

@@ -10,10 +10,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sevagent/client"
 	"sevagent/internal/agent"
@@ -99,12 +97,7 @@ func reached(err error) error {
 func newLogger(w io.Writer, cfg config.Log, level *slog.LevelVar) *slog.Logger {
 	level.Set(cfg.SlogLevel())
 	o := &slog.HandlerOptions{Level: level}
-	text := cfg.Format == "text"
-	if f, ok := w.(*os.File); ok && cfg.Format == "auto" {
-		_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-		text = err == nil
-	}
-	if text {
+	if cfg.Format == "text" || cfg.Format == "auto" && cli.IsTerminal(w) {
 		return slog.New(slog.NewTextHandler(w, o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/hex"
-	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -19,198 +18,202 @@ import (
 	"sevagent/internal/snp"
 )
 
-// verifyOptions are the flags of sevctl evidence verify.
-type verifyOptions struct {
-	nonce, policy, at, region, output string
-	report                            string
-	certs                             []string
-	allowCustomRoots                  bool
+// appraisal holds the flags that say how evidence is appraised.
+type appraisal struct {
+	policy, region   string
+	allowCustomRoots bool
+}
+
+// reportFlags name a bare report and the time to appraise it at.
+type reportFlags struct {
+	report, at string
+	certs      []string
+}
+
+func (r *reportFlags) add(cmd *cobra.Command, report string) {
+	f := cmd.Flags()
+	f.StringVar(&r.report, "report", "", report)
+	f.StringArrayVar(&r.certs, "cert", nil, "the report's VLEK or VCEK certificate, PEM or DER; repeatable")
+	f.StringVar(&r.at, "at", "", "verify as of this time, RFC 3339 (default: now)")
 }
 
 func evidenceCommand() *cobra.Command {
-	var o verifyOptions
+	var (
+		appraisal appraisal
+		raw       reportFlags
+		nonceHex  string
+		out       *output
+	)
 	cmd := &cobra.Command{
 		Use:   "verify [FILE]",
 		Short: "Verify evidence offline",
-		Long: `Verify evidence offline, against AMD's embedded roots and a policy: an evidence document (FILE, or - for standard
-input), or with --report a raw attestation report that another tool made, with its certificate.
+		Long: `Verify evidence offline, against AMD's embedded roots and a policy. Evidence is
+a document (FILE, or - for standard input) or, with --report, a raw attestation
+report that another tool made, with its certificate.
 
-Exit status 0 if the evidence may be relied on, 1 if not, 2 for wrong usage.`,
-		Example: `  sevctl evidence verify evidence.json --nonce 00112233445566778899aabbccddeeff --region us-east-2
+Exit status 0 if the evidence is acceptable, 1 if not, 2 for wrong usage.`,
+		Example: `  sevctl evidence verify evidence.json --region us-east-2 \
+    --nonce 00112233445566778899aabbccddeeff
   sevctl evidence verify --report report.bin --cert vlek.pem`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.verify(cmd, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == (raw.report != "") {
+				return cli.Usagef("give either a FILE or --report, as in 'sevctl evidence verify evidence.json'")
+			}
+			if err := out.check(); err != nil {
+				return err
+			}
+			nonce, err := hex.DecodeString(nonceHex)
+			if err != nil {
+				return cli.Usagef("--nonce is not hexadecimal: %w", err)
+			}
+			now, err := raw.time()
+			if err != nil {
+				return err
+			}
+			verifier, err := appraisal.verifier()
+			if err != nil {
+				return err
+			}
+
+			var r *result
+			if raw.report != "" {
+				r, err = raw.verify(verifier, now, nonce)
+			} else {
+				r, err = verifyFile(cmd.InOrStdin(), args[0], verifier, now, nonce)
+			}
+			if err != nil {
+				return err
+			}
+
+			print := r.text
+			if out.format == "json" {
+				print = func(w io.Writer) error { return encode(w, r) }
+			}
+			if err := out.write(cmd, print); err != nil {
+				return err
+			}
+			if err := r.Verdict.Err(); err != nil {
+				return fmt.Errorf("verify evidence: %w", err)
+			}
+			return nil
+		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.nonce, "nonce", "", "the nonce that was asked for, in hex; without it, the evidence may be a replay")
-	f.StringVar(&o.policy, "policy", appraise.AWSShared, "a built-in policy (aws-shared, aws-dedicated) or a policy file")
-	f.StringVar(&o.at, "at", "", "judge as of this time, RFC 3339 (default: now)")
-	f.StringVar(&o.region, "region", "", "the EC2 region that the evidence must come from")
-	f.StringVar(&o.output, "output", "text", "text or json")
-	f.StringVar(&o.report, "report", "", "a raw attestation report of 1184 bytes instead of a document")
-	f.StringArrayVar(&o.certs, "cert", nil, "the report's VLEK or VCEK certificate, PEM or DER; repeatable")
-	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false, "accept a policy with roots of its own, as simulators have: such evidence proves nothing about hardware")
+	f.StringVar(&nonceHex, "nonce", "", "the requested nonce, in hex; without it, the evidence may be a replay")
+	f.StringVar(&appraisal.policy, "policy", appraise.AWSShared,
+		"a built-in policy (aws-shared, aws-dedicated) or a policy file")
+	f.StringVar(&appraisal.region, "region", "", "the EC2 region that the evidence must come from")
+	f.BoolVar(&appraisal.allowCustomRoots, "allow-custom-roots", false,
+		"accept a policy with its own roots, as simulators have: such evidence proves nothing about hardware")
+	raw.add(cmd, "a raw attestation report of 1184 bytes instead of a document")
+	out = outputFlags(cmd, "text", "json")
 	return cmd
 }
 
-// result is the JSON output.
-type result struct {
-	Verdict *appraise.Verdict `json:"verdict"`
-	// Nonce is verified, or not_checked if none was given.
-	Nonce   string            `json:"nonce"`
-	Purpose evidence.Purpose  `json:"purpose,omitempty"`
-	Binding *evidence.Binding `json:"binding,omitempty"`
-	Caller  *evidence.Caller  `json:"caller,omitempty"`
-	Report  reportSummary     `json:"report"`
-}
-
-type reportSummary struct {
-	Version     uint32       `json:"version"`
-	Measurement evidence.Hex `json:"measurement"`
-	ReportedTCB string       `json:"reported_tcb"`
-	ReportData  evidence.Hex `json:"report_data"`
-	ReportID    evidence.Hex `json:"report_id"`
-	ChipID      evidence.Hex `json:"chip_id"`
-}
-
-func (o *verifyOptions) verify(cmd *cobra.Command, args []string) error {
-	if (len(args) == 1) == (o.report != "") {
-		return cli.Usagef("give an evidence document or --report, and not both")
-	}
-	if o.output != "text" && o.output != "json" {
-		return cli.Usagef("--output is %q, want text or json", o.output)
-	}
-	now, err := o.now()
-	if err != nil {
-		return err
-	}
-	verifier, err := o.verifier()
-	if err != nil {
-		return err
-	}
-	var r *result
-	if o.report != "" {
-		r, err = o.verifyReport(verifier, now)
-	} else {
-		r, err = o.verifyDocument(cmd.InOrStdin(), verifier, now, args[0])
-	}
-	if err != nil {
-		return err
-	}
-	if o.output == "json" {
-		enc := json.NewEncoder(cmd.OutOrStdout())
-		enc.SetIndent("", "  ")
-		err = enc.Encode(r)
-	} else {
-		err = r.print(cmd.OutOrStdout())
-	}
-	if err != nil {
-		return err
-	}
-	if err := r.Verdict.Err(); err != nil {
-		return fmt.Errorf("verify evidence: %w", err)
-	}
-	return nil
-}
-
-func (o *verifyOptions) verifier() (*appraise.Verifier, error) {
-	policy, err := config.LoadPolicy(o.policy)
+// verifier returns a verifier for the policy and region of the flags.
+func (a *appraisal) verifier() (*appraise.Verifier, error) {
+	policy, err := config.LoadPolicy(a.policy)
 	if err != nil {
 		return nil, cli.Usage(err)
 	}
-	if policy.RootsPEM != nil && !o.allowCustomRoots {
-		return nil, cli.Usagef("policy %s brings roots of its own; give --allow-custom-roots if that is what you want, for a simulator say", o.policy)
+	if policy.RootsPEM != nil && !a.allowCustomRoots {
+		return nil, cli.Usagef("policy %s has its own roots; give --allow-custom-roots to accept them, as for a simulator",
+			a.policy)
 	}
-	v, err := appraise.New(appraise.Config{Policy: policy, Region: o.region})
+	v, err := appraise.New(appraise.Config{Policy: policy, Region: a.region})
 	if err != nil {
-		return nil, cli.Usagef("policy %s: %w", o.policy, err)
+		return nil, cli.Usagef("policy %s: %w", a.policy, err)
 	}
 	return v, nil
 }
 
-// verifyDocument checks that the report is genuine and acceptable, and that its REPORT_DATA commits to what the
-// document says.
-func (o *verifyOptions) verifyDocument(stdin io.Reader, verifier *appraise.Verifier, now time.Time, file string) (*result, error) {
+// verifyFile verifies the document in a file, or in stdin if file is "-".
+func verifyFile(stdin io.Reader, file string, v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
 	data, err := readInput(stdin, file, evidence.MaxDocument)
 	if err != nil {
 		return nil, err
 	}
-	doc, err := evidence.Parse(data)
+	r, err := verifyDocument(data, v, now, nonce)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return r, nil
+}
+
+// verifyDocument checks that the report of a document is genuine and acceptable, and that its REPORT_DATA commits to
+// what the document says, the nonce among it. Without a nonce, that one is not checked.
+func verifyDocument(data []byte, v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
+	doc, err := evidence.Parse(data)
+	if err != nil {
+		return nil, err
 	}
 	certs, err := doc.Certs()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, err
 	}
-	r := newResult(verifier.Appraise(now, doc.Report, certs))
-	r.Purpose, r.Binding, r.Caller = doc.Purpose, &doc.Binding, &doc.Caller
 	root, err := doc.Root()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+		return nil, err
 	}
+
+	r := newResult(v.Appraise(now, doc.Report, certs))
+	r.Purpose, r.Binding, r.Caller = doc.Purpose, &doc.Binding, &doc.Caller
 	if r.Verdict.Report != nil && r.Verdict.Report.ReportData != root {
-		r.reject(appraise.CodeReportDataMismatch, "the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller and batch")
+		r.reject(appraise.CodeReportDataMismatch,
+			"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller and batch")
 	}
-	return r, o.checkNonce(r, doc.Nonce)
+	if len(nonce) > 0 {
+		r.checkNonce(bytes.Equal(doc.Nonce, nonce),
+			fmt.Sprintf("the evidence is for nonce %x, not for the requested one", doc.Nonce))
+	}
+	return r, nil
 }
 
-// checkNonce compares with --nonce. The report commits to got already.
-func (o *verifyOptions) checkNonce(r *result, got []byte) error {
-	if o.nonce == "" {
-		return nil
-	}
-	want, err := hex.DecodeString(o.nonce)
-	if err != nil {
-		return cli.Usagef("--nonce is not hexadecimal: %w", err)
-	}
-	if !bytes.Equal(got, want) {
-		r.reject("nonce_mismatch", fmt.Sprintf("the evidence is for nonce %x, not for the one that was asked for", got))
-		return nil
-	}
-	r.Nonce = "verified"
-	return nil
-}
-
-// verifyReport judges a bare report. A tool that made it may have put its nonce into REPORT_DATA as it stands.
-func (o *verifyOptions) verifyReport(verifier *appraise.Verifier, now time.Time) (*result, error) {
-	report, err := readInput(nil, o.report, snp.ReportSize)
+// verify verifies a bare report. The tool that made it may have put its nonce into REPORT_DATA as it stands.
+func (raw *reportFlags) verify(v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
+	report, err := readInput(nil, raw.report, snp.ReportSize)
 	if err != nil {
 		return nil, err
 	}
 	var certs [][]byte
-	for _, file := range o.certs {
+	for _, file := range raw.certs {
 		data, err := readInput(nil, file, snp.MaxCertTableSize)
 		if err != nil {
 			return nil, err
 		}
-		if block, _ := pem.Decode(data); block == nil {
+		block, rest := pem.Decode(data)
+		if block == nil {
 			certs = append(certs, data) // DER
-			continue
 		}
-		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		for ; block != nil; block, rest = pem.Decode(rest) {
 			certs = append(certs, block.Bytes)
 		}
 	}
-	r := newResult(verifier.Appraise(now, report, certs))
-	if r.Verdict.Report == nil || o.nonce == "" {
-		return r, nil
+
+	r := newResult(v.Appraise(now, report, certs))
+	if r.Verdict.Report != nil && len(nonce) > 0 {
+		padded := make([]byte, snp.ReportDataSize)
+		fits := copy(padded, nonce) == len(nonce)
+		r.checkNonce(fits && bytes.Equal(padded, r.Verdict.Report.ReportData[:]),
+			"REPORT_DATA is not the nonce padded with zeros")
 	}
-	want, err := hex.DecodeString(o.nonce)
-	if err != nil {
-		return nil, cli.Usagef("--nonce is not hexadecimal: %w", err)
-	}
-	padded := make([]byte, snp.ReportDataSize)
-	copy(padded, want)
-	if len(want) > len(padded) || !bytes.Equal(padded, r.Verdict.Report.ReportData[:]) {
-		r.reject("nonce_mismatch", "REPORT_DATA is not the nonce padded with zeros")
-		return r, nil
-	}
-	r.Nonce = "verified"
 	return r, nil
 }
 
-// readInput reads a file or, for "-", standard input, refusing more than max bytes.
+// time is when to appraise.
+func (raw *reportFlags) time() (time.Time, error) {
+	if raw.at == "" {
+		return time.Now(), nil
+	}
+	at, err := time.Parse(time.RFC3339, raw.at)
+	if err != nil {
+		return at, cli.Usagef("--at is not a time such as 2026-01-31T12:00:00Z: %w", err)
+	}
+	return at, nil
+}
+
+// readInput reads a file or, if that is "-" and stdin not nil, standard input. It refuses more than max bytes.
 func readInput(stdin io.Reader, file string, max int64) ([]byte, error) {
 	in := stdin
 	if file != "-" || stdin == nil {
@@ -231,6 +234,26 @@ func readInput(stdin io.Reader, file string, max int64) ([]byte, error) {
 	return data, nil
 }
 
+// result is the verdict on evidence with what it was about, and the JSON output.
+type result struct {
+	Verdict *appraise.Verdict `json:"verdict"`
+	// Nonce is verified, or not_checked if none was given.
+	Nonce   string            `json:"nonce"`
+	Purpose evidence.Purpose  `json:"purpose,omitempty"`
+	Binding *evidence.Binding `json:"binding,omitempty"`
+	Caller  *evidence.Caller  `json:"caller,omitempty"`
+	Report  reportSummary     `json:"report"`
+}
+
+type reportSummary struct {
+	Version     uint32       `json:"version"`
+	Measurement evidence.Hex `json:"measurement"`
+	ReportedTCB string       `json:"reported_tcb"`
+	ReportData  evidence.Hex `json:"report_data"`
+	ReportID    evidence.Hex `json:"report_id"`
+	ChipID      evidence.Hex `json:"chip_id"`
+}
+
 func newResult(v *appraise.Verdict) *result {
 	r := &result{Verdict: v, Nonce: "not_checked"}
 	if p := v.Report; p != nil {
@@ -242,6 +265,15 @@ func newResult(v *appraise.Verdict) *result {
 	return r
 }
 
+// checkNonce records whether the evidence is for the nonce that was asked for, and if not why.
+func (r *result) checkNonce(equal bool, reason string) {
+	if !equal {
+		r.reject("nonce_mismatch", reason)
+		return
+	}
+	r.Nonce = "verified"
+}
+
 // reject overrides a verdict that is not a failure yet: a report may be genuine and still not be the answer.
 func (r *result) reject(code, reason string) {
 	if r.Verdict.Status != appraise.Fail {
@@ -249,23 +281,23 @@ func (r *result) reject(code, reason string) {
 	}
 }
 
-func (r *result) print(w io.Writer) error {
+// text writes the result for people.
+func (r *result) text(w io.Writer) error {
 	var b bytes.Buffer
 	v := r.Verdict
-	fmt.Fprintf(&b, "verdict      %s", v.Status)
-	if v.Code != "" {
-		fmt.Fprintf(&b, " (%s: %s)", v.Code, v.Reason)
-	}
-	fmt.Fprintf(&b, "\npolicy       %s\nroots        %s\n", v.Policy, v.Roots)
+	fmt.Fprintf(&b, "verdict      %s%s\n", v.Status, because(v))
+	fmt.Fprintf(&b, "policy       %s\nroots        %s\n", v.Policy, v.Roots)
 	if v.Roots == appraise.RootsCustom {
-		fmt.Fprintln(&b, "             these are not AMD's roots: nothing here speaks of real hardware")
+		fmt.Fprintln(&b, "             these are not AMD's roots: this proves nothing about real hardware")
 	}
 	fmt.Fprintf(&b, "nonce        %s\n", r.Nonce)
 	if r.Binding != nil {
-		fmt.Fprintf(&b, "purpose      %s\nbinding      %s %s\ncaller       uid %d %s %s\n", r.Purpose, r.Binding.Kind, r.Binding.SPKISHA256, r.Caller.UID, r.Caller.ContainerID, r.Caller.TaskARN)
+		fmt.Fprintf(&b, "purpose      %s\nbinding      %s %s\n", r.Purpose, r.Binding.Kind, r.Binding.SPKISHA256)
+		fmt.Fprintf(&b, "caller       uid %d %s %s\n", r.Caller.UID, r.Caller.ContainerID, r.Caller.TaskARN)
 	}
 	if v.Report != nil {
-		fmt.Fprintf(&b, "report       version %d, TCB %s, measurement %s\n", r.Report.Version, r.Report.ReportedTCB, r.Report.Measurement)
+		fmt.Fprintf(&b, "report       version %d, TCB %s, measurement %s\n",
+			r.Report.Version, r.Report.ReportedTCB, r.Report.Measurement)
 		fmt.Fprintf(&b, "signed by    %s %s", v.Signer, v.CSPID)
 		if !v.NotAfter.IsZero() {
 			fmt.Fprintf(&b, ", certificate valid until %s", v.NotAfter.UTC().Format(time.RFC3339))
@@ -277,4 +309,12 @@ func (r *result) print(w io.Writer) error {
 	}
 	_, err := b.WriteTo(w)
 	return err
+}
+
+// because is why a verdict is not a pass, in parentheses.
+func because(v *appraise.Verdict) string {
+	if v.Code == "" {
+		return ""
+	}
+	return fmt.Sprintf(" (%s: %s)", v.Code, v.Reason)
 }

@@ -19,5 +19,5 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	policy := &cobra.Command{Use: "policy", Short: "Work with appraisal policies"}
 	policy.AddCommand(explainCommand())
 	root.AddCommand(evidence, policy, clusterCommand())
-	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
+	return cli.Execute(ctx, root, formatAlias(args, stderr), stdin, stdout, stderr)
 }

@@ -15,8 +15,8 @@ import (
 	"sevagent/internal/cluster"
 )
 
-// verifyReport is the JSON output of sevctl verify, and what the table and the page are made from.
-type verifyReport struct {
+// clusterReport is the JSON output of sevctl verify, and what the table and the page are made from.
+type clusterReport struct {
 	Cluster string    `json:"cluster"`
 	ARN     string    `json:"arn,omitempty"`
 	Region  string    `json:"region"`
@@ -28,13 +28,13 @@ type verifyReport struct {
 	Checks  []cluster.Check        `json:"checks"`
 	// Attestation is there with --attest.
 	Attestation []cluster.Attestation `json:"attestation,omitempty"`
-	Nodes       []verifyNode          `json:"nodes"`
+	Nodes       []nodeSummary         `json:"nodes"`
 	Calls       cluster.Calls         `json:"calls"`
 	Seconds     float64               `json:"seconds"`
 }
 
-// verifyNode is a node at a glance.
-type verifyNode struct {
+// nodeSummary is a node at a glance.
+type nodeSummary struct {
 	ID          string `json:"id"`
 	Type        string `json:"type,omitempty"`
 	Zone        string `json:"zone,omitempty"`
@@ -50,13 +50,16 @@ type verifyNode struct {
 	TCB         string `json:"tcb,omitempty"`
 }
 
-func newVerifyReport(s *cluster.Snapshot) *verifyReport {
-	r := &verifyReport{Cluster: s.Name, Region: s.Region, Time: s.Time.Truncate(time.Second), Version: cli.Version(), Checks: cluster.Evaluate(s), Nodes: []verifyNode{}}
+func newReport(s *cluster.Snapshot) *clusterReport {
+	r := &clusterReport{
+		Cluster: s.Name, Region: s.Region, Time: s.Time.Truncate(time.Second), Version: cli.Version(),
+		Checks: cluster.Evaluate(s), Nodes: []nodeSummary{},
+	}
 	if s.Cluster != nil {
 		r.Cluster, r.ARN = s.Cluster.Name, s.Cluster.ARN
 	}
 	for _, n := range s.Nodes {
-		v := verifyNode{ID: n.ID, Type: n.Type(), InCluster: n.Container != nil}
+		v := nodeSummary{ID: n.ID, Type: n.Type(), InCluster: n.Container != nil}
 		if i := n.Instance; i != nil {
 			v.Zone, v.State, v.Image, v.SNP, v.BootMode = i.Zone, i.State, i.ImageID, i.SNP, i.BootMode
 		}
@@ -64,16 +67,16 @@ func newVerifyReport(s *cluster.Snapshot) *verifyReport {
 			v.InGroup = n.Member.Group
 		}
 		if c := n.Container; c != nil {
-			v.Agent = c.AgentVersion
-			v.Attested, v.Measurement, v.TCB = c.Attributes[cluster.AttrAttested], c.Attributes[cluster.AttrMeasurement], c.Attributes[cluster.AttrTCB]
+			v.Agent, v.Attested = c.AgentVersion, c.Attributes[cluster.AttrAttested]
+			v.Measurement, v.TCB = c.Attributes[cluster.AttrMeasurement], c.Attributes[cluster.AttrTCB]
 		}
 		r.Nodes = append(r.Nodes, v)
 	}
 	return r
 }
 
-// finish adds what is known at the end.
-func (r *verifyReport) finish(calls cluster.Calls, took time.Duration) {
+// finish adds the totals.
+func (r *clusterReport) finish(calls cluster.Calls, took time.Duration) {
 	r.Calls, r.Seconds = calls, took.Round(time.Millisecond).Seconds()
 	r.Status = cluster.Worst(r.Checks)
 	r.Counts = map[cluster.Status]int{cluster.Pass: 0, cluster.Warn: 0, cluster.Fail: 0, cluster.Unknown: 0}
@@ -82,22 +85,27 @@ func (r *verifyReport) finish(calls cluster.Calls, took time.Duration) {
 	}
 }
 
-func (r *verifyReport) json(w io.Writer) error {
+// encode writes v as indented JSON.
+func encode(w io.Writer, v any) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
+	return enc.Encode(v)
+}
+
+var colours = map[cluster.Status]string{
+	cluster.Pass: "\033[32m", cluster.Warn: "\033[33m", cluster.Fail: "\033[1;31m", cluster.Unknown: "\033[35m",
 }
 
 // shown is how many resources of a check the table names; all are in the JSON and on the page.
 const shown = 5
 
-func (r *verifyReport) table(w io.Writer, colour bool) error {
+func (r *clusterReport) table(w io.Writer, colour bool) error {
 	paint := func(status cluster.Status, text string) string {
 		if !colour {
 			return text
 		}
-		return map[cluster.Status]string{cluster.Pass: "\033[32m", cluster.Warn: "\033[33m", cluster.Fail: "\033[1;31m", cluster.Unknown: "\033[35m"}[status] + text + "\033[0m"
+		return colours[status] + text + "\033[0m"
 	}
 	var b bytes.Buffer
 	wide := 0
@@ -106,26 +114,28 @@ func (r *verifyReport) table(w io.Writer, colour bool) error {
 	}
 	fmt.Fprintf(&b, "cluster %s, %s, %s\n\n", r.Cluster, r.Region, r.Time.Format(time.RFC3339))
 	for _, c := range r.Checks {
-		fmt.Fprintf(&b, "%s  %-*s  %s: %s\n", paint(c.Status, fmt.Sprintf("%-7s", c.Status)), wide, c.ID, c.Title, clean(c.Detail))
+		status := paint(c.Status, fmt.Sprintf("%-7s", c.Status))
+		fmt.Fprintf(&b, "%s  %-*s  %s: %s\n", status, wide, c.ID, c.Title, clean(c.Detail))
 		indent := strings.Repeat(" ", 9+wide+2)
 		if len(c.Resources) > 1 {
 			for _, resource := range c.Resources[:min(len(c.Resources), shown)] {
 				fmt.Fprintf(&b, "%s- %s: %s\n", indent, clean(resource.ID), clean(resource.Detail))
 			}
 			if more := len(c.Resources) - shown; more > 0 {
-				fmt.Fprintf(&b, "%s- and %d more, see --output json\n", indent, more)
+				fmt.Fprintf(&b, "%s- and %d more, see --format json\n", indent, more)
 			}
 		}
 		if c.Advice != "" {
 			fmt.Fprintf(&b, "%s> %s\n", indent, clean(c.Advice))
 		}
 	}
-	fmt.Fprintf(&b, "\n%s: %s. %d nodes, %d API calls, %.1f s\n", paint(r.Status, string(r.Status)), r.summary(), len(r.Nodes), r.Calls.Total, r.Seconds)
+	fmt.Fprintf(&b, "\n%s: %s. %d nodes, %d API calls, %.1f s\n",
+		paint(r.Status, string(r.Status)), r.summary(), len(r.Nodes), r.Calls.Total, r.Seconds)
 	_, err := b.WriteTo(w)
 	return err
 }
 
-func (r *verifyReport) summary() string {
+func (r *clusterReport) summary() string {
 	var parts []string
 	for _, s := range []cluster.Status{cluster.Pass, cluster.Warn, cluster.Fail, cluster.Unknown} {
 		if n := r.Counts[s]; n > 0 {
@@ -135,7 +145,7 @@ func (r *verifyReport) summary() string {
 	return strings.Join(parts, ", ")
 }
 
-// clean keeps what others wrote, tags and error texts, from moving the terminal's cursor.
+// clean keeps text of others, such as tags and errors, from moving the terminal's cursor.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {
@@ -148,7 +158,7 @@ func clean(s string) string {
 //go:embed verify.html
 var pageSource string
 
-func (r *verifyReport) html(w io.Writer) error {
+func (r *clusterReport) html(w io.Writer) error {
 	attested := make(map[string]cluster.Attestation)
 	for _, a := range r.Attestation {
 		attested[a.ID] = a
@@ -167,7 +177,7 @@ func (r *verifyReport) html(w io.Writer) error {
 		return err
 	}
 	return page.Execute(w, struct {
-		*verifyReport
+		*clusterReport
 		Summary string
 	}{r, r.summary()})
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -14,20 +13,19 @@ import (
 
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sevagent/internal/appraise"
-	"sevagent/internal/atomicfile"
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
 	"sevagent/internal/evidence"
 )
 
-// clusterOptions are the flags of sevctl verify.
+// clusterOptions are the arguments and flags of sevctl verify.
 type clusterOptions struct {
-	output, file string
-	attest       bool
-	evidence     verifyOptions // policy and allowCustomRoots; the rest is set for each node
+	cluster, profile string
+	appraisal        // its region is the cluster's
+	attest           bool
+	out              *output
 }
 
 func clusterCommand() *cobra.Command {
@@ -35,165 +33,179 @@ func clusterCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify CLUSTER [PROFILE] [REGION]",
 		Short: "Verify that an ECS cluster is confidential",
-		Long: `Verify that an ECS cluster, its Auto Scaling groups, launch templates and nodes are as a confidential cluster is to be.
+		Long: `Verify that an ECS cluster, its Auto Scaling groups, launch templates and nodes
+are those of a confidential cluster.
 
-CLUSTER is a name or an ARN. PROFILE is one of the AWS configuration files' ("" for the default); REGION overrides the
-profile's and the environment's. Everything is found from the cluster, along its capacity providers and container
-instances. What is asked is only read: ecs:DescribeClusters, ecs:ListClusters, ecs:DescribeCapacityProviders,
-ecs:ListContainerInstances, ecs:DescribeContainerInstances, autoscaling:DescribeAutoScalingGroups, ec2:DescribeInstances,
-ec2:DescribeInstanceTypes, ec2:DescribeLaunchTemplateVersions, ec2:DescribeVolumes and ec2:DescribeImages. If one of them
-is denied, the checks that need it are unknown and the rest go on.
+CLUSTER is a name or an ARN. PROFILE is a profile of the AWS configuration files
+("" for the default); REGION overrides the profile's and the environment's.
+Everything is found from the cluster, along its capacity providers and container
+instances, by calls that only read: ecs:DescribeClusters, ecs:ListClusters,
+ecs:DescribeCapacityProviders, ecs:ListContainerInstances,
+ecs:DescribeContainerInstances, autoscaling:DescribeAutoScalingGroups,
+ec2:DescribeInstances, ec2:DescribeInstanceTypes,
+ec2:DescribeLaunchTemplateVersions, ec2:DescribeVolumes and ec2:DescribeImages.
+If one of them is denied, the checks that need it are unknown, and the rest are
+run.
 
-All that is what AWS says of the nodes, and what the nodes said of themselves at boot. With --attest, each node is asked
-for evidence with a fresh nonce, through SSM Run Command (ssm:SendCommand, ssm:ListCommands, ssm:GetCommandInvocation),
-and the evidence is verified here, offline, as by 'sevctl evidence verify', for the region of the cluster.
+All that is what AWS says of the nodes, and what the nodes said of themselves at
+boot. With --attest, each node is asked for evidence with a fresh nonce, through
+SSM Run Command (ssm:SendCommand, ssm:ListCommands, ssm:GetCommandInvocation).
+The evidence is verified here, offline, as by 'sevctl evidence verify', for the
+region of the cluster.
 
-Exit status 0 if every check passed, warnings allowed; 1 if one failed or is unknown, since what could not be asked is not
-as it should be until shown, or if there is no such cluster; 2 for wrong usage or configuration; 3 if AWS could not be reached, knows not
-who asks, or has no such region.`,
+Exit status 0 if every check passed, warnings allowed; 1 if a check failed or is
+unknown, or if there is no such cluster; 2 for wrong usage or configuration; 3
+if AWS could not be reached, rejects the credentials, or has no such region.`,
 		Example: `  sevctl verify prod
-  sevctl verify prod staging-account us-east-2 --output html -o report.html
-  sevctl verify prod "" eu-west-1 --attest --output json`,
+  sevctl verify prod staging-account us-east-2 --format html -o report.html
+  sevctl verify prod "" eu-west-1 --attest --format json`,
 		Args: cobra.RangeArgs(1, 3),
-		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, append(args, "", "")) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			args = append(args, "", "")
+			o.cluster, o.profile, o.region = args[0], args[1], args[2]
+			if err := o.check(cmd); err != nil {
+				return err
+			}
+			return o.run(cmd)
+		},
 	}
+	o.out = outputFlags(cmd, "table", "json", "html")
 	f := cmd.Flags()
-	f.StringVar(&o.output, "output", "table", "table, json or html")
-	f.StringVarP(&o.file, "file", "o", "", "write to a file instead of standard output")
 	f.BoolVar(&o.attest, "attest", false, "ask every node for evidence, and verify it here")
-	f.StringVar(&o.evidence.policy, "policy", appraise.AWSShared, "with --attest: a built-in policy (aws-shared, aws-dedicated) or a policy file")
-	f.BoolVar(&o.evidence.allowCustomRoots, "allow-custom-roots", false, "accept a policy with roots of its own, and nodes attested under such, as simulators have: that proves nothing about hardware")
+	f.StringVar(&o.policy, "policy", appraise.AWSShared,
+		"with --attest: a built-in policy (aws-shared, aws-dedicated) or a policy file")
+	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
+		"accept a policy with its own roots, and nodes attested under such, as simulators have: "+
+			"that proves nothing about hardware")
 	return cmd
 }
 
 var (
-	clusterName = regexp.MustCompile(`^([A-Za-z0-9_-]{1,255}|arn:[a-z0-9-]+:ecs:[a-z0-9-]+:[0-9]{12}:cluster/[A-Za-z0-9_-]{1,255})$`)
-	regionName  = regexp.MustCompile(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
+	clusterName = regexp.MustCompile(
+		`^([A-Za-z0-9_-]{1,255}|arn:[a-z0-9-]+:ecs:[a-z0-9-]+:[0-9]{12}:cluster/[A-Za-z0-9_-]{1,255})$`)
+	regionName = regexp.MustCompile(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
 )
 
-func (o *clusterOptions) run(cmd *cobra.Command, args []string) error {
-	name, profile, region := args[0], args[1], args[2]
-	var write func(*verifyReport, io.Writer) error
-	switch o.output {
-	case "table":
-		colour := o.file == "" && coloured(cmd.OutOrStdout())
-		write = func(r *verifyReport, w io.Writer) error { return r.table(w, colour) }
-	case "json":
-		write = (*verifyReport).json
-	case "html":
-		write = (*verifyReport).html
-	default:
-		return cli.Usagef("--output is %q, want table, json or html", o.output)
+// check reports wrong usage, and takes the region from the cluster's ARN.
+func (o *clusterOptions) check(cmd *cobra.Command) error {
+	if err := o.out.check(); err != nil {
+		return err
 	}
-	if !clusterName.MatchString(name) {
-		return cli.Usagef("%q is not the name or the ARN of a cluster", name)
+	if !clusterName.MatchString(o.cluster) {
+		return cli.Usagef("%q is not the name or the ARN of a cluster", o.cluster)
 	}
-	if arn := strings.Split(name, ":"); len(arn) > 3 {
-		if region != "" && region != arn[3] {
-			return cli.Usagef("%s is not in %s", name, region)
+	if arn := strings.Split(o.cluster, ":"); len(arn) > 3 {
+		if o.region != "" && o.region != arn[3] {
+			return cli.Usagef("%s is not in %s", o.cluster, o.region)
 		}
-		region = arn[3]
+		o.region = arn[3]
 	}
-	if region != "" && !regionName.MatchString(region) {
-		return cli.Usagef("%q is not a region; regions are named as us-east-2 is", region)
+	if o.region != "" && !regionName.MatchString(o.region) {
+		return cli.Usagef("%q is not a region; regions have names such as us-east-2", o.region)
 	}
 	if !o.attest && cmd.Flags().Changed("policy") {
-		return cli.Usagef("--policy goes with --attest")
+		return cli.Usagef("--policy needs --attest")
 	}
-	ctx := cmd.Context()
-	inspector, region, err := o.inspector(ctx, name, profile, region, cmd.ErrOrStderr())
+	return nil
+}
+
+func (o *clusterOptions) run(cmd *cobra.Command) error {
+	ctx, stderr := cmd.Context(), cmd.ErrOrStderr()
+	inspector, err := o.inspector(ctx, stderr)
 	if err != nil {
 		return err
 	}
-	o.evidence.region = region
+	var verifier *appraise.Verifier
 	if o.attest {
-		if _, err := o.evidence.verifier(); err != nil { // a mistake in the policy, before AWS is asked
+		if verifier, err = o.verifier(); err != nil {
 			return err
 		}
 	}
+
 	began := time.Now()
 	snapshot, err := inspector.Inspect(ctx)
 	if err != nil {
-		clearProgress(cmd.ErrOrStderr())
+		clearProgress(stderr)
 		if ctx.Err() != nil {
 			return err
 		}
-		return cli.Unreachable(fmt.Errorf("%w; check the region, the credentials (aws sts get-caller-identity) and the network", err))
+		return cli.Unreachable(fmt.Errorf(
+			"%w; check the region, the credentials (aws sts get-caller-identity) and the network", err))
 	}
-	r := newVerifyReport(snapshot)
+	r := newReport(snapshot)
 	if o.attest && len(r.Checks) > 1 {
-		r.Attestation, err = o.collect(ctx, inspector, snapshot)
-		if err != nil {
+		if r.Attestation, err = collect(ctx, inspector, snapshot, verifier); err != nil {
 			return err
 		}
 		r.Checks = append(r.Checks, cluster.CheckAttestation(snapshot, r.Attestation))
 	}
 	r.finish(inspector.Calls(), time.Since(began))
-	clearProgress(cmd.ErrOrStderr())
+	clearProgress(stderr)
 
-	var b bytes.Buffer
-	if err := write(r, &b); err != nil {
-		return err
-	}
-	if o.file != "" {
-		err = atomicfile.Write(o.file, b.Bytes(), 0o644)
-	} else {
-		_, err = b.WriteTo(cmd.OutOrStdout())
-	}
+	err = o.out.write(cmd, func(w io.Writer) error {
+		switch o.out.format {
+		case "json":
+			return encode(w, r)
+		case "html":
+			return r.html(w)
+		default:
+			return r.table(w, o.out.file == "" && coloured(cmd.OutOrStdout()))
+		}
+	})
 	if err != nil {
 		return err
 	}
 	return r.err()
 }
 
-// inspector finds out who asks and where, and prepares to ask.
-func (o *clusterOptions) inspector(ctx context.Context, name, profile, region string, stderr io.Writer) (*cluster.Inspector, string, error) {
+// inspector reads the AWS configuration, which may decide the region, and prepares to ask.
+func (o *clusterOptions) inspector(ctx context.Context, stderr io.Writer) (*cluster.Inspector, error) {
 	var options []func(*awsconfig.LoadOptions) error
-	if profile != "" {
-		options = append(options, awsconfig.WithSharedConfigProfile(profile))
+	if o.profile != "" {
+		options = append(options, awsconfig.WithSharedConfigProfile(o.profile))
 	}
-	if region != "" {
-		options = append(options, awsconfig.WithRegion(region))
+	if o.region != "" {
+		options = append(options, awsconfig.WithRegion(o.region))
 	}
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return nil, "", cli.Usagef("read the AWS configuration: %w", err)
+		return nil, cli.Usagef("read the AWS configuration: %w", err)
 	}
-	if cfg.Region == "" {
-		return nil, "", cli.Usagef("no region: give REGION, or set AWS_REGION or the profile's region")
+	if o.region = cfg.Region; o.region == "" {
+		return nil, cli.Usagef("no region: give REGION, or set AWS_REGION or the profile's region")
 	}
 	cfg.Retryer = nil // cluster's own
-	c := cluster.Config{AWS: cfg, Cluster: name, AllowCustomRoots: o.evidence.allowCustomRoots}
-	if isTerminal(stderr) {
-		c.Progress = func(api string, calls int) { fmt.Fprintf(stderr, "\r\033[K%s: %d calls, %s", name, calls, api) }
+	c := cluster.Config{AWS: cfg, Cluster: o.cluster, AllowCustomRoots: o.allowCustomRoots}
+	if cli.IsTerminal(stderr) {
+		c.Progress = func(api string, calls int) {
+			fmt.Fprintf(stderr, "\r\033[K%s: %d calls, %s", o.cluster, calls, api)
+		}
 	}
-	return cluster.New(c), cfg.Region, nil
+	return cluster.New(c), nil
 }
 
 func clearProgress(stderr io.Writer) {
-	if isTerminal(stderr) {
+	if cli.IsTerminal(stderr) {
 		fmt.Fprint(stderr, "\r\033[K")
 	}
 }
 
 // collect asks all nodes for evidence and verifies each answer as sevctl evidence verify does.
-func (o *clusterOptions) collect(ctx context.Context, inspector *cluster.Inspector, s *cluster.Snapshot) ([]cluster.Attestation, error) {
-	verifier, err := o.evidence.verifier()
-	if err != nil {
-		return nil, err
-	}
+func collect(ctx context.Context, inspector *cluster.Inspector, s *cluster.Snapshot, v *appraise.Verifier) (
+	[]cluster.Attestation, error) {
 	answers := inspector.Collect(ctx, s.Running(), evidence.MaxDocument)
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("ask the nodes of %s for evidence: %w", s.Name, context.Cause(ctx))
 	}
 	results := make([]cluster.Attestation, 0, len(answers))
 	for _, answer := range answers {
-		results = append(results, o.judge(verifier, answer))
+		results = append(results, attestation(v, answer))
 	}
 	return results, nil
 }
 
-func (o *clusterOptions) judge(verifier *appraise.Verifier, answer cluster.Answer) cluster.Attestation {
+// attestation verifies one node's answer.
+func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Attestation {
 	out := cluster.Attestation{ID: answer.ID, Status: cluster.Fail, Nonce: answer.Hex()}
 	if answer.Err != nil {
 		out.Reason = answer.Err.Error()
@@ -202,84 +214,70 @@ func (o *clusterOptions) judge(verifier *appraise.Verifier, answer cluster.Answe
 		}
 		return out
 	}
-	one := o.evidence
-	one.nonce = out.Nonce
-	r, err := one.verifyDocument(bytes.NewReader(answer.Document), verifier, time.Now(), "-")
+	r, err := verifyDocument(answer.Document, verifier, time.Now(), answer.Nonce)
 	if err != nil {
-		out.Reason = "what it sent is not evidence: " + strings.TrimPrefix(err.Error(), "-: ")
+		out.Reason = "what it sent is not evidence: " + err.Error()
 		return out
 	}
-	out.Measurement, out.TCB, out.ReportID = r.Report.Measurement.String(), r.Report.ReportedTCB, r.Report.ReportID.String()
-	out.Roots = string(r.Verdict.Roots)
-	// A verdict that is no verdict, such as unsupported_report_version, is not a pass.
-	switch v := r.Verdict; v.Status {
-	case appraise.Pass:
-		out.Status = cluster.Pass
-	case appraise.Warned:
-		out.Status = cluster.Warn
-	}
-	if r.Nonce != "verified" && out.Status != cluster.Fail {
-		out.Status, out.Reason = cluster.Fail, "the nonce was not verified"
-	}
-	if out.Status != cluster.Fail && !askedByRoot(r) {
-		// A container somewhere else, with the socket of a genuine node, could answer for a node that is none.
-		out.Status = cluster.Fail
-		out.Reason = fmt.Sprintf("its evidence was asked for by uid %d, container %q, and not by the node's root through Run Command", r.Caller.UID, r.Caller.ContainerID)
-		return out
-	}
+	out.Measurement, out.TCB = r.Report.Measurement.String(), r.Report.ReportedTCB
+	out.ReportID, out.Roots = r.Report.ReportID.String(), r.Verdict.Roots
 	if v := r.Verdict; v.Code != "" || v.Reason != "" {
 		out.Reason = fmt.Sprintf("%s: %s", cmp.Or(v.Code, "verdict"), v.Reason)
 	}
-	if out.Status == cluster.Pass && r.Verdict.Roots == appraise.RootsCustom {
-		out.Status, out.Reason = cluster.Warn, "verified with roots that are not AMD's: nothing here speaks of real hardware"
+
+	switch accepted := r.Verdict.Err() == nil; {
+	case !accepted: // a verdict that is no verdict, such as unsupported_report_version, is not a pass either
+	case r.Nonce != "verified":
+		out.Reason = "the nonce was not verified"
+	case !askedByRoot(r):
+		// A container elsewhere, with the socket of a genuine node, could answer for a node that is not genuine.
+		out.Reason = fmt.Sprintf("its evidence was asked for by uid %d, container %q, "+
+			"and not by the node's root through Run Command", r.Caller.UID, r.Caller.ContainerID)
+	case r.Verdict.Status == appraise.Warned:
+		out.Status = cluster.Warn
+	case r.Verdict.Roots == appraise.RootsCustom:
+		out.Status = cluster.Warn
+		out.Reason = "verified with roots that are not AMD's: this proves nothing about real hardware"
+	default:
+		out.Status = cluster.Pass
 	}
 	return out
 }
 
-// askedByRoot: did root on the node ask, outside any container, and for nothing but the nonce?
+// askedByRoot reports whether root on the node asked, outside of any container, and for the nonce alone.
 func askedByRoot(r *result) bool {
 	return r.Purpose == evidence.PurposeClient && r.Binding.Kind == evidence.BindNone &&
 		r.Caller.UID == 0 && r.Caller.ContainerID == "" && r.Caller.TaskARN == ""
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
-
 // coloured follows no-color.org.
 func coloured(w io.Writer) bool {
-	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && isTerminal(w)
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && cli.IsTerminal(w)
 }
 
-// err is what makes the exit status: an unknown check is no more a pass than a failed one.
-func (r *verifyReport) err() error {
+// err is the reason for exit status 1: an unknown check is no more a pass than a failed one.
+func (r *clusterReport) err() error {
 	var parts []string
-	for _, status := range []cluster.Status{cluster.Fail, cluster.Unknown} {
+	for _, outcome := range []struct {
+		status cluster.Status
+		word   string
+	}{{cluster.Fail, "failed"}, {cluster.Unknown, "unknown"}} {
 		var ids []string
 		for _, c := range r.Checks {
-			if c.Status == status {
+			if c.Status == outcome.status {
 				ids = append(ids, c.ID)
 			}
 		}
 		if len(ids) > 0 {
-			word := "failed"
-			if status == cluster.Unknown {
-				word = "unknown"
-			}
-			parts = append(parts, fmt.Sprintf("%d %s (%s)", len(ids), word, strings.Join(ids, ", ")))
+			parts = append(parts, fmt.Sprintf("%d %s (%s)", len(ids), outcome.word, strings.Join(ids, ", ")))
 		}
 	}
 	if parts == nil {
 		return nil
 	}
-	text := fmt.Sprintf("verify cluster %s in %s: of %d checks, %s", r.Cluster, r.Region, len(r.Checks), strings.Join(parts, ", "))
+	text := fmt.Sprintf("of %d checks, %s", len(r.Checks), strings.Join(parts, ", "))
 	if len(r.Checks) == 1 {
-		text = fmt.Sprintf("verify cluster %s in %s: %s; %s", r.Cluster, r.Region, r.Checks[0].Detail, r.Checks[0].Advice)
+		text = r.Checks[0].Detail + "; " + r.Checks[0].Advice
 	}
-	return errors.New(text)
+	return errors.New("verify cluster " + r.Cluster + " in " + r.Region + ": " + text)
 }

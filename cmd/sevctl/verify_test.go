@@ -170,7 +170,7 @@ func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
 
 // reportOf is the report of a cluster in which something of every kind is wrong, and one node is hostile to whoever
 // reads it.
-func reportOf(t *testing.T) *verifyReport {
+func reportOf(t *testing.T) *clusterReport {
 	t.Helper()
 	at := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
 	s := &cluster.Snapshot{
@@ -203,7 +203,7 @@ func reportOf(t *testing.T) *verifyReport {
 		results = append(results, cluster.Attestation{ID: id, Status: cluster.Pass, ReportID: id, Measurement: strings.Repeat("ab", 48), TCB: "4.0.29.222", Nonce: "00", Roots: "amd"})
 	}
 	results[2].Status, results[2].Reason = cluster.Fail, "no answer within 2m0s: the command is Pending there"
-	r := newVerifyReport(s)
+	r := newReport(s)
 	r.Version, r.Attestation = "v1.2.3", results
 	r.Checks = append(r.Checks, cluster.CheckAttestation(s, results))
 	r.finish(cluster.Calls{Total: 24, ByAPI: map[string]int{"ecs:DescribeClusters": 1, "ssm:GetCommandInvocation": 23}}, 3*time.Second)
@@ -215,7 +215,7 @@ func TestGolden(t *testing.T) {
 	for file, write := range map[string]func(io.Writer) error{
 		"table.golden":  func(w io.Writer) error { return r.table(w, false) },
 		"colour.golden": func(w io.Writer) error { return r.table(w, true) },
-		"json.golden":   r.json,
+		"json.golden":   func(w io.Writer) error { return encode(w, r) },
 		"html.golden":   r.html,
 	} {
 		var b bytes.Buffer

@@ -401,7 +401,7 @@ func (d *demo) evidence(ctx context.Context) error {
 	if _, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", strings.Repeat("00", 32))...); exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with another nonce: %v, want exit status 1", err)
 	}
-	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--output", "json")
+	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--format", "json")
 	if exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with AMD's roots: %v, want exit status 1", err)
 	}

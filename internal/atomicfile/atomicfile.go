@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 )
 
 // Write makes data the content of the file at path, with exactly the permissions perm, whatever the umask. The
@@ -68,8 +69,11 @@ func fill(f *os.File, data []byte, perm fs.FileMode, uid, gid int) (err error) {
 	return f.Sync()
 }
 
-// syncDir makes a rename in dir durable.
+// syncDir makes a rename in dir durable. Windows flushes a rename by itself, and lets nobody flush a directory.
 func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -64,9 +64,10 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 	prepare(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	out := &output{Writer: stdout}
+	root.SetOut(out)
 	root.SetErr(stderr)
-	return root.ExecuteContext(ctx)
+	return out.result(root.ExecuteContext(ctx))
 }
 
 func prepare(cmd *cobra.Command) {

@@ -15,9 +15,8 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"sevagent/internal/snp"
 )
@@ -145,14 +144,14 @@ func (e *HostError) Error() string {
 func (e *HostError) Busy() bool { return e.ExitInfo2 == vmmBusy }
 
 // Errno is what becomes of it in configfs-tsm.
-func (e *HostError) Errno() unix.Errno {
+func (e *HostError) Errno() syscall.Errno {
 	switch {
 	case e.Wiped:
-		return unix.ENOTTY
+		return syscall.ENOTTY
 	case e.Busy():
-		return unix.EBUSY
+		return syscall.EBUSY
 	}
-	return unix.EIO
+	return syscall.EIO
 }
 
 // hypervisor errors, SNP_GUEST_VMM_ERR_*: include/uapi/linux/sev-guest.h.

@@ -195,7 +195,7 @@ type check struct {
 // verify runs sevctl verify and returns the checks that do not pass, by ID, and the number of API calls.
 func (c *cloud) verify(cluster string, args ...string) (failing map[string]check, calls, status int) {
 	c.t.Helper()
-	cmd := c.command("sevctl", append([]string{"verify", cluster, "--output", "json"}, args...)...)
+	cmd := c.command("sevctl", append([]string{"verify", cluster, "--format", "json"}, args...)...)
 	// What goes to standard error, such as the SDK's word of a retry, is no part of the document
 	out, err := cmd.Output()
 	if cmd.ProcessState == nil {

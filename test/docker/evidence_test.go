@@ -70,7 +70,7 @@ type verified struct {
 // verify has sevctl verify a document.
 func verify(t *testing.T, document, nonce string) (v verified, err error) {
 	t.Helper()
-	cmd := exec.Command(lab.Bin("sevctl"), "evidence", "verify", "-", "--output", "json", "--nonce", nonce, "--region",
+	cmd := exec.Command(lab.Bin("sevctl"), "evidence", "verify", "-", "--format", "json", "--nonce", nonce, "--region",
 		region,
 		"--policy", filepath.Join(lab.Work(), "policy.yaml"), "--allow-custom-roots")
 	cmd.Stdin = strings.NewReader(document)
