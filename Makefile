@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
 BINARIES := sevagent bootstrap sevctl sevsim
+# What operators run sevctl on. For the agent's nodes there are packages.
+PLATFORMS := darwin-arm64 linux-amd64 linux-arm64 windows-amd64
 # The version is what the build notes of the source: hence -buildvcs, which the environment may have switched off.
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w'
 FUZZTIME ?= 60s
@@ -23,6 +25,10 @@ build: $(addprefix build-,$(BINARIES)) ## build all binaries into bin/
 .PHONY: $(addprefix build-,$(BINARIES))
 $(addprefix build-,$(BINARIES)): build-%:
 	$(BUILD) -o bin/$* ./cmd/$*
+
+.PHONY: $(addprefix build-sevctl-,$(PLATFORMS))
+$(addprefix build-sevctl-,$(PLATFORMS)): build-sevctl-%:
+	GOOS=$(word 1,$(subst -, ,$*)) GOARCH=$(word 2,$(subst -, ,$*)) $(BUILD) -o bin/sevctl-$*/ ./cmd/sevctl
 
 .PHONY: demo
 demo: build ## bring a simulated node up, rotate, break and verify; without root
@@ -69,6 +75,9 @@ lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, systemd-analyze, the i
 	@files=$$(gofmt -l $(GOFILES)) && test -z "$$files" || { echo "gofmt differs; run make fmt: $$files"; exit 1; }
 	go vet ./...
 	go vet -tags node,aws,system ./test/...
+	@# sevctl, its tests, and what it is made of.
+	GOOS=darwin GOARCH=arm64 go vet $$(go list -deps ./cmd/sevctl | grep '^sevagent/')
+	GOOS=windows GOARCH=amd64 go vet $$(go list -deps ./cmd/sevctl | grep '^sevagent/')
 	$(CACHE)/bin/staticcheck ./...
 	$(CACHE)/bin/staticcheck -tags node,aws,system ./test/...
 	@# Not from the cache, which does not know what go list reads.
@@ -101,8 +110,8 @@ packages: build $(TOOLS) ## deb and rpm of sevagent and sevctl, into OUT (dist);
 	CACHE='$(CACHE)' OUT='$(OUT)' VERSION='$(VERSION)' tools/package packages
 
 .PHONY: release
-release: build $(TOOLS) ## the packages, an SBOM of each program, and SHA256SUMS
-	CACHE='$(CACHE)' OUT='$(OUT)' VERSION='$(VERSION)' tools/package release
+release: build $(addprefix build-sevctl-,$(PLATFORMS)) $(TOOLS) ## the packages, archives of sevctl, SBOMs, SHA256SUMS
+	CACHE='$(CACHE)' OUT='$(OUT)' VERSION='$(VERSION)' PLATFORMS='$(PLATFORMS)' tools/package release
 
 .PHONY: check-release
 check-release: $(TOOLS) ## build the release twice, in different places; it has to be the same to the byte
