@@ -33,8 +33,8 @@ type reportFlags struct {
 func (r *reportFlags) add(cmd *cobra.Command, report string) {
 	f := cmd.Flags()
 	f.StringVar(&r.report, "report", "", report)
-	f.StringArrayVar(&r.certs, "cert", nil, "the report's VLEK or VCEK certificate, PEM or DER; repeatable")
-	f.StringVar(&r.at, "at", "", "verify as of this time, RFC 3339 (default: now)")
+	f.StringArrayVar(&r.certs, "cert", nil, "a `FILE` with the report's VLEK or VCEK certificate,\nPEM or DER; repeatable")
+	f.StringVar(&r.at, "at", "", "verify as of this `TIME`, RFC 3339 (default: now)")
 }
 
 func evidenceCommand() *cobra.Command {
@@ -100,13 +100,13 @@ Exit status 0 if the evidence is acceptable, 1 if not, 2 for wrong usage.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&nonceHex, "nonce", "", "the requested nonce, in hex; without it, the evidence may be a replay")
+	f.StringVar(&nonceHex, "nonce", "", "the requested nonce in `HEX`; without it, evidence\nmay be a replay")
 	f.StringVar(&appraisal.policy, "policy", appraise.AWSShared,
-		"a built-in policy (aws-shared, aws-dedicated) or a policy file")
-	f.StringVar(&appraisal.region, "region", "", "the EC2 region that the evidence must come from")
+		"aws-shared, aws-dedicated or a `FILE`\n")
+	f.StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the evidence must come from")
 	f.BoolVar(&appraisal.allowCustomRoots, "allow-custom-roots", false,
-		"accept a policy with its own roots, as simulators have: such evidence proves nothing about hardware")
-	raw.add(cmd, "a raw attestation report of 1184 bytes instead of a document")
+		"accept a policy with its own roots, as simulators\nhave: such evidence proves nothing about hardware")
+	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes,\ninstead of a document")
 	out = outputFlags(cmd, "text", "json")
 	return cmd
 }

@@ -23,8 +23,8 @@ func outputFlags(cmd *cobra.Command, formats ...string) *output {
 	o := &output{formats: formats}
 	last := len(formats) - 1
 	names := strings.Join(formats[:last], ", ") + " or " + formats[last]
-	cmd.Flags().StringVar(&o.format, "format", formats[0], names)
-	cmd.Flags().StringVarP(&o.file, "output", "o", "", "write to a file instead of standard output")
+	cmd.Flags().StringVar(&o.format, "format", formats[0], "`FORMAT` is "+names)
+	cmd.Flags().StringVarP(&o.file, "output", "o", "", "write to `FILE` instead of standard output")
 	return o
 }
 

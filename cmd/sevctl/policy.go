@@ -17,9 +17,9 @@ func explainCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "explain POLICY",
 		Short: "Show a policy's verdict on a report, rule by rule",
-		Long: `Show a policy's verdict on a report, rule by rule: the result, what was observed,
-what is required. POLICY is a built-in profile (aws-shared, aws-dedicated) or a
-policy file, which is checked in any case.
+		Long: `Show a policy's verdict on a report, rule by rule: the result, what was
+observed, what is required. POLICY is a built-in profile (aws-shared,
+aws-dedicated) or a policy file, which is checked in any case.
 
 Exit status 0 if the report is acceptable or none is given, 1 if it is not, 2 if
 the policy is wrong.`,
@@ -32,8 +32,8 @@ the policy is wrong.`,
 			return explain(cmd, &appraisal, &raw)
 		},
 	}
-	raw.add(cmd, "a raw attestation report of 1184 bytes")
-	cmd.Flags().StringVar(&appraisal.region, "region", "", "the EC2 region that the report must come from")
+	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes")
+	cmd.Flags().StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the report must come from")
 	return cmd
 }
 

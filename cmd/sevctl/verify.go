@@ -55,7 +55,11 @@ region of the cluster.
 
 Exit status 0 if every check passed, warnings allowed; 1 if a check failed or is
 unknown, or if there is no such cluster; 2 for wrong usage or configuration; 3
-if AWS could not be reached, rejects the credentials, or has no such region.`,
+if AWS could not be reached, rejects the credentials, or has no such region.
+
+Checks:
+
+` + checkList(),
 		Example: `  sevctl verify prod
   sevctl verify prod staging-account us-east-2 --format html -o report.html
   sevctl verify prod "" eu-west-1 --attest --format json`,
@@ -73,11 +77,20 @@ if AWS could not be reached, rejects the credentials, or has no such region.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.attest, "attest", false, "ask every node for evidence, and verify it here")
 	f.StringVar(&o.policy, "policy", appraise.AWSShared,
-		"with --attest: a built-in policy (aws-shared, aws-dedicated) or a policy file")
+		"aws-shared, aws-dedicated or a `FILE`, for --attest\n")
 	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
-		"accept a policy with its own roots, and nodes attested under such, as simulators have: "+
-			"that proves nothing about hardware")
+		"accept a policy with its own roots, and nodes\n"+
+			"attested under such, as simulators have: that\nproves nothing about hardware")
 	return cmd
+}
+
+// checkList describes the checks for the help text.
+func checkList() string {
+	var b strings.Builder
+	for _, c := range cluster.All() {
+		fmt.Fprintf(&b, "  %-19s  %s\n", c.ID, c.Title)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 var (

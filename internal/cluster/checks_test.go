@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -100,13 +101,28 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// TestFinish: the worst finding leads, and says of how many it is one.
-func TestFinish(t *testing.T) {
+// TestTable: every check has a name that is its own, fits the help text, and can advise on what it finds.
+func TestTable(t *testing.T) {
+	name := regexp.MustCompile(`^[a-z][a-z0-9-]{0,18}$`)
+	seen := make(map[string]bool)
+	for _, p := range checks {
+		if !name.MatchString(p.id) || seen[p.id] || p.title == "" || len(p.title) > 80-len("  ")-19-len("  ") {
+			t.Errorf("check %q, %q: want a short name of its own and a title that fits 80 columns", p.id, p.title)
+		}
+		if seen[p.id] = true; p.find == nil || (p.things == "") != (p.advice == "") {
+			t.Errorf("check %s lacks its function, or one of things and advice", p.id)
+		}
+	}
+}
+
+// TestSummarize: the worst finding leads, with the number of findings.
+func TestSummarize(t *testing.T) {
 	var c Check
 	c.add(Warn, "b", "w")
 	c.add(Fail, "c", "f")
 	c.add(Unknown, "a", "u")
-	c = c.finish(7, "things", "fine", "do")
+	c.of = 7
+	(&property{things: "things", advice: "do"}).summarize(new(Snapshot), &c)
 	if want := "3 of 7 things, such as c: f"; c.Status != Fail || c.Detail != want || c.Advice != "do" || c.Resources[1].ID != "a" {
 		t.Errorf("%+v, want fail with %q", c, want)
 	}

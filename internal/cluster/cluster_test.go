@@ -167,7 +167,7 @@ func TestDenied(t *testing.T) {
 				switch {
 				case c.Status == Unknown:
 					got = append(got, c.ID)
-					if !strings.Contains(c.Detail, api) || !strings.HasPrefix(c.Advice, "Allow "+api) {
+					if !strings.Contains(c.Detail, api) || !strings.HasPrefix(c.Advice, "Grant "+api) {
 						t.Errorf("%s says %q and advises %q, want %s in both", c.ID, c.Detail, c.Advice, api)
 					}
 				case c.Status != Pass:

@@ -214,7 +214,7 @@ func printable(s string) string {
 	return s[:min(len(s), 300)]
 }
 
-// Attestation is what the verification of one node's answer came to.
+// Attestation is the result of verifying one node's answer.
 type Attestation struct {
 	ID          string `json:"instance"`
 	Status      Status `json:"status"`
@@ -237,30 +237,40 @@ func (s *Snapshot) Running() []string {
 	return ids
 }
 
-// CheckAttestation judges what the nodes' evidence came to, against each other and against what the nodes said of
-// themselves when they registered.
+var attestation = property{
+	id: "attestation", title: "Nodes prove now that they are genuine SEV-SNP guests", things: "nodes",
+	advice: "On the node, see 'sevagent status' and 'journalctl -u sevagent'. Drain and terminate a node that answers and " +
+		"does not pass; for one that does not answer, see the SSM agent.",
+}
+
+// CheckAttestation compares the results of verifying the nodes' evidence with each other, and with what the nodes
+// registered. It sets the status and the reason of those that do not fit.
 func CheckAttestation(s *Snapshot, results []Attestation) Check {
-	c, _ := s.newCheck("attestation", "Nodes prove now that they are genuine SEV-SNP guests")
-	said := make(map[string]string)
-	for _, n := range s.Nodes {
-		if n.Container != nil {
-			said[n.ID] = n.Container.Attributes[AttrMeasurement]
-		}
+	c := Check{ID: attestation.id, Title: attestation.title, Status: Pass, of: max(1, len(results)),
+		good: fmt.Sprintf("%d verified here, each for a nonce of its own", len(results))}
+	registered := make(map[string]string)
+	for n := range s.nodes((*Node).joined) {
+		registered[n.ID] = n.Container.Attributes[AttrMeasurement]
 	}
 	guests := make(map[string][]string) // by REPORT_ID
 	for _, r := range results {
-		if r.ReportID != "" && (r.Status == Pass || r.Status == Warn) {
+		if r.ReportID != "" && r.accepted() {
 			guests[r.ReportID] = append(guests[r.ReportID], r.ID)
 		}
 	}
 	for i := range results {
 		r := &results[i]
-		switch same := guests[r.ReportID]; {
-		case r.Status != Pass && r.Status != Warn:
-		case len(same) > 1: // which of them is the genuine one cannot be told
-			r.Status, r.Reason = Fail, fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: one has answered for another", strings.Join(slices.DeleteFunc(slices.Clone(same), func(id string) bool { return id == r.ID }), ", "))
-		case said[r.ID] != "" && said[r.ID] != r.Measurement:
-			r.Status, r.Reason = Fail, fmt.Sprintf("its measurement is %s, not the %s of its attribute %s", short(r.Measurement), short(said[r.ID]), AttrMeasurement)
+		others := slices.DeleteFunc(slices.Clone(guests[r.ReportID]), func(id string) bool { return id == r.ID })
+		switch want := registered[r.ID]; {
+		case !r.accepted():
+		case len(others) > 0: // which of them is the genuine one cannot be told
+			r.Status = Fail
+			r.Reason = fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: "+
+				"one has answered for another", strings.Join(others, ", "))
+		case want != "" && want != r.Measurement:
+			r.Status = Fail
+			r.Reason = fmt.Sprintf("its measurement is %s, not the %s of its attribute %s",
+				short(r.Measurement), short(want), AttrMeasurement)
 		}
 		if r.Status != Pass {
 			c.add(r.Status, r.ID, "%s", r.Reason)
@@ -276,9 +286,11 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 			break
 		}
 	}
-	return c.finish(max(1, len(results)), "nodes", fmt.Sprintf("%d verified here, each for a nonce of its own", len(results)),
-		"On the node, see 'sevagent status' and 'journalctl -u sevagent'. A node that answers and does not pass is to be drained and terminated; for one that does not answer, see the SSM agent.")
+	attestation.summarize(s, &c)
+	return c
 }
+
+func (a *Attestation) accepted() bool { return a.Status == Pass || a.Status == Warn }
 
 // Hex is a nonce as sevagent takes it.
 func (a Answer) Hex() string { return hex.EncodeToString(a.Nonce) }

@@ -1,6 +1,9 @@
 package cluster
 
 import (
+	"cmp"
+	"fmt"
+	"iter"
 	"slices"
 	"time"
 )
@@ -123,9 +126,41 @@ func (n *Node) Type() string {
 	return ""
 }
 
+// nodes yields the nodes for which keep is true.
+func (s *Snapshot) nodes(keep func(*Node) bool) iter.Seq[*Node] {
+	return func(yield func(*Node) bool) {
+		for i := range s.Nodes {
+			if n := &s.Nodes[i]; keep(n) && !yield(n) {
+				return
+			}
+		}
+	}
+}
+
+// joined reports whether the node is in the cluster.
+func (n *Node) joined() bool { return n.Container != nil }
+
 // up reports whether EC2 knows the node as a machine that runs, or is about to.
 func (n *Node) up() bool {
 	return n.Instance != nil && (n.Instance.State == "running" || n.Instance.State == "pending")
+}
+
+func (m *Member) inService() bool { return m.Lifecycle == "InService" }
+
+// launchedFrom reports whether the member was launched from the template's version.
+func (m *Member) launchedFrom(t Template) bool {
+	return (m.TemplateID == t.ID || m.TemplateID == t.Name) &&
+		(m.TemplateVersion == fmt.Sprint(t.Version) || m.TemplateVersion == t.Spec)
+}
+
+// serves reports whether the node is in service in the group.
+func (g *Group) serves(n *Node) bool {
+	return n.Member != nil && n.Member.Group == g.Name && n.Member.inService()
+}
+
+// label names a template with the version that the group uses.
+func (t *Template) label() string {
+	return fmt.Sprintf("%s version %d", cmp.Or(t.ID, t.Name), t.Version)
 }
 
 // desired is how many nodes the groups are to have.
