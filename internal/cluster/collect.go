@@ -93,13 +93,11 @@ func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, m
 	for i := range batch {
 		ids[i] = batch[i].ID
 	}
-	out, err := askOnce(ctx, in, apiSend, func(ctx context.Context) (*ssm.SendCommandOutput, error) {
-		return in.ssm.SendCommand(ctx, &ssm.SendCommandInput{
-			DocumentName: aws.String("AWS-RunShellScript"), InstanceIds: ids, Comment: aws.String("sevctl verify --attest"),
-			Parameters:     map[string][]string{"commands": script(seed), "executionTimeout": {"60"}},
-			TimeoutSeconds: aws.Int32(60),
-			MaxConcurrency: aws.String("100%"), MaxErrors: aws.String("100%"),
-		})
+	out, err := askOnce(ctx, in, apiSend, in.ssm.SendCommand, &ssm.SendCommandInput{
+		DocumentName: aws.String("AWS-RunShellScript"), InstanceIds: ids, Comment: aws.String("sevctl verify --attest"),
+		Parameters:     map[string][]string{"commands": script(seed), "executionTimeout": {"60"}},
+		TimeoutSeconds: aws.Int32(60),
+		MaxConcurrency: aws.String("100%"), MaxErrors: aws.String("100%"),
 	})
 	switch {
 	case code(err) == "InvalidInstanceId" && len(batch) > 1:
@@ -136,9 +134,7 @@ func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, m
 func (in *Inspector) wait(ctx context.Context, command string, timeout time.Duration) error {
 	deadline := time.Now().Add(timeout)
 	for pause := pollInterval; ; pause = min(pollSlowest, pause*3/2) {
-		out, err := askOnce(ctx, in, apiCommands, func(ctx context.Context) (*ssm.ListCommandsOutput, error) {
-			return in.ssm.ListCommands(ctx, &ssm.ListCommandsInput{CommandId: &command})
-		})
+		out, err := askOnce(ctx, in, apiCommands, in.ssm.ListCommands, &ssm.ListCommandsInput{CommandId: &command})
 		if err != nil {
 			return fmt.Errorf("%s: %s", apiCommands, brief(err))
 		}
@@ -162,9 +158,8 @@ func (in *Inspector) wait(ctx context.Context, command string, timeout time.Dura
 
 // output fetches what the command printed on one instance.
 func (in *Inspector) output(ctx context.Context, command, id string, timeout time.Duration, maxDocument int64) ([]byte, error) {
-	out, err := askOnce(ctx, in, apiInvocation, func(ctx context.Context) (*ssm.GetCommandInvocationOutput, error) {
-		return in.ssm.GetCommandInvocation(ctx, &ssm.GetCommandInvocationInput{CommandId: &command, InstanceId: &id})
-	})
+	out, err := askOnce(ctx, in, apiInvocation, in.ssm.GetCommandInvocation,
+		&ssm.GetCommandInvocationInput{CommandId: &command, InstanceId: &id})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %s", apiInvocation, brief(err))
 	}

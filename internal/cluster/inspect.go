@@ -89,9 +89,10 @@ func (g *gathering) all(ctx context.Context) {
 	}
 }
 
-// ask makes one call: not too many at a time, not for ever, and with the failure noted.
-func ask[T any](ctx context.Context, g *gathering, api string, call func(context.Context) (T, error)) (T, error) {
-	out, err := askOnce(ctx, g.in, api, call)
+// ask makes one call as askOnce does, and records a failure.
+func ask[In, Out, O any](ctx context.Context, g *gathering, api string, call operation[In, Out, O], in *In,
+	options ...func(*O)) (*Out, error) {
+	out, err := askOnce(ctx, g.in, api, call, in, options...)
 	if err != nil {
 		g.mu.Lock()
 		if g.s.Failures[api] == nil {
@@ -102,17 +103,21 @@ func ask[T any](ctx context.Context, g *gathering, api string, call func(context
 	return out, err
 }
 
-func askOnce[T any](ctx context.Context, in *Inspector, api string, call func(context.Context) (T, error)) (T, error) {
-	var zero T
+// operation is a method of one of the SDK's clients.
+type operation[In, Out, O any] = func(context.Context, *In, ...func(*O)) (*Out, error)
+
+// askOnce makes one call, of which few are under way at a time, with a time limit.
+func askOnce[In, Out, O any](ctx context.Context, in *Inspector, api string, call operation[In, Out, O], input *In,
+	options ...func(*O)) (*Out, error) {
 	select {
 	case in.gate <- struct{}{}:
 	case <-ctx.Done():
-		return zero, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 	defer func() { <-in.gate }()
 	limited, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("%s: no answer within %v", api, callTimeout))
 	defer cancel()
-	out, err := call(limited)
+	out, err := call(limited, input, options...)
 	if in.cfg.Progress != nil {
 		in.told <- struct{}{}
 		in.cfg.Progress(api, in.Calls().Total)
@@ -121,12 +126,14 @@ func askOnce[T any](ctx context.Context, in *Inspector, api string, call func(co
 	return out, err
 }
 
+// more reports whether a list goes on, at token.
+func more(token *string) bool { return aws.ToString(token) != "" }
+
 // cluster is the first call and goes alone: its error shows whether AWS is there, and knows who asks.
 func (g *gathering) cluster(ctx context.Context) error {
-	out, err := ask(ctx, g, apiClusters, func(ctx context.Context) (*ecs.DescribeClustersOutput, error) {
-		return g.in.ecs.DescribeClusters(ctx, &ecs.DescribeClustersInput{Clusters: []string{g.s.Name}, Include: []ecstypes.ClusterField{ecstypes.ClusterFieldSettings}},
-			func(o *ecs.Options) { o.RetryMaxAttempts = min(3, max(1, o.Retryer.MaxAttempts())) })
-	})
+	out, err := ask(ctx, g, apiClusters, g.in.ecs.DescribeClusters, &ecs.DescribeClustersInput{
+		Clusters: []string{g.s.Name}, Include: []ecstypes.ClusterField{ecstypes.ClusterFieldSettings},
+	}, func(o *ecs.Options) { o.RetryMaxAttempts = min(3, max(1, o.Retryer.MaxAttempts())) })
 	if err != nil {
 		if unreachable(err) {
 			return fmt.Errorf("ask ECS in %s for cluster %s: %w", g.s.Region, g.s.Name, err)
@@ -137,7 +144,10 @@ func (g *gathering) cluster(ctx context.Context) error {
 		return nil
 	}
 	c := out.Clusters[0]
-	g.s.Cluster = &Cluster{Name: aws.ToString(c.ClusterName), ARN: aws.ToString(c.ClusterArn), Status: aws.ToString(c.Status), Providers: c.CapacityProviders}
+	g.s.Cluster = &Cluster{
+		Name: aws.ToString(c.ClusterName), ARN: aws.ToString(c.ClusterArn), Status: aws.ToString(c.Status),
+		Providers: c.CapacityProviders,
+	}
 	for _, setting := range c.Settings {
 		if setting.Name == ecstypes.ClusterSettingNameContainerInsights {
 			g.s.Cluster.Insights = aws.ToString(setting.Value)
@@ -148,9 +158,7 @@ func (g *gathering) cluster(ctx context.Context) error {
 
 // nearby names clusters that may have been meant. It is a courtesy: one page, and no failure of it counts.
 func (g *gathering) nearby(ctx context.Context) {
-	out, err := askOnce(ctx, g.in, apiList, func(ctx context.Context) (*ecs.ListClustersOutput, error) {
-		return g.in.ecs.ListClusters(ctx, &ecs.ListClustersInput{MaxResults: aws.Int32(100)})
-	})
+	out, err := askOnce(ctx, g.in, apiList, g.in.ecs.ListClusters, &ecs.ListClustersInput{MaxResults: aws.Int32(100)})
 	if err != nil {
 		return
 	}
@@ -190,60 +198,37 @@ func (g *gathering) groups(ctx context.Context, nodes map[string]*Node) {
 	if g.s.Cluster == nil {
 		return
 	}
-	var own []string
 	fargate := g.s.Cluster.fargate()
-	for _, name := range g.s.Cluster.Providers {
-		if !slices.Contains(fargate, name) {
-			own = append(own, name)
-		}
-	}
+	own := slices.DeleteFunc(slices.Clone(g.s.Cluster.Providers), func(name string) bool {
+		return slices.Contains(fargate, name)
+	})
 	if len(own) == 0 {
 		return
 	}
-	var names []string
-	var providers []Provider
-	for token := (*string)(nil); ; {
-		out, err := ask(ctx, g, apiProviders, func(ctx context.Context) (*ecs.DescribeCapacityProvidersOutput, error) {
-			return g.in.ecs.DescribeCapacityProviders(ctx, &ecs.DescribeCapacityProvidersInput{CapacityProviders: own, NextToken: token})
-		})
-		if err != nil {
-			return
-		}
-		for _, cp := range out.CapacityProviders {
-			p := Provider{Name: aws.ToString(cp.Name), Status: string(cp.Status)}
-			if a := cp.AutoScalingGroupProvider; a != nil {
-				p.GroupARN = aws.ToString(a.AutoScalingGroupArn)
-				// arn:aws:autoscaling:REGION:ACCOUNT:autoScalingGroup:UUID:autoScalingGroupName/NAME; or a bare name
-				_, after, found := strings.Cut(p.GroupARN, ":autoScalingGroupName/")
-				if p.Group = after; !found {
-					p.Group = p.GroupARN
-				}
-				p.ManagedScaling = a.ManagedScaling != nil && a.ManagedScaling.Status == ecstypes.ManagedScalingStatusEnabled
-				p.ManagedProtection = a.ManagedTerminationProtection == ecstypes.ManagedTerminationProtectionEnabled
-				names = append(names, p.Group)
-			}
-			providers = append(providers, p)
-		}
-		if token = out.NextToken; aws.ToString(token) == "" {
-			break
-		}
+	providers, ok := g.providers(ctx, own)
+	if !ok {
+		return
 	}
 	g.mu.Lock()
 	g.s.Providers = providers
 	g.mu.Unlock()
+	var names []string
+	for _, p := range providers {
+		if p.Group != "" {
+			names = append(names, p.Group)
+		}
+	}
 	if len(names) == 0 {
 		return
 	}
 	var found []autoscalingtypes.AutoScalingGroup
-	for token := (*string)(nil); ; {
-		out, err := ask(ctx, g, apiGroups, func(ctx context.Context) (*autoscaling.DescribeAutoScalingGroupsOutput, error) {
-			return g.in.autoscaling.DescribeAutoScalingGroups(ctx, &autoscaling.DescribeAutoScalingGroupsInput{AutoScalingGroupNames: names, NextToken: token})
-		})
+	for in := (&autoscaling.DescribeAutoScalingGroupsInput{AutoScalingGroupNames: names}); ; {
+		out, err := ask(ctx, g, apiGroups, g.in.autoscaling.DescribeAutoScalingGroups, in)
 		if err != nil {
 			return
 		}
 		found = append(found, out.AutoScalingGroups...)
-		if token = out.NextToken; aws.ToString(token) == "" {
+		if in.NextToken = out.NextToken; !more(in.NextToken) {
 			break
 		}
 	}
@@ -273,11 +258,40 @@ func (g *gathering) groups(ctx context.Context, nodes map[string]*Node) {
 	}
 }
 
+// providers describes the capacity providers of these names. It reports false if that failed.
+func (g *gathering) providers(ctx context.Context, names []string) ([]Provider, bool) {
+	var providers []Provider
+	for in := (&ecs.DescribeCapacityProvidersInput{CapacityProviders: names}); ; {
+		out, err := ask(ctx, g, apiProviders, g.in.ecs.DescribeCapacityProviders, in)
+		if err != nil {
+			return nil, false
+		}
+		for _, cp := range out.CapacityProviders {
+			p := Provider{Name: aws.ToString(cp.Name), Status: string(cp.Status)}
+			if a := cp.AutoScalingGroupProvider; a != nil {
+				p.GroupARN = aws.ToString(a.AutoScalingGroupArn)
+				// arn:aws:autoscaling:REGION:ACCOUNT:autoScalingGroup:UUID:autoScalingGroupName/NAME; or a bare name
+				_, after, found := strings.Cut(p.GroupARN, ":autoScalingGroupName/")
+				if p.Group = after; !found {
+					p.Group = p.GroupARN
+				}
+				p.ManagedScaling = a.ManagedScaling != nil && a.ManagedScaling.Status == ecstypes.ManagedScalingStatusEnabled
+				p.ManagedProtection = a.ManagedTerminationProtection == ecstypes.ManagedTerminationProtectionEnabled
+			}
+			providers = append(providers, p)
+		}
+		if in.NextToken = out.NextToken; !more(in.NextToken) {
+			return providers, true
+		}
+	}
+}
+
 func group(a autoscalingtypes.AutoScalingGroup) Group {
 	out := Group{
 		Name: aws.ToString(a.AutoScalingGroupName), Status: aws.ToString(a.Status),
 		Min: int(aws.ToInt32(a.MinSize)), Desired: int(aws.ToInt32(a.DesiredCapacity)), Max: int(aws.ToInt32(a.MaxSize)),
-		ProtectsNew: aws.ToBool(a.NewInstancesProtectedFromScaleIn), GracePeriod: time.Duration(aws.ToInt32(a.HealthCheckGracePeriod)) * time.Second,
+		ProtectsNew:         aws.ToBool(a.NewInstancesProtectedFromScaleIn),
+		GracePeriod:         time.Duration(aws.ToInt32(a.HealthCheckGracePeriod)) * time.Second,
 		LaunchConfiguration: aws.ToString(a.LaunchConfigurationName),
 	}
 	for _, p := range a.SuspendedProcesses {
@@ -286,7 +300,10 @@ func group(a autoscalingtypes.AutoScalingGroup) Group {
 	add := func(t *autoscalingtypes.LaunchTemplateSpecification) {
 		if t != nil {
 			// An absent version is the default one.
-			out.Templates = append(out.Templates, Template{ID: aws.ToString(t.LaunchTemplateId), Name: aws.ToString(t.LaunchTemplateName), Spec: cmp.Or(aws.ToString(t.Version), "$Default")})
+			out.Templates = append(out.Templates, Template{
+				ID: aws.ToString(t.LaunchTemplateId), Name: aws.ToString(t.LaunchTemplateName),
+				Spec: cmp.Or(aws.ToString(t.Version), "$Default"),
+			})
 		}
 	}
 	add(a.LaunchTemplate)
@@ -304,9 +321,13 @@ func group(a autoscalingtypes.AutoScalingGroup) Group {
 
 func addMember(nodes map[string]*Node, group string, a autoscalingtypes.Instance) {
 	n := node(nodes, aws.ToString(a.InstanceId))
-	n.Member = &Member{Group: group, Lifecycle: string(a.LifecycleState), Health: aws.ToString(a.HealthStatus), Protected: aws.ToBool(a.ProtectedFromScaleIn)}
+	n.Member = &Member{
+		Group: group, Lifecycle: string(a.LifecycleState), Health: aws.ToString(a.HealthStatus),
+		Protected: aws.ToBool(a.ProtectedFromScaleIn),
+	}
 	if t := a.LaunchTemplate; t != nil {
-		n.Member.TemplateID, n.Member.TemplateVersion = cmp.Or(aws.ToString(t.LaunchTemplateId), aws.ToString(t.LaunchTemplateName)), aws.ToString(t.Version)
+		n.Member.TemplateID = cmp.Or(aws.ToString(t.LaunchTemplateId), aws.ToString(t.LaunchTemplateName))
+		n.Member.TemplateVersion = aws.ToString(t.Version)
 	}
 }
 
@@ -357,17 +378,16 @@ func (g *gathering) template(ctx context.Context, key string, versions []string)
 	}
 }
 
-func (g *gathering) templateVersions(ctx context.Context, request *ec2.DescribeLaunchTemplateVersionsInput) ([]ec2types.LaunchTemplateVersion, error) {
+func (g *gathering) templateVersions(ctx context.Context, in *ec2.DescribeLaunchTemplateVersionsInput) (
+	[]ec2types.LaunchTemplateVersion, error) {
 	var found []ec2types.LaunchTemplateVersion
 	for {
-		out, err := askOnce(ctx, g.in, apiTemplates, func(ctx context.Context) (*ec2.DescribeLaunchTemplateVersionsOutput, error) {
-			return g.in.ec2.DescribeLaunchTemplateVersions(ctx, request)
-		})
+		out, err := askOnce(ctx, g.in, apiTemplates, g.in.ec2.DescribeLaunchTemplateVersions, in)
 		if err != nil {
 			return nil, err
 		}
 		found = append(found, out.LaunchTemplateVersions...)
-		if request.NextToken = out.NextToken; aws.ToString(request.NextToken) == "" {
+		if in.NextToken = out.NextToken; !more(in.NextToken) {
 			return found, nil
 		}
 	}
@@ -414,26 +434,23 @@ func fillTemplate(t *Template, found []ec2types.LaunchTemplateVersion) {
 
 // containers lists the container instances, and describes each page while the next is asked for.
 func (g *gathering) containers(ctx context.Context, nodes map[string]*Node) {
-	for token := (*string)(nil); ; {
-		out, err := ask(ctx, g, apiContainers, func(ctx context.Context) (*ecs.ListContainerInstancesOutput, error) {
-			return g.in.ecs.ListContainerInstances(ctx, &ecs.ListContainerInstancesInput{Cluster: &g.s.Name, MaxResults: aws.Int32(containerBatch), NextToken: token})
-		})
+	for in := (&ecs.ListContainerInstancesInput{Cluster: &g.s.Name, MaxResults: aws.Int32(containerBatch)}); ; {
+		out, err := ask(ctx, g, apiContainers, g.in.ecs.ListContainerInstances, in)
 		if err != nil {
 			return
 		}
 		if len(out.ContainerInstanceArns) > 0 {
 			g.wg.Go(func() { g.describe(ctx, nodes, out.ContainerInstanceArns) })
 		}
-		if token = out.NextToken; aws.ToString(token) == "" {
+		if in.NextToken = out.NextToken; !more(in.NextToken) {
 			return
 		}
 	}
 }
 
 func (g *gathering) describe(ctx context.Context, nodes map[string]*Node, arns []string) {
-	out, err := ask(ctx, g, apiContainer, func(ctx context.Context) (*ecs.DescribeContainerInstancesOutput, error) {
-		return g.in.ecs.DescribeContainerInstances(ctx, &ecs.DescribeContainerInstancesInput{Cluster: &g.s.Name, ContainerInstances: arns})
-	})
+	out, err := ask(ctx, g, apiContainer, g.in.ecs.DescribeContainerInstances,
+		&ecs.DescribeContainerInstancesInput{Cluster: &g.s.Name, ContainerInstances: arns})
 	if err != nil {
 		return
 	}
@@ -447,7 +464,8 @@ func (g *gathering) describe(ctx context.Context, nodes map[string]*Node, arns [
 	}
 	for _, ci := range out.ContainerInstances {
 		c := &Container{
-			ARN: aws.ToString(ci.ContainerInstanceArn), Status: aws.ToString(ci.Status), Provider: aws.ToString(ci.CapacityProviderName),
+			ARN: aws.ToString(ci.ContainerInstanceArn), Status: aws.ToString(ci.Status),
+			Provider:  aws.ToString(ci.CapacityProviderName),
 			Connected: ci.AgentConnected, Attributes: make(map[string]string),
 		}
 		if ci.VersionInfo != nil {
@@ -460,16 +478,15 @@ func (g *gathering) describe(ctx context.Context, nodes map[string]*Node, arns [
 	}
 }
 
-// types asks which instance types of the region have SEV-SNP. The answer is looked at once more: a filter that is not
-// understood must not turn every type into one that has it.
+// types asks which instance types of the region have SEV-SNP. It looks for the feature in the answer again: a filter that
+// EC2 does not understand must not make every type one that has it.
 func (g *gathering) types(ctx context.Context) {
-	for token := (*string)(nil); ; {
-		out, err := ask(ctx, g, apiTypes, func(ctx context.Context) (*ec2.DescribeInstanceTypesOutput, error) {
-			return g.in.ec2.DescribeInstanceTypes(ctx, &ec2.DescribeInstanceTypesInput{
-				Filters:    []ec2types.Filter{{Name: aws.String("processor-info.supported-features"), Values: []string{snpFeature}}},
-				MaxResults: aws.Int32(100), NextToken: token,
-			})
-		})
+	in := &ec2.DescribeInstanceTypesInput{
+		Filters:    filter("processor-info.supported-features", snpFeature),
+		MaxResults: aws.Int32(100),
+	}
+	for {
+		out, err := ask(ctx, g, apiTypes, g.in.ec2.DescribeInstanceTypes, in)
 		if err != nil {
 			return
 		}
@@ -481,10 +498,14 @@ func (g *gathering) types(ctx context.Context) {
 		}
 		slices.Sort(g.s.Supported)
 		g.mu.Unlock()
-		if token = out.NextToken; aws.ToString(token) == "" {
+		if in.NextToken = out.NextToken; !more(in.NextToken) {
 			return
 		}
 	}
+}
+
+func filter(name string, values ...string) []ec2types.Filter {
+	return []ec2types.Filter{{Name: &name, Values: values}}
 }
 
 // inBatches runs ask for filterBatch values at a time.
@@ -497,12 +518,8 @@ func (g *gathering) inBatches(values []string, ask func([]string)) {
 // instances asks by filter, not by ID: one ID that EC2 has forgotten would be an error for all.
 func (g *gathering) instances(ctx context.Context, nodes map[string]*Node) {
 	g.inBatches(slices.Sorted(maps.Keys(nodes)), func(ids []string) {
-		for token := (*string)(nil); ; {
-			out, err := ask(ctx, g, apiInstances, func(ctx context.Context) (*ec2.DescribeInstancesOutput, error) {
-				return g.in.ec2.DescribeInstances(ctx, &ec2.DescribeInstancesInput{
-					Filters: []ec2types.Filter{{Name: aws.String("instance-id"), Values: ids}}, MaxResults: aws.Int32(1000), NextToken: token,
-				})
-			})
+		for in := (&ec2.DescribeInstancesInput{Filters: filter("instance-id", ids...), MaxResults: aws.Int32(1000)}); ; {
+			out, err := ask(ctx, g, apiInstances, g.in.ec2.DescribeInstances, in)
 			if err != nil {
 				return
 			}
@@ -515,7 +532,7 @@ func (g *gathering) instances(ctx context.Context, nodes map[string]*Node) {
 				}
 			}
 			g.mu.Unlock()
-			if token = out.NextToken; aws.ToString(token) == "" {
+			if in.NextToken = out.NextToken; !more(in.NextToken) {
 				return
 			}
 		}
@@ -524,7 +541,8 @@ func (g *gathering) instances(ctx context.Context, nodes map[string]*Node) {
 
 func instance(i ec2types.Instance) *Instance {
 	out := &Instance{
-		Type: string(i.InstanceType), ImageID: aws.ToString(i.ImageId), RootDevice: aws.ToString(i.RootDeviceName), Launched: aws.ToTime(i.LaunchTime),
+		Type: string(i.InstanceType), ImageID: aws.ToString(i.ImageId),
+		RootDevice: aws.ToString(i.RootDeviceName), Launched: aws.ToTime(i.LaunchTime),
 		// What it booted with; BootMode is what was asked for, and may be uefi-preferred.
 		BootMode: cmp.Or(string(i.CurrentInstanceBootMode), string(i.BootMode)),
 	}
@@ -556,12 +574,8 @@ func (g *gathering) volumes(ctx context.Context, nodes map[string]*Node) {
 		}
 	}
 	g.inBatches(slices.Sorted(maps.Keys(byVolume)), func(ids []string) {
-		for token := (*string)(nil); ; {
-			out, err := ask(ctx, g, apiVolumes, func(ctx context.Context) (*ec2.DescribeVolumesOutput, error) {
-				return g.in.ec2.DescribeVolumes(ctx, &ec2.DescribeVolumesInput{
-					Filters: []ec2types.Filter{{Name: aws.String("volume-id"), Values: ids}}, MaxResults: aws.Int32(500), NextToken: token,
-				})
-			})
+		for in := (&ec2.DescribeVolumesInput{Filters: filter("volume-id", ids...), MaxResults: aws.Int32(500)}); ; {
+			out, err := ask(ctx, g, apiVolumes, g.in.ec2.DescribeVolumes, in)
 			if err != nil {
 				return
 			}
@@ -572,7 +586,7 @@ func (g *gathering) volumes(ctx context.Context, nodes map[string]*Node) {
 				}
 			}
 			g.mu.Unlock()
-			if token = out.NextToken; aws.ToString(token) == "" {
+			if in.NextToken = out.NextToken; !more(in.NextToken) {
 				return
 			}
 		}
@@ -592,10 +606,9 @@ func (g *gathering) images(ctx context.Context, nodes map[string]*Node) {
 		}
 	}
 	g.inBatches(slices.Sorted(maps.Keys(ids)), func(ids []string) {
-		out, err := ask(ctx, g, apiImages, func(ctx context.Context) (*ec2.DescribeImagesOutput, error) {
-			return g.in.ec2.DescribeImages(ctx, &ec2.DescribeImagesInput{
-				Filters: []ec2types.Filter{{Name: aws.String("image-id"), Values: ids}}, IncludeDeprecated: aws.Bool(true), IncludeDisabled: aws.Bool(true),
-			})
+		out, err := ask(ctx, g, apiImages, g.in.ec2.DescribeImages, &ec2.DescribeImagesInput{
+			Filters:           filter("image-id", ids...),
+			IncludeDeprecated: aws.Bool(true), IncludeDisabled: aws.Bool(true),
 		})
 		if err != nil {
 			return
