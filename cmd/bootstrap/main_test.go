@@ -78,7 +78,7 @@ func TestScripts(t *testing.T) {
 			},
 			// waits-for FILE waits until the file exists.
 			"waits-for": func(ts *testscript.TestScript, neg bool, args []string) {
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+				for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 					if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
 						return
 					}

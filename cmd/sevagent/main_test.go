@@ -125,7 +125,7 @@ listen: {socket: SOCKET, tcp: ""}
 			},
 			// until-exits STATUS PROGRAM … runs a program until it succeeds (STATUS 0) or fails (any other).
 			"until-exits": func(ts *testscript.TestScript, neg bool, args []string) {
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 					failed := ts.Exec(args[1], args[2:]...) != nil
 					if failed == (args[0] != "0") {
 						return
@@ -138,7 +138,7 @@ listen: {socket: SOCKET, tcp: ""}
 			// until-stdout PATTERN PROGRAM … runs a program until it prints what matches.
 			"until-stdout": func(ts *testscript.TestScript, neg bool, args []string) {
 				want := regexp.MustCompile(args[0])
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+				for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 					if ts.Exec(args[1], args[2:]...) == nil && want.MatchString(ts.ReadFile("stdout")) {
 						return
 					}
@@ -159,7 +159,7 @@ listen: {socket: SOCKET, tcp: ""}
 			},
 			// notified TEXT waits until systemd has been told TEXT.
 			"notified": func(ts *testscript.TestScript, neg bool, args []string) {
-				notified.SetReadDeadline(time.Now().Add(20 * time.Second))
+				notified.SetReadDeadline(time.Now().Add(2 * time.Minute))
 				for b := make([]byte, 4096); ; {
 					n, err := notified.Read(b)
 					if err != nil {
@@ -179,7 +179,7 @@ listen: {socket: SOCKET, tcp: ""}
 				client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 					return new(net.Dialer).DialContext(ctx, "unix", ts.Getenv("SOCKET"))
 				}}}
-				for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+				for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 					resp, err := client.Get("http://sevagent/readyz")
 					if err != nil {
 						continue

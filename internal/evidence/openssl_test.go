@@ -36,7 +36,7 @@ func python(t *testing.T, args ...string) (output string, accepted bool) {
 	if _, err := os.Stat(script); err != nil { // here, so that go test does not answer from its cache for a changed script
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "python3", append([]string{script}, args...)...).CombinedOutput()
 	output = strings.TrimSpace(string(out))

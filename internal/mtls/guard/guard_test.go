@@ -22,7 +22,7 @@ import (
 )
 
 // giveUp is for failures only.
-const giveUp = 10 * time.Second
+const giveUp = 2 * time.Minute
 
 var published = []string{"ca.crt", "client.crt", "client.key", "client.pem", "evidence.json", "manifest.json",
 	"server.crt", "server.key"}
