@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"sevagent/internal/must"
 )
 
 // table says which packages of the module, and which foreign ones, a package may import. A foreign entry stands for
@@ -146,10 +148,7 @@ func registersFlags(pkg string) bool {
 }
 
 func TestImports(t *testing.T) {
-	packages, err := list()
-	if err != nil {
-		t.Fatal(err)
-	}
+	packages := must.Get(list())(t, "list the packages")
 	for _, p := range packages {
 		name, ours := strings.CutPrefix(p.ImportPath, module)
 		if !ours {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"sevagent/client/certs"
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
 )
 
@@ -36,56 +37,36 @@ func (p *published) gen(n int) string {
 // publish switches to a new generation, and returns its name. It may run in any goroutine.
 func (p *published) publish(f files) string {
 	p.n++
-	check := func(err error) {
-		if err != nil {
-			p.t.Error(err)
+	err := os.Mkdir(p.gen(p.n), 0o755)
+	for file, content := range f {
+		err = errors.Join(err, os.WriteFile(filepath.Join(p.gen(p.n), file), []byte(content), 0o600))
+		if p.n == 1 {
+			err = errors.Join(err, os.Symlink("..data/"+file, filepath.Join(p.path, file)))
 		}
-	}
-	check(os.Mkdir(p.gen(p.n), 0o755))
-	for name, content := range f {
-		check(os.WriteFile(filepath.Join(p.gen(p.n), name), []byte(content), 0o600))
 	}
 	name := filepath.Base(p.gen(p.n))
 	tmp := filepath.Join(p.path, "..data_tmp")
-	check(os.Symlink(name, tmp))
-	check(os.Rename(tmp, filepath.Join(p.path, "..data")))
-	for file := range f {
-		if p.n == 1 {
-			check(os.Symlink("..data/"+file, filepath.Join(p.path, file)))
-		}
+	err = errors.Join(err, os.Symlink(name, tmp), os.Rename(tmp, filepath.Join(p.path, "..data")))
+	if err != nil {
+		p.t.Errorf("publish %s: %v", name, err)
 	}
 	return name
 }
 
 func (p *published) open() *certs.Directory {
 	p.t.Helper()
-	d, err := certs.Open(p.path)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return d
+	return must.Get(certs.Open(p.path))(p.t, "open %s", p.path)
 }
 
 func newCA(t testing.TB, name string) *simca.CA {
 	t.Helper()
-	root, err := simca.New(name, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := root.Intermediate(name+" intermediate", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
+	root := must.Get(simca.New(name, time.Now()))(t, "make the root %s", name)
+	return must.Get(root.Intermediate(name+" intermediate", time.Now()))(t, "make the intermediate of %s", name)
 }
 
 func issue(t testing.TB, ca *simca.CA, name string) simca.Leaf {
 	t.Helper()
-	leaf, err := ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return leaf
+	return must.Get(ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(t, "issue a leaf for %s", name)
 }
 
 // whole is all files of a generation, with leaves named client-name and server-name.
@@ -115,7 +96,7 @@ func holds(t *testing.T, d *certs.Directory, generation, name string) {
 		t.Errorf("set is %s with %s and %s, want %s with those of %s", s.Generation, s.Client.Leaf.Subject, s.Server.Leaf.Subject, generation, name)
 	}
 	if err := d.Err(); err != nil {
-		t.Error(err)
+		t.Errorf("the directory reports %v", err)
 	}
 }
 
@@ -246,9 +227,7 @@ func TestLoadedGenerationRemoved(t *testing.T) {
 	p := newPublished(t)
 	first := p.publish(whole(t, newCA(t, "ca"), "1"))
 	d := p.open()
-	if err := os.RemoveAll(p.gen(1)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.RemoveAll(p.gen(1)), "remove the generation that was loaded")
 	holds(t, d, first, "1")
 }
 
@@ -264,9 +243,7 @@ func TestRetry(t *testing.T) {
 		if err == nil {
 			t.Fatal("no error")
 		}
-		if err := os.WriteFile(filepath.Join(p.gen(2), "ca.crt"), []byte(all["ca.crt"]), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(filepath.Join(p.gen(2), "ca.crt"), []byte(all["ca.crt"]), 0o600), "repair the new generation")
 		time.Sleep(time.Second - time.Nanosecond)
 		if again := d.Err(); again != err {
 			t.Errorf("tried again within a second: %v", again)
@@ -321,7 +298,7 @@ func TestRotationStorm(t *testing.T) {
 		block, _ := pem.Decode(s.RootsPEM)
 		anchor, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			t.Error(err)
+			t.Errorf("parse the first anchor: %v", err)
 			return
 		}
 		n := anchor.Subject.CommonName

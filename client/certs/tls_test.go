@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"sevagent/client/certs"
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
 )
 
@@ -67,10 +68,7 @@ func socketPair() (a, b net.Conn) {
 func plain(t *testing.T, ca *simca.CA, name string, trusted *simca.CA) *tls.Config {
 	t.Helper()
 	leaf := issue(t, ca, name)
-	pair, err := tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key))
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(t, "load the pair of %s", name)
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(trusted.PEM()))
 	return &tls.Config{
@@ -158,14 +156,8 @@ func TestClientVerifies(t *testing.T) {
 		if expired {
 			template.NotBefore, template.NotAfter = template.NotBefore.AddDate(0, 0, -1), template.NotAfter.AddDate(0, 0, -1)
 		}
-		leaf, err := ca.IssueFrom(template)
-		if err != nil {
-			t.Fatal(err)
-		}
-		pair, err := tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key))
-		if err != nil {
-			t.Fatal(err)
-		}
+		leaf := must.Get(ca.IssueFrom(template))(t, "issue a leaf")
+		pair := must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(t, "load its pair")
 		c.Certificates = []tls.Certificate{pair}
 		return c
 	}
@@ -199,7 +191,7 @@ func TestClientVerifies(t *testing.T) {
 		client = client.Clone() // as a library does
 		client.ServerName = "localhost"
 		if err, _ := handshake(client, server); err != nil {
-			t.Error(err)
+			t.Errorf("a clone with a name: %v", err)
 		}
 		client.ServerName = "elsewhere"
 		if err, _ := handshake(client, server); !refused(err) {
@@ -299,10 +291,7 @@ func TestHTTP(t *testing.T) {
 	p := newPublished(t)
 	p.publish(whole(t, newCA(t, "first"), "1"))
 	d := p.open()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 	server := &http.Server{
 		TLSConfig: d.ServerConfig(),
 		ErrorLog:  log.New(t.Output(), "", 0),
@@ -323,7 +312,7 @@ func TestHTTP(t *testing.T) {
 		defer client.CloseIdleConnections()
 		resp, err := client.Get("https://" + listener.Addr().String())
 		if err != nil {
-			t.Error(err)
+			t.Errorf("get as %s: %v", want, err)
 			return
 		}
 		defer resp.Body.Close()

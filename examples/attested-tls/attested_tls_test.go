@@ -28,6 +28,7 @@ import (
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simdevice"
@@ -72,37 +73,22 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	now := time.Now()
-	dir, err := os.MkdirTemp("", "at") // sockets have short paths
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := must.Get(os.MkdirTemp("", "at"))(t, "make the node's directory") // sockets have short paths
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	n := &node{t: t, dir: dir, agent: client.New(filepath.Join(dir, "s"))}
 	o := sim.DefaultOptions(now)
-	if n.psp, err = sim.New(o); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.psp.Save(dir); err != nil {
-		t.Fatal(err)
-	}
-	if n.ca, err = simca.New("Test CA", now); err != nil {
-		t.Fatal(err)
-	}
+	n.psp = must.Get(sim.New(o))(t, "make a simulated secure processor")
+	must.Do(t, n.psp.Save(dir), "save the simulated secure processor")
+	n.ca = must.Get(simca.New("Test CA", now))(t, "make the CA")
 	n.victim, n.other = n.issue("victim"), n.issue("other")
 	n.issue("server")
 	n.write("client.pem", n.read("victim.pem"))
 	n.write("ca.crt", n.ca.PEM())
 	n.write("policy.yaml", "profile: aws-shared\nroots: roots.pem\n")
 
-	policy, err := appraise.Builtin(appraise.AWSShared)
-	if err != nil {
-		t.Fatal(err)
-	}
+	policy := must.Get(appraise.Builtin(appraise.AWSShared))(t, "load the built-in policy")
 	policy.RootsPEM = n.psp.Roots()
-	verifier, err := appraise.New(appraise.Config{Policy: policy, Region: o.Region})
-	if err != nil {
-		t.Fatal(err)
-	}
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: o.Region}))(t, "build the verifier")
 	// It does not enforce: the relying party has to detect a bad report.
 	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp}, Verifier: verifier, Rate: 50, Burst: 64,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
@@ -113,10 +99,7 @@ func newNode(t *testing.T) *node {
 		Metrics:  prometheus.NewRegistry(),
 		Log:      slog.New(slog.DiscardHandler),
 	})
-	socket, err := net.Listen("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	socket := must.Get(net.Listen("unix", filepath.Join(dir, "s")))(t, "listen on the agent's socket")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- worker.Run(ctx) }()
@@ -133,16 +116,9 @@ func newNode(t *testing.T) *node {
 // issue makes a certificate, and a PEM file of its name with key and leaf.
 func (n *node) issue(name string) tls.Certificate {
 	n.t.Helper()
-	leaf, err := n.ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	leaf := must.Get(n.ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(n.t, "issue a leaf for %s", name)
 	n.write(name+".pem", leaf.Key+leaf.Cert)
-	pair, err := tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return pair
+	return must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(n.t, "load the pair of %s", name)
 }
 
 func keyHash(c tls.Certificate) [sha256.Size]byte {
@@ -153,18 +129,12 @@ func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
 
 func (n *node) write(name, text string) {
 	n.t.Helper()
-	if err := os.WriteFile(n.path(name), []byte(text), 0o600); err != nil {
-		n.t.Fatal(err)
-	}
+	must.Do(n.t, os.WriteFile(n.path(name), []byte(text), 0o600), "write %s", name)
 }
 
 func (n *node) read(name string) string {
 	n.t.Helper()
-	text, err := os.ReadFile(n.path(name))
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return string(text)
+	return string(must.Get(os.ReadFile(n.path(name)))(n.t, "read %s", name))
 }
 
 // serverArgs are the arguments of every server here.
@@ -184,15 +154,11 @@ func (n *node) startServer(flags ...string) (address string, cmd *exec.Cmd) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, stdout, err := os.Pipe()
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.Do(n.t, err, "make the server's standard output")
 	cmd.Stdout = stdout
 	err = cmd.Start()
 	stdout.Close()
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.Do(n.t, err, "start the server")
 	lines := bufio.NewReader(out)
 	line, err := lines.ReadString('\n')
 	address, ok := strings.CutPrefix(strings.TrimSpace(line), "listening on ")
@@ -219,49 +185,30 @@ func (n *node) dial(address string, pair tls.Certificate) (conn *tls.Conn, rando
 	n.t.Helper()
 	pool := x509.NewCertPool()
 	pool.AddCert(n.ca.Cert)
-	conn, err := tls.Dial("tcp", address, &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: pool}
+	conn = must.Get(tls.Dial("tcp", address, config))(n.t, "connect to the server")
 	n.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(2 * time.Minute))
-	if random, err = attestedtls.ReadMessage(conn); err != nil {
-		n.t.Fatal(err)
-	}
-	return conn, random
+	return conn, must.Get(attestedtls.ReadMessage(conn))(n.t, "read the server's random number")
 }
 
 // nonce is the nonce of a connection.
 func (n *node) nonce(conn *tls.Conn, random []byte) []byte {
 	n.t.Helper()
-	nonce, err := attestedtls.Nonce(conn.ConnectionState(), random)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return nonce
+	return must.Get(attestedtls.Nonce(conn.ConnectionState(), random))(n.t, "derive the nonce of the connection")
 }
 
 // evidence asks the node's agent.
 func (n *node) evidence(nonce []byte, bind string) []byte {
 	n.t.Helper()
-	e, err := n.agent.Evidence(n.t.Context(), nonce, bind)
-	if err != nil {
-		n.t.Fatalf("ask the agent for evidence: %v", err)
-	}
-	return e.Raw
+	return must.Get(n.agent.Evidence(n.t.Context(), nonce, bind))(n.t, "ask the agent for evidence").Raw
 }
 
 // answer sends evidence and returns the server's answer.
 func (n *node) answer(conn *tls.Conn, doc []byte) string {
 	n.t.Helper()
-	if err := attestedtls.WriteMessage(conn, doc); err != nil {
-		n.t.Fatal(err)
-	}
-	answer, err := attestedtls.ReadMessage(conn)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	return string(answer)
+	must.Do(n.t, attestedtls.WriteMessage(conn, doc), "send the evidence")
+	return string(must.Get(attestedtls.ReadMessage(conn))(n.t, "read the server's answer"))
 }
 
 // runClient runs the client program, and returns what it prints.
@@ -380,10 +327,7 @@ func TestRefused(t *testing.T) {
 func TestNoClientCertificate(t *testing.T) {
 	n := newNode(t)
 	address, _ := n.startServer(n.simulator()...)
-	stranger, err := simca.New("Stranger", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
+	stranger := must.Get(simca.New("Stranger", time.Now()))(t, "make another CA")
 	ca := n.ca
 	n.ca = stranger
 	foreign := n.issue("foreign")
@@ -415,9 +359,7 @@ func TestNonce(t *testing.T) {
 		client := tls.Client(b, &tls.Config{RootCAs: pool, ServerName: "localhost"})
 		done := make(chan error, 1)
 		go func() { done <- server.Handshake() }()
-		if err := errors.Join(client.Handshake(), <-done); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(client.Handshake(), <-done), "shake hands over a pipe")
 		got, want := n.nonce(client, random), n.nonce(server, random)
 		if !bytes.Equal(got, want) || seen[string(got)] {
 			t.Errorf("nonce %x at the client, %x at the server; seen before: %v", got, want, seen[string(got)])
@@ -435,9 +377,7 @@ func TestNonce(t *testing.T) {
 func TestMessages(t *testing.T) {
 	var b bytes.Buffer
 	most := make([]byte, attestedtls.MaxMessage)
-	if err := attestedtls.WriteMessage(&b, most); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, attestedtls.WriteMessage(&b, most), "write a message of the greatest size")
 	if got, err := attestedtls.ReadMessage(bytes.NewReader(b.Bytes())); err != nil || len(got) != len(most) {
 		t.Errorf("%d bytes come back as %d: %v", len(most), len(got), err)
 	}
@@ -453,14 +393,8 @@ func TestMessages(t *testing.T) {
 
 // TestDocument: docs/attested-tls.md quotes the code that runs.
 func TestDocument(t *testing.T) {
-	source, err := os.ReadFile("server/verify.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	document, err := os.ReadFile("../../docs/attested-tls.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	source := must.Get(os.ReadFile("server/verify.go"))(t, "read the example's source")
+	document := must.Get(os.ReadFile("../../docs/attested-tls.md"))(t, "read the page that quotes it")
 	_, function, ok := strings.Cut(string(source), "\n// verifyPeer ")
 	if !ok || !strings.Contains(string(document), "```go\n// verifyPeer "+function+"```\n") {
 		t.Error("docs/attested-tls.md does not quote verifyPeer of server/verify.go as it is")

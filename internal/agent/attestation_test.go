@@ -19,6 +19,7 @@ import (
 	"sevagent/client"
 	"sevagent/internal/attest"
 	"sevagent/internal/config"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/snp"
@@ -56,18 +57,11 @@ func (c *countingTransport) Report(reportData [snp.ReportDataSize]byte) (attest.
 // simulatedAgent is an agent past its gate, over a simulated device. Nothing of it runs yet.
 func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	t.Helper()
-	psp, err := sim.New(o)
-	if err != nil {
-		t.Fatalf("make a simulated secure processor: %v", err)
-	}
+	psp := must.Get(sim.New(o))(t, "make a simulated secure processor")
 	dir := t.TempDir()
-	if err := psp.Save(dir); err != nil {
-		t.Fatalf("save the simulated secure processor: %v", err)
-	}
+	must.Do(t, psp.Save(dir), "save the simulated secure processor")
 	policy := filepath.Join(dir, "policy.yaml")
-	if err := os.WriteFile(policy, []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644); err != nil {
-		t.Fatalf("write a policy with its roots: %v", err)
-	}
+	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644), "write a policy with its roots")
 	device := &countingTransport{Transport: simdevice.Transport{PSP: psp}}
 	c := Config{
 		Config: config.Default(), Log: slog.New(slog.DiscardHandler), Level: new(slog.LevelVar),
@@ -75,10 +69,7 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	}
 	c.Config.Attestation.Policy, c.Config.Attestation.KDS = policy, ""
 	cloud, registry := &cloud{region: o.Region}, prometheus.NewRegistry()
-	attestation, err := newAttestation(c, cloud, registry)
-	if err != nil {
-		t.Fatalf("build the attestation of %+v: %v", c.Config.Attestation, err)
-	}
+	attestation := must.Get(newAttestation(c, cloud, registry))(t, "build the attestation of %+v", c.Config.Attestation)
 	attestation.gate.Store(&gate{passed: true, at: time.Now()})
 	publishing := newPublishing(c.MTLS, cloud, attestation.publishedEvidence, c.Log, registry)
 	return &agent{cfg: c, log: c.Log, started: time.Now(), attestation: attestation, publishing: publishing}, device
@@ -118,9 +109,7 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		}
 		device.SetFault("")
 		o.PlatformInfo |= snp.PlatformRAPLDis
-		if err := device.SetOptions(o); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, device.SetOptions(o), "set the simulator's options")
 		time.Sleep(recheckAfter(1))
 		synctest.Wait()
 		h := new(client.Health)
@@ -132,10 +121,7 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		if h.Status != client.Warn {
 			t.Errorf("the whole is %q, want warn: a node that drifted stays ready", h.Status)
 		}
-		shown, err := json.Marshal(a.status(time.Now()).Attestation)
-		if err != nil {
-			t.Fatal(err)
-		}
+		shown := must.Get(json.Marshal(a.status(time.Now()).Attestation))(t, "encode the status")
 		for _, want := range []string{`"drift":[{"at":"`, `"what":"platform_info","from":"0x27 (`, `"drift_since_start":[{`} {
 			if !strings.Contains(string(shown), want) {
 				t.Errorf("status lacks %s:\n%s", want, shown)

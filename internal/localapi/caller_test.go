@@ -23,6 +23,7 @@ import (
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
+	"sevagent/internal/must"
 )
 
 const (
@@ -67,13 +68,9 @@ type proc struct {
 func (p proc) set(pid int, cgroup, stat string) {
 	p.t.Helper()
 	dir := filepath.Join(p.dir, fmt.Sprint(pid))
-	if err := os.MkdirAll(filepath.Join(dir, "task", filepath.Base(dir)), 0o755); err != nil {
-		p.t.Fatal(err)
-	}
+	must.Do(p.t, os.MkdirAll(filepath.Join(dir, "task", filepath.Base(dir)), 0o755), "make the directory of process %d", pid)
 	for name, text := range map[string]string{"cgroup": cgroup, filepath.Join("task", filepath.Base(dir), "stat"): stat} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			p.t.Fatal(err)
-		}
+		must.Do(p.t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644), "write %s of process %d", name, pid)
 	}
 }
 
@@ -143,18 +140,11 @@ func TestPidThatChangesHands(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	proc.set(10, "", stat("app", "S", 1))
 	cgroup := filepath.Join(proc.dir, "10", "cgroup")
-	if err := errors.Join(os.Remove(cgroup), unix.Mkfifo(cgroup, 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(os.Remove(cgroup), unix.Mkfifo(cgroup, 0o600)), "replace the cgroup file by a pipe")
 	got := make(chan evidence.Caller)
 	go func() { got <- callers.Identify(context.WithoutCancel(t.Context()), 10, 7) }()
-	w, err := os.OpenFile(cgroup, os.O_WRONLY, 0) // returns once Identify reads the cgroup
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(proc.dir, "10/task/10/stat"), []byte(stat("other", "S", 2)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	w := must.Get(os.OpenFile(cgroup, os.O_WRONLY, 0))(t, "open the pipe") // returns once Identify reads the cgroup
+	must.Do(t, os.WriteFile(filepath.Join(proc.dir, "10/task/10/stat"), []byte(stat("other", "S", 2)), 0o600), "give the pid to another process")
 	fmt.Fprintf(w, "0::/docker/%s\n", idA)
 	w.Close()
 	if got := <-got; got != (evidence.Caller{UID: 7}) {
@@ -304,14 +294,8 @@ func TestFirstToAskMayLeave(t *testing.T) {
 // serve runs a server that identifies with callers, and returns its socket and the callers of its evidence.
 func serve(t *testing.T, callers *Callers) (string, <-chan evidence.Caller) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "la") // sockets have short paths
-	if err != nil {
-		t.Fatal(err)
-	}
-	socket, err := net.Listen("unix", filepath.Join(dir, "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := must.Get(os.MkdirTemp("", "la"))(t, "make a directory for the socket") // sockets have short paths
+	socket := must.Get(net.Listen("unix", filepath.Join(dir, "s")))(t, "listen on the socket")
 	seen := make(chan evidence.Caller, 10)
 	server := New(Config{
 		Evidence: func(_ context.Context, c evidence.Claims) (*evidence.Document, *appraise.Verdict, error) {
@@ -338,10 +322,7 @@ func serve(t *testing.T, callers *Callers) (string, <-chan evidence.Caller) {
 
 func askEvidence(t *testing.T, client *http.Client) {
 	t.Helper()
-	resp, err := client.Post("http://node/v1/evidence", "application/json", strings.NewReader(`{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`))
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := must.Get(client.Post("http://node/v1/evidence", "application/json", strings.NewReader(`{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`)))(t, "ask for evidence")
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("status %d", resp.StatusCode)
@@ -408,10 +389,7 @@ func TestCallerThatHasGone(t *testing.T) {
 	}
 	callers, proc := newCallers(t, "")
 	socket, seen := serve(t, callers)
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := must.Get(unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t, "make a socket pair")
 	theirs := os.NewFile(uintptr(pair[1]), "theirs")
 	child := exec.Command(os.Args[0], "-test.run=^TestCallerThatHasGone$")
 	child.Env = append(os.Environ(), "SEVAGENT_TEST_CONNECT="+socket)
@@ -424,24 +402,17 @@ func TestCallerThatHasGone(t *testing.T) {
 
 	oob := make([]byte, 64)
 	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err, "receive the connection")
 	unix.Close(pair[0])
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil || len(messages) != 1 {
 		t.Fatalf("%d messages, %v", len(messages), err)
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	fds := must.Get(unix.ParseUnixRights(&messages[0]))(t, "take the descriptor out of the message")
 	f := os.NewFile(uintptr(fds[0]), "conn")
 	conn, err := net.FileConn(f)
 	f.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err, "take over the connection")
 	client := dialer(func(context.Context) (net.Conn, error) { return conn, nil })
 	defer client.CloseIdleConnections()
 	askEvidence(t, client)
@@ -451,18 +422,11 @@ func TestCallerThatHasGone(t *testing.T) {
 }
 
 func connectForParent(t *testing.T, socket string) {
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		t.Fatal(err)
-	}
+	conn := must.Get(net.Dial("unix", socket))(t, "connect to the agent")
+	raw := must.Get(conn.(*net.UnixConn).SyscallConn())(t, "reach the connection's descriptor")
+	var err error
 	raw.Control(func(fd uintptr) { err = unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(fd)), nil, 0) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err, "pass the connection on")
 }
 
 // Before Linux 6.5 there is only the start time to go by.
@@ -491,13 +455,8 @@ func TestStartTimeTellsPeersApart(t *testing.T) {
 
 func TestExited(t *testing.T) {
 	child := exec.Command("cat")
-	stdin, err := child.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := child.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stdin := must.Get(child.StdinPipe())(t, "make the child's standard input")
+	must.Do(t, child.Start(), "start the child")
 	pidfd, err := unix.PidfdOpen(child.Process.Pid, 0)
 	if err != nil {
 		t.Skip(err)

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sevagent/internal/must"
 )
 
 // A container has maxConnections, whoever asks in it, and root outside of containers, and in the agent's own, any number.
@@ -18,10 +20,7 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	callers.own = idB
 	path := filepath.Join(t.TempDir(), "s")
-	socket, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	socket := must.Get(net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}))(t, "listen on the socket")
 	l := newLimiter(socket, callers.who, slog.New(slog.DiscardHandler))
 	defer l.Close()
 	accepted := make(chan net.Conn)
@@ -37,19 +36,13 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 	}()
 	dial := func() net.Conn {
 		t.Helper()
-		c, err := net.Dial("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := must.Get(net.Dial("unix", path))(t, "connect")
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
 	refused := func(who string) {
 		t.Helper()
-		resp, err := http.ReadResponse(bufio.NewReader(dial()), nil)
-		if err != nil {
-			t.Fatalf("%s: %v", who, err)
-		}
+		resp := must.Get(http.ReadResponse(bufio.NewReader(dial()), nil))(t, "read what %s is answered", who)
 		body, err := io.ReadAll(resp.Body)
 		if err != nil || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" || !strings.Contains(string(body), `"too_many_connections"`) {
 			t.Errorf("%s: %s, %q, %v", who, resp.Status, body, err)

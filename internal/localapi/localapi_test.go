@@ -21,6 +21,7 @@ import (
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
+	"sevagent/internal/must"
 )
 
 // node is a server over fixed answers, on a socket and on loopback TCP, that can be told to fail.
@@ -41,20 +42,11 @@ func (n *node) repair() {
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "la") // sockets have short paths
-	if err != nil {
-		t.Fatalf("make a directory for the socket: %v", err)
-	}
+	dir := must.Get(os.MkdirTemp("", "la"))(t, "make a directory for the socket") // sockets have short paths
 	n := &node{t: t, socket: filepath.Join(dir, "s")}
 	n.repair()
-	socket, err := net.Listen("unix", n.socket)
-	if err != nil {
-		t.Fatalf("listen on the socket: %v", err)
-	}
-	tcp, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("listen on loopback: %v", err)
-	}
+	socket := must.Get(net.Listen("unix", n.socket))(t, "listen on the socket")
+	tcp := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 	n.tcp = tcp.Addr().String()
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collector(func() error { return n.gather }))
@@ -121,25 +113,16 @@ func (n *node) do(network, method, path, body string, header ...string) answer {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, address)
 		}}}
-	req, err := http.NewRequestWithContext(n.t.Context(), method, "http://127.0.0.1"+path, strings.NewReader(body))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	req := must.Get(http.NewRequestWithContext(n.t.Context(), method, "http://127.0.0.1"+path, strings.NewReader(body)))(n.t, "make a request for %s %s", method, path)
 	for i := 0; i+1 < len(header); i += 2 {
 		if header[i] == "Host" {
 			req.Host = header[i+1]
 		}
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	resp := must.Get(client.Do(req))(n.t, "request %s %s over %s", method, path, network)
 	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	text := must.Get(io.ReadAll(resp.Body))(n.t, "read the answer to %s %s", method, path)
 	return answer{resp.StatusCode, string(text), resp.Header}
 }
 
@@ -180,10 +163,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	before := runtime.NumGoroutine()
 	var conns []net.Conn
 	for range 200 {
-		c, err := net.Dial("unix", n.socket)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := must.Get(net.Dial("unix", n.socket))(t, "connect to the socket")
 		defer c.Close()
 		io.WriteString(c, "GET /healthz HTTP/1.1\r\nHost:")
 		conns = append(conns, c)
@@ -193,9 +173,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	}
 	for i, c := range conns {
 		c.SetReadDeadline(time.Now().Add(2 * time.Minute))
-		if _, err := io.ReadAll(c); err != nil {
-			t.Fatalf("connection %d stays open: %v", i, err)
-		}
+		must.Get(io.ReadAll(c))(t, "wait until connection %d is closed", i)
 	}
 	// Nothing of them is left behind.
 	for deadline := time.Now().Add(2 * time.Minute); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
@@ -211,17 +189,11 @@ func TestConnectionsOnLoopback(t *testing.T) {
 	n.do("tcp", "GET", "/healthz", "") // the server is up; it keeps one connection, or none
 	var last net.Conn
 	for range 64 + 1 {
-		c, err := net.Dial("tcp", n.tcp)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := must.Get(net.Dial("tcp", n.tcp))(t, "connect over loopback")
 		defer c.Close()
 		last = c
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(last), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	resp := must.Get(http.ReadResponse(bufio.NewReader(last), nil))(t, "read the answer on the last connection")
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusTooManyRequests {
 		t.Errorf("one more is answered %s", resp.Status)

@@ -28,6 +28,7 @@ import (
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
+	"sevagent/internal/must"
 )
 
 // openAPI is what the tests read of docs/openapi.yaml.
@@ -66,14 +67,9 @@ type schema struct {
 
 func readOpenAPI(t *testing.T) *openAPI {
 	t.Helper()
-	text, err := os.ReadFile("../../docs/openapi.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must.Get(os.ReadFile("../../docs/openapi.yaml"))(t, "read the API's description")
 	spec := new(openAPI)
-	if err := yaml.Unmarshal(text, spec); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, yaml.Unmarshal(text, spec), "parse docs/openapi.yaml")
 	if len(spec.Paths) == 0 {
 		t.Fatal("docs/openapi.yaml describes nothing")
 	}
@@ -401,10 +397,7 @@ func TestProblemCodes(t *testing.T) {
 		t.Errorf("docs/openapi.yaml lists %q, the source has %q", enum, want)
 	}
 
-	page, err := os.ReadFile("../../docs/api.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := must.Get(os.ReadFile("../../docs/api.md"))(t, "read the page about the API")
 	_, section, ok := strings.Cut(string(page), "## Errors\n")
 	if !ok {
 		t.Fatal("docs/api.md has no section on errors")
@@ -468,20 +461,13 @@ func verdictCodes(t *testing.T, codes map[string]bool) {
 
 func source(t *testing.T, path string) *ast.File {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), path, nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return file
+	return must.Get(parser.ParseFile(token.NewFileSet(), path, nil, 0))(t, "parse %s", path)
 }
 
 // sources returns the files of a package without its tests.
 func sources(t *testing.T, dir string) (files []*ast.File) {
 	t.Helper()
-	paths, err := filepath.Glob(filepath.Join(dir, "*.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	paths := must.Get(filepath.Glob(filepath.Join(dir, "*.go")))(t, "list the sources in %s", dir)
 	for _, path := range paths {
 		if !strings.HasSuffix(path, "_test.go") {
 			files = append(files, source(t, path))
@@ -497,9 +483,5 @@ func text(t *testing.T, e ast.Expr) string {
 	if !ok {
 		t.Fatalf("%T where the test expects a string literal", e)
 	}
-	s, err := strconv.Unquote(lit.Value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return must.Get(strconv.Unquote(lit.Value))(t, "unquote %s", lit.Value)
 }

@@ -21,18 +21,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/client"
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
 )
 
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
-func pair(l simca.Leaf) *tls.Certificate {
-	c := must(tls.X509KeyPair([]byte(l.Cert), []byte(l.Key)))
+func pair(t testing.TB, l simca.Leaf) *tls.Certificate {
+	t.Helper()
+	c := must.Get(tls.X509KeyPair([]byte(l.Cert), []byte(l.Key)))(t, "load a pair")
 	return &c
 }
 
@@ -44,23 +39,26 @@ func pool(ca *simca.CA) *x509.CertPool {
 
 // pki is what the tests' certificates come from.
 type pki struct {
+	t           testing.TB
 	now         time.Time
 	ca, foreign *simca.CA
 }
 
-func newPKI() pki {
+func newPKI(t testing.TB) pki {
+	t.Helper()
 	now := time.Now()
-	return pki{now, must(simca.New("ours", now)), must(simca.New("foreign", now))}
+	ours := must.Get(simca.New("ours", now))(t, "make our CA")
+	return pki{t, now, ours, must.Get(simca.New("foreign", now))(t, "make a foreign CA")}
 }
 
 // leaf is for 127.0.0.1, valid for a day about now.
 func (k pki) leaf(ca *simca.CA) simca.Leaf {
-	return must(ca.Issue("leaf", k.now.Add(-12*time.Hour), k.now.Add(12*time.Hour)))
+	return must.Get(ca.Issue("leaf", k.now.Add(-12*time.Hour), k.now.Add(12*time.Hour)))(k.t, "issue a leaf")
 }
 
 // server is the configuration of a good one: it insists on a client certificate of ours.
 func (k pki) server(change ...func(*tls.Config)) *tls.Config {
-	c := &tls.Config{Certificates: []tls.Certificate{*pair(k.leaf(k.ca))}, ClientCAs: pool(k.ca), ClientAuth: tls.RequireAndVerifyClientCert}
+	c := &tls.Config{Certificates: []tls.Certificate{*pair(k.t, k.leaf(k.ca))}, ClientCAs: pool(k.ca), ClientAuth: tls.RequireAndVerifyClientCert}
 	for _, f := range change {
 		f(c)
 	}
@@ -68,7 +66,7 @@ func (k pki) server(change ...func(*tls.Config)) *tls.Config {
 }
 
 func (k pki) material(ca *simca.CA) func() (*tls.Certificate, *x509.CertPool, error) {
-	cert, roots := pair(k.leaf(ca)), pool(k.ca)
+	cert, roots := pair(k.t, k.leaf(ca)), pool(k.ca)
 	return func() (*tls.Certificate, *x509.CertPool, error) { return cert, roots, nil }
 }
 
@@ -81,7 +79,7 @@ func newProber(t testing.TB, material func() (*tls.Certificate, *x509.CertPool, 
 // serve hands every connection to handle, and returns where it listens.
 func serve(t *testing.T, handle func(net.Conn)) string {
 	t.Helper()
-	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -115,12 +113,12 @@ func serveTLS(t *testing.T, c *tls.Config) string {
 const long = time.Minute
 
 func TestResults(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	template := simca.Template{Name: "leaf", NotBefore: k.now.Add(-2 * time.Hour), NotAfter: k.now.Add(time.Hour), IPAddresses: []net.IP{{127, 0, 0, 1}}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	shows := func(ca *simca.CA, change func(*simca.Template)) func(*tls.Config) {
 		tp := template
 		change(&tp)
-		leaf := pair(must(ca.IssueFrom(tp)))
+		leaf := pair(t, must.Get(ca.IssueFrom(tp))(t, "issue a leaf"))
 		return func(c *tls.Config) { c.Certificates = []tls.Certificate{*leaf} }
 	}
 	asIs := func(*simca.Template) {}
@@ -139,7 +137,7 @@ func TestResults(t *testing.T) {
 		c := k.server(change...)
 		return raw(func(conn net.Conn) { after(tls.Server(conn, c)) })
 	}
-	intermediate := must(k.ca.Intermediate("intermediate", k.now))
+	intermediate := must.Get(k.ca.Intermediate("intermediate", k.now))(t, "make an intermediate")
 
 	for _, test := range []struct {
 		name   string
@@ -182,7 +180,7 @@ func TestResults(t *testing.T) {
 		{name: "hangs up after the hello", server: raw(func(c net.Conn) { c.Read(make([]byte, 4096)) }), want: client.ProbeProtocol, reason: "closed the connection"},
 		{name: "never answers", server: raw(func(c net.Conn) { io.Copy(io.Discard, c) }), short: true, want: client.ProbeTimeout, reason: "did not end within"},
 		{name: "nobody listens", server: func(*testing.T) string {
-			l := must(net.Listen("tcp", "127.0.0.1:0"))
+			l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 			l.Close()
 			return l.Addr().String()
 		}, want: client.ProbeRefused, reason: "refused"},
@@ -225,9 +223,11 @@ func TestResults(t *testing.T) {
 
 // TestServerCertificate: a server that is not trusted is described all the same, with text fit for a terminal.
 func TestServerCertificate(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	notAfter := k.now.Add(-time.Minute).UTC().Truncate(time.Second)
-	leaf := pair(must(k.foreign.IssueFrom(simca.Template{Name: "evil\x1b[2J" + strings.Repeat("é", maxText), NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter})))
+	leaf := pair(t, must.Get(k.foreign.IssueFrom(simca.Template{
+		Name: "evil\x1b[2J" + strings.Repeat("é", maxText), NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter,
+	}))(t, "issue a hostile leaf"))
 	p := newProber(t, k.material(k.ca), Settings{})
 	r := p.probe(t.Context(), serveTLS(t, k.server(func(c *tls.Config) { c.Certificates = []tls.Certificate{*leaf} })))
 	if r.Result != client.ProbeExpired || r.Server == nil {
@@ -248,7 +248,7 @@ func TestServerCertificate(t *testing.T) {
 
 // TestRotation: every probe takes what is published then.
 func TestRotation(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	var material func() (*tls.Certificate, *x509.CertPool, error)
 	p := newProber(t, func() (*tls.Certificate, *x509.CertPool, error) { return material() }, Settings{})
 	p.linger = long
@@ -265,7 +265,7 @@ func TestRotation(t *testing.T) {
 	}{
 		{"an error", func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("half a pair") }, client.ProbeNoMaterial},
 		{"no certificate", func() (*tls.Certificate, *x509.CertPool, error) { return nil, pool(k.ca), nil }, client.ProbeNoMaterial},
-		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(k.leaf(k.ca)), nil, nil }, client.ProbeNoMaterial},
+		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(t, k.leaf(k.ca)), nil, nil }, client.ProbeNoMaterial},
 		{"a foreign certificate", k.material(k.foreign), client.ProbeAlert},
 		{"a good certificate", k.material(k.ca), client.ProbeOK},
 	} {
@@ -282,13 +282,11 @@ func TestOpenSSL(t *testing.T) {
 	if err != nil {
 		t.Skip("no openssl in PATH to serve TLS")
 	}
-	k := newPKI()
+	k := newPKI(t)
 	dir := t.TempDir()
 	file := func(name, content string) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(path, []byte(content), 0o600), "write %s", name)
 		return path
 	}
 	leaf := k.leaf(k.ca)
@@ -297,17 +295,15 @@ func TestOpenSSL(t *testing.T) {
 	for _, version := range []string{"-tls1_3", "-tls1_2"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			l := must(net.Listen("tcp", "127.0.0.1:0"))
+			l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 			endpoint := l.Addr().String()
 			l.Close()
 			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", endpoint, "-cert", cert, "-key", key, "-CAfile", ca,
 				"-Verify", "1", "-verify_return_error", version)
 			cmd.Stderr = t.Output()
-			stdin := must(cmd.StdinPipe()) // at its end s_server would go
-			stdout := must(cmd.StdoutPipe())
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			stdin := must.Get(cmd.StdinPipe())(t, "make standard input") // at its end s_server would go
+			stdout := must.Get(cmd.StdoutPipe())(t, "make standard output")
+			must.Do(t, cmd.Start(), "start openssl s_server")
 			defer func() {
 				stdin.Close()
 				cmd.Process.Kill()

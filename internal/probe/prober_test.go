@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
+	"sevagent/internal/must"
 )
 
 // network stands in for the real one, which synctest cannot wait for. It notes every dial, and does what is said of
@@ -130,7 +131,7 @@ func start(t *testing.T, material func() (*tls.Certificate, *x509.CertPool, erro
 func (n *node) series(t *testing.T, name string) map[string]float64 {
 	t.Helper()
 	list := make(map[string]float64)
-	for _, f := range must(n.metrics.Gather()) {
+	for _, f := range must.Get(n.metrics.Gather())(t, "gather the metrics") {
 		if f.GetName() != "sevagent_mtls_probe_"+name {
 			continue
 		}
@@ -169,7 +170,7 @@ func gaps(times []time.Time) (shortest, longest time.Duration) {
 }
 
 func TestSchedule(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	synctest.Test(t, func(t *testing.T) {
 		begin := time.Now()
 		n := start(t, k.material(k.ca), Settings{names(6), time.Minute})
@@ -209,7 +210,7 @@ func TestSchedule(t *testing.T) {
 
 // TestHanging: endpoints that never answer take their turns of 5 s, four at a time, and the others theirs in between.
 func TestHanging(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, k.material(k.ca), Settings{names(20), time.Minute})
 		for _, name := range names(19) {
@@ -251,12 +252,12 @@ func TestHanging(t *testing.T) {
 
 func TestApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := newPKI()
+		k := newPKI(t)
 		n := start(t, k.material(k.ca), Settings{})
 		defer n.stop()
 		n.on("127.0.0.1:1", mutual(k))
 		time.Sleep(time.Hour)
-		if text := must(json.Marshal(n.Status())); string(text) != "[]" {
+		if text := must.Get(json.Marshal(n.Status()))(t, "encode the status"); string(text) != "[]" {
 			t.Errorf("without endpoints: %s", text)
 		}
 
@@ -327,7 +328,7 @@ func TestApply(t *testing.T) {
 }
 
 func TestHint(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, k.material(k.ca), Settings{names(8), 24 * time.Hour})
 		defer n.stop()
@@ -372,7 +373,7 @@ func TestHint(t *testing.T) {
 
 // TestHintMeanwhile: a probe that has begun with the old certificates does not answer for the new ones.
 func TestHintMeanwhile(t *testing.T) {
-	k := newPKI()
+	k := newPKI(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, k.material(k.ca), Settings{names(1), time.Hour})
 		defer n.stop()
@@ -391,7 +392,7 @@ func TestHintMeanwhile(t *testing.T) {
 // TestLife: nothing is published, then something is; the endpoint fails, in one way and in another, and comes back.
 func TestLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := newPKI()
+		k := newPKI(t)
 		var mu sync.Mutex
 		material := func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("nothing is there") }
 		const endpoint = "127.0.0.1:443"
@@ -457,7 +458,7 @@ func TestLife(t *testing.T) {
 				t.Errorf("attempts: %v, want some of %s", attempts, code)
 			}
 		}
-		if problems, err := promlint.NewWithMetricFamilies(must(n.metrics.Gather())).Lint(); err != nil || len(problems) > 0 {
+		if problems, err := promlint.NewWithMetricFamilies(must.Get(n.metrics.Gather())(t, "gather the metrics")).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("lint: %v, %v", problems, err)
 		}
 	})
@@ -475,7 +476,7 @@ func TestJSON(t *testing.T) {
 		`,"failures":3,"reachable":true,"address":"10.0.0.1:443","connect_seconds":0.25,"handshake_seconds":0.5,"tls_version":"TLS 1.3","server_certificate":` +
 		`{"subject":"CN=a","issuer":"CN=b","not_before":` + date + `,"not_after":` + date + `,"sha256":"00ff"}},` +
 		`{"endpoint":"new:443","result":"pending","failures":0,"reachable":false}]`
-	if got := string(must(json.Marshal([]client.Endpoint{full, {Endpoint: "new:443", Result: client.ProbePending}}))); got != want {
+	if got := string(must.Get(json.Marshal([]client.Endpoint{full, {Endpoint: "new:443", Result: client.ProbePending}}))(t, "encode the results")); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

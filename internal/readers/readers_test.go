@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sevagent/client"
+	"sevagent/internal/must"
 )
 
 const (
@@ -154,19 +155,12 @@ type fakeProc struct {
 
 func newFakeProc(t *testing.T) *fakeProc {
 	t.Helper()
-	published, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	published := must.Get(filepath.EvalSymlinks(t.TempDir()))(t, "resolve the published directory")
 	var st unix.Stat_t
-	if err := unix.Stat(published, &st); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Stat(published, &st), "stat the published directory")
 	p := &fakeProc{t, t.TempDir(), published, fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))}
 	p.set(1, "4026531841", "0::/init.scope\n", line(p.device, "/", "/"))
-	if err := os.Symlink("1", filepath.Join(p.dir, "self")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Symlink("1", filepath.Join(p.dir, "self")), "link /proc/self")
 	return p
 }
 
@@ -178,12 +172,8 @@ func (p *fakeProc) file(name, point string) string {
 func (p *fakeProc) set(pid int, namespace, cgroup, mountinfo string) {
 	p.t.Helper()
 	dir := filepath.Join(p.dir, fmt.Sprint(pid))
-	if err := os.MkdirAll(filepath.Join(dir, "ns"), 0o755); err != nil {
-		p.t.Fatal(err)
-	}
-	if err := os.Symlink("mnt:["+namespace+"]", filepath.Join(dir, "ns/mnt")); err != nil {
-		p.t.Fatal(err)
-	}
+	must.Do(p.t, os.MkdirAll(filepath.Join(dir, "ns"), 0o755), "make the directory of process %d", pid)
+	must.Do(p.t, os.Symlink("mnt:["+namespace+"]", filepath.Join(dir, "ns/mnt")), "link its mount namespace")
 	for name, text := range map[string]string{"cgroup": cgroup, "mountinfo": mountinfo, "comm": fmt.Sprint("app", pid, "\n")} {
 		p.write(pid, name, text)
 	}
@@ -191,28 +181,18 @@ func (p *fakeProc) set(pid int, namespace, cgroup, mountinfo string) {
 
 func (p *fakeProc) write(pid int, name, text string) {
 	p.t.Helper()
-	if err := os.WriteFile(filepath.Join(p.dir, fmt.Sprint(pid), name), []byte(text), 0o644); err != nil {
-		p.t.Fatal(err)
-	}
+	must.Do(p.t, os.WriteFile(filepath.Join(p.dir, fmt.Sprint(pid), name), []byte(text), 0o644), "write %s of process %d", name, pid)
 }
 
 func (p *fakeProc) remove(pid int, name string) {
 	p.t.Helper()
-	if err := os.RemoveAll(filepath.Join(p.dir, fmt.Sprint(pid), name)); err != nil {
-		p.t.Fatal(err)
-	}
+	must.Do(p.t, os.RemoveAll(filepath.Join(p.dir, fmt.Sprint(pid), name)), "remove %s of process %d", name, pid)
 }
 
 func (p *fakeProc) scan() ([]reader, error) {
 	p.t.Helper()
-	dir, err := placeOf(p.dir, p.published)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	own, err := ownNamespace(p.dir)
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	dir := must.Get(placeOf(p.dir, p.published))(p.t, "locate the published directory")
+	own := must.Get(ownNamespace(p.dir))(p.t, "read our own namespace")
 	return scan(p.dir, own, dir)
 }
 
@@ -238,10 +218,7 @@ func TestScan(t *testing.T) {
 	p.set(43, "43", "0::/docker/"+idB+"\n", pin)
 	p.remove(43, "")
 
-	got, err := p.scan()
-	if err != nil {
-		t.Error(err)
-	}
+	got := must.Get(p.scan())(t, "scan")
 	want := []reader{
 		{StaleReader: client.StaleReader{ContainerID: idA, TaskID: taskA, PID: 11, Comm: "app11", Files: []client.StaleMount{file, {MountPoint: "/gen", Generation: gen1}}}, key: idA},
 		{StaleReader: client.StaleReader{ContainerID: idB, PID: 42, Comm: "app42", Files: []client.StaleMount{file}}, key: idB},
@@ -360,17 +337,13 @@ func TestRun(t *testing.T) {
 		}
 
 		// What cannot be seen has not gone.
-		if err := os.Rename(filepath.Join(p.dir, "self"), filepath.Join(p.dir, "other")); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Rename(filepath.Join(p.dir, "self"), filepath.Join(p.dir, "other")), "take /proc/self away")
 		time.Sleep(2 * defaultInterval)
 		expect("without a view", 1, 1, 0)
 		if s := w.Status(); s.Error == "" || log.count("cannot be seen") != 1 {
 			t.Errorf("without a view: error %q, logged %d times", s.Error, log.count("cannot be seen"))
 		}
-		if err := os.Rename(filepath.Join(p.dir, "other"), filepath.Join(p.dir, "self")); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Rename(filepath.Join(p.dir, "other"), filepath.Join(p.dir, "self")), "put /proc/self back")
 
 		for i := range maxReaders {
 			p.set(100+i, fmt.Sprint(100+i), "0::/\n", p.file(gen1+"/a", "/a"))
@@ -386,7 +359,7 @@ func TestRun(t *testing.T) {
 		p.remove(10, "")
 		time.Sleep(defaultInterval)
 		expect("gone", 0, 1+maxReaders, 1+maxReaders)
-		if problems, err := promlint.NewWithMetricFamilies(must(registry.Gather())).Lint(); err != nil || len(problems) > 0 {
+		if problems, err := promlint.NewWithMetricFamilies(must.Get(registry.Gather())(t, "gather the metrics")).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("promlint: %v, %v", problems, err)
 		}
 		go func() {
@@ -400,18 +373,11 @@ func TestRun(t *testing.T) {
 // gauge returns the only metric of a registry.
 func gauge(t *testing.T, registry *prometheus.Registry) float64 {
 	t.Helper()
-	families := must(registry.Gather())
+	families := must.Get(registry.Gather())(t, "gather the metrics")
 	if len(families) != 1 || families[0].GetName() != "sevagent_mtls_stale_readers" {
 		t.Fatalf("metrics are %v", families)
 	}
 	return families[0].GetMetric()[0].GetGauge().GetValue()
-}
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }
 
 func TestNothingPublished(t *testing.T) {
@@ -435,7 +401,7 @@ func TestStatusJSON(t *testing.T) {
 		{MountPoint: "/x.crt", File: "client.crt", Generation: gen1, Deleted: true}}}}, StaleCount: 1, Checked: time.Date(2026, 11, 24, 2, 41, 12, 0, time.UTC)}
 	want := `{"stale":[{"container_id":"` + idA + `","task_id":"` + taskA + `","pid":7,"comm":"nginx","files":[` +
 		`{"mount_point":"/x.crt","file":"client.crt","generation":"` + gen1 + `","deleted":true}]}],"stale_count":1,"checked":"2026-11-24T02:41:12Z"}`
-	if got := string(must(json.Marshal(s))); got != want {
+	if got := string(must.Get(json.Marshal(s))(t, "encode the status")); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

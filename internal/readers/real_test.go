@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sevagent/client"
+	"sevagent/internal/must"
 )
 
 // What TestRealMounts is when it is run by itself: the node, in a mount namespace of its own with a tmpfs, and a
@@ -65,9 +66,7 @@ func again(role string, env ...string) *exec.Cmd {
 
 func testOnNode(t *testing.T) {
 	base := os.Getenv(dirEnv)
-	if err := unix.Mount("tmpfs", base, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Mount("tmpfs", base, "tmpfs", 0, "size=1m"), "mount a tmpfs")
 	for _, c := range []struct{ name, dir string }{
 		{"the tmpfs is the published directory", base},
 		{"the tmpfs is above it", filepath.Join(base, "m tls")},
@@ -78,14 +77,10 @@ func testOnNode(t *testing.T) {
 
 func testRotation(t *testing.T, dir string) {
 	for _, gen := range []string{gen1, gen2} {
-		if err := errors.Join(os.MkdirAll(filepath.Join(dir, gen), 0o755), os.WriteFile(filepath.Join(dir, gen, "client.crt"), []byte(gen), 0o644)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, errors.Join(os.MkdirAll(filepath.Join(dir, gen), 0o755), os.WriteFile(filepath.Join(dir, gen, "client.crt"), []byte(gen), 0o644)), "write generation %s", gen)
 	}
 	data := filepath.Join(dir, "..data")
-	if err := errors.Join(os.Symlink(gen1, data), os.Symlink("..data/client.crt", filepath.Join(dir, "client.crt"))); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(os.Symlink(gen1, data), os.Symlink("..data/client.crt", filepath.Join(dir, "client.crt"))), "publish the first generation")
 	target := t.TempDir()
 	current := gen1
 	var log logLines
@@ -104,17 +99,9 @@ func testRotation(t *testing.T, dir string) {
 	}
 
 	container := again("container", dirEnv+"="+dir, targetEnv+"="+target)
-	stdin, err := container.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := container.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := container.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stdin := must.Get(container.StdinPipe())(t, "make the container's standard input")
+	stdout := must.Get(container.StdoutPipe())(t, "make the container's standard output")
+	must.Do(t, container.Start(), "start the container")
 	lines := bufio.NewScanner(stdout)
 	for lines.Scan() && lines.Text() != "mounted" {
 		t.Log(lines.Text())
@@ -125,18 +112,14 @@ func testRotation(t *testing.T, dir string) {
 	expect("while all is current")
 
 	// As mtls does: the link first, the old generation much later.
-	if err := errors.Join(os.Symlink(gen2, data+"_tmp"), os.Rename(data+"_tmp", data)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(os.Symlink(gen2, data+"_tmp"), os.Rename(data+"_tmp", data)), "switch to the second generation")
 	current = gen2
 	expect("after a rotation", file, whole)
 	if got, want := w.Status().Stale[0].PID, container.Process.Pid; got != want {
 		t.Errorf("pid %d, want the container's, %d", got, want)
 	}
 	withoutPtrace(t, func() { expect("without CAP_SYS_PTRACE", file, whole) })
-	if err := os.RemoveAll(filepath.Join(dir, gen1)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.RemoveAll(filepath.Join(dir, gen1)), "remove the first generation")
 	file.Deleted, whole.Deleted = true, true
 	expect("after the old generation was deleted", file, whole)
 
@@ -144,9 +127,7 @@ func testRotation(t *testing.T, dir string) {
 	for lines.Scan() {
 		t.Log(lines.Text())
 	}
-	if err := container.Wait(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, container.Wait(), "wait for the container to end")
 	expect("after the container was stopped")
 	// Three times: without the capability, a namespace that is no container's has another name.
 	if log.count(msgCame) != 3 || log.count(msgWent) != 3 {
@@ -162,38 +143,25 @@ func withoutPtrace(t *testing.T, f func()) {
 	defer runtime.UnlockOSThread()
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var all [2]unix.CapUserData
-	if err := unix.Capget(&header, &all[0]); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Capget(&header, &all[0]), "read the thread's capabilities")
 	less := all
 	less[0].Effective &^= 1 << unix.CAP_SYS_PTRACE
-	if err := unix.Capset(&header, &less[0]); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Capset(&header, &less[0]), "drop CAP_SYS_PTRACE")
 	if _, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(os.Getppid()), "ns/mnt")); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("the mount namespace of a process with more capabilities: %v, want a refusal", err)
 	}
 	f()
-	if err := unix.Capset(&header, &all[0]); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, unix.Capset(&header, &all[0]), "restore the capabilities")
 }
 
 // beContainer mounts what docker -v would, and stays until stdin is closed.
 func beContainer(t *testing.T) {
 	dir, target := os.Getenv(dirEnv), os.Getenv(targetEnv)
 	bind := func(source, point string) {
-		source, err := filepath.EvalSymlinks(source) // as dockerd does
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Mount(source, filepath.Join(target, point), "", unix.MS_BIND, ""); err != nil {
-			t.Fatal(err)
-		}
+		source = must.Get(filepath.EvalSymlinks(source))(t, "resolve what to mount") // as dockerd does
+		must.Do(t, unix.Mount(source, filepath.Join(target, point), "", unix.MS_BIND, ""), "bind it to %s", point)
 	}
-	if err := errors.Join(os.WriteFile(filepath.Join(target, "x.crt"), nil, 0o644), os.Mkdir(filepath.Join(target, "gen"), 0o755), os.Mkdir(filepath.Join(target, "mtls"), 0o755)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, errors.Join(os.WriteFile(filepath.Join(target, "x.crt"), nil, 0o644), os.Mkdir(filepath.Join(target, "gen"), 0o755), os.Mkdir(filepath.Join(target, "mtls"), 0o755)), "make the mount points")
 	bind(filepath.Join(dir, "client.crt"), "x.crt")
 	bind(filepath.Join(dir, "..data"), "gen")
 	bind(dir, "mtls")

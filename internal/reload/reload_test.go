@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
+	"sevagent/internal/must"
 )
 
 const (
@@ -198,10 +199,7 @@ func (b *bench) expect(when string, wait time.Duration, want ...string) []time.T
 
 func (b *bench) metric(result string) (value float64) {
 	b.t.Helper()
-	families, err := b.registry.Gather()
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	families := must.Get(b.registry.Gather())(b.t, "gather the metrics")
 	for _, m := range families[0].GetMetric() {
 		if m.GetLabel()[0].GetValue() == result {
 			value = m.GetCounter().GetValue()
@@ -480,15 +478,9 @@ func TestBackoff(t *testing.T) {
 // serve puts Docker on a socket.
 func serve(t *testing.T, handler http.Handler) *engine {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "rl") // sockets have short paths
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := must.Get(os.MkdirTemp("", "rl"))(t, "make a directory for the socket") // sockets have short paths
 	socket := filepath.Join(dir, "s")
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
+	listener := must.Get(net.Listen("unix", socket))(t, "listen on the socket")
 	server := &http.Server{Handler: handler}
 	done := make(chan struct{})
 	go func() { server.Serve(listener); close(done) }()

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -20,32 +21,28 @@ var root = sync.OnceValues(func() (*sim.PSP, error) { return sim.New(sim.Default
 
 func newPSP(t testing.TB) *sim.PSP {
 	t.Helper()
-	shared, err := root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	psp, err := sim.Load(saved(t, shared), sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return psp
+	shared := must.Get(root())(t, "make the shared secure processor")
+	return must.Get(sim.Load(saved(t, shared), sim.DefaultOptions(time.Now())))(t, "load it again")
 }
 
 var zero [snp.ReportDataSize]byte
+
+// getReport returns a report over data, and the certificate table that comes with it.
+func getReport(t testing.TB, psp *sim.PSP, data [snp.ReportDataSize]byte) (report, table []byte) {
+	t.Helper()
+	report, table, err := psp.Report(data, 0)
+	must.Do(t, err, "get a report")
+	return report, table
+}
 
 // TestDelays: latency, slow and hang take the time they say, one request after another, and end with the caller.
 func TestDelays(t *testing.T) {
 	psp := newPSP(t)
 	o := sim.DefaultOptions(time.Now())
 	o.Latency = 8 * time.Millisecond
-	if err := psp.SetOptions(o); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, psp.SetOptions(o), "set the latency")
 	synctest.Test(t, func(t *testing.T) {
-		psp, err := sim.Load(saved(t, psp), o) // channels belong to their bubble
-		if err != nil {
-			t.Fatal(err)
-		}
+		psp := must.Get(sim.Load(saved(t, psp), o))(t, "load the secure processor in the bubble") // channels belong to their bubble
 		took := func(want time.Duration, ctx context.Context, wantErr error) {
 			t.Helper()
 			began := time.Now()
@@ -101,17 +98,13 @@ func TestFaultFile(t *testing.T) {
 		if host, ok := errors.AsType[*sim.HostError](err); ok {
 			return host.ExitInfo2
 		}
-		if err != nil {
-			t.Error(err)
-		}
+		must.Do(t, err, "get a report")
 		return 0
 	}
 	if got := status(); got != 0 {
 		t.Errorf("without the file: status %#x", got)
 	}
-	if err := os.WriteFile(psp.FaultFile, []byte("firmware 0x16\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(psp.FaultFile, []byte("firmware 0x16\n"), 0o600), "write the fault file")
 	if got := status(); got != 0x16 {
 		t.Errorf("status %#x, want 0x16", got)
 	}
@@ -120,9 +113,7 @@ func TestFaultFile(t *testing.T) {
 		t.Errorf("status %#x, want 0x27", got)
 	}
 	psp.SetFault("")
-	if err := os.Remove(psp.FaultFile); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Remove(psp.FaultFile), "remove the fault file")
 	if got := status(); got != 0 {
 		t.Errorf("after the file: status %#x", got)
 	}
@@ -142,10 +133,7 @@ func TestBadReports(t *testing.T) {
 		{sim.FaultTable + " 00ff", func(_ *snp.Report, table []byte) bool { return hex.EncodeToString(table) == "00ff" }},
 	} {
 		psp.SetFault(c.fault)
-		report, table, err := psp.Report(zero, 0)
-		if err != nil {
-			t.Fatalf("%s: %v", c.fault, err)
-		}
+		report, table := getReport(t, psp, zero)
 		r, err := snp.ParseReport(report)
 		if err != nil || !c.wrong(r, table) {
 			t.Errorf("%s: nothing wrong with it, or too much: %v", c.fault, err)
@@ -170,7 +158,7 @@ func TestRotation(t *testing.T) {
 			for range 10 {
 				report, table, err := psp.Report(zero, 0)
 				if err != nil {
-					t.Error(err)
+					t.Errorf("get a report: %v", err)
 					return
 				}
 				if err := judge(t, report, table, roots, now); err != nil {
@@ -183,13 +171,10 @@ func TestRotation(t *testing.T) {
 	o := sim.DefaultOptions(now)
 	o.TCB.Microcode++
 	if err := psp.SetOptions(o); err != nil {
-		t.Error(err)
+		t.Errorf("update the firmware: %v", err)
 	}
 	callers.Wait()
-	report, table, err := psp.Report(zero, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	report, table := getReport(t, psp, zero)
 	if r, err := snp.ParseReport(report); err != nil || r.ReportedTCB != o.TCB.Version() || string(table) == string(before) {
 		t.Errorf("after the update: TCB %v, %v", r.ReportedTCB, err)
 	}
@@ -198,16 +183,12 @@ func TestRotation(t *testing.T) {
 func BenchmarkReport(b *testing.B) {
 	psp := newPSP(b)
 	for b.Loop() {
-		if _, _, err := psp.Report(zero, 0); err != nil {
-			b.Fatal(err)
-		}
+		getReport(b, psp, zero)
 	}
 }
 
 func BenchmarkNew(b *testing.B) {
 	for b.Loop() {
-		if _, err := sim.New(sim.DefaultOptions(time.Now())); err != nil {
-			b.Fatal(err)
-		}
+		must.Get(sim.New(sim.DefaultOptions(time.Now())))(b, "make a secure processor")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	labi "github.com/google/go-sev-guest/client/linuxabi"
 	"golang.org/x/sys/unix"
 
+	"sevagent/internal/must"
 	"sevagent/internal/snp"
 )
 
@@ -67,10 +68,7 @@ const (
 
 // TestIoctlFollowsTheKernel: what the driver reads, writes and returns.
 func TestIoctlFollowsTheKernel(t *testing.T) {
-	psp, err := New(DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(New(DefaultOptions(time.Now())))(t, "make a secure processor")
 	le := binary.LittleEndian
 	const untouched = 0xAAAA
 	for _, c := range []struct {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-sev-guest/verify"
 	"github.com/google/go-sev-guest/verify/trust"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -31,10 +32,7 @@ func libraryRoots(t *testing.T, psp *sim.PSP) map[string][]*trust.AMDRootCerts {
 		if block, rest = pem.Decode(rest); block == nil {
 			t.Fatal("there are fewer than three roots")
 		}
-		var err error
-		if *c, err = x509.ParseCertificate(block.Bytes); err != nil {
-			t.Fatal(err)
-		}
+		*c = must.Get(x509.ParseCertificate(block.Bytes))(t, "parse a root")
 	}
 	roots := trust.AMDRootCertsProduct("Milan")
 	roots.ProductCerts = certs
@@ -48,10 +46,7 @@ func judge(t *testing.T, report, table []byte, roots map[string][]*trust.AMDRoot
 	if err != nil {
 		return err
 	}
-	entries, err := snp.ParseCertTable(table)
-	if err != nil {
-		t.Fatal(err)
-	}
+	entries := must.Get(snp.ParseCertTable(table))(t, "parse the certificate table")
 	return verify.SnpAttestation(
 		&spb.Attestation{Report: proto, CertificateChain: &spb.CertificateChain{VcekCert: entries.Find(snp.GUIDVCEK), VlekCert: entries.Find(snp.GUIDVLEK)}},
 		&verify.Options{TrustedRoots: roots, DisableCertFetching: true, Now: now},
@@ -78,15 +73,10 @@ func TestIndependentJudge(t *testing.T) {
 			psp := newPSP(t)
 			o := sim.DefaultOptions(now)
 			c.change(&o)
-			if err := psp.SetOptions(o); err != nil {
-				t.Fatal(err)
-			}
-			report, table, err := psp.Report([snp.ReportDataSize]byte{9}, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, psp.SetOptions(o), "set the options")
+			report, table := getReport(t, psp, [snp.ReportDataSize]byte{9})
 			if err := judge(t, report, table, libraryRoots(t, psp), c.at); err != nil {
-				t.Error(err)
+				t.Errorf("the library rejects it: %v", err)
 			}
 			if err := judge(t, report, table, nil, c.at); err == nil {
 				t.Error("AMD's roots accept it")
@@ -98,9 +88,7 @@ func TestIndependentJudge(t *testing.T) {
 func saved(t testing.TB, psp *sim.PSP) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := psp.Save(dir); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, psp.Save(dir), "save the secure processor")
 	return dir
 }
 
@@ -108,10 +96,7 @@ func saved(t testing.TB, psp *sim.PSP) string {
 func TestEveryFlippedBitIsRefused(t *testing.T) {
 	now := time.Now()
 	psp := newPSP(t)
-	report, table, err := psp.Report([snp.ReportDataSize]byte{9}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	report, table := getReport(t, psp, [snp.ReportDataSize]byte{9})
 	roots := libraryRoots(t, psp)
 	for bit := 0; bit < 8*(snp.SignedSize+144); bit += 53 { // a prime: every place within a byte
 		flipped := append([]byte(nil), report...)
@@ -125,22 +110,11 @@ func TestEveryFlippedBitIsRefused(t *testing.T) {
 // TestRootIsShared: processes that load one root are judged by it, and its keys are for their owner only.
 func TestRootIsShared(t *testing.T) {
 	now := time.Now()
-	first, err := sim.New(sim.DefaultOptions(now))
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := must.Get(sim.New(sim.DefaultOptions(now)))(t, "make the first secure processor")
 	dir := saved(t, first)
-	second, err := sim.Load(dir, sim.DefaultOptions(now))
-	if err != nil {
-		t.Fatal(err)
-	}
-	report, table, err := second.Report([snp.ReportDataSize]byte{}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := judge(t, report, table, libraryRoots(t, first), now); err != nil {
-		t.Error(err)
-	}
+	second := must.Get(sim.Load(dir, sim.DefaultOptions(now)))(t, "load the second from its files")
+	report, table := getReport(t, second, zero)
+	must.Do(t, judge(t, report, table, libraryRoots(t, first), now), "verify a report of the second by the first's root")
 	if text, err := os.ReadFile(filepath.Join(dir, "roots.pem")); err != nil || string(text) != string(first.Roots()) || strings.Contains(string(text), "PRIVATE") {
 		t.Errorf("roots.pem is not the roots: %v", err)
 	}
@@ -150,23 +124,12 @@ func TestRootIsShared(t *testing.T) {
 		}
 	}
 	// A key of one root with the certificate of another is not a root.
-	other, err := sim.New(sim.DefaultOptions(now))
-	if err != nil {
-		t.Fatal(err)
-	}
-	mine, err := os.ReadFile(filepath.Join(dir, "ark.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	theirs, err := os.ReadFile(filepath.Join(saved(t, other), "ark.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := must.Get(sim.New(sim.DefaultOptions(now)))(t, "make a secure processor with another root")
+	mine := must.Get(os.ReadFile(filepath.Join(dir, "ark.pem")))(t, "read the first root's file")
+	theirs := must.Get(os.ReadFile(filepath.Join(saved(t, other), "ark.pem")))(t, "read the other root's file")
 	key, _ := pem.Decode(mine)
 	_, cert := pem.Decode(theirs)
-	if err := os.WriteFile(filepath.Join(dir, "ark.pem"), append(pem.EncodeToMemory(key), cert...), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(filepath.Join(dir, "ark.pem"), append(pem.EncodeToMemory(key), cert...), 0o600), "mix the two")
 	if _, err := sim.Load(dir, sim.DefaultOptions(now)); err == nil {
 		t.Error("Load has accepted a key with another's certificate")
 	}
@@ -183,36 +146,22 @@ func TestLooksLikeEC2(t *testing.T) {
 	if err != nil {
 		t.Skipf("the real reports are not there: %v", err)
 	}
-	want, err := snp.ParseReport(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := must.Get(snp.ParseReport(raw))(t, "parse the real report")
 	report, table, err := newPSP(t).Report(want.ReportData, want.VMPL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := snp.ParseReport(report)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err, "get a simulated report")
+	got := must.Get(snp.ParseReport(report))(t, "parse the simulated report")
 	ignored := cmpopts.IgnoreFields(snp.Report{}, "Measurement", "ReportID")
 	if diff := cmp.Diff(want, got, ignored, cmpopts.IgnoreUnexported(snp.Report{})); diff != "" {
 		t.Errorf("the report (-real +simulated):\n%s", diff)
 	}
 
 	block, _ := pem.Decode(text)
-	realVLEK, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
+	realVLEK := must.Get(x509.ParseCertificate(block.Bytes))(t, "parse the real VLEK")
 	entries, err := snp.ParseCertTable(table)
 	if err != nil || len(entries) != 1 || entries[0].GUID != snp.GUIDVLEK {
 		t.Fatalf("certificate table: %v, %v", entries, err)
 	}
-	vlek, err := x509.ParseCertificate(entries[0].Data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	vlek := must.Get(x509.ParseCertificate(entries[0].Data))(t, "parse the simulated VLEK")
 	values := func(c *x509.Certificate) map[string][]byte {
 		m := make(map[string][]byte)
 		for _, e := range c.Extensions {

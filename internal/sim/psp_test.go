@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -26,27 +27,13 @@ func TestReportsAreAcceptedByTheProductsVerifier(t *testing.T) {
 			o := sim.DefaultOptions(now)
 			c.change(&o)
 			psp := newPSP(t)
-			if err := psp.SetOptions(o); err != nil {
-				t.Fatal(err)
-			}
-			report, raw, err := psp.Report([64]byte{9}, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			table, err := snp.ParseCertTable(raw)
-			if err != nil {
-				t.Fatal(err)
-			}
-			policy, err := appraise.Builtin(c.policy)
-			if err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, psp.SetOptions(o), "set the options")
+			report, raw := getReport(t, psp, [snp.ReportDataSize]byte{9})
+			table := must.Get(snp.ParseCertTable(raw))(t, "parse the certificate table")
+			policy := must.Get(appraise.Builtin(c.policy))(t, "load the policy %s", c.policy)
 			judge := func(roots []byte) *appraise.Verdict {
 				policy.RootsPEM = roots
-				v, err := appraise.New(appraise.Config{Policy: policy, Region: "us-east-2"})
-				if err != nil {
-					t.Fatal(err)
-				}
+				v := must.Get(appraise.New(appraise.Config{Policy: policy, Region: "us-east-2"}))(t, "build the verifier")
 				return v.Appraise(now, report, [][]byte{table[0].Data})
 			}
 			if v := judge(psp.Roots()); v.Status != appraise.Pass || v.Roots != appraise.RootsCustom {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"sevagent/internal/attest"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -78,19 +79,11 @@ func program(socket, device string) *exec.Cmd {
 func serveDevice(t *testing.T) (psp *sim.PSP, socket, device string, stop func()) {
 	t.Helper()
 	psp = newPSP(t)
-	dir, err := os.MkdirTemp("", "si") // sockets have short paths
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := must.Get(os.MkdirTemp("", "si"))(t, "make a directory for the socket") // sockets have short paths
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket, device = filepath.Join(dir, "s"), filepath.Join(dir, "sev-guest")
-	if err := os.WriteFile(device, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(device, nil, 0o600), "make a file in the device's place")
+	l := must.Get(net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}))(t, "listen on the socket")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- psp.ServeIoctl(ctx, l) }()
@@ -110,7 +103,7 @@ func TestIoctlThroughTheKernel(t *testing.T) {
 	run := func() string {
 		out, err := program(socket, device).CombinedOutput()
 		if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
-			t.Fatal(err)
+			t.Fatalf("run the program: %v", err)
 		}
 		return string(out)
 	}
@@ -137,22 +130,12 @@ func TestIoctlWithoutRoot(t *testing.T) {
 		t.Skip("the other tests run without root already")
 	}
 	const nobody = 65534
-	dir, err := os.MkdirTemp("", "si") // t.TempDir is closed to other users
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := must.Get(os.MkdirTemp("", "si"))(t, "make a directory that nobody can read") // t.TempDir is closed to other users
 	defer os.RemoveAll(dir)
-	if err := os.Chown(dir, nobody, nobody); err != nil {
-		t.Fatal(err)
-	}
-	binary, err := os.ReadFile(os.Args[0])
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Chown(dir, nobody, nobody), "give the directory to nobody")
+	binary := must.Get(os.ReadFile(os.Args[0]))(t, "read the test binary")
 	self := filepath.Join(dir, "sim.test")
-	if err := os.WriteFile(self, binary, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(self, binary, 0o755), "copy the test binary")
 	cmd := exec.Command(self, "-test.run", "^TestIoctlThroughTheKernel$", "-test.v")
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
@@ -175,9 +158,7 @@ func TestProgramsMayDie(t *testing.T) {
 	const programs = 30
 	for i := range programs {
 		cmd := program(socket, device)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, cmd.Start(), "start program %d", i)
 		time.Sleep(life * time.Duration(i) * 3 / 2 / programs) // from before the filter to within the ioctl
 		cmd.Process.Kill()
 		cmd.Wait()
@@ -192,9 +173,7 @@ func TestProgramsMayDie(t *testing.T) {
 	// The server may end while a program waits, which then gets an error.
 	psp.SetFault(sim.FaultHang)
 	cmd := program(socket, device)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, cmd.Start(), "start the program that waits")
 	time.Sleep(2 * life)
 	stop()
 	if err := cmd.Wait(); err == nil {
@@ -214,9 +193,6 @@ func TestProgramsMayDie(t *testing.T) {
 
 func openFiles(t *testing.T) int {
 	t.Helper()
-	files, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := must.Get(os.ReadDir("/proc/self/fd"))(t, "list the open descriptors")
 	return len(files)
 }

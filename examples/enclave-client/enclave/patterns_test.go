@@ -30,6 +30,7 @@ import (
 	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
 )
 
@@ -90,7 +91,7 @@ func newNode(t *testing.T, secret string) *node {
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Error(err)
+			t.Errorf("the rotator: %v", err)
 		}
 	})
 	select {
@@ -117,40 +118,28 @@ func (n *node) put(secret string) string {
 // anchors is how many certificates ca.crt has.
 func (n *node) anchors() int {
 	n.t.Helper()
-	text, err := os.ReadFile(filepath.Join(n.dir, "ca.crt"))
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	text := must.Get(os.ReadFile(filepath.Join(n.dir, "ca.crt")))(n.t, "read the published anchors")
 	return bytes.Count(text, []byte("BEGIN CERTIFICATE"))
 }
 
 func write(t *testing.T, file, text string) {
 	t.Helper()
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(file, []byte(text), 0o600), "write %s", file)
 }
 
 func newCA(t *testing.T, name string) *simca.CA {
 	t.Helper()
-	ca, err := simca.New(name, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ca
+	return must.Get(simca.New(name, time.Now()))(t, "make the CA %s", name)
 }
 
 // issue makes a leaf for client and server on this host, and for the names given.
 func issue(t *testing.T, ca *simca.CA, name string, dnsNames ...string) simca.Leaf {
 	t.Helper()
-	leaf, err := ca.IssueFrom(simca.Template{
+	leaf := must.Get(ca.IssueFrom(simca.Template{
 		Name: name, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		DNSNames: dnsNames, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))(t, "issue a leaf for %s", name)
 	return leaf
 }
 
@@ -163,10 +152,7 @@ func secret(t *testing.T, leaf simca.Leaf, anchors string, extra map[string]any)
 	for name, value := range extra {
 		fields[name] = value
 	}
-	text, err := json.Marshal(fields)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must.Get(json.Marshal(fields))(t, "encode the secret")
 	return string(text)
 }
 
@@ -260,9 +246,7 @@ func launch(t *testing.T, name string, args ...string) *program {
 	p.cmd = exec.Command(filepath.Join(bin, name), args...)
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
 	p.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0") // the race detector's programs wait for a second else
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, p.cmd.Start(), "start %s", name)
 	p.wait = sync.OnceValue(p.cmd.Wait)
 	t.Cleanup(func() {
 		p.stop()
@@ -303,10 +287,7 @@ func peer(t *testing.T, leaf simca.Leaf, anchors string) *tls.Config {
 	config := &tls.Config{RootCAs: x509.NewCertPool()}
 	config.RootCAs.AppendCertsFromPEM([]byte(anchors))
 	if leaf != (simca.Leaf{}) {
-		pair, err := tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key))
-		if err != nil {
-			t.Fatal(err)
-		}
+		pair := must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(t, "load the peer's pair")
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
 	return config
@@ -405,13 +386,13 @@ func TestRotation(t *testing.T) {
 		t.Helper()
 		conn, err := tls.Dial("tcp", address, peer(t, leaf, anchors))
 		if err != nil {
-			t.Error(err)
+			t.Errorf("connect to %s: %v", address, err)
 			return
 		}
 		// A request, or the server would log an unused connection.
 		fmt.Fprintf(conn, "HEAD / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", address)
 		if _, err := io.ReadAll(conn); err != nil {
-			t.Error(err)
+			t.Errorf("read the reply of %s: %v", address, err)
 		}
 		conn.Close()
 		if got := conn.ConnectionState().PeerCertificates[0].Subject.CommonName; got != want {
@@ -579,6 +560,6 @@ func TestBadRequests(t *testing.T) {
 	gateway.cmd.Process.Signal(syscall.SIGHUP)
 	gateway.stderr.has(t, 0, "the old certificates stay in use", 1)
 	if err := post(outside, gateway.address, `{"a": 1}`); err != nil {
-		t.Error(err)
+		t.Errorf("after a reload that failed: %v", err)
 	}
 }

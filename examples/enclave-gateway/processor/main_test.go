@@ -4,13 +4,12 @@ import (
 	"crypto/x509"
 	"net/url"
 	"testing"
+
+	"sevagent/internal/must"
 )
 
 func TestAllowed(t *testing.T) {
-	id, err := url.Parse("spiffe://example.com/gateway")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := must.Get(url.Parse("spiffe://example.com/gateway"))(t, "parse the URI")
 	leaf := &x509.Certificate{DNSNames: []string{"a.internal", "b.internal"}, URIs: []*url.URL{id}}
 	leaf.Subject.CommonName = "common"
 	for name, want := range map[string]bool{

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -32,14 +33,8 @@ const (
 // start serves a PSP to a kernel until the test ends.
 func start(t *testing.T) (*kernel, *sim.PSP) {
 	t.Helper()
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(sim.DefaultOptions(time.Now())))(t, "make a simulated secure processor")
+	pair := must.Get(unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0))(t, "make a socket pair")
 	k := &kernel{t: t, f: os.NewFile(uintptr(pair[0]), "kernel"), memory: make([]byte, 0x6000)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, ended := make(chan struct{}), make(chan error)
@@ -49,7 +44,7 @@ func start(t *testing.T) (*kernel, *sim.PSP) {
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
-			t.Error(err)
+			t.Errorf("serve the device: %v", err)
 		}
 		k.f.Close()
 	})
@@ -72,9 +67,7 @@ func (k *kernel) send(op uint32, body []byte) uint64 {
 	le.PutUint32(b[0:], uint32(len(b)+len(body)))
 	le.PutUint32(b[4:], op)
 	le.PutUint64(b[8:], k.unique)
-	if _, err := k.f.Write(append(b, body...)); err != nil {
-		k.t.Fatal(err)
-	}
+	must.Get(k.f.Write(append(b, body...)))(k.t, "send a request as the kernel")
 	return k.unique
 }
 
@@ -83,10 +76,7 @@ func (k *kernel) answer(unique uint64) []byte {
 	k.t.Helper()
 	k.f.SetReadDeadline(time.Now().Add(2 * time.Minute))
 	b := make([]byte, maxTransfer)
-	n, err := k.f.Read(b)
-	if err != nil {
-		k.t.Fatal(err)
-	}
+	n := must.Get(k.f.Read(b))(k.t, "read the answer as the kernel")
 	if int(le.Uint32(b)) != n || le.Uint32(b[4:]) != 0 || le.Uint64(b[8:]) != unique {
 		k.t.Fatalf("the answer's header is %x, for request %d and %d bytes", b[:outHeaderSize], unique, n)
 	}
@@ -144,11 +134,7 @@ func (k *kernel) request(n uint32) {
 func (k *kernel) report() *snp.Report {
 	k.t.Helper()
 	resp := k.memory[respAt-base:]
-	r, err := snp.ParseReport(resp[0x20:][:le.Uint32(resp[4:])])
-	if err != nil {
-		k.t.Fatal(err)
-	}
-	return r
+	return must.Get(snp.ParseReport(resp[0x20:][:le.Uint32(resp[4:])]))(k.t, "parse the report")
 }
 
 func TestReport(t *testing.T) {

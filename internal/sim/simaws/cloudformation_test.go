@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/cloudformation/types"
 	"github.com/aws/smithy-go"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
 )
 
@@ -74,14 +75,9 @@ func TestECSAgent(t *testing.T) {
 	server := httptest.NewServer(agent)
 	defer server.Close()
 	get := func() (m struct{ Cluster, ContainerInstanceArn string }) {
-		resp, err := http.Get(server.URL + "/v1/metadata")
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := must.Get(http.Get(server.URL+"/v1/metadata"))(t, "ask the ECS agent for its metadata")
 		defer resp.Body.Close()
-		if err := json.NewDecoder(resp.Body).Decode(&m); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, json.NewDecoder(resp.Body).Decode(&m), "decode the metadata")
 		return m
 	}
 	if m := get(); m.ContainerInstanceArn != "" {

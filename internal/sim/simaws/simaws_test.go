@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/aws/smithy-go"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
 )
 
@@ -42,11 +43,7 @@ func node(t *testing.T) (metadata *simaws.IMDS, secrets *simaws.Secrets, cfg aws
 
 func load(t *testing.T) aws.Config {
 	t.Helper()
-	cfg, err := config.LoadDefaultConfig(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return cfg
+	return must.Get(config.LoadDefaultConfig(t.Context()))(t, "load the SDK's configuration")
 }
 
 func client(cfg aws.Config) *secretsmanager.Client {
@@ -131,10 +128,7 @@ func TestRotation(t *testing.T) {
 	}
 	labels := func() string {
 		t.Helper()
-		out, err := api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: secretID})
-		if err != nil {
-			t.Fatal(err)
-		}
+		out := must.Get(api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: secretID}))(t, "describe the secret")
 		return fmt.Sprint(out.VersionIdsToStages[one], out.VersionIdsToStages[two])
 	}
 	if got, want := labels(), "[AWSCURRENT] [AWSPENDING]"; got != want {
@@ -160,12 +154,8 @@ func TestRotation(t *testing.T) {
 	if err := move("AWSCURRENT", one, "33333333-3333-3333-3333-333333333333"); code(err) != "ResourceNotFoundException" {
 		t.Errorf("move to an absent version: %v", err)
 	}
-	if err := move("AWSCURRENT", one, two); err != nil {
-		t.Fatal(err)
-	}
-	if err := move("AWSPENDING", two, ""); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, move("AWSCURRENT", one, two), "move AWSCURRENT")
+	must.Do(t, move("AWSPENDING", two, ""), "move AWSPENDING")
 	if got, want := labels(), "[AWSPREVIOUS] [AWSCURRENT]"; got != want {
 		t.Errorf("labels = %s, want %s", got, want)
 	}
@@ -261,22 +251,13 @@ func TestRawRequests(t *testing.T) {
 	defer server.Close()
 	post := func(body io.Reader, headers ...string) (status int, errorType string, date time.Time) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := must.Get(http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, body))(t, "make a request")
 		for i := 0; i < len(headers); i += 2 {
 			req.Header.Set(headers[i], headers[i+1])
 		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := must.Get(http.DefaultClient.Do(req))(t, "send the request")
 		defer resp.Body.Close()
-		date, err = http.ParseTime(resp.Header.Get("Date"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		date = must.Get(http.ParseTime(resp.Header.Get("Date")))(t, "parse the Date header")
 		return resp.StatusCode, resp.Header.Get("X-Amzn-Errortype"), date
 	}
 	target := []string{"X-Amz-Target", "secretsmanager.DescribeSecret"}
@@ -311,22 +292,13 @@ func TestMetadata(t *testing.T) {
 	defer server.Close()
 	do := func(method, path string, headers ...string) (int, string) {
 		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		req := must.Get(http.NewRequestWithContext(t.Context(), method, server.URL+path, nil))(t, "make a request for %s %s", method, path)
 		for i := 0; i < len(headers); i += 2 {
 			req.Header.Set(headers[i], headers[i+1])
 		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		resp := must.Get(http.DefaultClient.Do(req))(t, "request %s %s", method, path)
 		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
+		body := must.Get(io.ReadAll(resp.Body))(t, "read the answer to %s %s", method, path)
 		return resp.StatusCode, string(body)
 	}
 	const tokenPath, ttl, tokenHeader = "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "X-aws-ec2-metadata-token"

@@ -8,33 +8,22 @@ import (
 	"testing"
 	"time"
 
+	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
 )
 
 // TestMutualTLS: client and server of one secret, issued by an intermediate, accept each other by the secret's anchor.
 func TestMutualTLS(t *testing.T) {
 	now := time.Now()
-	root, err := simca.New("root", now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ca, err := root.Intermediate("intermediate", now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	root := must.Get(simca.New("root", now))(t, "make a root")
+	ca := must.Get(root.Intermediate("intermediate", now))(t, "make an intermediate")
 	issue := func(name string, usage x509.ExtKeyUsage) simca.Leaf {
-		leaf, err := ca.IssueFrom(simca.Template{
+		leaf := must.Get(ca.IssueFrom(simca.Template{
 			Name: name, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), DNSNames: []string{name + ".test"}, Usages: []x509.ExtKeyUsage{usage},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
+		}))(t, "issue a leaf for %s", name)
 		return leaf
 	}
-	text, err := ca.Secret(issue("client", x509.ExtKeyUsageClientAuth), issue("server", x509.ExtKeyUsageServerAuth))
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must.Get(ca.Secret(issue("client", x509.ExtKeyUsageClientAuth), issue("server", x509.ExtKeyUsageServerAuth)))(t, "make the secret")
 	var secret map[string]string
 	if err := json.Unmarshal([]byte(text), &secret); err != nil || len(secret) != 5 {
 		t.Fatalf("%d fields, %v, want 5", len(secret), err)
@@ -42,10 +31,7 @@ func TestMutualTLS(t *testing.T) {
 	anchors := x509.NewCertPool()
 	anchors.AppendCertsFromPEM([]byte(secret["ca_cert"]))
 	config := func(prefix string) *tls.Config {
-		pair, err := tls.X509KeyPair([]byte(secret[prefix+"_cert"]), []byte(secret[prefix+"_key"]))
-		if err != nil {
-			t.Fatal(err)
-		}
+		pair := must.Get(tls.X509KeyPair([]byte(secret[prefix+"_cert"]), []byte(secret[prefix+"_key"])))(t, "load the pair of the %s", prefix)
 		return &tls.Config{Certificates: []tls.Certificate{pair}, RootCAs: anchors, ClientCAs: anchors, ClientAuth: tls.RequireAndVerifyClientCert, ServerName: "server.test"}
 	}
 	c, s := net.Pipe()
@@ -54,32 +40,23 @@ func TestMutualTLS(t *testing.T) {
 	served := make(chan error, 1)
 	go func() { served <- tls.Server(s, config("server")).Handshake() }()
 	if err := tls.Client(c, config("client")).Handshake(); err != nil {
-		t.Error(err)
+		t.Errorf("the client rejects the server: %v", err)
 	}
 	if err := <-served; err != nil {
-		t.Error(err)
+		t.Errorf("the server rejects the client: %v", err)
 	}
 }
 
 // TestClientSecret: a root's own leaf, for a client alone.
 func TestClientSecret(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	ca, err := simca.New("root", now)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := ca.ClientSecret("node", now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ca := must.Get(simca.New("root", now))(t, "make a root")
+	text := must.Get(ca.ClientSecret("node", now))(t, "make the client's secret")
 	var secret map[string]string
 	if err := json.Unmarshal([]byte(text), &secret); err != nil || len(secret) != 3 {
 		t.Fatalf("%d fields, %v, want 3", len(secret), err)
 	}
-	pair, err := tls.X509KeyPair([]byte(secret["client_cert"]), []byte(secret["client_key"]))
-	if err != nil {
-		t.Fatal(err)
-	}
+	pair := must.Get(tls.X509KeyPair([]byte(secret["client_cert"]), []byte(secret["client_key"])))(t, "load the client's pair")
 	anchors := x509.NewCertPool()
 	anchors.AppendCertsFromPEM([]byte(secret["ca_cert"]))
 	for at, good := range map[time.Time]bool{now: true, now.AddDate(0, 0, 89): true, now.AddDate(0, 0, 91): false, now.Add(-2 * time.Hour): false} {

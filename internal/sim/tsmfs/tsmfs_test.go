@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"sevagent/internal/attest"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/tsmfs"
 	"sevagent/internal/snp"
@@ -28,15 +29,9 @@ func mount(t *testing.T) (string, *sim.PSP) {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("there is no /dev/fuse")
 	}
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(sim.DefaultOptions(time.Now())))(t, "make a simulated secure processor")
 	dir := t.TempDir()
-	server, err := tsmfs.Mount(dir, psp)
-	if err != nil {
-		t.Fatal(err)
-	}
+	server := must.Get(tsmfs.Mount(dir, psp))(t, "mount the file system")
 	t.Cleanup(func() {
 		if err := server.Unmount(); err != nil {
 			t.Errorf("unmount: %v", err)
@@ -50,9 +45,7 @@ func mount(t *testing.T) (string, *sim.PSP) {
 func entry(t *testing.T, dir string) (path string, write func(name string, data []byte) error, read func(name string) ([]byte, error)) {
 	t.Helper()
 	path = filepath.Join(dir, "entry0")
-	if err := os.Mkdir(path, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Mkdir(path, 0o700), "make the entry %s", path)
 	write = func(name string, data []byte) error { return os.WriteFile(filepath.Join(path, name), data, 0) }
 	read = func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(path, name)) }
 	return path, write, read
@@ -83,29 +76,17 @@ func TestAttributes(t *testing.T) {
 	}
 
 	// A binary write takes effect at close, wherever its parts went.
-	f, err := os.OpenFile(filepath.Join(path, "inblob"), os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := must.Get(os.OpenFile(filepath.Join(path, "inblob"), os.O_WRONLY, 0))(t, "open inblob")
 	for _, at := range []int64{32, 0} {
-		if _, err := f.WriteAt(bytes.Repeat([]byte{byte(at + 1)}, 32), at); err != nil {
-			t.Fatal(err)
-		}
+		must.Get(f.WriteAt(bytes.Repeat([]byte{byte(at + 1)}, 32), at))(t, "write 32 bytes at %d", at)
 	}
 	text("generation", "0\n")
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, f.Close(), "close inblob")
 	text("generation", "1\n")
-	if err := write("privlevel", []byte("1")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, write("privlevel", []byte("1")), "write privlevel")
 	text("generation", "2\n")
 
-	raw, err := read("outblob")
-	if err != nil {
-		t.Fatal(err)
-	}
+	raw := must.Get(read("outblob"))(t, "read outblob")
 	r, err := snp.ParseReport(raw)
 	if err != nil || r.VMPL != 1 || r.ReportData[0] != 1 || r.ReportData[63] != 33 {
 		t.Errorf("report %+v, %v", r, err)
@@ -116,9 +97,7 @@ func TestAttributes(t *testing.T) {
 	if aux, err := read("auxblob"); err != nil || !bytes.Equal(aux, psp.CertTable()) {
 		t.Errorf("auxblob is not the certificate table: %v", err)
 	}
-	if err := write("inblob", make([]byte, snp.ReportDataSize)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, write("inblob", make([]byte, snp.ReportDataSize)), "write inblob")
 	text("generation", "3\n")
 	if other, err := read("outblob"); err != nil || bytes.Equal(other, raw) {
 		t.Errorf("the report does not change with a write: %v", err)
@@ -176,9 +155,7 @@ func TestFaults(t *testing.T) {
 	}{
 		{sim.FaultBusy, unix.EBUSY}, {sim.FaultWiped, unix.ENOTTY}, {sim.FaultFirmware + " 0x27", unix.EIO},
 	} {
-		if err := write("inblob", make([]byte, snp.ReportDataSize)); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, write("inblob", make([]byte, snp.ReportDataSize)), "write inblob")
 		psp.SetFault(c.fault)
 		if _, err := read("outblob"); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.fault, err, c.want)
@@ -187,18 +164,14 @@ func TestFaults(t *testing.T) {
 	// A reader that hangs can be killed, and the device is free then.
 	psp.SetFault(sim.FaultHang)
 	cat := exec.Command("cat", filepath.Join(path, "outblob"))
-	if err := cat.Start(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, cat.Start(), "start the reader")
 	time.Sleep(30 * time.Millisecond)
 	cat.Process.Kill()
 	if err := cat.Wait(); err == nil {
 		t.Error("the reader has not hung")
 	}
 	psp.SetFault("")
-	if _, err := read("outblob"); err != nil {
-		t.Error(err)
-	}
+	must.Get(read("outblob"))(t, "read a report after the reader was killed")
 }
 
 // TestTheProductsClient: many requests one after another, of which nothing stays.
@@ -206,16 +179,10 @@ func TestTheProductsClient(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("requests", func(t *testing.T) {
 		dir, _ := mount(t)
-		transport, err := attest.Device{Transport: "configfs", Configfs: dir}.Open()
-		if err != nil {
-			t.Fatal(err)
-		}
+		transport := must.Get(attest.Device{Transport: "configfs", Configfs: dir}.Open())(t, "open the configfs transport")
 		defer transport.Close()
 		for i := range 20 {
-			q, err := transport.Report([snp.ReportDataSize]byte{byte(i)})
-			if err != nil {
-				t.Fatal(err)
-			}
+			q := must.Get(transport.Report([snp.ReportDataSize]byte{byte(i)}))(t, "ask for report %d", i)
 			if r, err := snp.ParseReport(q.Report); err != nil || r.ReportData[0] != byte(i) {
 				t.Fatalf("report %d: %v", i, err)
 			}
