@@ -68,14 +68,16 @@ var table = map[string][]string{
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices":  {},
 
-	"examples/enclave-client":            {"client/certs"},
-	"examples/enclave-client/enclave":    {},
-	"examples/enclave-client/server":     {"examples/enclave-client/enclave"},
-	"examples/enclave-gateway/gateway":   {"examples/enclave-client/enclave"},
-	"examples/enclave-gateway/processor": {"client/certs"},
+	"examples/program":                  {},
+	"examples/enclave-client":            {"client/certs", "examples/program"},
+	"examples/enclave-client/server":     {"examples/program"},
+	"examples/enclave-gateway/gateway":   {"examples/program"},
+	"examples/enclave-gateway/processor": {"client/certs", "examples/program"},
 	"examples/attested-tls":              {},
-	"examples/attested-tls/client":       {"client", "examples/attested-tls"},
-	"examples/attested-tls/server":       {"examples/attested-tls", "internal/appraise", "internal/config", "internal/evidence"},
+	"examples/attested-tls/client":       {"client", "client/certs", "examples/attested-tls", "examples/program"},
+	"examples/attested-tls/server": {
+		"examples/attested-tls", "examples/program", "internal/appraise", "internal/config", "internal/evidence",
+	},
 }
 
 const (

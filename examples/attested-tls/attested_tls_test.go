@@ -83,6 +83,7 @@ func newNode(t *testing.T) *node {
 	n.victim, n.other = n.issue("victim"), n.issue("other")
 	n.issue("server")
 	n.write("client.pem", n.read("victim.pem"))
+	must.Do(t, os.Symlink(".", n.path("..data")), "make the directory its own only generation")
 	n.write("ca.crt", n.ca.PEM())
 	n.write("policy.yaml", "profile: aws-shared\nroots: roots.pem\n")
 

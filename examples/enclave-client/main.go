@@ -6,61 +6,34 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"time"
 
 	"sevagent/client/certs"
+	"sevagent/examples/program"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "enclave-client:", err)
-		os.Exit(exitStatus(err))
-	}
-}
-
-// usageError is wrong usage or configuration.
-type usageError struct{ error }
-
-func exitStatus(err error) int {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return 2
-	}
-	return 1
-}
+func main() { program.Main("enclave-client", run) }
 
 const (
 	callTimeout = 10 * time.Second
 	maxReply    = 4 << 10 // bytes of a reply that are shown
 )
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	f := flag.NewFlagSet("enclave-client", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main reports what is wrong
+func run(ctx context.Context, f *program.Flags, stdout, stderr io.Writer) error {
 	endpoint := f.String("endpoint", "", "host:port of the service; its certificate has to name the host")
 	interval := f.Duration("interval", 5*time.Second, "time between two calls")
 	count := f.Int("count", 0, "stop after this many calls; 0: run until stopped")
 	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
-	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		f.SetOutput(stdout)
-		f.PrintDefaults()
-		return nil
-	} else if err != nil {
-		return usageError{err}
+	if err := f.Parse(); err != nil {
+		return err
 	}
-	if _, _, err := net.SplitHostPort(*endpoint); err != nil || f.NArg() > 0 || *interval <= 0 {
-		return usageError{errors.New("give --endpoint host:port, an --interval above 0, and flags only")}
+	if _, _, err := net.SplitHostPort(*endpoint); err != nil || *interval <= 0 {
+		return program.Usage(errors.New("want --endpoint host:port and a positive --interval"))
 	}
 	dir, err := certs.Open(*mtlsDir)
 	if err != nil {

@@ -3,69 +3,45 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"os/signal"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	"sevagent/client"
+	"sevagent/client/certs"
 	attestedtls "sevagent/examples/attested-tls"
+	"sevagent/examples/program"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "client:", err)
-		os.Exit(exitStatus(err))
-	}
-}
+func main() { program.Main("client", run) }
 
-// usageError is wrong usage or configuration.
-type usageError struct{ error }
-
-func exitStatus(err error) int {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return 2
-	}
-	return 1
-}
-
-func run(ctx context.Context, args []string, stdout io.Writer) error {
-	f := flag.NewFlagSet("client", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main reports what is wrong
+func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	connect := f.String("connect", "", "host:port of the relying party")
 	serverName := f.String("server-name", "", "name in the relying party's certificate (default: the host of --connect)")
-	mtlsDir := f.String("mtls-dir", "/etc/ecs/mtls", "the published directory")
+	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
 	socket := f.String("socket", client.DefaultSocket, "the agent's socket")
-	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		f.SetOutput(stdout)
-		f.PrintDefaults()
-		return nil
-	} else if err != nil {
-		return usageError{err}
+	if err := f.Parse(); err != nil {
+		return err
 	}
 	host, _, err := net.SplitHostPort(*connect)
-	if err != nil || f.NArg() > 0 {
-		return usageError{errors.New("give --connect host:port, and flags only")}
-	}
-	if *serverName == "" {
-		*serverName = host
-	}
-	tlsConfig, err := loadTLS(*mtlsDir, *serverName)
 	if err != nil {
-		return usageError{err}
+		return program.Usage(errors.New("want --connect host:port"))
 	}
+	// Open the directory for every connection: certificates rotate, and the agent binds evidence to the key that is
+	// published when it is asked. After a rotation between the two, the server refuses the evidence; the next connection
+	// has the new key.
+	published, err := certs.Open(*mtlsDir)
+	if err != nil {
+		return program.Usage(err)
+	}
+	tlsConfig := published.Set().ClientConfig(cmp.Or(*serverName, host))
+	tlsConfig.MinVersion = tls.VersionTLS13
+
 	ctx, cancel := context.WithTimeout(ctx, attestedtls.Timeout)
 	defer cancel()
 	answer, err := attest(ctx, *connect, tlsConfig, client.New(*socket))
@@ -77,29 +53,6 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	fmt.Fprintf(stdout, "%s: %s\n", *connect, answer)
 	return nil
-}
-
-// loadTLS reads what is published now. Call it for every connection: certificates rotate, and the agent binds evidence
-// to the key that is published when it is asked. After a rotation between the two, the server refuses the evidence; the
-// next connection has the new key.
-func loadTLS(dir, serverName string) (*tls.Config, error) {
-	file := filepath.Join(dir, "client.pem") // key, leaf, intermediates
-	pair, err := tls.LoadX509KeyPair(file, file)
-	if err != nil {
-		return nil, fmt.Errorf("load the published certificate: %w", err)
-	}
-	text, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		return nil, fmt.Errorf("load the published trust anchors: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, errors.New("load the published trust anchors: ca.crt has no certificate")
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
-		RootCAs: pool, ServerName: serverName,
-	}, nil
 }
 
 // attest connects, sends the proof, and returns the server's answer.

@@ -8,79 +8,47 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"os/signal"
 	"sync"
-	"syscall"
 	"time"
 
 	attestedtls "sevagent/examples/attested-tls"
+	"sevagent/examples/program"
 	"sevagent/internal/appraise"
 	"sevagent/internal/config"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "server:", err)
-		os.Exit(exitStatus(err))
-	}
-}
-
-// usageError is wrong usage or configuration.
-type usageError struct{ error }
-
-func exitStatus(err error) int {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return 2
-	}
-	return 1
-}
+func main() { program.Main("server", run) }
 
 // options are the flags.
 type options struct {
-	listen, cert, key, ca, policy, region string
-	allowCustomRoots, once                bool
+	listen, policy, region string
+	files                  program.ServerFiles
+	allowCustomRoots, once bool
 }
 
-func run(ctx context.Context, args []string, stdout io.Writer) error {
+func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	var o options
-	f := flag.NewFlagSet("server", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main reports what is wrong
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address to listen on")
-	f.StringVar(&o.cert, "cert", "", "PEM file with this server's leaf and intermediates")
-	f.StringVar(&o.key, "key", "", "PEM file with the leaf's private key")
-	f.StringVar(&o.ca, "ca", "", "PEM file with the trust anchors of clients")
+	o.files.Flags(f)
 	f.StringVar(&o.policy, "policy", appraise.AWSShared,
 		"a built-in policy (aws-shared, aws-dedicated) or a policy file")
 	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
 		"accept a policy with roots of its own, for simulators: such evidence proves nothing about hardware")
 	f.StringVar(&o.region, "region", "", "the EC2 region that evidence must come from")
 	f.BoolVar(&o.once, "once", false, "serve one connection, and exit with status 0 if the client was accepted")
-	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		f.SetOutput(stdout)
-		f.PrintDefaults()
-		return nil
-	} else if err != nil {
-		return usageError{err}
-	}
-	if f.NArg() > 0 {
-		return usageError{fmt.Errorf("%q is not a flag", f.Arg(0))}
+	if err := f.Parse(); err != nil {
+		return err
 	}
 	verifier, err := o.verifier()
 	if err != nil {
-		return usageError{err}
+		return program.Usage(err)
 	}
-	tlsConfig, err := o.tlsConfig()
+	tlsConfig, err := o.files.Load()
 	if err != nil {
-		return usageError{err}
+		return program.Usage(err)
 	}
 	l, err := net.Listen("tcp", o.listen)
 	if err != nil {
@@ -100,27 +68,6 @@ func (o *options) verifier() (*appraise.Verifier, error) {
 		return nil, fmt.Errorf("policy %s has roots of its own; for a simulator, give --allow-custom-roots", o.policy)
 	}
 	return appraise.New(appraise.Config{Policy: policy, Region: o.region})
-}
-
-// tlsConfig requires a certificate of every client. It accepts TLS 1.3 only, whose exporter is unique to a connection,
-// and issues no session tickets, so that every connection, not an earlier one, proves possession of the key.
-func (o *options) tlsConfig() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(o.cert, o.key)
-	if err != nil {
-		return nil, fmt.Errorf("load --cert and --key: %w", err)
-	}
-	text, err := os.ReadFile(o.ca)
-	if err != nil {
-		return nil, fmt.Errorf("load --ca: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("load --ca: %s contains no certificate", o.ca)
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
-		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool, SessionTicketsDisabled: true,
-	}, nil
 }
 
 // maxConnections bounds how many clients are served at a time. Others wait in the kernel's backlog.

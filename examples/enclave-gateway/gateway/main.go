@@ -9,50 +9,26 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
-	"os"
-	"os/signal"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	"sevagent/examples/enclave-client/enclave"
+	"sevagent/examples/program"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "gateway:", err)
-		os.Exit(exitStatus(err))
-	}
-}
-
-// usageError is wrong usage or configuration.
-type usageError struct{ error }
-
-func exitStatus(err error) int {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return 2
-	}
-	return 1
-}
+func main() { program.Main("gateway", run) }
 
 const (
 	maxBody        = 1 << 20 // bytes of a request, and of a result
 	processTimeout = 30 * time.Second
 )
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, f *program.Flags, stdout, stderr io.Writer) error {
 	var o options
-	f := flag.NewFlagSet("gateway", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main reports what is wrong
 	listen := f.String("listen", ":443", "address to listen on for the outside")
 	f.StringVar(&o.cert, "cert", "", "PEM file with the leaf, and intermediates, that the outside sees")
 	f.StringVar(&o.key, "key", "", "PEM file with its private key")
@@ -61,16 +37,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&o.clientCert, "client-cert", "", "PEM file with the leaf that the processor sees (default: --cert)")
 	f.StringVar(&o.clientKey, "client-key", "", "PEM file with its private key (default: --key)")
 	f.StringVar(&o.ca, "ca", "", "PEM file with the trust anchors of the processor")
-	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		f.SetOutput(stdout)
-		f.PrintDefaults()
-		return nil
-	} else if err != nil {
-		return usageError{err}
+	if err := f.Parse(); err != nil {
+		return err
 	}
 	host, _, err := net.SplitHostPort(o.processor)
-	if err != nil || f.NArg() > 0 {
-		return usageError{errors.New("give --processor host:port, and flags only")}
+	if err != nil {
+		return program.Usage(errors.New("want --processor host:port"))
 	}
 	o.name, o.clientCert, o.clientKey = cmp.Or(o.name, host), cmp.Or(o.clientCert, o.cert), cmp.Or(o.clientKey, o.key)
 
@@ -86,7 +58,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return nil
 	}
 	if err := reload(); err != nil {
-		return usageError{err}
+		return program.Usage(err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /{$}", g.forward)
@@ -96,7 +68,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			return g.current.Load().outside, nil
 		}},
 	}
-	return enclave.Serve(ctx, server, *listen, reload, stdout, stderr)
+	return program.Serve(ctx, server, *listen, reload, stdout, stderr)
 }
 
 // options are the flags.
@@ -111,15 +83,15 @@ type identity struct {
 }
 
 func (o *options) load() (*identity, error) {
-	outer, err := enclave.LoadPair(o.cert, o.key)
+	outer, err := program.LoadPair(o.cert, o.key)
 	if err != nil {
 		return nil, err
 	}
-	inner, err := enclave.LoadPair(o.clientCert, o.clientKey)
+	inner, err := program.LoadPair(o.clientCert, o.clientKey)
 	if err != nil {
 		return nil, err
 	}
-	anchors, err := enclave.LoadAnchors(o.ca)
+	anchors, err := program.LoadAnchors(o.ca)
 	if err != nil {
 		return nil, err
 	}

@@ -10,50 +10,22 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log"
-	"net"
 	"net/http"
-	"os"
-	"os/signal"
 	"slices"
-	"syscall"
-	"time"
 
 	"sevagent/client/certs"
+	"sevagent/examples/program"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "processor:", err)
-		os.Exit(exitStatus(err))
-	}
-}
+func main() { program.Main("processor", run) }
 
-// usageError is wrong usage or configuration.
-type usageError struct{ error }
+const maxBody = 1 << 20 // bytes of a request
 
-func exitStatus(err error) int {
-	if _, ok := errors.AsType[usageError](err); ok {
-		return 2
-	}
-	return 1
-}
-
-const (
-	maxBody         = 1 << 20 // bytes of a request
-	shutdownTimeout = 5 * time.Second
-)
-
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, f *program.Flags, stdout, stderr io.Writer) error {
 	var allow []string
-	f := flag.NewFlagSet("processor", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main reports what is wrong
 	listen := f.String("listen", ":8443", "address to listen on")
 	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
 	const usage = "a DNS name or URI that a caller's certificate has to have; repeatable; default: any of the CA"
@@ -64,15 +36,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		allow = append(allow, name)
 		return nil
 	})
-	if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
-		f.SetOutput(stdout)
-		f.PrintDefaults()
-		return nil
-	} else if err != nil {
-		return usageError{err}
-	}
-	if f.NArg() > 0 {
-		return usageError{fmt.Errorf("%q is not a flag", f.Arg(0))}
+	if err := f.Parse(); err != nil {
+		return err
 	}
 	dir, err := certs.Open(*mtlsDir)
 	if err != nil {
@@ -86,33 +51,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if allow != nil {
 		config.VerifyConnection = func(cs tls.ConnectionState) error { return allowed(cs.PeerCertificates[0], allow) }
 	}
-	listener, err := net.Listen("tcp", *listen)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
-	}
-	fmt.Fprintf(stdout, "listening on %s\n", listener.Addr())
-
 	// There is one path, and no health check without a certificate: a caller without one gets nothing.
 	p := processor{log: log.New(stdout, "", 0)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /{$}", p.process)
-	server := &http.Server{
-		Handler: mux, TLSConfig: config, ErrorLog: log.New(stderr, "", 0), // failed handshakes, for example
-		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second,
-		WriteTimeout: time.Minute, IdleTimeout: 2 * time.Minute,
-	}
-	served := make(chan error, 1)
-	go func() { served <- server.ServeTLS(listener, "", "") }()
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-		defer cancel()
-		err := server.Shutdown(ctx)
-		<-served
-		return err
-	}
+	server := &http.Server{Handler: mux, TLSConfig: config}
+	return program.Serve(ctx, server, *listen, nil, stdout, stderr)
 }
 
 // allowed returns an error if leaf, a verified certificate, has none of the names of admitted callers.

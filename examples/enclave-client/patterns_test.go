@@ -1,4 +1,4 @@
-package enclave_test
+package main_test
 
 import (
 	"bytes"
@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 				}
 			}
 		}
-		args = append(args, "..", "../server", "../../enclave-gateway/gateway", "../../enclave-gateway/processor")
+		args = append(args, ".", "./server", "../enclave-gateway/gateway", "../enclave-gateway/processor")
 		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 			panic("go build: " + string(out))
 		}

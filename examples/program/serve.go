@@ -1,8 +1,4 @@
-// Package enclave holds what the example programs that stand in for a Nitro Enclave have in common: certificates from
-// files, read at the start and again at SIGHUP, and a server that goes on serving meanwhile. An enclave has no agent
-// and no published directory; how the files get into it, in its image or encrypted for a key that KMS releases only to
-// it, is out of scope here.
-package enclave
+package program
 
 import (
 	"context"
@@ -45,14 +41,44 @@ func LoadAnchors(file string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// Serve serves on address until ctx ends, and then lets requests finish. At SIGHUP it calls reload, which has to leave
-// everything unchanged if it fails. The server's TLSConfig has to return the current state from GetConfigForClient.
+// ServerFiles are the PEM files of a server that accepts clients of one CA only.
+type ServerFiles struct{ cert, key, ca string }
+
+// Flags declares the flags that name the files.
+func (s *ServerFiles) Flags(f *Flags) {
+	f.StringVar(&s.cert, "cert", "", "PEM file with this server's leaf and intermediates")
+	f.StringVar(&s.key, "key", "", "PEM file with the leaf's private key")
+	f.StringVar(&s.ca, "ca", "", "PEM file with the trust anchors of clients")
+}
+
+// Load makes a configuration that requires a certificate of every client. It accepts TLS 1.3 only, whose exporter is
+// unique to a connection, and issues no session tickets: a resumed connection would rely on the trust anchors of an
+// earlier one, and would not prove possession of the key.
+func (s *ServerFiles) Load() (*tls.Config, error) {
+	pair, err := LoadPair(s.cert, s.key)
+	if err != nil {
+		return nil, err
+	}
+	anchors, err := LoadAnchors(s.ca)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair},
+		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: anchors, SessionTicketsDisabled: true,
+	}, nil
+}
+
+// Serve serves on address until ctx ends, and then lets requests finish. At SIGHUP it calls reload, if that is not nil,
+// which has to leave everything unchanged if it fails. The server's TLSConfig has to follow what is current.
 func Serve(
 	ctx context.Context, server *http.Server, address string, reload func() error, stdout, stderr io.Writer,
 ) error {
 	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+	if reload != nil {
+		signal.Notify(hup, syscall.SIGHUP)
+		defer signal.Stop(hup)
+	}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
