@@ -1,10 +1,10 @@
 package localapi
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -18,10 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
-	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
 )
@@ -291,48 +289,20 @@ func TestFirstToAskMayLeave(t *testing.T) {
 	<-left
 }
 
-// serve runs a server that identifies with callers, and returns its socket and the callers of its evidence.
-func serve(t *testing.T, callers *Callers) (string, <-chan evidence.Caller) {
-	t.Helper()
-	dir := must.Get(os.MkdirTemp("", "la"))(t, "make a directory for the socket") // sockets have short paths
-	socket := must.Get(net.Listen("unix", filepath.Join(dir, "s")))(t, "listen on the socket")
-	seen := make(chan evidence.Caller, 10)
-	server := New(Config{
-		Evidence: func(_ context.Context, c evidence.Claims) (*evidence.Document, *appraise.Verdict, error) {
-			seen <- c.Caller
-			doc, err := evidence.Build(c, 0, nil, nil, nil, nil, time.Unix(0, 0))
-			return doc, nil, err
-		},
-		Callers: callers,
-		Metrics: prometheus.NewRegistry(),
-		Log:     slog.New(slog.DiscardHandler),
-	})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- server.Run(ctx, socket, nil) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run = %v", err)
-		}
-		os.RemoveAll(dir)
-	})
-	return socket.Addr().String(), seen
-}
-
 func askEvidence(t *testing.T, client *http.Client) {
 	t.Helper()
-	resp := must.Get(client.Post("http://node/v1/evidence", "application/json", strings.NewReader(`{"nonce":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}`)))(t, "ask for evidence")
+	body := strings.NewReader("{" + nonce + "}")
+	resp := must.Get(client.Post("http://node/v1/evidence", "application/json", body))(t, "ask for evidence")
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		t.Fatalf("status %d", resp.StatusCode)
+		t.Fatalf("ask for evidence: status %d", resp.StatusCode)
 	}
-	var drain bytes.Buffer
-	drain.ReadFrom(resp.Body) // so that the connection is used again
+	io.Copy(io.Discard, resp.Body) // so that the connection is reused
 }
 
 func dialer(conn func(context.Context) (net.Conn, error)) *http.Client {
-	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return conn(ctx) }}}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return conn(ctx) }
+	return &http.Client{Transport: &http.Transport{DialContext: dial}}
 }
 
 func TestEvidenceNamesTheCaller(t *testing.T) {
@@ -346,36 +316,34 @@ func TestEvidenceNamesTheCaller(t *testing.T) {
 	})
 	callers, proc := newCallers(t, url)
 	proc.set(os.Getpid(), "0::/docker/"+idA+"\n", stat("app", "S", 5))
-	socket, seen := serve(t, callers)
+	n := newNode(t, callers)
 	dials := 0
 	client := dialer(func(ctx context.Context) (net.Conn, error) {
 		dials++
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
+		return new(net.Dialer).DialContext(ctx, "unix", n.socket)
 	})
 	defer client.CloseIdleConnections()
 	if asked.Load() != 0 {
 		t.Errorf("the ECS agent was asked before anyone wanted evidence")
 	}
 
-	// A task that was not told is asked for again on the same connection; what is known is kept.
-	uid := uint32(os.Getuid())
-	down.Store(true)
-	askEvidence(t, client)
-	if got, want := <-seen, (evidence.Caller{UID: uid, ContainerID: idA}); got != want {
-		t.Errorf("caller = %+v, want %+v", got, want)
+	// A task that is not known is looked up again on the same connection; what is known is kept.
+	expect := func(when string, want evidence.Caller) {
+		t.Helper()
+		askEvidence(t, client)
+		if got := n.claims.Caller; got != want {
+			t.Errorf("%s: caller = %+v, want %+v", when, got, want)
+		}
 	}
+	caller := evidence.Caller{UID: uint32(os.Getuid()), ContainerID: idA}
+	down.Store(true)
+	expect("while the ECS agent is down", caller)
 	down.Store(false)
 	callers.tasks[idA].at = time.Now().Add(-unknownTaskTTL)
-	askEvidence(t, client)
-	want := evidence.Caller{UID: uid, ContainerID: idA, TaskARN: arnA}
-	if got := <-seen; got != want {
-		t.Errorf("caller = %+v, want %+v", got, want)
-	}
+	caller.TaskARN = arnA
+	expect("once it is up", caller)
 	proc.set(os.Getpid(), "0::/docker/"+idB+"\n", stat("app", "S", 5))
-	askEvidence(t, client)
-	if got := <-seen; got != want {
-		t.Errorf("caller = %+v on a connection that was known, want %+v", got, want)
-	}
+	expect("on a connection whose caller is known", caller)
 	if dials != 1 {
 		t.Errorf("%d connections, want one", dials)
 	}
@@ -388,25 +356,25 @@ func TestCallerThatHasGone(t *testing.T) {
 		return
 	}
 	callers, proc := newCallers(t, "")
-	socket, seen := serve(t, callers)
+	n := newNode(t, callers)
 	pair := must.Get(unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0))(t, "make a socket pair")
 	theirs := os.NewFile(uintptr(pair[1]), "theirs")
 	child := exec.Command(os.Args[0], "-test.run=^TestCallerThatHasGone$")
-	child.Env = append(os.Environ(), "SEVAGENT_TEST_CONNECT="+socket)
+	child.Env = append(os.Environ(), "SEVAGENT_TEST_CONNECT="+n.socket)
 	child.ExtraFiles = []*os.File{theirs}
 	if out, err := child.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("connect from a child process: %v\n%s", err, out)
 	}
 	theirs.Close()
 	proc.set(child.Process.Pid, "0::/docker/"+idB+"\n", stat("victim", "S", 9))
 
 	oob := make([]byte, 64)
-	_, n, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
+	_, size, _, _, err := unix.Recvmsg(pair[0], make([]byte, 1), oob, unix.MSG_CMSG_CLOEXEC)
 	must.Do(t, err, "receive the connection")
 	unix.Close(pair[0])
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	messages, err := unix.ParseSocketControlMessage(oob[:size])
 	if err != nil || len(messages) != 1 {
-		t.Fatalf("%d messages, %v", len(messages), err)
+		t.Fatalf("parse the message with the connection: %d messages, %v", len(messages), err)
 	}
 	fds := must.Get(unix.ParseUnixRights(&messages[0]))(t, "take the descriptor out of the message")
 	f := os.NewFile(uintptr(fds[0]), "conn")
@@ -416,7 +384,7 @@ func TestCallerThatHasGone(t *testing.T) {
 	client := dialer(func(context.Context) (net.Conn, error) { return conn, nil })
 	defer client.CloseIdleConnections()
 	askEvidence(t, client)
-	if got, want := <-seen, (evidence.Caller{UID: uint32(os.Getuid())}); got != want {
+	if got, want := n.claims.Caller, (evidence.Caller{UID: uint32(os.Getuid())}); got != want {
 		t.Errorf("caller = %+v, want %+v", got, want)
 	}
 }

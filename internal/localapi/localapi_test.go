@@ -1,4 +1,4 @@
-package localapi_test
+package localapi
 
 import (
 	"bufio"
@@ -20,7 +20,6 @@ import (
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
-	"sevagent/internal/localapi"
 	"sevagent/internal/must"
 )
 
@@ -40,7 +39,7 @@ func (n *node) repair() {
 	n.health = client.Pass
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, callers *Callers) *node {
 	t.Helper()
 	dir := must.Get(os.MkdirTemp("", "la"))(t, "make a directory for the socket") // sockets have short paths
 	n := &node{t: t, socket: filepath.Join(dir, "s")}
@@ -56,7 +55,7 @@ func newNode(t *testing.T) *node {
 		h.Add("x", client.Check{Status: n.health, Output: "<b>reason</b>"})
 		return h
 	}
-	server := localapi.New(localapi.Config{
+	server := New(Config{
 		Version: "v1",
 		Alive:   func(time.Time) error { return n.alive },
 		Health:  health,
@@ -72,6 +71,7 @@ func newNode(t *testing.T) *node {
 			doc, err := evidence.Build(c, 0, nil, nil, nil, nil, time.Unix(0, 0))
 			return doc, nil, err
 		},
+		Callers:  callers,
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
 		Refresh:  func(context.Context) (*client.Refresh, error) { return &client.Refresh{Generation: "g1"}, n.refresh },
 		Metrics:  metrics,
@@ -90,19 +90,19 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
-type answer struct {
+type reply struct {
 	status int
 	body   string
 	header http.Header
 }
 
-func (a answer) code() string {
+func (a reply) code() string {
 	var p client.Problem
 	json.Unmarshal([]byte(a.body), &p)
 	return p.Code
 }
 
-func (n *node) do(network, method, path, body string, header ...string) answer {
+func (n *node) do(network, method, path, body string, header ...string) reply {
 	n.t.Helper()
 	address := n.socket
 	if network == "tcp" {
@@ -123,13 +123,13 @@ func (n *node) do(network, method, path, body string, header ...string) answer {
 	resp := must.Get(client.Do(req))(n.t, "request %s %s over %s", method, path, network)
 	defer resp.Body.Close()
 	text := must.Get(io.ReadAll(resp.Body))(n.t, "read the answer to %s %s", method, path)
-	return answer{resp.StatusCode, string(text), resp.Header}
+	return reply{resp.StatusCode, string(text), resp.Header}
 }
 
 const nonce = `"nonce": "AAECAwQFBgcICQoLDA0ODw"` // 16 bytes
 
 func TestCallerIsKnownByItsSocket(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, nil)
 	n.do("unix", "POST", "/v1/evidence", "{"+nonce+"}")
 	if got := n.claims.Caller.UID; got != uint32(os.Getuid()) {
 		t.Errorf("caller is uid %d, want %d", got, os.Getuid())
@@ -141,7 +141,7 @@ func TestCallerIsKnownByItsSocket(t *testing.T) {
 
 // TestPageIsSelfContained: no script, no address, and nothing of the status unescaped.
 func TestPageIsSelfContained(t *testing.T) {
-	body := newNode(t).do("tcp", "GET", "/", "").body
+	body := newNode(t, nil).do("tcp", "GET", "/", "").body
 	for _, bad := range []string{"<script", "http:", "https:", "<b>", "{{"} {
 		if strings.Contains(body, bad) {
 			t.Errorf("the page contains %q", bad)
@@ -157,7 +157,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes the header timeout, five seconds")
 	}
-	n := newNode(t)
+	n := newNode(t, nil)
 	n.do("unix", "GET", "/healthz", "") // the server is up, on both
 	n.do("tcp", "GET", "/healthz", "")
 	before := runtime.NumGoroutine()
@@ -185,7 +185,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 
 // On loopback there is nobody to tell from another: all have 64 connections.
 func TestConnectionsOnLoopback(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, nil)
 	n.do("tcp", "GET", "/healthz", "") // the server is up; it keeps one connection, or none
 	var last net.Conn
 	for range 64 + 1 {

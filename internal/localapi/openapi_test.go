@@ -1,4 +1,4 @@
-package localapi_test
+package localapi
 
 import (
 	"context"
@@ -103,7 +103,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 // from the server.
 func TestRequests(t *testing.T) {
 	spec := readOpenAPI(t)
-	n := newNode(t)
+	n := newNode(t, nil)
 	foreign := []string{"Host", "evil.example.com"}
 	body := "{" + nonce + "}"
 	broken := errors.New("broken")
@@ -229,7 +229,7 @@ func TestRequests(t *testing.T) {
 func TestOpenAPIRoutes(t *testing.T) {
 	spec := readOpenAPI(t)
 	var described []string
-	n := newNode(t)
+	n := newNode(t, nil)
 	for path, item := range spec.Paths {
 		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"} {
 			_, ok := item.Operations[strings.ToLower(method)]
