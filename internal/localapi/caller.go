@@ -24,7 +24,7 @@ import (
 	"sevagent/internal/evidence"
 )
 
-// Bounds of finding out who a caller is.
+// Limits for identifying a caller.
 const (
 	maxProcFile          = 64 << 10
 	maxIntrospection     = 64 << 10
@@ -33,13 +33,13 @@ const (
 	unknownTaskTTL       = 5 * time.Second
 )
 
-// taskARN matches a task's ARN, with the cluster's name (the long form, since 2018) or without. Its length is bounded
-// apart: counted repetitions take long to compile, at every start of every command.
+// taskARN matches a task's ARN, with the cluster's name (the long form, since 2018) or without. Its length is checked
+// separately: counted repetitions take long to compile, at every start of every command.
 var taskARN = regexp.MustCompile(`^arn:aws(?:-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/(?:[A-Za-z0-9_-]+/)?[0-9a-f-]+$`)
 
 const maxTaskARN = 400 // a cluster's name has at most 255 characters
 
-// CallersConfig says where Callers looks.
+// CallersConfig configures Callers.
 type CallersConfig struct {
 	// Proc is where procfs is mounted; empty means /proc.
 	Proc string
@@ -51,15 +51,15 @@ type CallersConfig struct {
 
 // Callers finds the container and the ECS task of a process on the node.
 //
-// What it says is the node's word, not the hardware's: the kernel's for uid, process and cgroup, and the ECS agent's
-// for the task. An attestation report vouches for the guest that the agent runs in, and for what its Caller says just
-// as far as that guest is trusted to run the genuine agent and to keep root from its containers: who is root on the
-// node, or may write to the host's cgroups, can be any caller. A process that hands its open connection to another
-// lends its name with it.
+// Its results are the node's word, not the hardware's: the kernel's for uid, process and cgroup, and the ECS agent's
+// for the task. An attestation report vouches for the guest that the agent runs in, and for its Caller only as far as
+// that guest is trusted to run the genuine agent and to keep root from its containers: a process that is root on the
+// node, or may write to the host's cgroups, can pose as any caller. A process that hands its open connection to
+// another lends its name with it.
 type Callers struct {
 	cfg    CallersConfig
 	client *http.Client
-	own    string // the container that the agent is in, when it is tried out in one
+	own    string // the agent's own container; empty outside of containers
 
 	mu    sync.Mutex
 	tasks map[string]*task // by container ID, at most maxTasks
@@ -68,11 +68,11 @@ type Callers struct {
 // task is what the ECS agent said about a container.
 type task struct {
 	done chan struct{} // closed when the fields below are set
-	arn  string        // empty: not told
+	arn  string        // empty: unknown
 	at   time.Time
 }
 
-// NewCallers returns Callers that has asked no one yet.
+// NewCallers returns Callers. Nothing is looked up before it is needed.
 func NewCallers(cfg CallersConfig) *Callers {
 	if cfg.Proc == "" {
 		cfg.Proc = "/proc"
@@ -102,9 +102,9 @@ func loopbackOnly(_, address string, _ syscall.RawConn) error {
 	return nil
 }
 
-// Identify returns the caller with this uid, and with the container and task of the process pid where they can be
-// told. A process that is not in a container, that has gone, or whose pid changes hands while we look has neither.
-// That pid is the caller's to begin with is for the holder of the connection to know: see peer.lives.
+// Identify returns the caller with this uid, and with the container and task of process pid where they are known. A
+// process that is not in a container, that has ended, or whose pid changes hands while we look has neither. The holder
+// of the connection must check that pid belongs to the caller: see peer.lives.
 func (c *Callers) Identify(ctx context.Context, pid int32, uid uint32) evidence.Caller {
 	caller := evidence.Caller{UID: uid}
 	before, ok := c.startTime(pid)
@@ -131,13 +131,13 @@ func (c *Callers) Identify(ctx context.Context, pid int32, uid uint32) evidence.
 	return caller
 }
 
-// container returns the container of a process that runs: empty outside of containers, and in the agent's own.
+// container returns the container of a running process: empty outside of containers, and in the agent's own.
 func (c *Callers) container(pid int32) (id string, ok bool) {
 	text, err := c.procFile(pid, "cgroup")
 	if err != nil {
 		return "", false
 	}
-	if _, ok := c.startTime(pid); !ok { // the cgroup of one that has ended may be the root
+	if _, ok := c.startTime(pid); !ok { // a process that has ended may be in the root cgroup
 		return "", false
 	}
 	if _, id = cgroup.Parse(text); id == c.own {
@@ -149,7 +149,7 @@ func (c *Callers) container(pid int32) (id string, ok bool) {
 // procFile returns a file of a process, whole or not at all.
 func (c *Callers) procFile(pid int32, name string) ([]byte, error) {
 	if pid <= 0 {
-		return nil, errors.New("the caller is in no PID namespace of ours")
+		return nil, errors.New("the caller's process is not visible in our PID namespace")
 	}
 	f, err := os.Open(filepath.Join(c.cfg.Proc, strconv.Itoa(int(pid)), name))
 	if err != nil {
@@ -159,7 +159,7 @@ func (c *Callers) procFile(pid int32, name string) ([]byte, error) {
 	return readWhole(f, maxProcFile)
 }
 
-// readWhole reads at most limit bytes; that there are more is an error.
+// readWhole reads at most limit bytes; more are an error.
 func readWhole(r io.Reader, limit int64) ([]byte, error) {
 	text, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(text)) > limit {
@@ -171,7 +171,8 @@ func readWhole(r io.Reader, limit int64) ([]byte, error) {
 // startTime returns when a process was started, in clock ticks since boot; two processes that have the same pid one
 // after the other differ in it. A process that has ended has none.
 func (c *Callers) startTime(pid int32) (uint64, bool) {
-	// Of its first thread: for the whole process the kernel sums up all threads, of which a caller can have many thousands.
+	// Read that of the first thread: for the whole process the kernel adds up all threads, and a caller can have many
+	// thousands.
 	text, err := c.procFile(pid, filepath.Join("task", strconv.Itoa(int(pid)), "stat"))
 	if err != nil {
 		return 0, false
@@ -201,10 +202,10 @@ func (c *Callers) taskARN(ctx context.Context, container string) string {
 	}
 	t, first := c.task(container, time.Now())
 	if first {
-		// Others wait for this answer: it must not fail because the first to ask has left.
+		// Others wait for this answer: it must not fail because the first caller has left.
 		arn, err := c.askTask(context.WithoutCancel(ctx), container)
 		if err != nil {
-			c.cfg.Log.Debug("task of a container is not known", "container_id", container, "err", err)
+			c.cfg.Log.Debug("cannot look up the task of a container", "container_id", container, "err", err)
 		}
 		t.arn, t.at = arn, time.Now()
 		close(t.done)
@@ -217,7 +218,7 @@ func (c *Callers) taskARN(ctx context.Context, container string) string {
 	}
 }
 
-// task returns the entry of a container, and whether the answer is now for the caller to find.
+// task returns the entry of a container. If first is true, it is the caller who must look the answer up.
 func (c *Callers) task(container string, now time.Time) (t *task, first bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -225,7 +226,7 @@ func (c *Callers) task(container string, now time.Time) (t *task, first bool) {
 		return t, false
 	}
 	delete(c.tasks, container)
-	for old := range c.tasks { // in no order: whoever is dropped is asked for again
+	for old := range c.tasks { // in any order: a dropped one is looked up again
 		if len(c.tasks) < maxTasks {
 			break
 		}
@@ -236,7 +237,7 @@ func (c *Callers) task(container string, now time.Time) (t *task, first bool) {
 	return t, true
 }
 
-// stale reports whether t should be asked for again. A container belongs to one task for all its life.
+// stale reports whether t should be looked up again. A container belongs to one task all its life.
 func (t *task) stale(now time.Time) bool {
 	select {
 	case <-t.done:
@@ -251,7 +252,8 @@ func (t *task) stale(now time.Time) bool {
 func (c *Callers) askTask(ctx context.Context, container string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, introspectionTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(c.cfg.Introspection, "/")+"/v1/tasks?dockerid="+container, nil)
+	address := strings.TrimSuffix(c.cfg.Introspection, "/") + "/v1/tasks?dockerid=" + container
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return "", err
 	}

@@ -32,9 +32,10 @@ const (
 	arnA    = "arn:aws:ecs:eu-west-1:123456789012:task/prod/" + taskA
 )
 
-// stat is a /proc/<pid>/stat. The rest is of a real one, of Linux 6.18.
+// stat is a /proc/<pid>/stat. The rest is that of a real one, of Linux 6.18.
 func stat(comm, state string, start uint64) string {
-	return fmt.Sprintf("4242 (%s) %s 1 4242 4242 0 -1 4194304 104 0 1 0 0 0 0 0 20 0 1 0 %d 2998272 431 18446744073709551615 0 0\n", comm, state, start)
+	const format = "4242 (%s) %s 1 4242 4242 0 -1 4194304 104 0 1 0 0 0 0 0 20 0 1 0 %d 2998272 431 18446744073709551615 0 0\n"
+	return fmt.Sprintf(format, comm, state, start)
 }
 
 func TestParseStartTime(t *testing.T) {
@@ -57,7 +58,7 @@ func TestParseStartTime(t *testing.T) {
 	}
 }
 
-// proc is a directory that can be taken for procfs.
+// proc is a directory that stands for procfs.
 type proc struct {
 	t   *testing.T
 	dir string
@@ -72,7 +73,7 @@ func (p proc) set(pid int, cgroup, stat string) {
 	}
 }
 
-// ecsAgent answers as the introspection API does, and counts.
+// ecsAgent serves the introspection API, and counts the requests.
 func ecsAgent(t *testing.T, handler http.HandlerFunc) (url string, asked *atomic.Int32) {
 	asked = new(atomic.Int32)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -89,7 +90,8 @@ func knows(container, arn string) http.HandlerFunc {
 			w.WriteHeader(http.StatusNotFound)
 			arn = ""
 		}
-		fmt.Fprintf(w, `{"Arn":%q,"KnownStatus":"RUNNING","Family":"web","Version":"3","Containers":[{"DockerId":%q,"Name":"web"}]}`, arn, container)
+		const format = `{"Arn":%q,"KnownStatus":"RUNNING","Family":"web","Version":"3","Containers":[{"DockerId":%q,"Name":"web"}]}`
+		fmt.Fprintf(w, format, arn, container)
 	}
 }
 
@@ -133,7 +135,7 @@ func TestIdentify(t *testing.T) {
 	}
 }
 
-// A pid that is handed to another process between the two looks at its start time belongs to neither.
+// A pid that is given to another process between the two reads of its start time belongs to neither.
 func TestPidThatChangesHands(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	proc.set(10, "", stat("app", "S", 1))
@@ -255,7 +257,7 @@ func TestTasksAreRemembered(t *testing.T) {
 	}
 	callers.tasks[idA].at = time.Now().Add(-24 * time.Hour)
 	if got := callers.taskARN(t.Context(), idA); got != arnA || asked.Load() != 2 {
-		t.Errorf("a task that is known was asked for again")
+		t.Errorf("a known task was looked up again")
 	}
 
 	for i := range maxTasks + 50 {
@@ -324,7 +326,7 @@ func TestEvidenceNamesTheCaller(t *testing.T) {
 	})
 	defer client.CloseIdleConnections()
 	if asked.Load() != 0 {
-		t.Errorf("the ECS agent was asked before anyone wanted evidence")
+		t.Errorf("the ECS agent was asked before any caller wanted evidence")
 	}
 
 	// A task that is not known is looked up again on the same connection; what is known is kept.
@@ -349,7 +351,7 @@ func TestEvidenceNamesTheCaller(t *testing.T) {
 	}
 }
 
-// A caller that has gone, its connection left to another, has only its uid, although its pid is in use.
+// A caller that has ended, its connection left to another, has only its uid, although its pid is in use again.
 func TestCallerThatHasGone(t *testing.T) {
 	if socket := os.Getenv("SEVAGENT_TEST_CONNECT"); socket != "" {
 		connectForParent(t, socket)
@@ -397,7 +399,7 @@ func connectForParent(t *testing.T, socket string) {
 	must.Do(t, err, "pass the connection on")
 }
 
-// Before Linux 6.5 there is only the start time to go by.
+// Before Linux 6.5 only the start time tells processes apart.
 func TestStartTimeTellsPeersApart(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	proc.set(10, "", stat("app", "S", 5))

@@ -14,19 +14,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxConnections is how many connections one caller may have open: on the Unix socket a container, whoever its processes
-// are, or outside of containers a user; on loopback all together. maxCallers is how many all may have that count. With what
-// else the agent opens that stays below LimitNOFILE= of sevagent.service, so that no one keeps root of the node from the
-// agent, nor the agent from its device and its files.
+// maxConnections is how many connections one caller may have open: on the Unix socket a container, whichever of its
+// processes connects, or outside of containers a user; on loopback all callers together. maxCallers is how many counted
+// connections may be open in total. With the agent's other files that stays below LimitNOFILE= of sevagent.service, so
+// that a flood locks out neither root nor the agent itself.
 const (
 	maxConnections = 64
 	maxCallers     = 6144
 )
 
-// limiter is a listener that turns away who has maxConnections already.
+// limiter is a listener that rejects a caller who has maxConnections open.
 type limiter struct {
 	net.Listener
-	who func(net.Conn) string // empty: not counted
+	key func(net.Conn) string // names the caller; empty: not counted
 	log *slog.Logger
 
 	mu    sync.Mutex
@@ -34,8 +34,8 @@ type limiter struct {
 	total int
 }
 
-func newLimiter(l net.Listener, who func(net.Conn) string, log *slog.Logger) *limiter {
-	return &limiter{Listener: l, who: who, log: log, open: make(map[string]int)}
+func newLimiter(l net.Listener, key func(net.Conn) string, log *slog.Logger) *limiter {
+	return &limiter{Listener: l, key: key, log: log, open: make(map[string]int)}
 }
 
 // counted is a connection that counts until it is closed.
@@ -55,45 +55,46 @@ func (l *limiter) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		who := l.who(conn)
-		if who == "" {
+		caller := l.key(conn)
+		if caller == "" {
 			return conn, nil
 		}
-		if l.enter(who) {
-			return &counted{conn, sync.OnceFunc(func() { l.leave(who) })}, nil
+		if l.enter(caller) {
+			return &counted{conn, sync.OnceFunc(func() { l.leave(caller) })}, nil
 		}
-		l.log.Debug("too many connections", "caller", who)
+		l.log.Debug("too many connections", "caller", caller)
 		conn.Write(tooMany) // fits into the socket's buffer: nothing was written before
 		conn.Close()
 	}
 }
 
-func (l *limiter) enter(who string) bool {
+func (l *limiter) enter(caller string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open[who] >= maxConnections || l.total >= maxCallers {
+	if l.open[caller] >= maxConnections || l.total >= maxCallers {
 		return false
 	}
-	l.open[who]++
+	l.open[caller]++
 	l.total++
 	return true
 }
 
-func (l *limiter) leave(who string) {
+func (l *limiter) leave(caller string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.total--
-	if l.open[who]--; l.open[who] == 0 {
-		delete(l.open, who)
+	if l.open[caller]--; l.open[caller] == 0 {
+		delete(l.open, caller)
 	}
 }
 
-// loopback is who calls on the loopback listener, where nobody can be told.
-func loopback(net.Conn) string { return "loopback" }
+// loopbackKey names all callers on loopback, where none can be identified.
+func loopbackKey(net.Conn) string { return "loopback" }
 
-// who names the caller on the Unix socket for the limit. Root outside of containers is not counted, nor is the agent's own
-// user. A process that cannot be told, having ended say, is not taken for one outside of containers.
-func (c *Callers) who(conn net.Conn) string {
+// limitKey names the caller on the Unix socket for the limit. Neither root outside of containers nor the agent's own user
+// is counted. A process that cannot be identified, perhaps because it has ended, does not pass for one outside of
+// containers.
+func (c *Callers) limitKey(conn net.Conn) string {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
 		return "unknown"
@@ -114,7 +115,7 @@ func (c *Callers) who(conn net.Conn) string {
 	return "uid " + strconv.FormatUint(uint64(cred.Uid), 10)
 }
 
-// credentials returns who connected, or nil.
+// credentials returns the process that connected, or nil.
 func credentials(conn *net.UnixConn) (cred *unix.Ucred) {
 	if raw, err := conn.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
@@ -122,7 +123,7 @@ func credentials(conn *net.UnixConn) (cred *unix.Ucred) {
 	return cred
 }
 
-// tooMany is the answer to who is turned away, whatever was asked.
+// tooMany is the response on a rejected connection, whatever its request.
 var tooMany = func() []byte {
 	p := problem(http.StatusTooManyRequests, "too_many_connections",
 		fmt.Sprintf("too many connections: at most %d per container or user, and on loopback in total", maxConnections))
@@ -130,14 +131,17 @@ var tooMany = func() []byte {
 	var body answer
 	refuse(&body, p)
 	var text bytes.Buffer
-	resp := http.Response{StatusCode: p.Status, ProtoMajor: 1, ProtoMinor: 1, Header: body.Header(), Body: io.NopCloser(&body.Buffer), ContentLength: int64(body.Len()), Close: true}
+	resp := http.Response{
+		StatusCode: p.Status, ProtoMajor: 1, ProtoMinor: 1, Header: body.Header(),
+		Body: io.NopCloser(&body.Buffer), ContentLength: int64(body.Len()), Close: true,
+	}
 	if err := resp.Write(&text); err != nil {
 		panic(err)
 	}
 	return text.Bytes()
 }()
 
-// answer is a http.ResponseWriter in memory.
+// answer is an http.ResponseWriter in memory.
 type answer struct {
 	bytes.Buffer
 	header http.Header

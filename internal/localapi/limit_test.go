@@ -15,13 +15,14 @@ import (
 	"sevagent/internal/must"
 )
 
-// A container has maxConnections, whoever asks in it, and root outside of containers, and in the agent's own, any number.
+// A container may have maxConnections, whichever process asks; root outside of containers, and in the agent's own, any
+// number.
 func TestConnectionsOfOneCaller(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	callers.own = idB
 	path := filepath.Join(t.TempDir(), "s")
 	socket := must.Get(net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}))(t, "listen on the socket")
-	l := newLimiter(socket, callers.who, slog.New(slog.DiscardHandler))
+	l := newLimiter(socket, callers.limitKey, slog.New(slog.DiscardHandler))
 	defer l.Close()
 	accepted := make(chan net.Conn)
 	go func() {
@@ -40,12 +41,13 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 		t.Cleanup(func() { c.Close() })
 		return c
 	}
-	refused := func(who string) {
+	refused := func(caller string) {
 		t.Helper()
-		resp := must.Get(http.ReadResponse(bufio.NewReader(dial()), nil))(t, "read what %s is answered", who)
-		body, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" || !strings.Contains(string(body), `"too_many_connections"`) {
-			t.Errorf("%s: %s, %q, %v", who, resp.Status, body, err)
+		resp := must.Get(http.ReadResponse(bufio.NewReader(dial()), nil))(t, "read the response to %s", caller)
+		body := must.Get(io.ReadAll(resp.Body))(t, "read the body for %s", caller)
+		if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" ||
+			!strings.Contains(string(body), `"too_many_connections"`) {
+			t.Errorf("%s: %s, %q, want too_many_connections", caller, resp.Status, body)
 		}
 	}
 	var held []net.Conn
@@ -79,11 +81,11 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 		c.Close()
 	}
 	if len(l.open) != 0 || l.total != 0 {
-		t.Error("closed connections count: ", fmt.Sprint(l.open), l.total)
+		t.Errorf("closed connections are counted: %v, %d in total", l.open, l.total)
 	}
 }
 
-// All callers together have maxCallers.
+// All callers together may have maxCallers.
 func TestConnectionsOfAllCallers(t *testing.T) {
 	l := newLimiter(nil, nil, nil)
 	n := 0
@@ -99,6 +101,6 @@ func TestConnectionsOfAllCallers(t *testing.T) {
 	}
 	l.leave("0")
 	if !l.enter("another") {
-		t.Error("a place that is free again is not given")
+		t.Error("a freed place is not given to another")
 	}
 }

@@ -23,7 +23,7 @@ import (
 	"sevagent/internal/must"
 )
 
-// node is a server over fixed answers, on a socket and on loopback TCP, that can be told to fail.
+// node is a server over fixed responses, on a socket and on loopback TCP, that can be made to fail.
 type node struct {
 	t                                *testing.T
 	socket                           string
@@ -33,7 +33,7 @@ type node struct {
 	claims                           evidence.Claims // of the last request for evidence
 }
 
-// repair takes back what n was told to fail with.
+// repair removes all failures.
 func (n *node) repair() {
 	n.alive, n.evidence, n.refresh, n.gather = nil, nil, nil, nil
 	n.health = client.Pass
@@ -139,7 +139,7 @@ func TestCallerIsKnownByItsSocket(t *testing.T) {
 	}
 }
 
-// TestPageIsSelfContained: no script, no address, and nothing of the status unescaped.
+// TestPageIsSelfContained: no script, no address, and the status is escaped.
 func TestPageIsSelfContained(t *testing.T) {
 	body := newNode(t, nil).do("tcp", "GET", "/", "").body
 	for _, bad := range []string{"<script", "http:", "https:", "<b>", "{{"} {
@@ -148,11 +148,11 @@ func TestPageIsSelfContained(t *testing.T) {
 		}
 	}
 	if !strings.Contains(body, "&lt;b&gt;reason") {
-		t.Error("the page does not show the reason")
+		t.Error("the page lacks the escaped reason")
 	}
 }
 
-// TestSlowClientsAreCutOff: one that never ends its header holds no one up, and is gone after five seconds.
+// TestSlowClientsAreCutOff: a client that never ends its header delays no other, and is cut off after five seconds.
 func TestSlowClientsAreCutOff(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes the header timeout, five seconds")
@@ -169,13 +169,13 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		conns = append(conns, c)
 	}
 	if got := n.do("unix", "GET", "/healthz", ""); got.status != 200 {
-		t.Errorf("another caller: %d", got.status)
+		t.Errorf("another caller gets status %d, want 200", got.status)
 	}
 	for i, c := range conns {
 		c.SetReadDeadline(time.Now().Add(2 * time.Minute))
 		must.Get(io.ReadAll(c))(t, "wait until connection %d is closed", i)
 	}
-	// Nothing of them is left behind.
+	// They leave nothing behind.
 	for deadline := time.Now().Add(2 * time.Minute); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines, %d before the slow clients came", runtime.NumGoroutine(), before)
@@ -183,7 +183,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 	}
 }
 
-// On loopback there is nobody to tell from another: all have 64 connections.
+// On loopback callers cannot be told apart: all together have 64 connections.
 func TestConnectionsOnLoopback(t *testing.T) {
 	n := newNode(t, nil)
 	n.do("tcp", "GET", "/healthz", "") // the server is up; it keeps one connection, or none
@@ -196,9 +196,9 @@ func TestConnectionsOnLoopback(t *testing.T) {
 	resp := must.Get(http.ReadResponse(bufio.NewReader(last), nil))(t, "read the answer on the last connection")
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusTooManyRequests {
-		t.Errorf("one more is answered %s", resp.Status)
+		t.Errorf("the response to one more is %s, want 429", resp.Status)
 	}
 	if got := n.do("unix", "GET", "/healthz", ""); got.status != http.StatusOK {
-		t.Errorf("the socket meanwhile: %d", got.status)
+		t.Errorf("on the socket at that time: %d, want 200", got.status)
 	}
 }

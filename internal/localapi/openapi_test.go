@@ -84,7 +84,7 @@ func (o *openAPI) response(r *response) *response {
 	return r
 }
 
-// collector has one metric, which cannot be had while it returns an error.
+// collector has one metric, which cannot be gathered while it returns an error.
 type collector func() error
 
 var metric = prometheus.NewDesc("sevagent_up", "One.", nil, nil)
@@ -99,8 +99,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(metric, prometheus.GaugeValue, 1)
 }
 
-// TestRequests: every request gets the answer that docs/openapi.yaml describes, and everything described there can be had
-// from the server.
+// TestRequests: every request gets the response that docs/openapi.yaml describes, and the server can give every response
+// that is described there.
 func TestRequests(t *testing.T) {
 	spec := readOpenAPI(t)
 	n := newNode(t, nil)
@@ -111,7 +111,7 @@ func TestRequests(t *testing.T) {
 	for _, c := range []struct {
 		network, method, path, body string
 		header                      []string
-		tell                        func()
+		prepare                     func()
 		status                      int
 		code                        string
 	}{
@@ -174,8 +174,8 @@ func TestRequests(t *testing.T) {
 		{"tcp", "POST", "/v1/status", "", nil, nil, 405, "method_not_allowed"},
 		{"tcp", "DELETE", "/v1/status", "", nil, nil, 405, "method_not_allowed"},
 	} {
-		if n.repair(); c.tell != nil {
-			c.tell()
+		if n.repair(); c.prepare != nil {
+			c.prepare()
 		}
 		got := n.do(c.network, c.method, c.path, c.body, c.header...)
 		name := fmt.Sprintf("%s %s %d", c.method, c.path, got.status)
@@ -187,7 +187,8 @@ func TestRequests(t *testing.T) {
 		op, isOperation := spec.Paths[c.path].Operations[strings.ToLower(c.method)]
 		described := spec.response(op.Responses[strconv.Itoa(got.status)])
 		if !isOperation {
-			described = map[int]*response{404: spec.Components.Responses["NotFound"], 405: spec.Components.Responses["MethodNotAllowed"]}[got.status]
+			name := map[int]string{404: "NotFound", 405: "MethodNotAllowed"}[got.status]
+			described = spec.Components.Responses[name]
 		}
 		if described == nil {
 			t.Errorf("%s is not described", name)
@@ -217,7 +218,7 @@ func TestRequests(t *testing.T) {
 				}
 				for media := range r.Content {
 					if name := fmt.Sprintf("%s %s %s %s", strings.ToUpper(method), path, status, media); !provoked[name] {
-						t.Errorf("%s is described, and no request here is answered so", name)
+						t.Errorf("%s is described, but no request here provokes it", name)
 					}
 				}
 			}
@@ -225,7 +226,7 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestOpenAPIRoutes: the routes of the source are those of the file, and the server takes these and no others.
+// TestOpenAPIRoutes: the source has the routes of the file, and the server accepts these and no others.
 func TestOpenAPIRoutes(t *testing.T) {
 	spec := readOpenAPI(t)
 	var described []string
@@ -298,7 +299,8 @@ func TestOpenAPISchemas(t *testing.T) {
 		switch {
 		case typ == reflect.TypeFor[json.RawMessage]():
 			want = "object"
-		case typ == reflect.TypeFor[time.Time](), typ == reflect.TypeFor[[]byte](), typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
+		case typ == reflect.TypeFor[time.Time](), typ == reflect.TypeFor[[]byte](),
+			typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
 			want = "string"
 		case typ.Kind() == reflect.Struct:
 			want = "object"
@@ -315,8 +317,8 @@ func TestOpenAPISchemas(t *testing.T) {
 			}
 			check(at+"{}", each, typ.Elem())
 		default:
-			want = map[reflect.Kind]string{reflect.String: "string", reflect.Bool: "boolean", reflect.Float64: "number"}[typ.Kind()]
-			if typ.ConvertibleTo(reflect.TypeFor[int]()) && want == "" {
+			kinds := map[reflect.Kind]string{reflect.String: "string", reflect.Bool: "boolean", reflect.Float64: "number"}
+			if want = kinds[typ.Kind()]; want == "" && typ.ConvertibleTo(reflect.TypeFor[int]()) {
 				want = "integer"
 			}
 		}
@@ -332,7 +334,8 @@ func TestOpenAPISchemas(t *testing.T) {
 		check(name, &schema{Ref: "#/components/schemas/" + name}, reflect.TypeOf(v))
 	}
 	for name := range spec.Components.Schemas {
-		if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), func(s string) bool { return strings.HasPrefix(s, name) }) {
+		used := func(s string) bool { return strings.HasPrefix(s, name) }
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(seen)), used) {
 			t.Errorf("no type of the API uses the schema %s", name)
 		}
 	}
@@ -383,9 +386,9 @@ func TestProblemCodes(t *testing.T) {
 	}
 	attestCodes(t, codes)
 	verdictCodes(t, codes)
-	// Never a problem: such evidence is served, with that as its verdict.
+	// Never a problem: such evidence is served, with this verdict.
 	if delete(codes, appraise.CodeUnsupportedVersion); len(codes) < 20 {
-		t.Fatalf("the source has %d codes: this test does not understand it any more", len(codes))
+		t.Fatalf("the source has %d codes: this test no longer understands it", len(codes))
 	}
 	want := slices.Sorted(maps.Keys(codes))
 
@@ -476,7 +479,7 @@ func sources(t *testing.T, dir string) (files []*ast.File) {
 	return files
 }
 
-// text returns the value of a string literal; anything else is more than these tests understand.
+// text returns the value of a string literal; these tests understand nothing else.
 func text(t *testing.T, e ast.Expr) string {
 	t.Helper()
 	lit, ok := e.(*ast.BasicLit)

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// pageSource has places for values, each filled in once with escaped text. It is no html/template: that package
+// pageSource has a place for each value, filled in once with escaped text. It is not an html/template: that package
 // calls methods by name, which keeps the linker from dropping any method of the AWS SDK.
 //
 //go:embed page.html
@@ -30,8 +30,9 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) {
 	var rows strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(health.Checks)) {
 		for _, c := range health.Checks[name] {
-			fmt.Fprintf(&rows, "  <tr><td>%s %s<td class=\"%s\">%s<td>%s</tr>\n", html.EscapeString(name), html.EscapeString(c.ComponentID),
-				html.EscapeString(string(c.Status)), html.EscapeString(string(c.Status)), html.EscapeString(c.Output))
+			status := html.EscapeString(string(c.Status))
+			fmt.Fprintf(&rows, "  <tr><td>%s %s<td class=\"%s\">%s<td>%s</tr>\n", html.EscapeString(name),
+				html.EscapeString(c.ComponentID), status, status, html.EscapeString(c.Output))
 		}
 	}
 	h := w.Header()

@@ -21,16 +21,16 @@ type peerKey struct{}
 // peer is the process that opened a connection on the Unix socket.
 type peer struct {
 	conn  *net.UnixConn
-	pid   int32 // in the agent's own PID namespace; 0 when the process is in none that it sees
+	pid   int32 // in the agent's PID namespace; 0 if the process is not visible there
 	uid   uint32
-	start uint64 // of pid when the connection was accepted; 0 when that is not known
+	start uint64 // of pid when the connection was accepted; 0: unknown
 
 	mu     sync.Mutex
 	caller evidence.Caller
 	known  bool // caller is final
 }
 
-// withPeer notes who is at the other end of a connection on the Unix socket.
+// withPeer records the process at the other end of a connection on the Unix socket.
 func (s *Server) withPeer(ctx context.Context, c net.Conn) context.Context {
 	if l, ok := c.(*counted); ok {
 		c = l.Conn
@@ -50,7 +50,7 @@ func (s *Server) withPeer(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, p)
 }
 
-// callerUID returns whose process sent a request. One that is not known gets no one's rights.
+// callerUID returns the user whose process sent a request. An unknown one gets nobody's rights.
 func callerUID(ctx context.Context) uint32 {
 	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
 		return p.uid
@@ -58,7 +58,7 @@ func callerUID(ctx context.Context) uint32 {
 	return math.MaxUint32
 }
 
-// inContainer reports whether a request may come from a container: what cannot be told may.
+// inContainer reports whether a request may come from a container. It may if that is unknown.
 func (s *Server) inContainer(ctx context.Context) bool {
 	p, ok := ctx.Value(peerKey{}).(*peer)
 	if !ok {
@@ -71,8 +71,8 @@ func (s *Server) inContainer(ctx context.Context) bool {
 	return !ok || container != "" || !p.lives(s.cfg.Callers)
 }
 
-// caller returns who sent a request, with container and task where they can be told. The answer is found once for a
-// connection; only a task that the ECS agent did not tell is asked for again, with the connection's next request.
+// caller returns the caller that sent a request, with container and task where they are known. They are looked up once
+// for a connection; only a task that the ECS agent did not know is looked up again, with the connection's next request.
 func (s *Server) caller(ctx context.Context) evidence.Caller {
 	p, ok := ctx.Value(peerKey{}).(*peer)
 	if !ok || s.cfg.Callers == nil {
@@ -93,7 +93,7 @@ func (s *Server) caller(ctx context.Context) evidence.Caller {
 // lives reports whether the process that connected still exists. If it does, its pid has been its own ever since, and
 // what was read under that pid in the meantime is about it and not about a successor.
 //
-// From Linux 6.5 the socket itself holds on to the process and gives out a pidfd for it, which settles the question.
+// Since Linux 6.5 the socket itself holds on to the process and returns a pidfd for it, which settles the question.
 // Before that (Amazon Linux 2023 starts with 6.1) the start time must be what it was when the connection was accepted.
 // That leaves a caller that has its pid reused between its connect and our accept: all of the kernel's pids, within
 // the milliseconds that a connection waits, or for as long as it waits for an agent that does not run.
@@ -103,7 +103,10 @@ func (p *peer) lives(callers *Callers) bool {
 		return false
 	}
 	pidfd, sockErr := -1, error(nil)
-	if raw.Control(func(fd uintptr) { pidfd, sockErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD) }) != nil {
+	err = raw.Control(func(fd uintptr) {
+		pidfd, sockErr = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	})
+	if err != nil {
 		return false
 	}
 	if errors.Is(sockErr, unix.ENOPROTOOPT) {
@@ -116,13 +119,13 @@ func (p *peer) lives(callers *Callers) bool {
 	return !exited(pidfd)
 }
 
-// startedAsBefore is what lives can tell without a pidfd.
+// startedAsBefore reports whether the process was started when the one that connected was: lives without a pidfd.
 func (p *peer) startedAsBefore(callers *Callers) bool {
 	start, ok := callers.startTime(p.pid)
 	return ok && p.start != 0 && start == p.start
 }
 
-// exited reports whether the process of a pidfd has ended, reaped or not: from then on the pidfd polls as readable.
+// exited reports whether the process of a pidfd has ended, reaped or not: the pidfd then polls as readable.
 func exited(pidfd int) bool {
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)

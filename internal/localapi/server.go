@@ -1,8 +1,8 @@
-// Package localapi answers containers and operators on the node: HTTP/1.1 on a Unix socket, where callers are
-// known by their peer credentials, and for what is operational on loopback TCP.
+// Package localapi serves containers and operators on the node: HTTP/1.1 on a Unix socket, where peer credentials
+// identify callers, and, for operational endpoints only, on loopback TCP.
 //
 // It promises bounded sizes and times for every request, errors as problem details with stable codes, and that
-// nothing it serves contains a private key. What the answers mean is the business of the packages behind it.
+// nothing it serves contains a private key. The packages behind it decide what the responses mean.
 package localapi
 
 import (
@@ -32,7 +32,7 @@ import (
 	"sevagent/internal/evidence"
 )
 
-// Bounds of a request.
+// Limits of a request.
 const (
 	maxBody         = 4 << 10
 	maxHeader       = 8 << 10
@@ -42,10 +42,10 @@ const (
 	shutdownTimeout = time.Second
 )
 
-// Config is what a Server answers from. The functions are called from many goroutines.
+// Config holds what a Server serves. The functions are called from many goroutines.
 type Config struct {
 	Version string
-	// Alive returns why a loop does not turn, or nil.
+	// Alive reports which loop is stuck; nil: none.
 	Alive func(now time.Time) error
 	// Health serves /readyz.
 	Health func(now time.Time) *client.Health
@@ -55,7 +55,7 @@ type Config struct {
 	Certificates func() *client.Certificates
 	// Evidence serves /v1/evidence.
 	Evidence func(context.Context, evidence.Claims) (*evidence.Document, *appraise.Verdict, error)
-	// Callers finds the container and task of the caller that asks for evidence. Nil: a caller is known by uid only.
+	// Callers identifies the container and task of a caller that asks for evidence. Nil: callers are known by uid only.
 	Callers *Callers
 	// BoundKey returns the SHA-256 of the published client's or server's SubjectPublicKeyInfo.
 	BoundKey func(kind string) ([]byte, bool)
@@ -70,18 +70,18 @@ type Server struct {
 	cfg Config
 }
 
-// New returns a Server that nothing runs yet.
+// New returns a Server. Run starts it.
 func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
 // Run serves on the listeners until ctx ends, then lets requests finish for a second. tcp may be nil. It closes
-// both listeners; a socket file stays, so that clients of a restarted agent find it.
+// both listeners; the socket file stays, so that clients of a restarted agent find it.
 func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	serve := func(l net.Listener, handler http.Handler) {
 		open := newDrain()
 		srv := &http.Server{
 			Handler:           open.handler(handler),
-			ConnState:         open.note,
+			ConnState:         open.track,
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       2 * headerTimeout,
 			WriteTimeout:      refreshTimeout + headerTimeout,
@@ -100,7 +100,7 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 		})
 		group.Go(func() error {
 			<-ctx.Done()
-			// Shutdown knows of a connection only once Serve has noted it: one that is accepted meanwhile would be cut off.
+			// Shutdown knows a connection only once Serve has registered it: one accepted in between would be cut off.
 			l.Close()
 			<-served
 			open.wait(lingerTimeout, drainTimeout)
@@ -113,30 +113,30 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 		})
 	}
 	if s.cfg.Callers != nil {
-		socket = newLimiter(socket, s.cfg.Callers.who, s.cfg.Log)
+		socket = newLimiter(socket, s.cfg.Callers.limitKey, s.cfg.Log)
 	}
 	serve(socket, s.socketHandler())
 	if tcp != nil {
-		serve(newLimiter(tcp, loopback, s.cfg.Log), s.tcpHandler())
+		serve(newLimiter(tcp, loopbackKey, s.cfg.Log), s.tcpHandler())
 	}
 	return group.Wait()
 }
 
-// How long a stopping server waits for requests: on connections that are quiet, and on those that have sent nothing yet or
-// are being answered.
+// How long a stopping server waits for requests: on idle connections, and on those that have sent nothing yet or are
+// being served.
 const (
 	lingerTimeout = 100 * time.Millisecond
 	drainTimeout  = 2 * time.Second
 )
 
-// drain lets a server stop without a request that is sent and never answered. Shutdown alone does not: it closes a connection
-// on which a request has just been read, or is on its way (net/http: conn.serve). So for a moment the answers end the
-// connections instead.
+// drain lets a server stop without leaving a request unanswered. Shutdown alone does not: it closes a connection on which
+// a request was just read, or is on its way (net/http: conn.serve). So for a moment the responses end the connections
+// instead.
 type drain struct {
 	mu       sync.Mutex
 	stopping bool
 	busy     map[net.Conn]bool
-	quieter  chan struct{} // has room for one: a connection is busy no more
+	quieter  chan struct{} // size one: a connection is no longer busy
 }
 
 func newDrain() *drain {
@@ -155,7 +155,7 @@ func (d *drain) handler(next http.Handler) http.Handler {
 	})
 }
 
-func (d *drain) note(conn net.Conn, state http.ConnState) {
+func (d *drain) track(conn net.Conn, state http.ConnState) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if state == http.StateNew || state == http.StateActive {
@@ -196,8 +196,8 @@ func (s *Server) operational() *http.ServeMux {
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{DisableCompression: true}))
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.cfg.Status(time.Now())) })
-	mux.HandleFunc("GET /v1/certificates", func(w http.ResponseWriter, r *http.Request) { writeJSON(w, s.cfg.Certificates()) })
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.cfg.Status(time.Now())) })
+	mux.HandleFunc("GET /v1/certificates", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.cfg.Certificates()) })
 	mux.HandleFunc("GET /{$}", s.page)
 	return mux
 }
@@ -209,18 +209,20 @@ func (s *Server) socketHandler() http.Handler {
 	return s.problems(mux)
 }
 
-// tcpHandler refuses what a browser could be tricked into sending: requests for a foreign Host (DNS rebinding)
-// and from a foreign Origin.
+// tcpHandler rejects what a browser could be tricked into sending: requests with a foreign Host (DNS rebinding) or a
+// foreign Origin.
 func (s *Server) tcpHandler() http.Handler {
 	mux := s.problems(s.operational())
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin, err := url.Parse(r.Header.Get("Origin"))
 		if !loopbackHost(r.Host) || err != nil || r.Header.Get("Origin") != "" && !loopbackHost(origin.Host) {
-			refuse(w, problem(http.StatusForbidden, "foreign_host", "the Host or Origin of the request is not this machine's loopback address"))
+			refuse(w, problem(http.StatusForbidden, "foreign_host",
+				"the Host or Origin of the request is not this machine's loopback address"))
 			return
 		}
 		if r.URL.Path == "/v1/evidence" || r.URL.Path == "/v1/refresh" {
-			refuse(w, problem(http.StatusForbidden, "socket_only", "this is served on the Unix socket only, where callers are known"))
+			refuse(w, problem(http.StatusForbidden, "socket_only",
+				"this is served on the Unix socket only, where callers are known"))
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -239,7 +241,7 @@ func loopbackHost(hostport string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-// problems gives the mux's own refusals the form of all others.
+// problems gives the mux's own errors the form of all others.
 func (s *Server) problems(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -253,11 +255,12 @@ func (s *Server) problems(mux *http.ServeMux) http.Handler {
 			other := &http.Request{Method: method, URL: r.URL, Host: r.Host}
 			if _, pattern := mux.Handler(other); pattern != "" {
 				w.Header().Set("Allow", method)
-				refuse(w, problem(http.StatusMethodNotAllowed, "method_not_allowed", fmt.Sprintf("%s takes %s", r.URL.Path, method)))
+				detail := fmt.Sprintf("%s accepts %s only", r.URL.Path, method)
+				refuse(w, problem(http.StatusMethodNotAllowed, "method_not_allowed", detail))
 				return
 			}
 		}
-		refuse(w, problem(http.StatusNotFound, "not_found", "there is no such path"))
+		refuse(w, problem(http.StatusNotFound, "not_found", "no such path"))
 	})
 }
 
@@ -287,18 +290,22 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 		refuse(w, p)
 		return
 	}
-	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone}}
+	claims := evidence.Claims{
+		Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone},
+	}
 	switch body.Bind {
 	case "", evidence.BindNone:
 	case evidence.BindClient, evidence.BindServer:
 		key, ok := s.cfg.BoundKey(body.Bind)
 		if !ok {
-			refuse(w, problem(http.StatusConflict, "no_certificate", fmt.Sprintf("no %s certificate is published that evidence could be bound to", body.Bind)))
+			detail := fmt.Sprintf("bind evidence: no %s certificate is published", body.Bind)
+			refuse(w, problem(http.StatusConflict, "no_certificate", detail))
 			return
 		}
 		claims.Binding = evidence.Binding{Kind: body.Bind, SPKISHA256: key}
 	default:
-		refuse(w, problem(http.StatusBadRequest, "bad_request", fmt.Sprintf("bind is %q, want none, client or server", body.Bind)))
+		detail := fmt.Sprintf("bind is %q, want none, client or server", body.Bind)
+		refuse(w, problem(http.StatusBadRequest, "bad_request", detail))
 		return
 	}
 	if err := claims.Check(); err != nil {
@@ -308,7 +315,8 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), evidenceTimeout)
 	defer cancel()
 	claims.Caller = s.caller(ctx)
-	s.cfg.Log.Debug("evidence requested", "uid", claims.Caller.UID, "container_id", claims.Caller.ContainerID, "task_arn", claims.Caller.TaskARN)
+	s.cfg.Log.Debug("evidence requested", "uid", claims.Caller.UID, "container_id", claims.Caller.ContainerID,
+		"task_arn", claims.Caller.TaskARN)
 	doc, _, err := s.cfg.Evidence(ctx, claims)
 	if err != nil {
 		refuse(w, attestProblem(err))
@@ -363,16 +371,17 @@ func readJSON(body io.Reader, into any) *client.Problem {
 		}
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return problem(http.StatusRequestEntityTooLarge, "bad_request", fmt.Sprintf("the body is larger than %d bytes", maxBody))
+		return problem(http.StatusRequestEntityTooLarge, "bad_request",
+			fmt.Sprintf("the body is larger than %d bytes", maxBody))
 	}
 	return problem(http.StatusBadRequest, "bad_request", "read the body: "+err.Error())
 }
 
-// writeJSON sends Content-Length, so that no client takes half of an answer for the whole.
+// writeJSON sends Content-Length, so that no client takes half a response for the whole.
 func writeJSON(w http.ResponseWriter, v any) {
 	var text bytes.Buffer
 	if err := json.NewEncoder(&text).Encode(v); err != nil {
-		refuse(w, problem(http.StatusInternalServerError, "internal", "encode the answer: "+err.Error()))
+		refuse(w, problem(http.StatusInternalServerError, "internal", "encode the response: "+err.Error()))
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
