@@ -1,7 +1,7 @@
-// Package cgroup tells which container and which ECS task a process belongs to by the names of its cgroups.
+// Package cgroup finds the container and the ECS task of a process from the names of its cgroups.
 //
-// It only reads text. What that text is worth, and that the process is still the one that was meant, is for the
-// caller to know: who may write to the host's cgroups can give a process any name.
+// It only reads text. Whether to trust it, and whether the process is still the same, is for the caller to check: a
+// process that may write to the host's cgroups can give a process any name.
 package cgroup
 
 import (
@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// IsContainerID reports whether s is what Docker names containers with: 64 lower-case hexadecimal digits.
+// IsContainerID reports whether s has the form of Docker's container IDs: 64 lower-case hexadecimal digits.
 func IsContainerID(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// Parse returns the container, and if it is told the ECS task, of a process from its /proc/<pid>/cgroup: one
-// line "hierarchy:controllers:path" for each hierarchy of cgroup v1, and "0::path" for cgroup v2. Lines that name
-// different containers name none.
+// Parse returns the container, and the ECS task if it is named, of a process from its /proc/<pid>/cgroup: one line
+// "hierarchy:controllers:path" for each hierarchy of cgroup v1, and "0::path" for cgroup v2. It returns neither if the
+// lines name different containers.
 func Parse(text []byte) (taskID, containerID string) {
 	for line := range bytes.Lines(text) {
 		parts := strings.SplitN(strings.TrimSuffix(string(line), "\n"), ":", 3)
@@ -46,8 +46,8 @@ func Parse(text []byte) (taskID, containerID string) {
 // agent/api/task/task_linux.go, BuildCgroupRoot). Each may begin with "/..", once or more: the kernel shows paths
 // relative to the root of our own cgroup namespace (cgroup_namespaces(7)).
 //
-// The outermost name counts and nothing but slices may stand before it, because what is further in is not dockerd's:
-// a container with a writable cgroup file system makes cgroups of any name below its own, and so does any user below
+// The outermost name counts, and only slices may precede it, because dockerd does not choose the names further in: a
+// container with a writable cgroup file system makes cgroups of any name below its own, and so does any user below
 // user@<uid>.service.
 func parsePath(path string) (taskID, container string) {
 	rest, ok := strings.CutPrefix(path, "/")

@@ -67,7 +67,8 @@ type proc struct {
 func (p proc) set(pid int, cgroup, stat string) {
 	p.t.Helper()
 	dir := filepath.Join(p.dir, fmt.Sprint(pid))
-	must.Do(p.t, os.MkdirAll(filepath.Join(dir, "task", filepath.Base(dir)), 0o755), "make the directory of process %d", pid)
+	must.Do(p.t, os.MkdirAll(filepath.Join(dir, "task", filepath.Base(dir)), 0o755), "make the directory of process %d",
+		pid)
 	for name, text := range map[string]string{"cgroup": cgroup, filepath.Join("task", filepath.Base(dir), "stat"): stat} {
 		must.Do(p.t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644), "write %s of process %d", name, pid)
 	}
@@ -144,7 +145,8 @@ func TestPidThatChangesHands(t *testing.T) {
 	got := make(chan evidence.Caller)
 	go func() { got <- callers.Identify(context.WithoutCancel(t.Context()), 10, 7) }()
 	w := must.Get(os.OpenFile(cgroup, os.O_WRONLY, 0))(t, "open the pipe") // returns once Identify reads the cgroup
-	must.Do(t, os.WriteFile(filepath.Join(proc.dir, "10/task/10/stat"), []byte(stat("other", "S", 2)), 0o600), "give the pid to another process")
+	must.Do(t, os.WriteFile(filepath.Join(proc.dir, "10/task/10/stat"), []byte(stat("other", "S", 2)), 0o600),
+		"give the pid to another process")
 	fmt.Fprintf(w, "0::/docker/%s\n", idA)
 	w.Close()
 	if got := <-got; got != (evidence.Caller{UID: 7}) {

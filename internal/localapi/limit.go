@@ -91,8 +91,8 @@ func (l *limiter) leave(caller string) {
 // loopbackKey names all callers on loopback, where none can be identified.
 func loopbackKey(net.Conn) string { return "loopback" }
 
-// limitKey names the caller on the Unix socket for the limit. Neither root outside of containers nor the agent's own user
-// is counted. A process that cannot be identified, perhaps because it has ended, does not pass for one outside of
+// limitKey names the caller on the Unix socket for the limit. Neither root outside of containers nor the agent's own
+// user is counted. A process that cannot be identified, perhaps because it has ended, does not pass for one outside of
 // containers.
 func (c *Callers) limitKey(conn net.Conn) string {
 	unixConn, ok := conn.(*net.UnixConn)

@@ -113,7 +113,8 @@ func (n *node) do(network, method, path, body string, header ...string) reply {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, address)
 		}}}
-	req := must.Get(http.NewRequestWithContext(n.t.Context(), method, "http://127.0.0.1"+path, strings.NewReader(body)))(n.t, "make a request for %s %s", method, path)
+	req := must.Get(http.NewRequestWithContext(n.t.Context(), method, "http://127.0.0.1"+path,
+		strings.NewReader(body)))(n.t, "make a request for %s %s", method, path)
 	for i := 0; i+1 < len(header); i += 2 {
 		if header[i] == "Host" {
 			req.Host = header[i+1]

@@ -99,8 +99,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(metric, prometheus.GaugeValue, 1)
 }
 
-// TestRequests: every request gets the response that docs/openapi.yaml describes, and the server can give every response
-// that is described there.
+// TestRequests: every request gets the response that docs/openapi.yaml describes, and the server can give every
+// response that is described there.
 func TestRequests(t *testing.T) {
 	spec := readOpenAPI(t)
 	n := newNode(t, nil)
@@ -273,8 +273,8 @@ func TestOpenAPIRoutes(t *testing.T) {
 	}
 }
 
-// TestOpenAPISchemas: the schemas have the fields of the Go types that package client gives to callers, all the way down,
-// and require those that are never left out.
+// TestOpenAPISchemas: the schemas have the fields of the Go types that package client gives to callers, all the way
+// down, and require those that are never left out.
 func TestOpenAPISchemas(t *testing.T) {
 	spec := readOpenAPI(t)
 	seen := make(map[string]bool)

@@ -129,9 +129,9 @@ const (
 	drainTimeout  = 2 * time.Second
 )
 
-// drain lets a server stop without leaving a request unanswered. Shutdown alone does not: it closes a connection on which
-// a request was just read, or is on its way (net/http: conn.serve). So for a moment the responses end the connections
-// instead.
+// drain lets a server stop without leaving a request unanswered. Shutdown alone does not: it closes a connection on
+// which a request was just read, or is on its way (net/http: conn.serve). So for a moment the responses end the
+// connections instead.
 type drain struct {
 	mu       sync.Mutex
 	stopping bool
@@ -196,8 +196,14 @@ func (s *Server) operational() *http.ServeMux {
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{DisableCompression: true}))
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.cfg.Status(time.Now())) })
-	mux.HandleFunc("GET /v1/certificates", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.cfg.Certificates()) })
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter,
+		_ *http.Request) {
+		writeJSON(w, s.cfg.Status(time.Now()))
+	})
+	mux.HandleFunc("GET /v1/certificates", func(w http.ResponseWriter,
+		_ *http.Request) {
+		writeJSON(w, s.cfg.Certificates())
+	})
 	mux.HandleFunc("GET /{$}", s.page)
 	return mux
 }

@@ -16,7 +16,7 @@ import (
 	"sevagent/client"
 )
 
-// probe makes one handshake with an endpoint. It fills in what one probe can know.
+// probe makes one handshake with an endpoint. It sets the fields that one probe can know.
 func (p *Prober) probe(ctx context.Context, endpoint string) client.Endpoint {
 	start := time.Now()
 	r := client.Endpoint{Endpoint: endpoint, LastProbe: start.UTC()}
@@ -43,17 +43,18 @@ func (p *Prober) probe(ctx context.Context, endpoint string) client.Endpoint {
 	return r
 }
 
-func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoint, cert *tls.Certificate, roots *x509.CertPool) {
+func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoint, cert *tls.Certificate,
+	roots *x509.CertPool) {
 	host, _, err := net.SplitHostPort(r.Endpoint)
 	if err != nil {
 		fail(r, client.ProbeUnreachable, err)
 		return
 	}
 	var verdict client.ProbeResult // on the server's certificate, if it is bad
-	var asked bool                 // for ours
+	var asked bool                 // the server requested our certificate
 	c := tls.Client(conn, &tls.Config{
 		ServerName:         host,
-		InsecureSkipVerify: true, // VerifyConnection verifies, after it has noted what the server shows
+		InsecureSkipVerify: true, // VerifyConnection verifies, after it has recorded the server's certificate
 		VerifyConnection: func(s tls.ConnectionState) (err error) {
 			r.TLSVersion, r.Server = tls.VersionName(s.Version), describe(s.PeerCertificates[0])
 			verdict, err = verify(s.PeerCertificates, roots, host)
@@ -61,7 +62,7 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoin
 		},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			asked = true
-			return cert, nil // even if the server names other issuers: its own answer says more than our silence
+			return cert, nil // even if the server names other issuers: its own response says more than our silence
 		},
 	})
 	defer c.Close()
@@ -74,7 +75,7 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoin
 			fail(r, client.ProbeNotRequested, errors.New("the server does not ask for a client certificate: anyone may connect"))
 			return
 		}
-		// The verdict takes a round trip, as did the handshake.
+		// The verdict takes a round trip, as the handshake did.
 		err = listen(ctx, c, p.linger+took)
 	}
 	switch op, _ := errors.AsType[*net.OpError](err); {
@@ -84,14 +85,16 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoin
 		fail(r, verdict, err)
 	case isTimeout(err):
 		fail(r, client.ProbeTimeout, fmt.Errorf("the handshake did not end within %v", p.timeout))
-	case op != nil && op.Op == "remote error": // so crypto/tls marks an alert that it has received
+	case op != nil && op.Op == "remote error": // crypto/tls marks a received alert in this way
 		when := "before it had our certificate"
 		if asked {
 			when = "to our certificate"
 		}
-		fail(r, client.ProbeAlert, fmt.Errorf("the server answered %s with the alert %q", when, strings.TrimPrefix(op.Err.Error(), "tls: ")))
+		fail(r, client.ProbeAlert, fmt.Errorf("the server answered %s with the alert %q", when,
+			strings.TrimPrefix(op.Err.Error(), "tls: ")))
 	case asked && hungUp(err):
-		fail(r, client.ProbeClosed, fmt.Errorf("the server had our certificate and closed the connection with no alert: %w", err))
+		fail(r, client.ProbeClosed, fmt.Errorf("the server had our certificate and closed the connection with no alert: %w",
+			err))
 	case hungUp(err):
 		fail(r, client.ProbeProtocol, fmt.Errorf("the server closed the connection: %w", err))
 	default:
@@ -99,7 +102,7 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoin
 	}
 }
 
-// listen waits for what the server has to say of our certificate. Silence, as well as data, is consent.
+// listen waits for the server's verdict on our certificate. Both silence and data count as acceptance.
 func listen(ctx context.Context, c *tls.Conn, wait time.Duration) error {
 	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return err
@@ -112,7 +115,7 @@ func listen(ctx context.Context, c *tls.Conn, wait time.Duration) error {
 	return nil
 }
 
-// verify judges the chain that a server shows, and then the name: whose a certificate is matters less than who says so.
+// verify checks the server's chain, and then its name: who issued a certificate matters more than whose it is.
 func verify(chain []*x509.Certificate, roots *x509.CertPool, host string) (client.ProbeResult, error) {
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {

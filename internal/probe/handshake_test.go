@@ -37,7 +37,7 @@ func pool(ca *simca.CA) *x509.CertPool {
 	return roots
 }
 
-// pki is what the tests' certificates come from.
+// pki issues the tests' certificates.
 type pki struct {
 	t           testing.TB
 	now         time.Time
@@ -56,9 +56,10 @@ func (k pki) leaf(ca *simca.CA) simca.Leaf {
 	return must.Get(ca.Issue("leaf", k.now.Add(-12*time.Hour), k.now.Add(12*time.Hour)))(k.t, "issue a leaf")
 }
 
-// server is the configuration of a good one: it insists on a client certificate of ours.
+// server is the configuration of a good server: it requires a client certificate of ours.
 func (k pki) server(change ...func(*tls.Config)) *tls.Config {
-	c := &tls.Config{Certificates: []tls.Certificate{*pair(k.t, k.leaf(k.ca))}, ClientCAs: pool(k.ca), ClientAuth: tls.RequireAndVerifyClientCert}
+	c := &tls.Config{Certificates: []tls.Certificate{*pair(k.t, k.leaf(k.ca))}, ClientCAs: pool(k.ca),
+		ClientAuth: tls.RequireAndVerifyClientCert}
 	for _, f := range change {
 		f(c)
 	}
@@ -100,7 +101,7 @@ func serve(t *testing.T, handle func(net.Conn)) string {
 	return l.Addr().String()
 }
 
-// serveTLS shakes hands, and then waits for the client to go.
+// serveTLS shakes hands, and then waits for the client to leave.
 func serveTLS(t *testing.T, c *tls.Config) string {
 	return serve(t, func(conn net.Conn) {
 		if s := tls.Server(conn, c); s.Handshake() == nil {
@@ -114,7 +115,8 @@ const long = time.Minute
 
 func TestResults(t *testing.T) {
 	k := newPKI(t)
-	template := simca.Template{Name: "leaf", NotBefore: k.now.Add(-2 * time.Hour), NotAfter: k.now.Add(time.Hour), IPAddresses: []net.IP{{127, 0, 0, 1}}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
+	template := simca.Template{Name: "leaf", NotBefore: k.now.Add(-2 * time.Hour), NotAfter: k.now.Add(time.Hour),
+		IPAddresses: []net.IP{{127, 0, 0, 1}}, Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
 	shows := func(ca *simca.CA, change func(*simca.Template)) func(*tls.Config) {
 		tp := template
 		change(&tp)
@@ -140,36 +142,36 @@ func TestResults(t *testing.T) {
 	intermediate := must.Get(k.ca.Intermediate("intermediate", k.now))(t, "make an intermediate")
 
 	for _, test := range []struct {
-		name   string
-		server func(*testing.T) string
-		client *simca.CA
-		linger time.Duration // default: long
-		short  bool          // the probe runs into its timeout
-		want   client.ProbeResult
-		reason string // is part of it
-		shown  bool   // the server's certificate is described
+		name      string
+		server    func(*testing.T) string
+		client    *simca.CA
+		linger    time.Duration // default: long
+		short     bool          // the probe runs into its timeout
+		want      client.ProbeResult
+		reason    string // part of the reason
+		described bool   // the server's certificate is
 	}{
-		{name: "good", server: onTLS(), linger: time.Millisecond, want: client.ProbeOK, shown: true},
-		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond, want: client.ProbeOK, shown: true},
-		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)), linger: time.Millisecond, want: client.ProbeOK, shown: true},
-		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error { _, err := io.WriteString(c, "hello"); return err }), want: client.ProbeOK, shown: true},
-		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
-		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, shown: true},
+		{name: "good", server: onTLS(), linger: time.Millisecond, want: client.ProbeOK, described: true},
+		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond, want: client.ProbeOK, described: true},
+		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)), linger: time.Millisecond, want: client.ProbeOK, described: true},
+		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error { _, err := io.WriteString(c, "hello"); return err }), want: client.ProbeOK, described: true},
+		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, described: true},
+		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, described: true},
 		{name: "refuses our certificate for a reason of its own", server: onTLS(func(c *tls.Config) {
 			c.VerifyConnection = func(tls.ConnectionState) error { return errors.New("no") }
-		}), want: client.ProbeAlert, reason: `"bad certificate"`, shown: true},
-		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake), want: client.ProbeClosed, reason: "no alert", shown: true},
-		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12), want: client.ProbeClosed, reason: "no alert", shown: true},
-		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })), want: client.ProbeExpired, reason: "is after", shown: true},
-		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotBefore = k.now.Add(time.Hour) })), want: client.ProbeExpired, reason: "is before", shown: true},
-		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)), want: client.ProbeUntrusted, reason: "unknown authority", shown: true},
-		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12), want: client.ProbeUntrusted, reason: "unknown authority", shown: true},
-		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) { t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })), want: client.ProbeUntrusted, reason: "key usage", shown: true},
-		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) { t.IPAddresses = []net.IP{{127, 0, 0, 2}} })), want: client.ProbeNameMismatch, reason: "127.0.0.2, not 127.0.0.1", shown: true},
-		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign, func(t *simca.Template) { t.IPAddresses = nil })), want: client.ProbeUntrusted, shown: true},
-		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)), want: client.ProbeNotRequested, reason: "does not ask", shown: true},
-		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12), want: client.ProbeNotRequested, shown: true},
-		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)), linger: time.Millisecond, want: client.ProbeOK, shown: true},
+		}), want: client.ProbeAlert, reason: `"bad certificate"`, described: true},
+		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake), want: client.ProbeClosed, reason: "no alert", described: true},
+		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12), want: client.ProbeClosed, reason: "no alert", described: true},
+		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })), want: client.ProbeExpired, reason: "is after", described: true},
+		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotBefore = k.now.Add(time.Hour) })), want: client.ProbeExpired, reason: "is before", described: true},
+		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)), want: client.ProbeUntrusted, reason: "unknown authority", described: true},
+		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12), want: client.ProbeUntrusted, reason: "unknown authority", described: true},
+		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) { t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })), want: client.ProbeUntrusted, reason: "key usage", described: true},
+		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) { t.IPAddresses = []net.IP{{127, 0, 0, 2}} })), want: client.ProbeNameMismatch, reason: "127.0.0.2, not 127.0.0.1", described: true},
+		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign, func(t *simca.Template) { t.IPAddresses = nil })), want: client.ProbeUntrusted, described: true},
+		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)), want: client.ProbeNotRequested, reason: "does not ask", described: true},
+		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12), want: client.ProbeNotRequested, described: true},
+		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)), linger: time.Millisecond, want: client.ProbeOK, described: true},
 		{name: "TLS 1.1", server: onTLS(tls11), want: client.ProbeAlert, reason: `before it had our certificate with the alert "protocol version not supported"`},
 		{name: "not TLS", server: raw(func(c net.Conn) {
 			bufio.NewReader(c).ReadByte()
@@ -214,14 +216,14 @@ func TestResults(t *testing.T) {
 			if r.Reachable != connected || (r.ConnectSeconds > 0) != connected || r.Reachable != (r.Address == endpoint) {
 				t.Errorf("reachable: %v, after %v s, at %q", r.Reachable, r.ConnectSeconds, r.Address)
 			}
-			if (r.Server != nil) != test.shown || strings.HasPrefix(r.TLSVersion, "TLS 1.") != test.shown {
-				t.Errorf("server's certificate %+v, version %q, want to know: %v", r.Server, r.TLSVersion, test.shown)
+			if (r.Server != nil) != test.described || strings.HasPrefix(r.TLSVersion, "TLS 1.") != test.described {
+				t.Errorf("server's certificate %+v, version %q, want to know: %v", r.Server, r.TLSVersion, test.described)
 			}
 		})
 	}
 }
 
-// TestServerCertificate: a server that is not trusted is described all the same, with text fit for a terminal.
+// TestServerCertificate: an untrusted server is described all the same, in text that is safe for a terminal.
 func TestServerCertificate(t *testing.T) {
 	k := newPKI(t)
 	notAfter := k.now.Add(-time.Minute).UTC().Truncate(time.Second)
@@ -235,7 +237,8 @@ func TestServerCertificate(t *testing.T) {
 	}
 	sum := sha256.Sum256(leaf.Certificate[0])
 	c := *r.Server
-	if !c.NotAfter.Equal(notAfter) || !c.NotBefore.Equal(notAfter.Add(-time.Hour)) || c.Issuer != "CN=foreign" || c.SHA256 != hex.EncodeToString(sum[:]) {
+	if !c.NotAfter.Equal(notAfter) || !c.NotBefore.Equal(notAfter.Add(-time.Hour)) || c.Issuer != "CN=foreign" ||
+		c.SHA256 != hex.EncodeToString(sum[:]) {
 		t.Errorf("%+v", c)
 	}
 	if !strings.HasPrefix(c.Subject, "CN=evil\ufffd[2Jéé") || len(c.Subject) > maxText+3 {
@@ -246,14 +249,14 @@ func TestServerCertificate(t *testing.T) {
 	}
 }
 
-// TestRotation: every probe takes what is published then.
+// TestRotation: every probe takes what is published at that time.
 func TestRotation(t *testing.T) {
 	k := newPKI(t)
 	var material func() (*tls.Certificate, *x509.CertPool, error)
 	p := newProber(t, func() (*tls.Certificate, *x509.CertPool, error) { return material() }, Settings{})
 	p.linger = long
 	p.timeout = long
-	endpoint := serve(t, func(conn net.Conn) { // says hello to whom it trusts
+	endpoint := serve(t, func(conn net.Conn) { // greets the clients that it trusts
 		if s := tls.Server(conn, k.server()); s.Handshake() == nil {
 			io.WriteString(s, "hello")
 		}
@@ -270,13 +273,14 @@ func TestRotation(t *testing.T) {
 		{"a good certificate", k.material(k.ca), client.ProbeOK},
 	} {
 		material = step.material
-		if r := p.probe(t.Context(), endpoint); r.Result != step.want || r.Reachable != (step.want != client.ProbeNoMaterial) {
+		if r := p.probe(t.Context(), endpoint); r.Result != step.want ||
+			r.Reachable != (step.want != client.ProbeNoMaterial) {
 			t.Errorf("with %s: %+v, want %s", step.name, r, step.want)
 		}
 	}
 }
 
-// TestOpenSSL: another implementation of TLS refuses and accepts us in its own way.
+// TestOpenSSL: another implementation of TLS rejects and accepts us in its own way.
 func TestOpenSSL(t *testing.T) {
 	openssl, err := exec.LookPath("openssl")
 	if err != nil {
@@ -298,7 +302,8 @@ func TestOpenSSL(t *testing.T) {
 			l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 			endpoint := l.Addr().String()
 			l.Close()
-			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", endpoint, "-cert", cert, "-key", key, "-CAfile", ca,
+			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", endpoint, "-cert", cert, "-key", key,
+				"-CAfile", ca,
 				"-Verify", "1", "-verify_return_error", version)
 			cmd.Stderr = t.Output()
 			stdin := must.Get(cmd.StdinPipe())(t, "make standard input") // at its end s_server would go
@@ -337,7 +342,8 @@ func TestOpenSSL(t *testing.T) {
 				p := newProber(t, k.material(step.client), Settings{})
 				p.timeout, p.linger = long, step.linger
 				r := p.probe(t.Context(), endpoint)
-				if r.Result != step.want || !strings.Contains(r.Reason, step.reason) || r.Server == nil || r.Server.Issuer != "CN=ours" {
+				if r.Result != step.want || !strings.Contains(r.Reason, step.reason) || r.Server == nil ||
+					r.Server.Issuer != "CN=ours" {
 					t.Errorf("%s with a certificate of %s: %+v, want %s", version, step.client.Cert.Subject, r, step.want)
 				}
 			}

@@ -9,7 +9,7 @@ import (
 	"sevagent/client"
 )
 
-// metrics of a Prober. The label endpoint has the configured ones, and result the codes.
+// metrics are a Prober's. The label endpoint has the configured endpoints, and result the codes.
 type metrics struct {
 	success     *prometheus.GaugeVec
 	lastSuccess *prometheus.GaugeVec
@@ -26,8 +26,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return &metrics{
 		success:     gauge("success", "Whether the last probe of the endpoint ended ok: 1 or 0."),
 		lastSuccess: gauge("last_success_timestamp_seconds", "When the endpoint last was ok. Absent: never."),
-		notAfter:    gauge("server_not_after_timestamp_seconds", "When the certificate that the endpoint last showed expires."),
-		handshake:   gauge("handshake_seconds", "How long the last complete TLS handshake with the endpoint took."),
+		notAfter: gauge("server_not_after_timestamp_seconds",
+			"When the certificate that the endpoint last showed expires."),
+		handshake: gauge("handshake_seconds", "How long the last complete TLS handshake with the endpoint took."),
 		attempts: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "sevagent_mtls_probe_attempts_total",
 			Help: "Probes of the endpoint, by how they ended.",
@@ -35,8 +36,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	}
 }
 
-// show adds a probe that has ended. What it did not get to know stays as it was.
-func (m *metrics) show(r client.Endpoint) {
+// record adds a finished probe. What the probe did not find out keeps its value.
+func (m *metrics) record(r client.Endpoint) {
 	m.attempts.WithLabelValues(r.Endpoint, string(r.Result)).Inc()
 	success := 0.0
 	if r.OK() {
@@ -52,7 +53,7 @@ func (m *metrics) show(r client.Endpoint) {
 	}
 }
 
-// drop removes all that is said of an endpoint.
+// drop removes all series of an endpoint.
 func (m *metrics) drop(endpoint string) {
 	for _, g := range []*prometheus.GaugeVec{m.success, m.lastSuccess, m.notAfter, m.handshake} {
 		g.DeleteLabelValues(endpoint)

@@ -21,24 +21,24 @@ import (
 const (
 	// timeout bounds a probe, name lookup included.
 	timeout = 5 * time.Second
-	// linger is how long a server that is as near as can be has to refuse our certificate after the handshake.
+	// linger is how long the nearest possible server has to reject our certificate after the handshake.
 	linger = 250 * time.Millisecond
 	// maxRunning is how many probes run at once.
 	maxRunning = 4
 	// jitter spreads probes by ±20 %: a fleet boots together and must not stay together.
 	jitter = 0.2
-	// hintSpread is the time over which a hint spreads the probes it asks for, and the least time between two of one
+	// hintSpread is the time over which a hint spreads its probes, and the least time between two probes of one
 	// endpoint, however many hints there are.
 	hintSpread = 5 * time.Second
 )
 
-// Config is what a Prober needs for its life. What an operator may change meanwhile is in Settings.
+// Config is what a Prober needs for its life. What an operator may change while it runs is in Settings.
 type Config struct {
 	// Material returns the published client certificate, with its chain, and the anchors a server is verified by.
-	// It is called for every probe, by several goroutines. Nil for either, or an error, says that there is nothing
+	// It is called for every probe, by several goroutines. Nil for either, or an error, means that there is nothing
 	// to probe with yet.
 	Material func() (cert *tls.Certificate, roots *x509.CertPool, err error)
-	// Settings to begin with.
+	// Settings are the initial ones.
 	Settings Settings
 	// Registerer takes the sevagent_mtls_probe_ metrics.
 	Registerer prometheus.Registerer
@@ -54,12 +54,12 @@ type Settings struct {
 	Interval time.Duration
 }
 
-// Prober probes the endpoints again and again. New makes one, Run works.
+// Prober probes the endpoints periodically. New makes one, Run works.
 type Prober struct {
 	material func() (*tls.Certificate, *x509.CertPool, error)
 	log      *slog.Logger
 	metrics  *metrics
-	phase    float64       // of this node: see slot
+	phase    float64       // this node's own: see slot
 	wake     chan struct{} // size one: look at requests
 	status   atomic.Pointer[[]client.Endpoint]
 
@@ -75,22 +75,22 @@ type Prober struct {
 	endpoints []*endpoint
 }
 
-// requests are what others want of Run. Those made while one is pending fold into it.
+// requests are for Run to serve. Those made while one is pending fold into it.
 type requests struct {
 	settings *Settings
 	hint     bool
 }
 
-// endpoint is one that is configured.
+// endpoint is a configured one.
 type endpoint struct {
 	result  client.Endpoint
 	next    time.Time // of the next probe; zero: to be scheduled
 	started time.Time // the last probe; zero: there was none
 	running bool
-	warned  bool // a failure is in the log, and no recovery
+	warned  bool // the log has a failure without a recovery
 }
 
-// New returns a Prober that has not started. Until then all endpoints are Pending.
+// New returns a Prober that has not started. Until it has, all endpoints are pending.
 func New(c Config) *Prober {
 	p := &Prober{
 		material: c.Material,
@@ -102,15 +102,15 @@ func New(c Config) *Prober {
 		timeout:  timeout,
 		linger:   linger,
 	}
-	p.apply(c.Settings)
-	p.show()
+	p.configure(c.Settings)
+	p.publishStatus()
 	return p
 }
 
 // Status returns what is known of each endpoint, in the order of the settings. The slice belongs to the Prober.
 func (p *Prober) Status() []client.Endpoint { return *p.status.Load() }
 
-// Hint says that other certificates are published. All endpoints are probed within a few seconds. It does not wait.
+// Hint reports that other certificates were published: all endpoints are probed within a few seconds. It does not wait.
 func (p *Prober) Hint() { p.request(func(q *requests) { q.hint = true }) }
 
 // Apply replaces the settings, without waiting. Endpoints that stay keep what is known of them.
@@ -122,7 +122,7 @@ func (p *Prober) request(ask func(*requests)) {
 	p.mu.Unlock()
 	select {
 	case p.wake <- struct{}{}:
-	default: // it will look anyway
+	default: // Run is to wake already
 	}
 }
 
@@ -145,15 +145,15 @@ func (p *Prober) Run(ctx context.Context) error {
 		case <-timer.C:
 		case r := <-results:
 			running--
-			if ctx.Err() == nil { // else it was broken off
-				p.ended(r.endpoint, r.result)
+			if ctx.Err() == nil { // else the probe was aborted
+				p.record(r.endpoint, r.result)
 			}
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
 		now := time.Now()
-		p.turn(now)
+		p.serveRequests(now)
 		timer.Stop()
 		for running < maxRunning { // else a result comes first
 			e := p.first()
@@ -172,7 +172,7 @@ func (p *Prober) Run(ctx context.Context) error {
 	}
 }
 
-// first returns the endpoint whose turn is next, nil if none waits.
+// first returns the endpoint that is due first; nil: none waits.
 func (p *Prober) first() *endpoint {
 	var first *endpoint
 	for _, e := range p.endpoints {
@@ -183,16 +183,16 @@ func (p *Prober) first() *endpoint {
 	return first
 }
 
-// turn does what was asked for, and gives every endpoint its time.
-func (p *Prober) turn(now time.Time) {
+// serveRequests takes over new settings, serves hints, and schedules every endpoint.
+func (p *Prober) serveRequests(now time.Time) {
 	p.mu.Lock()
 	q := p.requests
 	p.requests = requests{}
 	p.mu.Unlock()
 
 	if q.settings != nil {
-		p.apply(*q.settings)
-		p.show()
+		p.configure(*q.settings)
+		p.publishStatus()
 	}
 	n := len(p.endpoints)
 	for i, e := range p.endpoints {
@@ -202,15 +202,16 @@ func (p *Prober) turn(now time.Time) {
 		if !q.hint {
 			continue
 		}
-		// A probe that runs may have the old certificates, so it is not taken for an answer.
+		// A running probe may have the old certificates, so it does not count.
 		if at := later(now.Add(slot(hintSpread, i, n, p.phase)), e.started.Add(hintSpread)); at.Before(e.next) {
 			e.next = at
 		}
 	}
 }
 
-// apply makes the list of endpoints agree with the settings. Those that are new, or have a new interval, have no time.
-func (p *Prober) apply(s Settings) {
+// configure makes the list of endpoints agree with the settings. New ones, and all if the interval changed, are to be
+// scheduled.
+func (p *Prober) configure(s Settings) {
 	old, interval := p.endpoints, max(s.Interval, time.Second)
 	p.endpoints = nil
 	for _, name := range s.Endpoints {
@@ -235,11 +236,11 @@ func (p *Prober) apply(s Settings) {
 	}
 }
 
-// ended takes in the result of a probe.
-func (p *Prober) ended(e *endpoint, r client.Endpoint) {
+// record takes over the result of a probe.
+func (p *Prober) record(e *endpoint, r client.Endpoint) {
 	e.running = false
 	if !slices.Contains(p.endpoints, e) {
-		return // dropped meanwhile
+		return // dropped while the probe ran
 	}
 	last := e.result
 	r.Since, r.LastSuccess, r.Failures = last.Since, last.LastSuccess, last.Failures+1
@@ -250,19 +251,19 @@ func (p *Prober) ended(e *endpoint, r client.Endpoint) {
 		r.LastSuccess, r.Failures = time.Now().UTC(), 0
 	}
 	e.result = r
-	p.metrics.show(r)
-	p.show()
+	p.metrics.record(r)
+	p.publishStatus()
 	switch {
 	case r.OK() && e.warned:
 		p.log.Info("endpoint is ok again", "endpoint", r.Endpoint, "failures", last.Failures)
 		e.warned = false
-	case !r.OK() && !e.warned && r.Result != client.ProbeNoMaterial: // of which the rotator tells
+	case !r.OK() && !e.warned && r.Result != client.ProbeNoMaterial: // which the rotator reports
 		p.log.Warn("endpoint fails", "endpoint", r.Endpoint, "result", r.Result, "reason", r.Reason)
 		e.warned = true
 	}
 }
 
-func (p *Prober) show() {
+func (p *Prober) publishStatus() {
 	list := make([]client.Endpoint, len(p.endpoints))
 	for i, e := range p.endpoints {
 		list[i] = e.result
@@ -270,8 +271,8 @@ func (p *Prober) show() {
 	p.status.Store(&list)
 }
 
-// slot returns when, within a spread, the turn of number i of n comes. phase, from [0, 1), is one node's own, and does
-// not change: hints that follow one another would otherwise draw all to the front.
+// slot returns when, within a spread, number i of n is due. phase, from [0, 1), is one node's own and does not change:
+// otherwise repeated hints would draw all probes to the front.
 func slot(spread time.Duration, i, n int, phase float64) time.Duration {
 	_, part := math.Modf(phase + float64(i)/float64(n))
 	return time.Duration(part * float64(spread))

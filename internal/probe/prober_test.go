@@ -27,8 +27,8 @@ import (
 	"sevagent/internal/must"
 )
 
-// network stands in for the real one, which synctest cannot wait for. It notes every dial, and does what is said of
-// an address; of others, that nobody listens.
+// network replaces the real one, which synctest cannot wait for. It records every dial, and does what is set for the
+// address; at all others nothing listens.
 type network struct {
 	mu      sync.Mutex
 	dials   map[string][]time.Time
@@ -82,7 +82,7 @@ func hang(ctx context.Context) (net.Conn, error) {
 	return nil, ctx.Err()
 }
 
-// mutual returns what makes a dial reach a good server.
+// mutual returns a dial function that reaches a good server.
 func mutual(k pki) func(context.Context) (net.Conn, error) {
 	config := k.server()
 	return func(context.Context) (net.Conn, error) {
@@ -106,14 +106,15 @@ type node struct {
 	stop    func()
 }
 
-// start runs a Prober over a network of its own. Its Material is whatever material says when it is asked.
+// start runs a Prober over a network of its own. Its Material is what material returns at each call.
 func start(t *testing.T, material func() (*tls.Certificate, *x509.CertPool, error), s Settings) *node {
 	n := &node{
 		network: &network{dials: make(map[string][]time.Time), do: make(map[string]func(context.Context) (net.Conn, error))},
 		metrics: prometheus.NewPedanticRegistry(),
 		log:     new(bytes.Buffer),
 	}
-	n.Prober = New(Config{Material: material, Settings: s, Registerer: n.metrics, Log: slog.New(slog.NewTextHandler(io.MultiWriter(n.log, t.Output()), nil))})
+	n.Prober = New(Config{Material: material, Settings: s, Registerer: n.metrics,
+		Log: slog.New(slog.NewTextHandler(io.MultiWriter(n.log, t.Output()), nil))})
 	n.Prober.dial = n.network.dial
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -127,7 +128,7 @@ func start(t *testing.T, material func() (*tls.Certificate, *x509.CertPool, erro
 	return n
 }
 
-// series returns what the registry has of a metric, by endpoint, and by result where it has one.
+// series returns the values of a metric by endpoint, and by result where it has one.
 func (n *node) series(t *testing.T, name string) map[string]float64 {
 	t.Helper()
 	list := make(map[string]float64)
@@ -189,7 +190,8 @@ func TestSchedule(t *testing.T) {
 			}
 		}
 		slices.SortFunc(first, time.Time.Compare)
-		if shortest, longest := gaps(first); len(first) != 6 || shortest < 10*time.Second-time.Microsecond || longest > 10*time.Second+time.Microsecond {
+		if shortest, longest := gaps(first); len(first) != 6 || shortest < 10*time.Second-time.Microsecond ||
+			longest > 10*time.Second+time.Microsecond {
 			t.Errorf("%d first probes, from %v to %v apart, want 6, 10s apart", len(first), shortest, longest)
 		}
 		time.Sleep(5 * time.Hour)
@@ -202,13 +204,14 @@ func TestSchedule(t *testing.T) {
 				t.Errorf("%s was probed %d times in 5 hours", name, got)
 			}
 		}
-		if r := n.Status()[5]; r.Result != client.ProbeRefused || r.Failures < 270 || r.Since.Sub(begin) >= time.Minute || time.Since(r.LastProbe) > 72*time.Second {
+		if r := n.Status()[5]; r.Result != client.ProbeRefused || r.Failures < 270 || r.Since.Sub(begin) >= time.Minute ||
+			time.Since(r.LastProbe) > 72*time.Second {
 			t.Errorf("%+v", r)
 		}
 	})
 }
 
-// TestHanging: endpoints that never answer take their turns of 5 s, four at a time, and the others theirs in between.
+// TestHanging: endpoints that never answer take 5 s each, four at a time, and the others are probed in between.
 func TestHanging(t *testing.T) {
 	k := newPKI(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -220,7 +223,8 @@ func TestHanging(t *testing.T) {
 		dials := n.take()
 		for _, name := range names(20) {
 			// 19 turns of 5 s are a load of 95/240; the worst that can be ahead of one is a queue of all the others.
-			if shortest, longest := gaps(dials[name]); shortest < 48*time.Second || longest > 72*time.Second+19*timeout/4+timeout {
+			if shortest, longest := gaps(dials[name]); shortest < 48*time.Second ||
+				longest > 72*time.Second+19*timeout/4+timeout {
 				t.Errorf("%s was probed every %v to %v", name, shortest, longest)
 			}
 		}
@@ -231,13 +235,13 @@ func TestHanging(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 
-		// More than there is time for: at most four at once, and everyone comes to it.
+		// More than there is time for: at most four at once, and each endpoint is probed.
 		n.Apply(Settings{names(20), 5 * time.Second})
 		n.take()
 		time.Sleep(time.Hour)
 		for name, times := range n.take() {
 			if _, longest := gaps(times); longest > 40*time.Second {
-				t.Errorf("%s had to wait for %v", name, longest)
+				t.Errorf("%s had to wait for %v, want at most 40s", name, longest)
 			}
 		}
 		if _, most := n.count(); most != maxRunning {
@@ -274,11 +278,12 @@ func TestApply(t *testing.T) {
 			}
 		}
 
-		// A shorter interval holds for what stays, but not at once for all.
+		// A shorter interval applies to endpoints that stay, but not at once to all.
 		n.take()
 		n.Apply(Settings{[]string{"new:1", "127.0.0.1:1"}, 10 * time.Second})
 		synctest.Wait()
-		if got := []string{n.Status()[0].Endpoint, n.Status()[1].Endpoint}; !slices.Equal(got, []string{"new:1", "127.0.0.1:1"}) {
+		if got := []string{n.Status()[0].Endpoint, n.Status()[1].Endpoint}; !slices.Equal(got,
+			[]string{"new:1", "127.0.0.1:1"}) {
 			t.Errorf("in the order of the settings: %v", got)
 		}
 		if diff := cmp.Diff(stays, n.result("127.0.0.1:1")); diff != "" {
@@ -296,15 +301,17 @@ func TestApply(t *testing.T) {
 			t.Errorf("dials after endpoints were dropped: %v", dials)
 		}
 		for name, times := range dials {
-			if shortest, longest := gaps(times); times[0].Sub(applied) >= 10*time.Second || shortest < 8*time.Second || longest > 12*time.Second {
-				t.Errorf("%s was probed after %v, and then every %v to %v, want 8s to 12s", name, times[0].Sub(applied), shortest, longest)
+			if shortest, longest := gaps(times); times[0].Sub(applied) >= 10*time.Second || shortest < 8*time.Second ||
+				longest > 12*time.Second {
+				t.Errorf("%s was probed after %v, and then every %v to %v, want 8s to 12s", name, times[0].Sub(applied), shortest,
+					longest)
 			}
 		}
 		if r := n.result("127.0.0.1:1"); !r.Since.Equal(stays.Since) || r.Failures != 0 {
 			t.Errorf("%+v", r)
 		}
 
-		// A longer one, too.
+		// So does a longer one.
 		n.Apply(Settings{[]string{"127.0.0.1:1"}, time.Hour})
 		synctest.Wait()
 		last := n.result("127.0.0.1:1").LastProbe
@@ -314,7 +321,7 @@ func TestApply(t *testing.T) {
 			t.Errorf("probed after %v, want 48m to 72m", times[0].Sub(last))
 		}
 
-		// What is dropped in the middle of a probe leaves nothing behind.
+		// An endpoint dropped during a probe leaves nothing behind.
 		n.Apply(Settings{[]string{"hangs:1"}, time.Second})
 		for len(n.take()["hangs:1"]) == 0 {
 			time.Sleep(time.Second / 2)
@@ -350,7 +357,8 @@ func TestHint(t *testing.T) {
 			all = append(all, times...)
 		}
 		slices.SortFunc(all, time.Time.Compare)
-		if shortest, _ := gaps(all); len(all) != 8 || all[7].Sub(begin) > 10*time.Second || shortest < hintSpread/8-time.Microsecond {
+		if shortest, _ := gaps(all); len(all) != 8 || all[7].Sub(begin) > 10*time.Second ||
+			shortest < hintSpread/8-time.Microsecond {
 			t.Errorf("hinted probes: %v", all)
 		}
 		time.Sleep(18 * time.Hour)
@@ -358,7 +366,7 @@ func TestHint(t *testing.T) {
 			t.Errorf("regular probes too soon after those hinted at: %v", dials)
 		}
 
-		// Whoever hints all the time does not get more than a probe every few seconds.
+		// Constant hints give no more than a probe every few seconds.
 		for range 600 {
 			n.Hint()
 			time.Sleep(100 * time.Millisecond)
@@ -371,8 +379,8 @@ func TestHint(t *testing.T) {
 	})
 }
 
-// TestHintMeanwhile: a probe that has begun with the old certificates does not answer for the new ones.
-func TestHintMeanwhile(t *testing.T) {
+// TestHintDuringProbe: a probe that began with the old certificates does not count for the new ones.
+func TestHintDuringProbe(t *testing.T) {
 	k := newPKI(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := start(t, k.material(k.ca), Settings{names(1), time.Hour})
@@ -405,7 +413,8 @@ func TestLife(t *testing.T) {
 
 		time.Sleep(time.Hour)
 		r := n.result(endpoint)
-		if r.Result != client.ProbeNoMaterial || r.Reason != "nothing is there" || r.Failures == 0 || len(n.take()) != 0 || n.log.Len() != 0 {
+		if r.Result != client.ProbeNoMaterial || r.Reason != "nothing is there" || r.Failures == 0 || len(n.take()) != 0 ||
+			n.log.Len() != 0 {
 			t.Errorf("with nothing published: %+v, log %q", r, n.log)
 		}
 
@@ -417,7 +426,8 @@ func TestLife(t *testing.T) {
 		n.Hint()
 		time.Sleep(2 * hintSpread)
 		good := n.result(endpoint)
-		if !good.OK() || good.Failures != 0 || good.Since.Before(published) || good.LastSuccess.Before(good.Since) || n.log.Len() != 0 {
+		if !good.OK() || good.Failures != 0 || good.Since.Before(published) || good.LastSuccess.Before(good.Since) ||
+			n.log.Len() != 0 {
 			t.Errorf("with certificates: %+v, log %q", good, n.log)
 		}
 
@@ -430,7 +440,8 @@ func TestLife(t *testing.T) {
 		n.on(endpoint, hang)
 		time.Sleep(time.Hour)
 		r = n.result(endpoint)
-		if r.Result != client.ProbeTimeout || r.Failures < 90 || time.Since(r.Since) > time.Hour || time.Since(r.LastSuccess) < 2*time.Hour || r.Server != nil {
+		if r.Result != client.ProbeTimeout || r.Failures < 90 || time.Since(r.Since) > time.Hour ||
+			time.Since(r.LastSuccess) < 2*time.Hour || r.Server != nil {
 			t.Errorf("after two kinds of failures: %+v", r)
 		}
 		if got, want := n.series(t, "success"), map[string]float64{endpoint: 0}; !cmp.Equal(got, want) {
@@ -438,7 +449,8 @@ func TestLife(t *testing.T) {
 		}
 		n.on(endpoint, mutual(k))
 		time.Sleep(time.Hour)
-		if lines := strings.Split(strings.TrimSpace(n.log.String()), "\n"); len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "result=refused") {
+		if lines := strings.Split(strings.TrimSpace(n.log.String()), "\n"); len(lines) != 2 ||
+			!strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "result=refused") {
 			t.Errorf("log, want the first failure and the recovery:\n%s", n.log)
 		}
 
@@ -453,30 +465,15 @@ func TestLife(t *testing.T) {
 			}
 		}
 		attempts := n.series(t, "attempts_total")
-		for _, code := range []client.ProbeResult{client.ProbeOK, client.ProbeNoMaterial, client.ProbeRefused, client.ProbeTimeout} {
+		for _, code := range []client.ProbeResult{client.ProbeOK, client.ProbeNoMaterial, client.ProbeRefused,
+			client.ProbeTimeout} {
 			if attempts[endpoint+" "+string(code)] < 40 {
 				t.Errorf("attempts: %v, want some of %s", attempts, code)
 			}
 		}
-		if problems, err := promlint.NewWithMetricFamilies(must.Get(n.metrics.Gather())(t, "gather the metrics")).Lint(); err != nil || len(problems) > 0 {
+		families := must.Get(n.metrics.Gather())(t, "gather the metrics")
+		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
 			t.Errorf("lint: %v, %v", problems, err)
 		}
 	})
-}
-
-// TestJSON: the names that others read.
-func TestJSON(t *testing.T) {
-	at := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
-	full := client.Endpoint{
-		Endpoint: "enclave:443", Result: client.ProbeExpired, Reason: "because", Since: at, LastProbe: at, LastSuccess: at, Failures: 3, Reachable: true, Address: "10.0.0.1:443",
-		ConnectSeconds: 0.25, HandshakeSeconds: 0.5, TLSVersion: "TLS 1.3", Server: &client.ServerCertificate{Subject: "CN=a", Issuer: "CN=b", NotBefore: at, NotAfter: at, SHA256: "00ff"},
-	}
-	const date = `"2030-01-02T03:04:05Z"`
-	want := `[{"endpoint":"enclave:443","result":"server_certificate_expired","reason":"because","since":` + date + `,"last_probe":` + date + `,"last_success":` + date +
-		`,"failures":3,"reachable":true,"address":"10.0.0.1:443","connect_seconds":0.25,"handshake_seconds":0.5,"tls_version":"TLS 1.3","server_certificate":` +
-		`{"subject":"CN=a","issuer":"CN=b","not_before":` + date + `,"not_after":` + date + `,"sha256":"00ff"}},` +
-		`{"endpoint":"new:443","result":"pending","failures":0,"reachable":false}]`
-	if got := string(must.Get(json.Marshal([]client.Endpoint{full, {Endpoint: "new:443", Result: client.ProbePending}}))(t, "encode the results")); got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
 }

@@ -21,10 +21,10 @@ func describe(c *x509.Certificate) *client.ServerCertificate {
 	}
 }
 
-// maxText bounds a text that a server may have had a hand in, in bytes.
+// maxText bounds, in bytes, a text that a server may have influenced.
 const maxText = 512
 
-// printable makes such a text fit for a terminal: the server at the endpoint is not authenticated yet.
+// printable makes such a text safe for a terminal: the server at the endpoint is not authenticated yet.
 func printable(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -11,17 +11,17 @@ import (
 // genPrefix begins the name of a generation, a directory in the published directory: see package mtls.
 const genPrefix = "..gen-"
 
-// mount is what a line of mountinfo says that matters here, proc_pid_mountinfo(5).
+// mount is what matters here of a line of mountinfo, proc_pid_mountinfo(5).
 type mount struct {
 	device string // "major:minor", field 3
 	root   string // field 4: the path, within its file system, of what is mounted
 	point  string // field 5: where, seen from the process's root
-	// deleted: root was unlinked. The kernel says so by a "//deleted" after the path, which has no "//" otherwise
+	// deleted: root was unlinked. The kernel appends "//deleted" to the path, which has no "//" otherwise
 	// (fs/d_path.c, dentry_path).
 	deleted bool
 }
 
-// parseMount reads a line, and not what comes after field 5.
+// parseMount reads the first five fields of a line.
 func parseMount(line []byte) (m mount, ok bool) {
 	fields := bytes.SplitN(bytes.TrimSuffix(line, []byte("\n")), []byte(" "), 6)
 	if len(fields) < 6 {
@@ -96,8 +96,8 @@ func below(path, dir string) bool {
 	return dir == "/" || path == dir || strings.HasPrefix(path, dir) && path[len(dir)] == '/'
 }
 
-// pinned returns the mounts of a mount namespace that hold on to something in the published directory: a generation, a
-// file of one, or a published directory that is no more. At most maxFiles of them; omitted counts the others.
+// pinned returns the mounts of a mount namespace that hold something in the published directory: a generation, a file
+// of one, or a published directory that was deleted. It returns at most maxFiles; omitted counts the others.
 func pinned(mountinfo []byte, dir place) (files []client.StaleMount, omitted int) {
 	for line := range bytes.Lines(mountinfo) {
 		m, ok := parseMount(line)
@@ -107,7 +107,8 @@ func pinned(mountinfo []byte, dir place) (files []client.StaleMount, omitted int
 		rest := strings.Trim(strings.TrimPrefix(m.root, dir.root), "/")
 		generation, file, _ := strings.Cut(rest, "/")
 		consumer := ""
-		if next, after, _ := strings.Cut(file, "/"); !strings.HasPrefix(generation, genPrefix) && strings.HasPrefix(next, genPrefix) {
+		next, after, _ := strings.Cut(file, "/")
+		if !strings.HasPrefix(generation, genPrefix) && strings.HasPrefix(next, genPrefix) {
 			consumer, generation, file = generation, next, after
 		}
 		if !strings.HasPrefix(generation, genPrefix) && (rest != "" || !m.deleted) {
@@ -117,12 +118,14 @@ func pinned(mountinfo []byte, dir place) (files []client.StaleMount, omitted int
 			omitted++
 			continue
 		}
-		files = append(files, client.StaleMount{MountPoint: cut(m.point), Consumer: consumer, File: file, Generation: generation, Deleted: m.deleted})
+		files = append(files, client.StaleMount{
+			MountPoint: cut(m.point), Consumer: consumer, File: file, Generation: generation, Deleted: m.deleted,
+		})
 	}
 	return files, omitted
 }
 
-// cut bounds what a container chose.
+// cut shortens text that a container chose.
 func cut(s string) string {
 	if len(s) > maxText {
 		return s[:maxText] + "…"

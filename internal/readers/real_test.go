@@ -22,8 +22,8 @@ import (
 	"sevagent/internal/must"
 )
 
-// What TestRealMounts is when it is run by itself: the node, in a mount namespace of its own with a tmpfs, and a
-// container, in a namespace made from the node's. Whatever they mount ends with them.
+// TestRealMounts runs itself in two roles: as the node, in a mount namespace of its own with a tmpfs, and as a
+// container, in a namespace made from the node's. Their mounts end with them.
 const (
 	roleEnv   = "SEVAGENT_TEST_ROLE"
 	dirEnv    = "SEVAGENT_TEST_DIR"
@@ -43,7 +43,7 @@ func TestRealMounts(t *testing.T) {
 		t.Skip("mount namespaces take root")
 	}
 	base := t.TempDir()
-	node := again("node", dirEnv+"="+base)
+	node := inRole("node", dirEnv+"="+base)
 	out, err := node.CombinedOutput()
 	if errors.Is(err, unix.EPERM) {
 		t.Skip("mount namespaces are not allowed here: ", err)
@@ -52,12 +52,12 @@ func TestRealMounts(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if text, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(text), base) {
-		t.Errorf("something is left mounted, %v", err)
+		t.Errorf("a mount is left behind, %v", err)
 	}
 }
 
-// again is this test in a role, in a new mount namespace. Package syscall makes its mounts private.
-func again(role string, env ...string) *exec.Cmd {
+// inRole runs this test in a role, in a new mount namespace. Package syscall makes its mounts private.
+func inRole(role string, env ...string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], "-test.run=^TestRealMounts$", "-test.v")
 	cmd.Env = append(append(os.Environ(), roleEnv+"="+role, "GORACE=atexit_sleep_ms=0"), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
@@ -77,28 +77,32 @@ func testOnNode(t *testing.T) {
 
 func testRotation(t *testing.T, dir string) {
 	for _, gen := range []string{gen1, gen2} {
-		must.Do(t, errors.Join(os.MkdirAll(filepath.Join(dir, gen), 0o755), os.WriteFile(filepath.Join(dir, gen, "client.crt"), []byte(gen), 0o644)), "write generation %s", gen)
+		must.Do(t, errors.Join(os.MkdirAll(filepath.Join(dir, gen), 0o755),
+			os.WriteFile(filepath.Join(dir, gen, "client.crt"), []byte(gen), 0o644)), "write generation %s", gen)
 	}
 	data := filepath.Join(dir, "..data")
-	must.Do(t, errors.Join(os.Symlink(gen1, data), os.Symlink("..data/client.crt", filepath.Join(dir, "client.crt"))), "publish the first generation")
+	must.Do(t, errors.Join(os.Symlink(gen1, data), os.Symlink("..data/client.crt", filepath.Join(dir, "client.crt"))),
+		"publish the first generation")
 	target := t.TempDir()
 	current := gen1
 	var log logLines
-	w := New(Config{Path: dir, Current: func(string) string { return current }, Registerer: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	w := New(Config{Path: dir, Current: func(string) string { return current }, Registerer: prometheus.NewRegistry(),
+		Log: slog.New(slog.NewTextHandler(&log, nil))})
 	expect := func(when string, want ...client.StaleMount) {
 		t.Helper()
-		w.look()
+		w.update()
 		s := w.Status()
 		var wantReaders []client.StaleReader
 		if len(want) > 0 {
 			wantReaders = []client.StaleReader{{Files: want}}
 		}
-		if diff := cmp.Diff(wantReaders, append([]client.StaleReader(nil), s.Stale...), ignoreProcess); diff != "" || s.Error != "" {
+		if diff := cmp.Diff(wantReaders, append([]client.StaleReader(nil), s.Stale...), ignoreProcess); diff != "" ||
+			s.Error != "" {
 			t.Errorf("%s: error %q, stale (-want +got):\n%s", when, s.Error, diff)
 		}
 	}
 
-	container := again("container", dirEnv+"="+dir, targetEnv+"="+target)
+	container := inRole("container", dirEnv+"="+dir, targetEnv+"="+target)
 	stdin := must.Get(container.StdinPipe())(t, "make the container's standard input")
 	stdout := must.Get(container.StdoutPipe())(t, "make the container's standard output")
 	must.Do(t, container.Start(), "start the container")
@@ -106,7 +110,7 @@ func testRotation(t *testing.T, dir string) {
 	for lines.Scan() && lines.Text() != "mounted" {
 		t.Log(lines.Text())
 	}
-	// Two mounts that stay as they are; that of the whole directory is as it should be.
+	// Two mounts never change; that of the whole directory follows.
 	file := client.StaleMount{MountPoint: filepath.Join(target, "x.crt"), File: "client.crt", Generation: gen1}
 	whole := client.StaleMount{MountPoint: filepath.Join(target, "gen"), Generation: gen1}
 	expect("while all is current")
@@ -135,7 +139,7 @@ func testRotation(t *testing.T, dir string) {
 	}
 }
 
-// withoutPtrace runs f on a thread that may not look into processes that may do more than it, as in a unit with an empty
+// withoutPtrace runs f on a thread that may not inspect processes with more capabilities, as in a unit with an empty
 // CapabilityBoundingSet=.
 func withoutPtrace(t *testing.T, f func()) {
 	t.Helper()
@@ -147,27 +151,32 @@ func withoutPtrace(t *testing.T, f func()) {
 	less := all
 	less[0].Effective &^= 1 << unix.CAP_SYS_PTRACE
 	must.Do(t, unix.Capset(&header, &less[0]), "drop CAP_SYS_PTRACE")
-	if _, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(os.Getppid()), "ns/mnt")); !errors.Is(err, os.ErrPermission) {
+	if _, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(os.Getppid()), "ns/mnt")); !errors.Is(err,
+		os.ErrPermission) {
 		t.Errorf("the mount namespace of a process with more capabilities: %v, want a refusal", err)
 	}
 	f()
 	must.Do(t, unix.Capset(&header, &all[0]), "restore the capabilities")
 }
 
-// beContainer mounts what docker -v would, and stays until stdin is closed.
+// beContainer mounts what docker -v would, and runs until stdin is closed.
 func beContainer(t *testing.T) {
 	dir, target := os.Getenv(dirEnv), os.Getenv(targetEnv)
 	bind := func(source, point string) {
 		source = must.Get(filepath.EvalSymlinks(source))(t, "resolve what to mount") // as dockerd does
 		must.Do(t, unix.Mount(source, filepath.Join(target, point), "", unix.MS_BIND, ""), "bind it to %s", point)
 	}
-	must.Do(t, errors.Join(os.WriteFile(filepath.Join(target, "x.crt"), nil, 0o644), os.Mkdir(filepath.Join(target, "gen"), 0o755), os.Mkdir(filepath.Join(target, "mtls"), 0o755)), "make the mount points")
+	err := os.WriteFile(filepath.Join(target, "x.crt"), nil, 0o644)
+	for _, dir := range []string{"gen", "mtls"} {
+		err = errors.Join(err, os.Mkdir(filepath.Join(target, dir), 0o755))
+	}
+	must.Do(t, err, "make the mount points")
 	bind(filepath.Join(dir, "client.crt"), "x.crt")
 	bind(filepath.Join(dir, "..data"), "gen")
 	bind(dir, "mtls")
 	os.Stdout.WriteString("mounted\n")
 	io.Copy(io.Discard, os.Stdin)
-	// The promise that this package is about: the file is still the old one, the directory has the new one.
+	// What this package is about: the file is still the old one, the directory has the new one.
 	for name, want := range map[string]string{"x.crt": gen1, "mtls/client.crt": gen2} {
 		if got, err := os.ReadFile(filepath.Join(target, name)); err != nil || string(got) != want {
 			t.Errorf("%s in the container is of %q, %v, want %q", name, got, err, want)

@@ -20,7 +20,7 @@ import (
 	"sevagent/internal/cgroup"
 )
 
-// Bounds of a scan. What is beyond them is counted, or shown in the status as an error.
+// Limits of a scan. What exceeds them is counted, or shown in the status as an error.
 const (
 	maxProcesses = 10_000
 	maxMountinfo = 1 << 20
@@ -29,7 +29,7 @@ const (
 	maxText      = 256      // bytes of a mount point
 )
 
-// reader is a container that holds a generation, or another mount namespace that does.
+// reader is a container, or another mount namespace, that holds a generation.
 type reader struct {
 	client.StaleReader
 	key string // the same from one scan to the next
@@ -60,11 +60,11 @@ func placeOf(proc, path string) (place, error) {
 	return dir, nil
 }
 
-// scan returns who holds on to something in the published directory, old or current, in order of their keys. The
-// error says what could not be looked at; the readers that were found are good all the same.
+// scan returns the readers that hold something in the published directory, old or current, in order of their keys. The
+// error says what could not be examined; the readers that were found are valid all the same.
 //
-// A process is reached through its opened directory in proc, so that all that is read is of one process, even if its
-// pid is given to another meanwhile. One that ends meanwhile is no error.
+// A process is reached through its opened directory in proc, so that all reads are of one process, even if its pid is
+// given to another in between. One that ends during the scan is no error.
 func scan(proc, own string, dir place) ([]reader, error) {
 	pids, err := processes(proc)
 	if err != nil {
@@ -94,7 +94,7 @@ func scan(proc, own string, dir place) ([]reader, error) {
 	}
 	found := make(map[string]*reader)
 	for _, name := range order {
-		r, err := look(proc, name, members[name], dir)
+		r, err := scanNamespace(proc, name, members[name], dir)
 		if err != nil {
 			problems = append(problems, err)
 		}
@@ -127,7 +127,7 @@ func (r *reader) add(other *reader) {
 	}
 }
 
-// firstFew keeps an error text short.
+// firstFew keeps an error message short.
 func firstFew(problems []error) []error {
 	const few = 3
 	if len(problems) > few {
@@ -157,7 +157,7 @@ func processes(proc string) ([]int, error) {
 	return pids, nil
 }
 
-// bound drops the pids that are too many.
+// bound drops the pids beyond maxProcesses.
 func bound(pids []int) ([]int, error) {
 	if len(pids) <= maxProcesses {
 		return pids, nil
@@ -169,8 +169,8 @@ func openProcess(proc string, pid int) (*os.Root, error) {
 	return os.OpenRoot(filepath.Join(proc, strconv.Itoa(pid)))
 }
 
-// namespace names the mount namespace of a process. Without CAP_SYS_PTRACE the kernel does not tell which one it is,
-// but does show its mounts: a container then stands for its namespace, and a process of no container for its own.
+// namespace names the mount namespace of a process. Without CAP_SYS_PTRACE the kernel hides the name, but still shows
+// the mounts: a container then stands for its namespace, and a process of no container for its own.
 func namespace(proc string, pid int) (string, error) {
 	p, err := openProcess(proc, pid)
 	if err != nil {
@@ -191,25 +191,25 @@ func namespace(proc string, pid int) (string, error) {
 	return "pid:" + strconv.Itoa(pid), nil
 }
 
-// look returns what is pinned in a mount namespace, nil if nothing is. Any process of the namespace shows its mounts;
-// not all of them need be in the container: nsenter(1) joins one and not the other.
-func look(proc, name string, pids []int, dir place) (r *reader, err error) {
+// scanNamespace returns what is pinned in a mount namespace, nil if nothing is. Any process of the namespace shows its
+// mounts, but not every one need be in the container: nsenter(1) joins one and not the other.
+func scanNamespace(proc, name string, pids []int, dir place) (r *reader, err error) {
 	for _, pid := range pids {
 		p, e := openProcess(proc, pid)
 		if e != nil {
 			continue // vanished
 		}
 		if r == nil {
-			r, e = lookAt(p, name, pid, dir)
+			r, e = scanProcess(p, name, pid, dir)
 			if e != nil && !vanished(e) {
-				err = fmt.Errorf("look at the mounts of process %d: %w", pid, e)
+				err = fmt.Errorf("read the mounts of process %d: %w", pid, e)
 			}
 			if r == nil && !vanished(e) {
 				p.Close()
 				return nil, err
 			}
 		} else {
-			r.identify(p, pid) // and if it vanishes, there may be another
+			r.identify(p, pid) // if it vanishes, there may be another
 		}
 		p.Close()
 		if r != nil && r.ContainerID != "" {
@@ -219,14 +219,14 @@ func look(proc, name string, pids []int, dir place) (r *reader, err error) {
 	return r, err
 }
 
-// lookAt returns what a process shows of its namespace.
-func lookAt(p *os.Root, name string, pid int, dir place) (*reader, error) {
+// scanProcess returns what a process shows of its namespace.
+func scanProcess(p *os.Root, name string, pid int, dir place) (*reader, error) {
 	text, whole, err := readSome(p.Open, "mountinfo", maxMountinfo)
 	if err != nil {
 		return nil, err
 	}
 	if !whole {
-		// What is left of the last line could be taken for a shorter path.
+		// The rest of the last line could pass for a shorter path.
 		text = text[:bytes.LastIndexByte(text, '\n')+1]
 		err = fmt.Errorf("mountinfo has more than %d bytes", maxMountinfo)
 	}
@@ -241,7 +241,7 @@ func lookAt(p *os.Root, name string, pid int, dir place) (*reader, error) {
 	return r, err
 }
 
-// identify makes p the process to name, if there is none yet or if it is in a container.
+// identify makes p the process that the reader names, if there is none yet or if p is in a container.
 func (r *reader) identify(p *os.Root, pid int) error {
 	groups, _, err := readSome(p.Open, "cgroup", maxSmallFile)
 	if err != nil {
@@ -263,7 +263,7 @@ func (r *reader) identify(p *os.Root, pid int) error {
 	return nil
 }
 
-// readSome returns the first limit bytes of a file, and whether they are the whole of it.
+// readSome returns the first limit bytes of a file, and reports whether they are all of it.
 func readSome(open func(string) (*os.File, error), name string, limit int64) (text []byte, whole bool, err error) {
 	f, err := open(name)
 	if err != nil {
@@ -277,7 +277,7 @@ func readSome(open func(string) (*os.File, error), name string, limit int64) (te
 	return text, true, err
 }
 
-// vanished reports whether err is what a process that ended gives: its directory has gone, or it has no namespaces any
+// vanished reports whether err means that the process has ended: its directory is gone, or it has no namespaces any
 // more (EINVAL, for a zombie's mountinfo).
 func vanished(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) || errors.Is(err, syscall.EINVAL)

@@ -5,10 +5,10 @@
 // is resolved once, when the container starts, and the mount keeps what was found there. So does a mount of ..data,
 // which is a link to a generation. Nothing in the container can tell; the certificate there simply expires.
 //
-// The host can tell, by /proc/<pid>/mountinfo, and this package does. It only looks: what to do about it is for the
-// owner of the task definition to say, and a restart of the container is what mends it.
+// The host can tell, by /proc/<pid>/mountinfo, and this package does. It only reports: the owner of the task definition
+// decides what to do, and a restart of the container repairs it.
 //
-// What it does not see: a program that read a file once and never again, a copy that someone made, a published
+// It does not see: a program that read a file once and never again, a copy of a file, a published
 // directory whose tmpfs was mounted after the container started or was mounted anew, and file systems, such as btrfs,
 // whose mounts show another device than their files.
 package readers
@@ -32,7 +32,7 @@ import (
 
 const (
 	defaultInterval = time.Minute
-	// settle is how long after a publication we look: by then whoever restarts containers may have begun to.
+	// settle is how long after a publication we scan: by then containers may have begun to restart.
 	settle = 2 * time.Second
 	// maxReaders bounds Readers.Stale.
 	maxReaders = 64
@@ -44,17 +44,17 @@ type Config struct {
 	Path string
 	// Proc is where procfs is mounted; empty means /proc.
 	Proc string
-	// Current returns the name of the published generation, of a consumer's directory or, with an empty name, of the
-	// node's own; empty means that none is.
+	// Current returns the published generation of a consumer's directory or, with an empty name, of the node's own;
+	// empty means that there is none.
 	Current func(consumer string) (generation string)
-	// Interval between two looks; zero means one minute.
+	// Interval between two scans; zero means one minute.
 	Interval time.Duration
 	// Registerer takes sevagent_mtls_stale_readers.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger
 }
 
-// Watcher looks for containers that hold an old generation.
+// Watcher finds containers that hold an old generation.
 type Watcher struct {
 	cfg    Config
 	hint   chan struct{}
@@ -63,10 +63,10 @@ type Watcher struct {
 
 	// Owned by Run.
 	known  map[string]reader // those that were logged, by key
-	failed bool              // the last look was not whole, which was logged
+	failed bool              // the last scan was incomplete, which was logged
 }
 
-// New returns a Watcher that has not looked yet.
+// New returns a Watcher that has not scanned yet.
 func New(cfg Config) *Watcher {
 	if cfg.Proc == "" {
 		cfg.Proc = "/proc"
@@ -87,10 +87,10 @@ func New(cfg Config) *Watcher {
 	return w
 }
 
-// Status returns what the last look saw.
+// Status returns the result of the last scan.
 func (w *Watcher) Status() *client.Readers { return w.status.Load() }
 
-// Hint says that a generation was published. It never blocks.
+// Hint reports that a generation was published. It never blocks.
 func (w *Watcher) Hint() {
 	select {
 	case w.hint <- struct{}{}:
@@ -98,17 +98,17 @@ func (w *Watcher) Hint() {
 	}
 }
 
-// Run looks at once, in every interval, and soon after a Hint. It returns nil when ctx ends.
+// Run scans at once, in every interval, and soon after a Hint. It returns nil when ctx ends.
 func (w *Watcher) Run(ctx context.Context) error {
 	for {
-		w.look()
+		w.update()
 		if !w.wait(ctx) {
 			return nil
 		}
 	}
 }
 
-// wait waits for the next look, and returns false if there is to be none.
+// wait waits for the next scan. It returns false once ctx has ended.
 func (w *Watcher) wait(ctx context.Context) bool {
 	next := time.Now().Add(w.cfg.Interval)
 	timer := time.NewTimer(w.cfg.Interval)
@@ -128,13 +128,13 @@ func (w *Watcher) wait(ctx context.Context) bool {
 	}
 }
 
-// look scans once and tells what has changed.
-func (w *Watcher) look() {
+// update scans once, and logs and publishes what has changed.
+func (w *Watcher) update() {
 	pinned, seen, err := w.scan()
 	s := *w.status.Load()
 	if seen {
 		stale := staleOf(pinned, w.cfg.Current)
-		w.tell(stale, err == nil)
+		w.logChanges(stale, err == nil)
 		w.stale.Set(float64(len(stale)))
 		s = client.Readers{
 			Stale:      make([]client.StaleReader, min(len(stale), maxReaders)),
@@ -159,7 +159,7 @@ func (w *Watcher) look() {
 	w.status.Store(&s)
 }
 
-// scan returns who pins something. seen: it says something, even with an error.
+// scan returns the readers that pin something. If seen is true, they are valid, even with an error.
 func (w *Watcher) scan() (pinned []reader, seen bool, err error) {
 	dir, err := placeOf(w.cfg.Proc, w.cfg.Path)
 	if errors.Is(err, fs.ErrNotExist) && w.cfg.Current("") == "" {
@@ -177,7 +177,7 @@ func (w *Watcher) scan() (pinned []reader, seen bool, err error) {
 }
 
 // staleOf returns the readers of anything but the current generation, and what they read. A mount of a generation that
-// was current when it was seen, and is not current now, is stale: current must be asked for after the scan.
+// was current during the scan, and is not current now, is stale: call current after the scan.
 func staleOf(pinned []reader, current func(consumer string) string) []reader {
 	stale := []reader{}
 	for _, r := range pinned {
@@ -192,8 +192,8 @@ func staleOf(pinned []reader, current func(consumer string) string) []reader {
 	return stale
 }
 
-// tell logs what came and, if everything was seen, what went.
-func (w *Watcher) tell(stale []reader, whole bool) {
+// logChanges logs new readers and, if the scan was complete, those that are gone.
+func (w *Watcher) logChanges(stale []reader, complete bool) {
 	here := make(map[string]bool, len(stale))
 	for _, r := range stale {
 		here[r.key] = true
@@ -202,15 +202,16 @@ func (w *Watcher) tell(stale []reader, whole bool) {
 		}
 		w.known[r.key] = r
 		w.cfg.Log.Warn("container holds an old generation of the published directory, and will until it is restarted",
-			append(r.attrs(), "files", fileNames(r.Files), "advice", "mount "+w.cfg.Path+" instead of what is in it, and restart the container")...)
+			append(r.attrs(), "files", fileNames(r.Files), "advice",
+				"mount "+w.cfg.Path+" itself, not a file in it, and restart the container")...)
 	}
-	if !whole {
+	if !complete {
 		return
 	}
 	for key, r := range w.known {
 		if !here[key] {
 			delete(w.known, key)
-			w.cfg.Log.Info("container that held an old generation has gone", r.attrs()...)
+			w.cfg.Log.Info("container that held an old generation is gone", r.attrs()...)
 		}
 	}
 }
@@ -219,7 +220,7 @@ func (r *reader) attrs() []any {
 	return []any{"container_id", r.ContainerID, "task_id", r.TaskID, "pid", r.PID, "comm", r.Comm}
 }
 
-// fileNames are for a log line: where in the container, what, of which generation.
+// fileNames describes files in a log line: where in the container, what, and of which generation.
 func fileNames(files []client.StaleMount) []string {
 	var names []string
 	for _, f := range files {

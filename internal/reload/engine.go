@@ -17,7 +17,7 @@ import (
 	"sevagent/internal/cgroup"
 )
 
-// Bounds of talking to Docker.
+// Limits of requests to Docker.
 const (
 	requestTimeout = 5 * time.Second
 	maxList        = 8 << 20 // bytes; a container takes two or three thousand
@@ -26,17 +26,17 @@ const (
 	maxHeader      = 64 << 10
 )
 
-// newestMinor is the Engine API version, 1.44, that we speak at most: the newest of Docker 25, which the ECS-optimized
-// AL2023 AMI has, and the oldest of Docker 29 (moby/moby#51186). What we use is the same since 1.24.
+// newestMinor is the newest Engine API version that we speak, 1.44: the newest of Docker 25, which the ECS-optimized
+// AL2023 AMI has, and the oldest of Docker 29 (moby/moby#51186). What we use has been the same since 1.24.
 const newestMinor = 44
 
-// label is what a container that wants a signal has, its value the signal's name.
+// label marks a container that wants a signal; its value is the signal's name.
 const label = "io.sevagent.reload"
 
-// errGone: the container does not run any more, so that it has nothing to reload.
+// errGone means that the container no longer runs, so that it has nothing to reload.
 var errGone = errors.New("the container does not run")
 
-// engine is Docker, by its Engine API.
+// engine is Docker's Engine API.
 type engine struct {
 	client *http.Client
 }
@@ -55,7 +55,7 @@ func newEngine(socket string) *engine {
 	}}
 }
 
-// container is what GET /containers/json says of one.
+// container is an entry of GET /containers/json.
 type container struct {
 	ID      string `json:"Id"`
 	Names   []string
@@ -84,14 +84,15 @@ func (c *container) mounts(dirs []string) bool {
 	return false
 }
 
-// list returns the containers that run and have the label.
+// list returns the running containers with the label.
 func (e *engine) list(ctx context.Context) ([]container, error) {
 	filters, err := json.Marshal(map[string][]string{"label": {label}, "status": {"running"}})
 	if err != nil {
 		panic(err) // strings
 	}
 	var list []container
-	if err := e.call(ctx, http.MethodGet, "/containers/json?filters="+url.QueryEscape(string(filters)), &list); err != nil {
+	path := "/containers/json?filters=" + url.QueryEscape(string(filters))
+	if err := e.call(ctx, http.MethodGet, path, &list); err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
 	for _, c := range list {
@@ -107,7 +108,7 @@ func (e *engine) kill(ctx context.Context, id, signal string) error {
 	return e.call(ctx, http.MethodPost, "/containers/"+id+"/kill?signal="+signal, nil)
 }
 
-// call makes a request in a version that the daemon knows, and decodes the answer into out if that is not nil.
+// call makes a request in a version that the daemon knows, and decodes the response into out if that is not nil.
 func (e *engine) call(ctx context.Context, method, path string, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -131,7 +132,7 @@ func (e *engine) call(ctx context.Context, method, path string, out any) error {
 	return fmt.Errorf("docker answers %d: %s", resp.StatusCode, message(resp.Body))
 }
 
-// version asks for the daemon's newest version, as Docker's own client does, and returns it or ours, the older one.
+// version asks for the daemon's newest version, as Docker's own client does, and returns the older of that and ours.
 // The path has no version, so that every daemon knows it.
 func (e *engine) version(ctx context.Context) (string, error) {
 	resp, err := e.do(ctx, http.MethodGet, "/_ping")
@@ -168,12 +169,12 @@ func decode(r io.Reader, out any) error {
 		return err
 	}
 	if len(text) > maxList {
-		return fmt.Errorf("answer has more than %d bytes", maxList)
+		return fmt.Errorf("the response has more than %d bytes", maxList)
 	}
 	return json.Unmarshal(text, out)
 }
 
-// message returns what an answer that is an error says: {"message": "…"}, or what it is.
+// message returns the text of an error response: that of {"message": "…"}, or else the body.
 func message(r io.Reader) string {
 	text, err := io.ReadAll(io.LimitReader(r, maxMessage))
 	if err != nil {
@@ -186,7 +187,7 @@ func message(r io.Reader) string {
 	return fmt.Sprintf("%.*s", maxShown, strings.ToValidUTF8(answer.Message, "?"))
 }
 
-// signals that a container may ask for. What stops a container is not ours to send.
+// signals are those that a container may ask for. We send none that stops a container.
 var signals = []string{"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH"}
 
 // parseSignal returns the full name of a signal, which the label may give without SIG and, as docker kill takes it, in

@@ -22,7 +22,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
-	"sevagent/client"
 	"sevagent/internal/must"
 )
 
@@ -34,7 +33,7 @@ const (
 	path = "/etc/ecs/mtls"
 )
 
-// fakeDocker is as much of Docker as we use. It answers as Docker 25 does.
+// fakeDocker is the part of Docker that we use. It responds as Docker 25 does.
 type fakeDocker struct {
 	mu         sync.Mutex
 	version    string // newest of the API
@@ -55,7 +54,8 @@ func newFakeDocker(containers ...container) *fakeDocker {
 
 // labelled is a container with a label that mounts source.
 func labelled(id, name, signal, source string) container {
-	return container{ID: id, Names: []string{"/" + name}, Labels: map[string]string{label: signal}, Mounts: []struct{ Source string }{{"/var/lib/x"}, {source}}}
+	return container{ID: id, Names: []string{"/" + name}, Labels: map[string]string{label: signal},
+		Mounts: []struct{ Source string }{{"/var/lib/x"}, {source}}}
 }
 
 func (d *fakeDocker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -76,7 +76,8 @@ func (d *fakeDocker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Sscanf(d.version, "1.%d", &newest)
 	rest := r.URL.Path
 	if _, err := fmt.Sscanf(rest, "/v1.%d/", &minor); err != nil || minor < d.minimum || minor > newest {
-		fail(http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too old. Minimum supported API version is 1.%d, please upgrade your client to a newer version", minor, d.minimum))
+		fail(http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too old. Minimum supported API version is 1.%d, "+
+			"please upgrade your client to a newer version", minor, d.minimum))
 		return
 	}
 	rest = strings.TrimPrefix(rest, fmt.Sprintf("/v1.%d", minor))
@@ -84,7 +85,8 @@ func (d *fakeDocker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.Method == http.MethodGet && rest == "/containers/json":
 		var filters map[string][]string
 		err := json.Unmarshal([]byte(r.URL.Query().Get("filters")), &filters)
-		if diff := cmp.Diff(map[string][]string{"label": {"io.sevagent.reload"}, "status": {"running"}}, filters); err != nil || diff != "" {
+		want := map[string][]string{"label": {"io.sevagent.reload"}, "status": {"running"}}
+		if diff := cmp.Diff(want, filters); err != nil || diff != "" {
 			fail(http.StatusBadRequest, "filters: "+diff)
 			return
 		}
@@ -162,7 +164,8 @@ type bench struct {
 func inBubble(t *testing.T, s Settings, docker *fakeDocker, f func(b *bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{t: t, docker: docker, registry: prometheus.NewRegistry(), log: new(bytes.Buffer)}
-		b.Reloader = New(Config{Path: path, Settings: s, Registerer: b.registry, Log: slog.New(slog.NewTextHandler(b.log, nil))})
+		b.Reloader = New(Config{Path: path, Settings: s, Registerer: b.registry,
+			Log: slog.New(slog.NewTextHandler(b.log, nil))})
 		b.engine.client.Transport = docker
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -213,7 +216,8 @@ var on = Settings{Enabled: true}
 func TestSignals(t *testing.T) {
 	docker := newFakeDocker(
 		labelled(idA, "web", "SIGHUP", path), labelled(idB, "api", "usr1", path+"/..data"),
-		labelled("1"+idA[1:], "one-file", "USR2", path+"/client.crt"), labelled("2"+idA[1:], "other", "HUP", "/etc/ecs/mtls2"),
+		labelled("1"+idA[1:], "one-file", "USR2", path+"/client.crt"),
+		labelled("2"+idA[1:], "other", "HUP", "/etc/ecs/mtls2"),
 		labelled("3"+idA[1:], "kill", "SIGKILL", path), labelled("5"+idA[1:], "empty", "", path))
 	inBubble(t, on, docker, func(b *bench) {
 		b.expect("before a publication", time.Hour)
@@ -231,7 +235,8 @@ func TestSignals(t *testing.T) {
 		}
 		b.expect("later", time.Hour)
 		s := b.Status()
-		if len(s.Last) != 3 || s.Pending != 0 || s.Error != "" || s.Last[2].Generation != gen1 || !s.Last[2].At.Equal(at[2]) || s.Last[2].Error != "" {
+		if len(s.Last) != 3 || s.Pending != 0 || s.Error != "" || s.Last[2].Generation != gen1 ||
+			!s.Last[2].At.Equal(at[2]) || s.Last[2].Error != "" {
 			t.Errorf("Status = %+v", s)
 		}
 		b.Published(gen2)
@@ -292,7 +297,7 @@ func TestPublicationsFold(t *testing.T) {
 			t.Error("signalled before it was published")
 		}
 
-		// A publication while the signal is on its way: no one knows which of the two the container saw.
+		// A publication while a signal is sent: it is unknown which of the two the container saw.
 		docker.set(func() { docker.onKill = func() { b.Published(gen2); docker.onKill = nil } })
 		b.Published(gen1)
 		b.expect("published while a signal is sent", time.Hour, "4 SIGHUP", "4 SIGHUP")
@@ -322,7 +327,7 @@ func TestPublicationKeepsTheMoment(t *testing.T) {
 	}
 }
 
-// A signal that was sent while the containers could not be listed counts for the publication that it came after.
+// A signal sent while the containers could not be listed counts for the publication before it.
 func TestSignalBeforeTheList(t *testing.T) {
 	docker := newFakeDocker(labelled(idA, "web", "HUP", path))
 	inBubble(t, Settings{Enabled: true, Splay: time.Millisecond}, docker, func(b *bench) {
@@ -369,7 +374,8 @@ func TestRetries(t *testing.T) {
 		{"kill never does", func(d *fakeDocker) { d.killErr = io.ErrUnexpectedEOF }, nil, 0,
 			nil, map[string]float64{resultRetried: maxAttempts - 1, resultFailed: 1}, "unexpected EOF", "", 2},
 		{"Docker fails", func(d *fakeDocker) { d.killStatus = http.StatusInternalServerError }, nil, 0,
-			nil, map[string]float64{resultRetried: maxAttempts - 1, resultFailed: 1}, "docker answers 500: Container " + idA + " is not running", "", 2},
+			nil, map[string]float64{resultRetried: maxAttempts - 1, resultFailed: 1},
+			"docker answers 500: Container " + idA + " is not running", "", 2},
 		{"container is stopped", func(d *fakeDocker) { d.killStatus = http.StatusConflict }, nil, 0,
 			nil, map[string]float64{resultGone: 1}, "the container does not run: Container " + idA + " is not running", "", 0},
 		{"list recovers", func(d *fakeDocker) { d.listErr = io.ErrUnexpectedEOF }, func(d *fakeDocker) { d.listErr = nil }, 5 * time.Second,
@@ -400,10 +406,12 @@ func TestRetries(t *testing.T) {
 					}
 				}
 				s := b.Status()
-				if s.Error != c.status || s.Pending != 0 || len(s.Last) > 0 && s.Last[0].Error != c.outcome || len(s.Last) == 0 && c.status == "" {
+				if s.Error != c.status || s.Pending != 0 || len(s.Last) > 0 && s.Last[0].Error != c.outcome ||
+					len(s.Last) == 0 && c.status == "" {
 					t.Errorf("Status = %+v, want error %q and outcome %q", s, c.status, c.outcome)
 				}
-				if got := strings.Count(b.log.String(), "level=WARN") + strings.Count(b.log.String(), "level=ERROR"); got != c.logged {
+				log := b.log.String()
+				if got := strings.Count(log, "level=WARN") + strings.Count(log, "level=ERROR"); got != c.logged {
 					t.Errorf("%d warnings and errors, want %d:\n%s", got, c.logged, b.log)
 				}
 			})
@@ -510,7 +518,8 @@ func TestEngine(t *testing.T) {
 		if got, _ := docker.sent(); len(got) != 1 || got[0] != "4 SIGUSR1" {
 			t.Errorf("API %s: signals %q", c.version, got)
 		}
-		if err := e.kill(t.Context(), idB, "SIGHUP"); !errors.Is(err, errGone) || !strings.Contains(err.Error(), "No such container: "+idB) {
+		if err := e.kill(t.Context(), idB, "SIGHUP"); !errors.Is(err, errGone) ||
+			!strings.Contains(err.Error(), "No such container: "+idB) {
 			t.Errorf("API %s: kill of none: %v", c.version, err)
 		}
 	}
@@ -529,7 +538,8 @@ func TestRealList(t *testing.T) {
 		}
 	}))
 	list, err := e.list(t.Context())
-	if err != nil || len(list) != 1 || list[0].name() != "ecs-web-3-web-a0b1" || list[0].Created != 1764000000 || !list[0].mounts([]string{path}) {
+	if err != nil || len(list) != 1 || list[0].name() != "ecs-web-3-web-a0b1" || list[0].Created != 1764000000 ||
+		!list[0].mounts([]string{path}) {
 		t.Errorf("list = %+v, %v", list, err)
 	}
 }
@@ -588,7 +598,7 @@ func TestEngineFailures(t *testing.T) {
 	})
 }
 
-// A Docker that accepts and never answers costs five seconds an attempt.
+// A Docker that accepts and never responds costs five seconds an attempt.
 func TestSilentDocker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEngine("")
@@ -606,12 +616,4 @@ type silent struct{}
 func (silent) RoundTrip(r *http.Request) (*http.Response, error) {
 	<-r.Context().Done()
 	return nil, r.Context().Err()
-}
-
-func TestStatusJSON(t *testing.T) {
-	s := client.Reload{Enabled: true, Pending: 1, Last: []client.ReloadOutcome{{ContainerID: idA, Name: "web", Signal: "SIGHUP", Generation: gen1, At: time.Date(2026, 11, 24, 2, 41, 15, 0, time.UTC), Error: "docker answers 500: boom"}}}
-	want := `{"enabled":true,"pending":1,"last":[{"container_id":"` + idA + `","name":"web","signal":"SIGHUP","generation":"` + gen1 + `","at":"2026-11-24T02:41:15Z","error":"docker answers 500: boom"}]}`
-	if got, err := json.Marshal(s); err != nil || string(got) != want {
-		t.Errorf("got  %s, %v\nwant %s", got, err, want)
-	}
 }

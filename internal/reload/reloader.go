@@ -1,22 +1,22 @@
-// Package reload tells containers that a generation was published, by the signal that they ask for.
+// Package reload sends containers the signal that they ask for when a generation is published.
 //
-// A server that reads its certificates once, when it starts or when it is told to, does not see a rotation. Most of
-// them reload at a signal: nginx, HAProxy and Envoy's wrapper at SIGHUP, others at SIGUSR1 or SIGUSR2. A container with
+// A server that reads its certificates only when it starts or is told to misses a rotation. Most such servers reload at
+// a signal: nginx, HAProxy and Envoy's wrapper at SIGHUP, others at SIGUSR1 or SIGUSR2. A container with
 // the label io.sevagent.reload=SIGHUP gets that signal after every publication, from Docker, to its first process, if
 // it mounts the published directory or something in it. An image's own label counts as the container's.
 //
 // The promises:
 //
-//   - Off unless asked for. Publication never waits for it, and never fails by it.
+//   - Off by default. Publication never waits for it, and never fails because of it.
 //   - Every such container gets a signal after the last publication, and not two for one. Publications that come while
 //     signals are pending fold into them.
 //   - The containers of a node do not reload at once: each gets its signal at a random moment within Splay.
 //   - Only signals that by custom mean "reload" are sent. A process that has no handler for one may be ended by it,
-//     unless it is the container's first: that is for who sets the label to know.
+//     unless it is the container's first: check that before you set the label.
 //
-// What fails is tried again a few times, then left until the next publication. Signals that are pending when the agent
-// stops are lost. A container made after a publication began with it and gets no signal for it. That a mount is one of
-// the published directory is judged by the path that Docker was given: a named volume, or a directory above, is not.
+// What fails is retried a few times, then left until the next publication. Signals that are pending when the agent
+// stops are lost. A container made after a publication began with it and gets no signal for it. A mount counts as one
+// of the published directory by the path that Docker was given: a named volume, or a directory above, does not.
 package reload
 
 import (
@@ -41,7 +41,7 @@ import (
 const (
 	defaultDocker = "/var/run/docker.sock"
 	defaultSplay  = 10 * time.Second
-	// maxAttempts bounds the attempts at one signal, and at one list.
+	// maxAttempts bounds the attempts to send one signal, and to list the containers.
 	maxAttempts = 5
 	retryMin    = time.Second // doubled at each attempt
 	// maxOutcomes bounds Status.Last.
@@ -52,9 +52,9 @@ const (
 type Config struct {
 	// Path is the published directory: mtls.path.
 	Path string
-	// Docker is the Engine API's socket; empty means /var/run/docker.sock. Who may use it is root on the node.
+	// Docker is the Engine API's socket; empty means /var/run/docker.sock. Access to it amounts to root on the node.
 	Docker string
-	// Settings to begin with.
+	// Settings are the initial ones.
 	Settings Settings
 	// Registerer takes sevagent_mtls_reload_signals_total.
 	Registerer prometheus.Registerer
@@ -63,7 +63,7 @@ type Config struct {
 
 // Settings can be changed while a Reloader runs, by Apply.
 type Settings struct {
-	// Enabled: signals are sent. Otherwise those that are pending are dropped.
+	// Enabled turns signals on. While it is off, pending ones are dropped.
 	Enabled bool
 	// Splay is the time over which the signals of a publication are spread; zero means 10 s.
 	Splay time.Duration
@@ -72,9 +72,9 @@ type Settings struct {
 // Results, the values of the metric's label.
 const (
 	resultSent     = "sent"
-	resultRetried  = "retried"  // failed, and is tried again
+	resultRetried  = "retried"  // failed, to be retried
 	resultFailed   = "failed"   // given up
-	resultGone     = "gone"     // the container was stopped meanwhile
+	resultGone     = "gone"     // the container was stopped
 	resultUnlisted = "unlisted" // given up, for all containers: they could not be listed
 )
 
@@ -110,7 +110,7 @@ type publication struct {
 	at         time.Time
 }
 
-// listing is how far Run is with the containers of a publication.
+// listing is the state of listing the containers for a publication.
 type listing struct {
 	number   uint64 // of the publication
 	finished bool   // listed, or given up
@@ -119,7 +119,7 @@ type listing struct {
 	err      error // of the last attempt
 }
 
-// delivery is a signal that a container is to get.
+// delivery is a signal to be sent to a container.
 type delivery struct {
 	id, name, signal string
 	due              time.Time
@@ -133,7 +133,8 @@ func New(cfg Config) *Reloader {
 		engine: newEngine(cmp.Or(cfg.Docker, defaultDocker)),
 		signals: promauto.With(cfg.Registerer).NewCounterVec(prometheus.CounterOpts{
 			Name: "sevagent_mtls_reload_signals_total",
-			Help: "Signals to containers after a publication, by result: sent, retried, failed, gone (the container was stopped), or unlisted (Docker did not list the containers).",
+			Help: "Signals to containers after a publication, by result: sent, retried, failed, " +
+				"gone (the container was stopped), or unlisted (Docker did not list the containers).",
 		}, []string{"result"}),
 		wake:    make(chan struct{}, 1),
 		want:    want{settings: cfg.Settings},
@@ -145,27 +146,27 @@ func New(cfg Config) *Reloader {
 	for _, result := range []string{resultSent, resultRetried, resultFailed, resultGone, resultUnlisted} {
 		r.signals.WithLabelValues(result)
 	}
-	r.show(cfg.Settings)
+	r.publishStatus(cfg.Settings)
 	return r
 }
 
-// Published says that a generation was published. It never blocks.
+// Published reports that a generation was published. It never blocks.
 func (r *Reloader) Published(generation string) {
 	r.mu.Lock()
 	r.want.publication = publication{r.want.number + 1, generation, time.Now()}
 	r.mu.Unlock()
-	r.again()
+	r.wakeRun()
 }
 
-// Apply changes the settings. It never blocks. What was published while signals were off is not told later.
+// Apply changes the settings. It never blocks. What was published while signals were off is not signalled later.
 func (r *Reloader) Apply(s Settings) {
 	r.mu.Lock()
 	r.want.settings = s
 	r.mu.Unlock()
-	r.again()
+	r.wakeRun()
 }
 
-func (r *Reloader) again() {
+func (r *Reloader) wakeRun() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -187,7 +188,7 @@ func (r *Reloader) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		w := r.wanted()
 		due := r.step(ctx, w)
-		r.show(w.settings)
+		r.publishStatus(w.settings)
 		var timer <-chan time.Time
 		if !due.IsZero() {
 			timer = time.After(time.Until(due))
@@ -201,7 +202,7 @@ func (r *Reloader) Run(ctx context.Context) error {
 	return nil
 }
 
-// step does the one thing that is due first, if it is due by now, and returns when the next one is; zero: never.
+// step takes the first action that is due by now, and returns when the next one is due; zero: never.
 func (r *Reloader) step(ctx context.Context, w want) (due time.Time) {
 	if !w.settings.Enabled {
 		clear(r.pending)
@@ -212,7 +213,7 @@ func (r *Reloader) step(ctx context.Context, w want) (due time.Time) {
 	if w.number != r.listed.number {
 		r.listed = listing{number: w.number, due: now}
 	}
-	// Before what is due: a container that is signalled after this publication needs no other signal for it.
+	// List before sending: a container signalled after this publication needs no other signal for it.
 	if !r.listed.finished && !r.listed.due.After(now) {
 		r.list(ctx, w)
 	} else if d := r.first(); d != nil && !d.due.After(now) {
@@ -227,7 +228,7 @@ func (r *Reloader) step(ctx context.Context, w want) (due time.Time) {
 	return due
 }
 
-// first returns the delivery that is due first, nil if there is none.
+// first returns the delivery that is due first; nil: there is none.
 func (r *Reloader) first() *delivery {
 	var first *delivery
 	for _, d := range r.pending {
@@ -238,7 +239,7 @@ func (r *Reloader) first() *delivery {
 	return first
 }
 
-// list finds the containers that the publication is to be told to.
+// list finds the containers to signal for the publication.
 func (r *Reloader) list(ctx context.Context, w want) {
 	containers, err := r.engine.list(ctx)
 	if ctx.Err() != nil {
@@ -251,10 +252,11 @@ func (r *Reloader) list(ctx context.Context, w want) {
 		l.finished = l.attempts == maxAttempts
 		switch {
 		case l.finished:
-			r.cfg.Log.Error("containers that want a signal were not told of a publication", "generation", w.generation, "err", err)
+			r.cfg.Log.Error("containers that want a signal got none: giving up listing them", "generation", w.generation,
+				"err", err)
 			r.signals.WithLabelValues(resultUnlisted).Inc()
 		case l.err == nil:
-			r.cfg.Log.Warn("containers that want a signal are not known", "generation", w.generation, "err", err)
+			r.cfg.Log.Warn("cannot list the containers that want a signal", "generation", w.generation, "err", err)
 		}
 		l.err = err
 		return
@@ -276,7 +278,7 @@ func (r *Reloader) list(ctx context.Context, w want) {
 	maps.DeleteFunc(r.refused, func(id, _ string) bool { return notHere(id) })
 }
 
-// schedule makes a container's signal pending, unless it is to have none.
+// schedule makes a container's signal pending, unless it must get none.
 func (r *Reloader) schedule(c *container, dirs []string, w want) {
 	signal, err := parseSignal(c.Labels[label])
 	if err == nil && !c.mounts(dirs) {
@@ -290,20 +292,20 @@ func (r *Reloader) schedule(c *container, dirs []string, w want) {
 		return
 	}
 	switch {
-	case r.done[c.ID] >= w.number: // signalled while the list was not to be had
+	case r.done[c.ID] >= w.number: // signalled while listing failed
 		return
 	case time.Unix(c.Created, 0).After(w.at):
 		return
 	}
 	due := time.Now().Add(time.Duration(rand.Float64() * float64(cmp.Or(w.settings.Splay, defaultSplay))))
-	// One that is pending keeps its moment, unless that is after a failure and late.
+	// A pending one keeps its time, unless that was set after a failure and is later.
 	if d := r.pending[c.ID]; d != nil && (d.attempts == 0 || d.due.Before(due)) {
 		due = d.due
 	}
 	r.pending[c.ID] = &delivery{id: c.ID, name: c.name(), signal: signal, due: due}
 }
 
-// send sends a signal. It stands for the publications up to now, whichever of them it was scheduled for.
+// send sends a signal. It counts for all publications up to now, whichever of them it was scheduled for.
 func (r *Reloader) send(ctx context.Context, d *delivery) {
 	now := r.wanted().publication
 	err := r.engine.kill(ctx, d.id, d.signal)
@@ -316,24 +318,24 @@ func (r *Reloader) send(ctx context.Context, d *delivery) {
 	case err == nil:
 		r.done[d.id] = now.number
 		r.finish(d, now, resultSent, nil)
-		log.Info("container was told of a publication", "attempts", d.attempts)
+		log.Info("sent a container its signal", "attempts", d.attempts)
 	case errors.Is(err, errGone):
 		r.finish(d, now, resultGone, err)
-		log.Info("container that was to be told of a publication has gone", "err", err)
+		log.Info("container that wanted a signal is gone", "err", err)
 	case d.attempts >= maxAttempts:
 		r.finish(d, now, resultFailed, err)
-		log.Error("container was not told of a publication", "attempts", d.attempts, "err", err)
+		log.Error("cannot send a container its signal: giving up", "attempts", d.attempts, "err", err)
 	default:
 		wait := backoff(d.attempts, rand.Float64())
 		d.due = time.Now().Add(wait)
 		r.signals.WithLabelValues(resultRetried).Inc()
 		if d.attempts == 1 {
-			log.Warn("signal to a container failed", "err", err, "retry_in", wait)
+			log.Warn("cannot send a container its signal", "err", err, "retry_in", wait)
 		}
 	}
 }
 
-// finish notes what became of a delivery.
+// finish records the outcome of a delivery.
 func (r *Reloader) finish(d *delivery, p publication, result string, err error) {
 	delete(r.pending, d.id)
 	r.signals.WithLabelValues(result).Inc()
@@ -346,16 +348,16 @@ func (r *Reloader) finish(d *delivery, p publication, result string, err error) 
 	r.last = r.last[max(0, len(r.last)-maxOutcomes):]
 }
 
-// show makes the Status.
-func (r *Reloader) show(s Settings) {
-	status := &client.Reload{Enabled: s.Enabled, Pending: len(r.pending), Last: append([]client.ReloadOutcome{}, r.last...)}
+func (r *Reloader) publishStatus(s Settings) {
+	last := append([]client.ReloadOutcome{}, r.last...)
+	status := &client.Reload{Enabled: s.Enabled, Pending: len(r.pending), Last: last}
 	if err := r.listed.err; err != nil {
 		status.Error = err.Error()
 	}
 	r.status.Store(status)
 }
 
-// backoff returns how long to wait after the nth failure, n from 1: from half to the whole of 1 s, 2 s, 4 s and so on.
+// backoff returns how long to wait after the nth failure, n from 1: from half to all of 1 s, 2 s, 4 s and so on.
 func backoff(n int, random float64) time.Duration {
 	return time.Duration(float64(retryMin<<(n-1)) * (0.5 + 0.5*random))
 }
