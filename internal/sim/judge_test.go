@@ -12,62 +12,42 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/google/go-sev-guest/abi"
-	spb "github.com/google/go-sev-guest/proto/sevsnp"
-	"github.com/google/go-sev-guest/verify"
-	"github.com/google/go-sev-guest/verify/trust"
 
+	"sevagent/internal/appraise"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
 
-// libraryRoots are a PSP's trust anchors in go-sev-guest's form.
-func libraryRoots(t *testing.T, psp *sim.PSP) map[string][]*trust.AMDRootCerts {
+// judge appraises a report by a built-in policy with these roots, AMD's if they are nil. The signature and the chain are
+// verified by go-sev-guest, which knows nothing of the simulator.
+func judge(t *testing.T, policyName string, report, table, roots []byte, now time.Time) *appraise.Verdict {
 	t.Helper()
-	certs := new(trust.ProductCerts)
-	rest := psp.Roots()
-	for _, c := range []**x509.Certificate{&certs.Ark, &certs.Ask, &certs.Asvk} {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			t.Fatal("there are fewer than three roots")
-		}
-		*c = must.Get(x509.ParseCertificate(block.Bytes))(t, "parse a root")
-	}
-	roots := trust.AMDRootCertsProduct("Milan")
-	roots.ProductCerts = certs
-	return map[string][]*trust.AMDRootCerts{"Milan": {roots}}
-}
-
-// judge has go-sev-guest verify a report.
-func judge(t *testing.T, report, table []byte, roots map[string][]*trust.AMDRootCerts, now time.Time) error {
-	t.Helper()
-	proto, err := abi.ReportToProto(report)
-	if err != nil {
-		return err
-	}
 	entries := must.Get(snp.ParseCertTable(table))(t, "parse the certificate table")
-	return verify.SnpAttestation(
-		&spb.Attestation{Report: proto, CertificateChain: &spb.CertificateChain{VcekCert: entries.Find(snp.GUIDVCEK), VlekCert: entries.Find(snp.GUIDVLEK)}},
-		&verify.Options{TrustedRoots: roots, DisableCertFetching: true, Now: now},
-	)
+	policy := must.Get(appraise.Builtin(policyName))(t, "load the policy %s", policyName)
+	policy.RootsPEM = roots
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: "us-east-2"}))(t, "build the verifier")
+	return verifier.Appraise(now, report, [][]byte{entries[0].Data})
 }
 
-// TestIndependentJudge: go-sev-guest accepts reports of each kind by the PSP's roots, and by no others.
-func TestIndependentJudge(t *testing.T) {
+// TestReportsAreGenuine: the verifier accepts signature and chain of each kind of report by the PSP's roots, and by no
+// others.
+func TestReportsAreGenuine(t *testing.T) {
 	now := time.Now()
 	in2023 := sim.DefaultOptions(time.Date(2023, 6, 1, 0, 0, 0, 0, time.UTC))
 	for _, c := range []struct {
 		name   string
+		policy string
 		change func(*sim.Options)
 		at     time.Time
+		code   string // policy_rejected: signature and chain are good
 	}{
-		{"VLEK", func(*sim.Options) {}, now},
-		{"version 3", func(o *sim.Options) { o.Version = 3 }, now},
-		{"version 2", func(o *sim.Options) { o.Version = 2 }, now},
-		{"VCEK", func(o *sim.Options) { o.Signer, o.ChipID = snp.SignedByVCEK, [64]byte{1, 2, 3} }, now},
-		{"another TCB", func(o *sim.Options) { o.TCB = snp.TCB{Bootloader: 3, SNP: 8, Microcode: 115} }, now},
-		{"in 2023", func(o *sim.Options) { *o = in2023 }, in2023.NotBefore.Add(time.Hour)},
+		{"VLEK", appraise.AWSShared, func(*sim.Options) {}, now, ""},
+		{"version 3", appraise.AWSShared, func(o *sim.Options) { o.Version = 3 }, now, ""},
+		{"version 2", appraise.AWSShared, func(o *sim.Options) { o.Version = 2 }, now, appraise.CodePolicyRejected},
+		{"VCEK", appraise.AWSDedicated, func(o *sim.Options) { o.Signer, o.ChipID = snp.SignedByVCEK, [64]byte{1, 2, 3} }, now, ""},
+		{"older TCB", appraise.AWSShared, func(o *sim.Options) { o.TCB.Microcode = 115 }, now, appraise.CodePolicyRejected},
+		{"in 2023", appraise.AWSShared, func(o *sim.Options) { *o = in2023 }, in2023.NotBefore.Add(time.Hour), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			psp := newPSP(t)
@@ -75,11 +55,11 @@ func TestIndependentJudge(t *testing.T) {
 			c.change(&o)
 			must.Do(t, psp.SetOptions(o), "set the options")
 			report, table := getReport(t, psp, [snp.ReportDataSize]byte{9})
-			if err := judge(t, report, table, libraryRoots(t, psp), c.at); err != nil {
-				t.Errorf("the library rejects it: %v", err)
+			if v := judge(t, c.policy, report, table, psp.Roots(), c.at); v.Code != c.code || v.Roots != appraise.RootsCustom {
+				t.Errorf("by its own roots: %q %s %s, want %q, custom", v.Code, v.Reason, v.Roots, c.code)
 			}
-			if err := judge(t, report, table, nil, c.at); err == nil {
-				t.Error("AMD's roots accept it")
+			if v := judge(t, c.policy, report, table, nil, c.at); v.Code != appraise.CodeChainInvalid {
+				t.Errorf("by AMD's roots: %s %s %s, want chain_invalid", v.Status, v.Code, v.Reason)
 			}
 		})
 	}
@@ -97,12 +77,11 @@ func TestEveryFlippedBitIsRefused(t *testing.T) {
 	now := time.Now()
 	psp := newPSP(t)
 	report, table := getReport(t, psp, [snp.ReportDataSize]byte{9})
-	roots := libraryRoots(t, psp)
 	for bit := 0; bit < 8*(snp.SignedSize+144); bit += 53 { // a prime: every place within a byte
 		flipped := append([]byte(nil), report...)
 		flipped[bit/8] ^= 1 << (bit % 8)
-		if judge(t, flipped, table, roots, now) == nil {
-			t.Errorf("bit %d of byte %#x flipped: accepted", bit%8, bit/8)
+		if v := judge(t, appraise.AWSShared, flipped, table, psp.Roots(), now); v.Code == "" || v.Code == appraise.CodePolicyRejected {
+			t.Errorf("bit %d of byte %#x flipped: the signature is accepted, %q", bit%8, bit/8, v.Code)
 		}
 	}
 }
@@ -114,7 +93,9 @@ func TestRootIsShared(t *testing.T) {
 	dir := saved(t, first)
 	second := must.Get(sim.Load(dir, sim.DefaultOptions(now)))(t, "load the second from its files")
 	report, table := getReport(t, second, zero)
-	must.Do(t, judge(t, report, table, libraryRoots(t, first), now), "verify a report of the second by the first's root")
+	if v := judge(t, appraise.AWSShared, report, table, first.Roots(), now); v.Status != appraise.Pass {
+		t.Errorf("a report of the second by the first's root: %s %s", v.Status, v.Reason)
+	}
 	if text, err := os.ReadFile(filepath.Join(dir, "roots.pem")); err != nil || string(text) != string(first.Roots()) || strings.Contains(string(text), "PRIVATE") {
 		t.Errorf("roots.pem is not the roots: %v", err)
 	}
