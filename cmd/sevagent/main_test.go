@@ -84,7 +84,7 @@ func TestScripts(t *testing.T) {
 				return err
 			}
 			env.Defer(func() { os.RemoveAll(short) })
-			env.Defer(func() { sim.Soften(env.WorkDir) }) // of agents that were killed
+			env.Defer(func() { sim.ClearImmutable(env.WorkDir) }) // of agents that were killed
 			env.Setenv("SOCKET", filepath.Join(short, "s"))
 			policy := "profile: aws-shared\nroots: roots.pem\n"
 			if err := os.WriteFile(filepath.Join(simDir, "policy.yaml"), []byte(policy), 0o644); err != nil {

@@ -299,7 +299,7 @@ func TestGuardForReal(t *testing.T) {
 			return errors.Join(os.Remove(link), os.Symlink("..prev/client.crt", link))
 		}, client.FoundRetargeted},
 	} {
-		sim.Soften(path)
+		sim.ClearImmutable(path)
 		must.Do(t, c.damage(filepath.Join(path, r.Status().Generation)), "damage: %s", c.name)
 		until("the repair of "+c.name, func(s *client.Publication) bool { return s.Guard.Repairs == i+1 })
 		if got := mtlstest.Read(t, key); got != want {

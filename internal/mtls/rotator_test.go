@@ -732,7 +732,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 		path := n.path
 		generation := n.Status().Generation
 		n.stop()
-		sim.Soften(path)
+		sim.ClearImmutable(path)
 		must.Do(t, os.Chmod(filepath.Join(path, "client.key"), 0o444), "open the key to all")
 		s.fail(errors.New("connection refused"))
 		var broken atomic.Bool

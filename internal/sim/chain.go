@@ -20,18 +20,18 @@ import (
 	"sevagent/internal/snp"
 )
 
-// authority is the simulator's own root: the counterpart of AMD's ARK, ASK and ASVK, with the names and forms that
-// a verifier expects of those, and with keys that nobody else has.
+// authority is the simulator's own root: the counterpart of AMD's ARK, ASK and ASVK, with the names and forms that a
+// verifier expects, and with keys that nobody else has.
 type authority struct {
 	arkKey, askKey, asvkKey *rsa.PrivateKey
 	ark, ask, asvk          *x509.Certificate
 }
 
-// rootBits is the size of the authority's keys. AMD's have 4096; half of that is made in a fraction of the time
-// and protects nothing of value.
+// rootBits is the size of the authority's keys. AMD's have 4096; half of that takes a fraction of the time, and the
+// keys protect nothing of value.
 const rootBits = 2048
 
-// The roots' dates leave room for a test to take place at any time; testing/synctest begins in 2000.
+// The roots' dates allow a test to run at any time; testing/synctest begins in 2000.
 var (
 	rootNotBefore = time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC)
 	rootNotAfter  = time.Date(2045, 10, 22, 0, 0, 0, 0, time.UTC)
@@ -67,11 +67,14 @@ func amdName(commonName string) pkix.Name {
 	}
 }
 
-// makeCA makes a root's certificate. endpoint is the part of AMD's key distribution service that has its revocation
+// makeCA makes a root's certificate. endpoint is the part of AMD's key distribution service that serves its revocation
 // list: AMD publication 57230.
-func makeCA(name, endpoint string, key *rsa.PrivateKey, parent *x509.Certificate, signer *rsa.PrivateKey) (*x509.Certificate, error) {
+func makeCA(
+	name, endpoint string, key *rsa.PrivateKey, parent *x509.Certificate, signer *rsa.PrivateKey,
+) (*x509.Certificate, error) {
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: amdName(name), NotBefore: rootNotBefore, NotAfter: rootNotAfter,
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: amdName(name),
+		NotBefore: rootNotBefore, NotAfter: rootNotAfter,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		CRLDistributionPoints: []string{"https://kdsintf.amd.com/" + endpoint + "/v1/Milan/crl"},
 		SignatureAlgorithm:    x509.SHA384WithRSAPSS,
@@ -121,7 +124,7 @@ func (a *authority) endorse(o Options) (*ecdsa.PrivateKey, *x509.Certificate, er
 	} else {
 		extensions = append(extensions, extension("CN=cc-"+o.Region+".amazonaws.com", "ia5", 5))
 	}
-	template := &x509.Certificate{ // AMD's serial number is 0, which RFC 5280 and crypto/x509 refuse to make
+	template := &x509.Certificate{ // AMD's serial number is 0, which RFC 5280 forbids and crypto/x509 refuses
 		SerialNumber: big.NewInt(1), Subject: amdName(name), NotBefore: o.NotBefore, NotAfter: o.NotAfter,
 		SignatureAlgorithm: x509.SHA384WithRSAPSS, ExtraExtensions: extensions,
 	}
@@ -185,7 +188,7 @@ func (m member) parse(text []byte) error {
 	keyBlock, rest := pem.Decode(text)
 	certBlock, _ := pem.Decode(rest)
 	if keyBlock == nil || certBlock == nil {
-		return errors.New("no key with a certificate in it")
+		return errors.New("it holds no key with a certificate")
 	}
 	key, err := x509.ParsePKCS8PrivateKey(keyBlock.Bytes)
 	if err != nil {

@@ -11,21 +11,21 @@ import (
 	"time"
 )
 
-// Faults that a PSP can be told to show, by SetFault or by the content of the fault file. An argument follows after a
-// blank. A fault that is none of these makes every request fail and say so.
+// Faults that a PSP can be made to show, by SetFault or by the content of the fault file. An argument follows after a
+// space. An unknown fault makes every request fail with an error that says so.
 const (
 	FaultBusy     = "busy"     // the host throttles
 	FaultWiped    = "wiped"    // the kernel has destroyed its key
 	FaultEcho     = "echo"     // REPORT_DATA is not what was asked for
 	FaultFlip     = "flip"     // a bit of the report is flipped
 	FaultTable    = "table"    // the host's certificate table is hostile; it may be given in hex, "table 00ff"
-	FaultVersion  = "version6" // the report is newer than anyone knows
+	FaultVersion  = "version6" // the report has a version newer than the latest known one
 	FaultFirmware = "firmware" // followed by a status, "firmware 0x27"
 	FaultSlow     = "slow"     // followed by a duration, "slow 3s"
-	FaultHang     = "hang"     // there is no answer until the fault is over or the program has ended
+	FaultHang     = "hang"     // no response until the fault is over or the program has ended
 )
 
-// SetFault makes the PSP show a fault until it is set to "". It goes before the fault file.
+// SetFault makes the PSP show a fault until it is set to "". It takes precedence over the fault file.
 func (p *PSP) SetFault(fault string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,7 +67,7 @@ func parseFault(text string) (f fault, err error) {
 	case FaultSlow:
 		f.delay, err = time.ParseDuration(arg)
 	default:
-		return f, fmt.Errorf("simulate a fault: %q is none", text)
+		return f, fmt.Errorf("simulate a fault: %q is unknown", text)
 	}
 	if err != nil {
 		return f, fmt.Errorf("simulate a fault: %q: %w", text, err)
@@ -75,10 +75,10 @@ func parseFault(text string) (f fault, err error) {
 	return f, nil
 }
 
-// hangStep is how often a request that hangs looks whether the fault is over.
+// hangStep is how often a hanging request checks whether the fault is over.
 const hangStep = 5 * time.Millisecond
 
-// delay lets the time pass that a fault takes.
+// delay waits as long as a fault takes.
 func (p *PSP) delay(ctx context.Context, f fault) error {
 	if f.name != FaultHang {
 		return pause(ctx, f.delay)

@@ -17,13 +17,13 @@ import (
 	"sevagent/internal/snp"
 )
 
-// root is made once: its keys take most of the time of a test.
+// root is made once: generating its keys takes most of a test's time.
 var root = sync.OnceValues(func() (*sim.PSP, error) { return sim.New(sim.DefaultOptions(time.Now())) })
 
 func newPSP(t testing.TB) *sim.PSP {
 	t.Helper()
-	shared := must.Get(root())(t, "make the shared secure processor")
-	return must.Get(sim.Load(saved(t, shared), sim.DefaultOptions(time.Now())))(t, "load it again")
+	shared := must.Get(root())(t, "make the shared root")
+	return must.Get(sim.Load(saved(t, shared), sim.DefaultOptions(time.Now())))(t, "load the shared root")
 }
 
 var zero [snp.ReportDataSize]byte
@@ -36,14 +36,15 @@ func getReport(t testing.TB, psp *sim.PSP, data [snp.ReportDataSize]byte) (repor
 	return report, table
 }
 
-// TestDelays: latency, slow and hang take the time they say, one request after another, and end with the caller.
+// TestDelays: latency, slow and hang take the stated time, one request after another, and end with the caller.
 func TestDelays(t *testing.T) {
 	psp := newPSP(t)
 	o := sim.DefaultOptions(time.Now())
 	o.Latency = 8 * time.Millisecond
 	must.Do(t, psp.SetOptions(o), "set the latency")
 	synctest.Test(t, func(t *testing.T) {
-		psp := must.Get(sim.Load(saved(t, psp), o))(t, "load the secure processor in the bubble") // channels belong to their bubble
+		// Channels belong to their bubble.
+		psp := must.Get(sim.Load(saved(t, psp), o))(t, "load the secure processor in the bubble")
 		took := func(want time.Duration, ctx context.Context, wantErr error) {
 			t.Helper()
 			began := time.Now()
@@ -77,7 +78,7 @@ func TestDelays(t *testing.T) {
 		defer cancel()
 		var waiting sync.WaitGroup
 		waiting.Go(func() { took(time.Minute, short, context.DeadlineExceeded) })
-		waiting.Go(func() { took(time.Minute, short, context.DeadlineExceeded) }) // its turn does not come
+		waiting.Go(func() { took(time.Minute, short, context.DeadlineExceeded) }) // never served
 		waiting.Wait()
 		waiting.Go(func() {
 			if _, _, err := psp.Report(zero, 0); err != nil {
@@ -90,7 +91,7 @@ func TestDelays(t *testing.T) {
 	})
 }
 
-// TestFaultFile: another process's fault, which the one that is set goes before.
+// TestFaultFile: the file sets a fault for another process; SetFault takes precedence.
 func TestFaultFile(t *testing.T) {
 	psp := newPSP(t)
 	psp.FaultFile = filepath.Join(t.TempDir(), "fault")
@@ -120,7 +121,7 @@ func TestFaultFile(t *testing.T) {
 	}
 }
 
-// TestBadReports: the faults that give a report, and a wrong one.
+// TestBadReports: the faults that give a wrong report.
 func TestBadReports(t *testing.T) {
 	psp := newPSP(t)
 	for _, c := range []struct {
@@ -137,18 +138,18 @@ func TestBadReports(t *testing.T) {
 		report, table := getReport(t, psp, zero)
 		r, err := snp.ParseReport(report)
 		if err != nil || !c.wrong(r, table) {
-			t.Errorf("%s: nothing wrong with it, or too much: %v", c.fault, err)
+			t.Errorf("%s: the report does not have just this fault: %v", c.fault, err)
 		}
 	}
 	for _, fault := range []string{"bussy", "slow", "slow 3", "firmware", "firmware x", "table 0"} {
 		psp.SetFault(fault)
 		if _, _, err := psp.Report(zero, 0); err == nil {
-			t.Errorf("%q is taken for a fault, or for none", fault)
+			t.Errorf("%q is accepted as a fault", fault)
 		}
 	}
 }
 
-// TestRotation: a firmware update while requests are made.
+// TestRotation: a firmware update during requests.
 func TestRotation(t *testing.T) {
 	now := time.Now()
 	psp := newPSP(t)
@@ -175,7 +176,8 @@ func TestRotation(t *testing.T) {
 	}
 	callers.Wait()
 	report, table := getReport(t, psp, zero)
-	if r, err := snp.ParseReport(report); err != nil || r.ReportedTCB != o.TCB.Version() || string(table) == string(before) {
+	if r, err := snp.ParseReport(report); err != nil || r.ReportedTCB != o.TCB.Version() ||
+		string(table) == string(before) {
 		t.Errorf("after the update: TCB %v, %v", r.ReportedTCB, err)
 	}
 }

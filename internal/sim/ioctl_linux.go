@@ -18,7 +18,7 @@ const (
 	cmdGetExtReport  = 0xc0205302
 )
 
-// Sizes of the structures that these commands lead to.
+// Sizes of the structures that these commands point to.
 const (
 	guestRequestSize = 32
 	reportReqSize    = 96
@@ -30,7 +30,7 @@ const (
 type Memory interface {
 	Read(address uint64, into []byte) error
 	Write(address uint64, data []byte) error
-	// Reserve says that n bytes may be written. All that may be is said before the secure processor is asked.
+	// Reserve announces that n bytes may be written. All are announced before the secure processor is asked.
 	Reserve(address uint64, n int) error
 }
 
@@ -65,7 +65,8 @@ func (p *PSP) Ioctl(ctx context.Context, cmd uint32, arg uint64, mem Memory) uni
 			return unix.EINVAL
 		}
 	}
-	err := errors.Join(mem.Reserve(arg, guestRequestSize), mem.Reserve(reqAddress, len(req)), mem.Reserve(respAddress, reportRespSize))
+	err := errors.Join(mem.Reserve(arg, guestRequestSize), mem.Reserve(reqAddress, len(req)),
+		mem.Reserve(respAddress, reportRespSize))
 	if extended {
 		err = errors.Join(err, mem.Reserve(certsAddress, int(certsLen)))
 	}

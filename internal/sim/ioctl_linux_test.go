@@ -32,7 +32,7 @@ func TestABI(t *testing.T) {
 	}
 }
 
-// page is user memory that begins at base; nothing else is mapped.
+// page is user memory from base; nothing else is mapped.
 type page []byte
 
 const base = 0x7000_0000_0000

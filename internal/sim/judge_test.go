@@ -19,8 +19,8 @@ import (
 	"sevagent/internal/snp"
 )
 
-// judge appraises a report by a built-in policy with these roots, AMD's if they are nil. The signature and the chain are
-// verified by go-sev-guest, which knows nothing of the simulator.
+// judge appraises a report by a built-in policy with these roots, AMD's if they are nil. The signature and the chain
+// are verified by go-sev-guest, which knows nothing of the simulator.
 func judge(t *testing.T, policyName string, report, table, roots []byte, now time.Time) *appraise.Verdict {
 	t.Helper()
 	entries := must.Get(snp.ParseCertTable(table))(t, "parse the certificate table")
@@ -72,7 +72,7 @@ func saved(t testing.TB, psp *sim.PSP) string {
 	return dir
 }
 
-// TestEveryFlippedBitIsRefused: in the signed part, and in R and S.
+// TestEveryFlippedBitIsRefused: bits in the signed part, and in R and S.
 func TestEveryFlippedBitIsRefused(t *testing.T) {
 	now := time.Now()
 	psp := newPSP(t)
@@ -80,13 +80,14 @@ func TestEveryFlippedBitIsRefused(t *testing.T) {
 	for bit := 0; bit < 8*(snp.SignedSize+144); bit += 53 { // a prime: every place within a byte
 		flipped := append([]byte(nil), report...)
 		flipped[bit/8] ^= 1 << (bit % 8)
-		if v := judge(t, appraise.AWSShared, flipped, table, psp.Roots(), now); v.Code == "" || v.Code == appraise.CodePolicyRejected {
+		if v := judge(t, appraise.AWSShared, flipped, table, psp.Roots(), now); v.Code == "" ||
+			v.Code == appraise.CodePolicyRejected {
 			t.Errorf("bit %d of byte %#x flipped: the signature is accepted, %q", bit%8, bit/8, v.Code)
 		}
 	}
 }
 
-// TestRootIsShared: processes that load one root are judged by it, and its keys are for their owner only.
+// TestRootIsShared: reports of processes that load one root verify by it, and its keys are for their owner only.
 func TestRootIsShared(t *testing.T) {
 	now := time.Now()
 	first := must.Get(sim.New(sim.DefaultOptions(now)))(t, "make the first secure processor")
@@ -96,8 +97,9 @@ func TestRootIsShared(t *testing.T) {
 	if v := judge(t, appraise.AWSShared, report, table, first.Roots(), now); v.Status != appraise.Pass {
 		t.Errorf("a report of the second by the first's root: %s %s", v.Status, v.Reason)
 	}
-	if text, err := os.ReadFile(filepath.Join(dir, "roots.pem")); err != nil || string(text) != string(first.Roots()) || strings.Contains(string(text), "PRIVATE") {
-		t.Errorf("roots.pem is not the roots: %v", err)
+	text := string(must.Get(os.ReadFile(filepath.Join(dir, "roots.pem")))(t, "read roots.pem"))
+	if text != string(first.Roots()) || strings.Contains(text, "PRIVATE") {
+		t.Error("roots.pem does not have just the roots")
 	}
 	for _, name := range []string{"ark.pem", "ask.pem", "asvk.pem"} {
 		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != 0o600 {
@@ -110,22 +112,23 @@ func TestRootIsShared(t *testing.T) {
 	theirs := must.Get(os.ReadFile(filepath.Join(saved(t, other), "ark.pem")))(t, "read the other root's file")
 	key, _ := pem.Decode(mine)
 	_, cert := pem.Decode(theirs)
-	must.Do(t, os.WriteFile(filepath.Join(dir, "ark.pem"), append(pem.EncodeToMemory(key), cert...), 0o600), "mix the two")
+	mixed := append(pem.EncodeToMemory(key), cert...)
+	must.Do(t, os.WriteFile(filepath.Join(dir, "ark.pem"), mixed, 0o600), "mix the two")
 	if _, err := sim.Load(dir, sim.DefaultOptions(now)); err == nil {
 		t.Error("Load has accepted a key with another's certificate")
 	}
 }
 
-// TestLooksLikeEC2 compares with a report of a real instance and its VLEK, field by field.
+// TestLooksLikeEC2 compares every field with the report of a real instance and its VLEK.
 func TestLooksLikeEC2(t *testing.T) {
 	const real = "../../../shared/testdata/aws-snp"
 	raw, err := os.ReadFile(filepath.Join(real, "us-east-2-v5-report.bin"))
 	if err != nil {
-		t.Skipf("the real reports are not there: %v", err)
+		t.Skipf("the real reports are missing: %v", err)
 	}
 	text, err := os.ReadFile(filepath.Join(real, "us-east-2-v5-vlek.pem"))
 	if err != nil {
-		t.Skipf("the real reports are not there: %v", err)
+		t.Skipf("the real reports are missing: %v", err)
 	}
 	want := must.Get(snp.ParseReport(raw))(t, "parse the real report")
 	report, table, err := newPSP(t).Report(want.ReportData, want.VMPL)

@@ -1,8 +1,8 @@
 // Package sim is a simulated node: a software AMD secure processor and, in its sub-packages, the kernel interfaces
 // and the AWS services around it. It is for the demonstration and for tests, and is linked into nothing that ships.
 //
-// The secure processor signs with a root of its own, made afresh, so that nothing it signs can be taken for AMD's
-// and nobody else can sign what a test trusts. Its reports look like those of today's EC2 in every field.
+// The secure processor signs with a new root of its own, so that nothing it signs passes for AMD's and nobody else can
+// sign what a test trusts. Its reports look like those of today's EC2 in every field.
 package sim
 
 import (
@@ -21,20 +21,20 @@ import (
 	"sevagent/internal/snp"
 )
 
-// Options are what a report shows, besides REPORT_DATA. DefaultOptions has those of EC2's shared tenancy.
+// Options set what a report shows, besides REPORT_DATA. DefaultOptions returns those of EC2's shared tenancy.
 type Options struct {
-	// Region stands in the VLEK's CSP_ID.
+	// Region is in the VLEK's CSP_ID.
 	Region       string
 	Signer       snp.SigningKey
 	Version      uint32
 	Policy       snp.GuestPolicy
 	PlatformInfo snp.PlatformInfo
-	// TCB is all four of a report: current, committed, launch and reported.
+	// TCB is used for all four of a report: current, committed, launch and reported.
 	TCB snp.TCB
 	// Firmware is the current version and the committed one.
 	Firmware    snp.FirmwareVersion
 	Measurement [48]byte
-	// ChipID is zero with a VLEK on EC2; it stands in the VCEK's HWID.
+	// ChipID is zero with a VLEK on EC2; it is also the VCEK's HWID.
 	ChipID    [64]byte
 	MitVector uint64
 	// NotBefore and NotAfter are those of the endorsement key's certificate. The roots are valid from 1999 to 2045.
@@ -43,7 +43,7 @@ type Options struct {
 	Latency time.Duration
 }
 
-// DefaultOptions returns what EC2 shows in 2026, for a certificate that was issued the day before now.
+// DefaultOptions returns what EC2 shows in 2026, with a certificate issued the day before now.
 func DefaultOptions(now time.Time) Options {
 	return Options{
 		Region: "us-east-2", Signer: snp.SignedByVLEK, Version: 5, Policy: 0x2030000, PlatformInfo: 0x27,
@@ -56,7 +56,7 @@ func DefaultOptions(now time.Time) Options {
 
 // PSP is a software secure processor. It is safe for concurrent use and serves one request at a time.
 type PSP struct {
-	// FaultFile is read at every request if it is set: a fault for a PSP in another process.
+	// FaultFile, if set, is read at every request: it sets a fault from another process.
 	FaultFile string
 
 	auth *authority
@@ -68,7 +68,7 @@ type PSP struct {
 	fault string
 }
 
-// endorsement is a key with what is signed by it. It is replaced as a whole.
+// endorsement is a key with what it signs. It is replaced as a whole.
 type endorsement struct {
 	o     Options
 	key   *ecdsa.PrivateKey
@@ -130,9 +130,9 @@ func (p *PSP) endorsement() endorsement {
 // CertTable returns the table that the host hands out: the endorsement key's certificate and nothing else, as on EC2.
 func (p *PSP) CertTable() []byte { return slices.Clone(p.endorsement().table) }
 
-// HostError is a request that the hypervisor or the firmware refused, as the kernel's exitinfo2 tells it.
+// HostError means that the hypervisor or the firmware refused a request, with the kernel's exitinfo2.
 type HostError struct {
-	Wiped     bool   // the kernel has no key any more and asks nobody
+	Wiped     bool   // the kernel has destroyed its key and makes no request
 	ExitInfo2 uint64 // hypervisor's error in the high half, firmware's in the low half
 }
 
@@ -140,10 +140,10 @@ func (e *HostError) Error() string {
 	return fmt.Sprintf("wiped %v, exitinfo2 %#x", e.Wiped, e.ExitInfo2)
 }
 
-// Busy tells whether the hypervisor throttles.
+// Busy reports whether the hypervisor throttles.
 func (e *HostError) Busy() bool { return e.ExitInfo2 == vmmBusy }
 
-// Errno is what becomes of it in configfs-tsm.
+// Errno is its error in configfs-tsm.
 func (e *HostError) Errno() syscall.Errno {
 	switch {
 	case e.Wiped:
@@ -160,14 +160,16 @@ const (
 	vmmBusy       = 2 << 32
 )
 
-// Report answers one extended-report request: the report and the certificate table. With FaultHang it does not return
-// before the fault is over.
+// Report serves one extended-report request: it returns the report and the certificate table. With FaultHang it does
+// not return before the fault is over.
 func (p *PSP) Report(reportData [snp.ReportDataSize]byte, vmpl uint32) (report, certs []byte, err error) {
 	return p.ReportContext(context.Background(), reportData, vmpl)
 }
 
 // ReportContext is Report for a program that may end while it waits.
-func (p *PSP) ReportContext(ctx context.Context, reportData [snp.ReportDataSize]byte, vmpl uint32) (report, certs []byte, err error) {
+func (p *PSP) ReportContext(
+	ctx context.Context, reportData [snp.ReportDataSize]byte, vmpl uint32,
+) (report, certs []byte, err error) {
 	select {
 	case p.turn <- struct{}{}:
 		defer func() { <-p.turn }()
@@ -207,7 +209,7 @@ func (p *PSP) ReportContext(ctx context.Context, reportData [snp.ReportDataSize]
 	return report, certs, nil
 }
 
-// pause waits for d, or returns why ctx has ended before.
+// pause waits for d, or returns why ctx ended before that.
 func pause(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return ctx.Err()
@@ -222,8 +224,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// marshal writes a report without its signature. Offsets are those of package snp, from AMD 56860; they stand here
-// again so that the simulator and the parser check each other.
+// marshal writes a report without its signature. The offsets of package snp, from AMD 56860, are repeated here so that
+// the simulator and the parser check each other.
 func (o Options) marshal(version uint32, id [32]byte, reportData [snp.ReportDataSize]byte, vmpl uint32) []byte {
 	r := make([]byte, snp.ReportSize)
 	le := binary.LittleEndian

@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A seccomp filter diverts the three ioctls of /dev/sev-guest from an unmodified program to a PSP in another
-// process. The program opens any file in place of the device, and its other system calls are left alone. It works
-// without privileges: the filter needs no_new_privs, and the program's memory is open to an ancestor of the same user.
+// A seccomp filter diverts the three ioctls of /dev/sev-guest from an unmodified program to a PSP in another process.
+// The program opens any file in place of the device, and its other system calls are not affected. This needs no
+// privileges: the filter requires no_new_privs, and the program's memory is accessible to an ancestor of the same user.
 
 // seccomp user notification: include/uapi/linux/seccomp.h.
 const (
@@ -88,7 +88,7 @@ func installFilter() (listener int, err error) {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return -1, err
 	}
-	// Waiting killable came with Linux 5.19; without it a signal may repeat a request, which does no harm here.
+	// Killable waits came with Linux 5.19; without them a signal may repeat a request, which is harmless here.
 	for _, flags := range []uintptr{filterNewListener | filterWaitKillable, filterNewListener} {
 		fd, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, setModeFilter, flags, uintptr(unsafe.Pointer(&fprog)))
 		if errno == 0 {
@@ -99,7 +99,7 @@ func installFilter() (listener int, err error) {
 	return -1, err
 }
 
-// ServeIoctl accepts programs from ExecUnderFilter and answers their ioctls until ctx ends. It closes l. When it
+// ServeIoctl accepts programs from ExecUnderFilter and serves their ioctls until ctx ends. It closes l. When it
 // returns, nothing of it is left running, whatever the programs do.
 func (p *PSP) ServeIoctl(ctx context.Context, l *net.UnixListener) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -121,14 +121,14 @@ func (p *PSP) ServeIoctl(ctx context.Context, l *net.UnixListener) error {
 			return fmt.Errorf("serve the simulated device: %w", err)
 		}
 		programs.Go(func() {
-			if fd, err := receiveFD(conn); err == nil { // else a program that died before it had sent anything
+			if fd, err := receiveFD(conn); err == nil { // else the program died before it sent anything
 				p.serveProgram(ctx, fd)
 			}
 		})
 	}
 }
 
-// receiveFD takes the descriptor that ExecUnderFilter sends at once.
+// receiveFD receives the descriptor that ExecUnderFilter sends first.
 func receiveFD(conn *net.UnixConn) (int, error) {
 	defer conn.Close()
 	if err := conn.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
@@ -150,10 +150,10 @@ func receiveFD(conn *net.UnixConn) (int, error) {
 	return fds[0], nil
 }
 
-// serveProgram answers the notifications of one program until it has ended or ctx has.
+// serveProgram answers the notifications of one program until the program or ctx ends.
 func (p *PSP) serveProgram(ctx context.Context, listener int) {
 	defer unix.Close(listener)
-	// The end of ctx hangs up this pipe, and so wakes up the poll.
+	// The end of ctx closes this pipe, which wakes up the poll.
 	ended, end, err := os.Pipe()
 	if err != nil {
 		return
@@ -164,7 +164,7 @@ func (p *PSP) serveProgram(ctx context.Context, listener int) {
 	context.AfterFunc(ctx, func() { end.Close(); close(closed) })
 	var answers sync.WaitGroup
 	defer func() {
-		cancel() // no answer is of use any more
+		cancel() // the answers are no longer needed
 		answers.Wait()
 		<-closed
 	}()
@@ -177,23 +177,24 @@ func (p *PSP) serveProgram(ctx context.Context, listener int) {
 			return
 		}
 		if polled[0].Revents&unix.POLLIN == 0 {
-			if polled[0].Revents != 0 { // POLLHUP: the last process under the filter has gone
+			if polled[0].Revents != 0 { // POLLHUP: the last process under the filter has ended
 				return
 			}
 			continue
 		}
 		var notification [notifSize]byte
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlRecv, uintptr(unsafe.Pointer(&notification))); errno != 0 {
-			if errno == unix.EINTR || errno == unix.ENOENT { // the caller died in between
-				continue
-			}
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlRecv, uintptr(unsafe.Pointer(&notification)))
+		if errno == unix.EINTR || errno == unix.ENOENT { // the caller died in between
+			continue
+		}
+		if errno != 0 {
 			return
 		}
 		answers.Go(func() { p.answer(ctx, listener, notification) })
 	}
 }
 
-// aliveStep is how often a request that takes long looks whether its caller still waits.
+// aliveStep is how often a long request checks whether its caller still waits.
 const aliveStep = 20 * time.Millisecond
 
 func (p *PSP) answer(ctx context.Context, listener int, notification [notifSize]byte) {
@@ -209,7 +210,7 @@ func (p *PSP) answer(ctx context.Context, listener int, notification [notifSize]
 	watch.Go(func() {
 		for pause(ctx, aliveStep) == nil {
 			if !mem.valid() {
-				cancel() // the device is free for others
+				cancel() // free the device for others
 			}
 		}
 	})
@@ -220,12 +221,12 @@ func (p *PSP) answer(ctx context.Context, listener int, notification [notifSize]
 	}
 	cancel()
 	watch.Wait()
-	// It fails if the program has died meanwhile; nobody is left to be told.
+	// It fails if the program has died in the meantime, which needs no report.
 	unix.Syscall(unix.SYS_IOCTL, uintptr(listener), ioctlSend, uintptr(unsafe.Pointer(&response)))
 }
 
-// processMemory is the memory of another process. valid tells whether the process still is the one that asked:
-// its number may have gone to another.
+// processMemory is the memory of another process. valid reports whether it is still the process that asked: its pid may
+// have been reused.
 type processMemory struct {
 	pid   int
 	valid func() bool
@@ -246,7 +247,7 @@ func (m processMemory) Write(address uint64, data []byte) error {
 	return m.check(n, len(data), err)
 }
 
-// Reserve lets Write find out.
+// Reserve does nothing: Write finds out.
 func (processMemory) Reserve(uint64, int) error { return nil }
 
 func (m processMemory) check(n, want int, err error) error {

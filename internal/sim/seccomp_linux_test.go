@@ -21,7 +21,7 @@ import (
 	"sevagent/internal/snp"
 )
 
-// Stages of the test binary as a helper process: under the filter, and as the program that asks the device.
+// Stages of the test binary as a helper process: installing the filter, and as the program that asks the device.
 const (
 	stageVariable = "SIM_TEST_STAGE"
 	stageFilter   = "filter"
@@ -68,14 +68,14 @@ func ask(path string) error {
 	return nil
 }
 
-// program is a program under the filter that asks the device once.
+// program returns a program under the filter that asks the device once.
 func program(socket, device string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0], socket, device)
 	cmd.Env = append(os.Environ(), stageVariable+"="+stageFilter, "GORACE=atexit_sleep_ms=0")
 	return cmd
 }
 
-// serveDevice serves a PSP, and returns what a program needs and what stops the server.
+// serveDevice serves a PSP, and returns what a program needs, and a function that stops the server.
 func serveDevice(t *testing.T) (psp *sim.PSP, socket, device string, stop func()) {
 	t.Helper()
 	psp = newPSP(t)
@@ -108,7 +108,7 @@ func TestIoctlThroughTheKernel(t *testing.T) {
 		return string(out)
 	}
 	if out := run(); out != "" {
-		t.Fatalf("the program says: %s", out)
+		t.Fatalf("the program prints %s", out)
 	}
 	for _, c := range []struct{ fault, want string }{
 		{sim.FaultBusy, "throttled"},
@@ -119,7 +119,7 @@ func TestIoctlThroughTheKernel(t *testing.T) {
 	} {
 		psp.SetFault(c.fault)
 		if out := run(); !strings.Contains(out, c.want) {
-			t.Errorf("%s: the program says %q, want %q", c.fault, out, c.want)
+			t.Errorf("%s: the program prints %q, want %q", c.fault, out, c.want)
 		}
 	}
 }
@@ -130,7 +130,8 @@ func TestIoctlWithoutRoot(t *testing.T) {
 		t.Skip("the other tests run without root already")
 	}
 	const nobody = 65534
-	dir := must.Get(os.MkdirTemp("", "si"))(t, "make a directory that nobody can read") // t.TempDir is closed to other users
+	// t.TempDir is closed to other users.
+	dir := must.Get(os.MkdirTemp("", "si"))(t, "make a directory for the user nobody")
 	defer os.RemoveAll(dir)
 	must.Do(t, os.Chown(dir, nobody, nobody), "give the directory to nobody")
 	binary := must.Get(os.ReadFile(os.Args[0]))(t, "read the test binary")
@@ -145,13 +146,13 @@ func TestIoctlWithoutRoot(t *testing.T) {
 	}
 }
 
-// TestProgramsMayDie: whenever a program is killed, the device serves others, and nothing stays behind.
+// TestProgramsMayDie: whenever a program is killed, the device serves others, and nothing is left behind.
 func TestProgramsMayDie(t *testing.T) {
 	goroutines, descriptors := runtime.NumGoroutine(), openFiles(t)
 	psp, socket, device, stop := serveDevice(t)
 	began := time.Now()
 	if out, err := program(socket, device).CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("run a program: %v\n%s", err, out)
 	}
 	life := time.Since(began)
 	psp.SetFault(sim.FaultHang)
@@ -159,11 +160,11 @@ func TestProgramsMayDie(t *testing.T) {
 	for i := range programs {
 		cmd := program(socket, device)
 		must.Do(t, cmd.Start(), "start program %d", i)
-		time.Sleep(life * time.Duration(i) * 3 / 2 / programs) // from before the filter to within the ioctl
+		time.Sleep(life * time.Duration(i) * 3 / 2 / programs) // from before the filter until inside the ioctl
 		cmd.Process.Kill()
 		cmd.Wait()
 	}
-	if conn, err := net.Dial("unix", socket); err == nil { // and one that connects and says nothing
+	if conn, err := net.Dial("unix", socket); err == nil { // and one that connects and sends nothing
 		conn.Close()
 	}
 	psp.SetFault("")
@@ -177,7 +178,7 @@ func TestProgramsMayDie(t *testing.T) {
 	time.Sleep(2 * life)
 	stop()
 	if err := cmd.Wait(); err == nil {
-		t.Error("the program has got a report from nowhere")
+		t.Error("the program got a report although the server ended")
 	}
 	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		g, d := runtime.NumGoroutine(), openFiles(t)
@@ -186,7 +187,8 @@ func TestProgramsMayDie(t *testing.T) {
 		}
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
-			t.Fatalf("goroutines %d before and %d after, descriptors %d and %d:\n%s", goroutines, g, descriptors, d, stacks[:runtime.Stack(stacks, true)])
+			t.Fatalf("goroutines %d before and %d after, descriptors %d and %d:\n%s", goroutines, g, descriptors, d,
+				stacks[:runtime.Stack(stacks, true)])
 		}
 	}
 }

@@ -216,7 +216,7 @@ func TestPublishNext(t *testing.T) {
 	pair := mustSet(t, ca.ClientSecret(t, "first"), []byte(mtlstest.CertPEM(ca.Cert)))
 	first := d.mustPublish(pair)
 	inode := mtlstest.Stat(t, d.path).Ino
-	sim.Soften(d.path)
+	sim.ClearImmutable(d.path)
 	monthAgo := time.Now().Add(-30 * 24 * time.Hour)
 	must.Do(t, os.Chtimes(filepath.Join(d.path, first.Name()), monthAgo, monthAgo), "age the generation")
 
@@ -345,7 +345,7 @@ func TestRestartFindsDamage(t *testing.T) {
 			d := newDirectory(t)
 			s := mustSet(t, ca.ClientSecret(t, "node"))
 			g := d.mustPublish(s)
-			sim.Soften(d.path)
+			sim.ClearImmutable(d.path)
 			must.Do(t, c.damage(d.path, filepath.Join(d.path, g.Name())), "damage what is published")
 			got, err := d.restore()
 			if (got != nil) != c.intact {
@@ -491,7 +491,7 @@ func TestSelfTestFails(t *testing.T) {
 				}
 				d.testOnlyBefore = func(step string) error {
 					if step == "load what was published" {
-						sim.Soften(d.path)
+						sim.ClearImmutable(d.path)
 						return sabotageOnce(sabotage(d.path))
 					}
 					return nil
@@ -759,7 +759,7 @@ func TestPublishOverRubble(t *testing.T) {
 			d := newDirectory(t)
 			first := mustSet(t, ca.ClientSecret(t, "first"))
 			g := d.mustPublish(first)
-			sim.Soften(d.path)
+			sim.ClearImmutable(d.path)
 			must.Do(t, damage(d.path, filepath.Join(d.path, g.Name())), "damage what is published")
 			next := mustSet(t, ca.ClientSecret(t, "second"))
 			d.mustPublish(next)

@@ -1,5 +1,5 @@
 // Package cuse serves a simulated secure processor as a character device, /dev/sev-guest, through the kernel's CUSE
-// (fs/fuse/cuse.c), without cgo. A program opens it, and asks by ioctl, as it does with the device of the real driver.
+// (fs/fuse/cuse.c), without cgo. A program opens it and makes ioctls, as with the device of the real driver.
 package cuse
 
 import (
@@ -42,7 +42,7 @@ const (
 
 var le = binary.LittleEndian
 
-// Serve makes /dev/NAME and answers until ctx ends. ready is called when the kernel has been told of the device.
+// Serve makes /dev/NAME and serves it until ctx ends. It calls ready once the kernel knows the device.
 func Serve(ctx context.Context, name string, psp *sim.PSP, ready func()) error {
 	f, err := os.OpenFile("/dev/cuse", os.O_RDWR, 0)
 	if err != nil {
@@ -57,7 +57,7 @@ type device struct {
 	psp *sim.PSP
 
 	mu      sync.Mutex
-	waiting map[uint64]context.CancelFunc // the ioctls that are being answered
+	waiting map[uint64]context.CancelFunc // the ioctls that are being served
 }
 
 // serve closes f.
@@ -76,7 +76,7 @@ func serve(ctx context.Context, f *os.File, name string, psp *sim.PSP, ready fun
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR): // it was taken back
+		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINTR): // the request was withdrawn
 			continue
 		case err != nil:
 			return fmt.Errorf("serve the simulated device: %w", err)
@@ -117,14 +117,15 @@ func initReply(name string) []byte {
 	return append(out, "DEVNAME="+name+"\x00"...)
 }
 
-// reply answers a request. It fails if the program that asked has gone or ctx has ended: nobody is left to be told.
+// reply answers a request. Its failure is no error if the program or ctx has ended.
 func (d *device) reply(unique uint64, errno unix.Errno, body []byte) {
 	b := make([]byte, outHeaderSize, outHeaderSize+len(body))
 	le.PutUint32(b[0:], uint32(outHeaderSize+len(body)))
 	le.PutUint32(b[4:], uint32(-int32(errno)))
 	le.PutUint64(b[8:], unique)
-	if _, err := d.f.Write(append(b, body...)); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, fs.ErrClosed) {
-		fmt.Fprintln(os.Stderr, "the simulated device could not answer:", err)
+	_, err := d.f.Write(append(b, body...))
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, fs.ErrClosed) {
+		fmt.Fprintln(os.Stderr, "answer as the simulated device:", err)
 	}
 }
 
@@ -141,7 +142,7 @@ func (d *device) begin(ctx context.Context, unique uint64) (context.Context, fun
 	}
 }
 
-// interrupt ends an ioctl whose program has got a signal.
+// interrupt ends an ioctl whose program has received a signal.
 func (d *device) interrupt(unique uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -150,7 +151,7 @@ func (d *device) interrupt(unique uint64) {
 	}
 }
 
-// ioctl answers struct fuse_ioctl_in and what follows it by struct fuse_ioctl_out and what follows that.
+// ioctl answers struct fuse_ioctl_in and its data with struct fuse_ioctl_out and its data.
 func (d *device) ioctl(ctx context.Context, body []byte) []byte {
 	cmd, arg := le.Uint32(body[12:]), le.Uint64(body[16:])
 	inSize, outSize := le.Uint32(body[24:]), le.Uint32(body[28:])
@@ -168,14 +169,14 @@ func (d *device) ioctl(ctx context.Context, body []byte) []byte {
 		}
 		return reply
 	}
-	// What the kernel is given with an error it copies all the same.
+	// The kernel copies the data even with an error.
 	le.PutUint32(reply[0:], uint32(-int32(errno)))
 	return append(reply, mem.out[:mem.written]...)
 }
 
 // memory is what the kernel has copied from the program's memory, and will copy there. In each round of an ioctl it
-// copies what the round before has asked for, in that order; since the code that asks is the same each time, the n-th
-// read finds the n-th piece. Once something is missing, the round is over, and all that was wanted is asked for.
+// copies what the previous round asked for, in that order; since the code that asks is the same each time, the n-th
+// read finds the n-th piece. Once a piece is missing, the round is over, and all pieces are requested.
 type memory struct {
 	in, out []byte
 	written int // length of the part of out that has been written to
@@ -203,8 +204,8 @@ func (m *memory) Read(address uint64, into []byte) error {
 	return nil
 }
 
-// Reserve puts into out what is in the program's memory, as far as that is known: the kernel copies a prefix of out,
-// with what has not been written to.
+// Reserve fills out with the program's memory, as far as it is known: the kernel copies a prefix of out, including what
+// was not written to.
 func (m *memory) Reserve(address uint64, n int) error {
 	m.writes = append(m.writes, area{address, n})
 	at := m.reserved

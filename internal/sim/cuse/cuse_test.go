@@ -34,7 +34,8 @@ const (
 func start(t *testing.T) (*kernel, *sim.PSP) {
 	t.Helper()
 	psp := must.Get(sim.New(sim.DefaultOptions(time.Now())))(t, "make a simulated secure processor")
-	pair := must.Get(unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0))(t, "make a socket pair")
+	const flags = unix.SOCK_SEQPACKET | unix.SOCK_NONBLOCK | unix.SOCK_CLOEXEC
+	pair := must.Get(unix.Socketpair(unix.AF_UNIX, flags, 0))(t, "make a socket pair")
 	k := &kernel{t: t, f: os.NewFile(uintptr(pair[0]), "kernel"), memory: make([]byte, 0x6000)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ready, ended := make(chan struct{}), make(chan error)
@@ -49,7 +50,8 @@ func start(t *testing.T) (*kernel, *sim.PSP) {
 		k.f.Close()
 	})
 	reply := k.answer(k.send(opInit, make([]byte, 16)))
-	if name := reply[initOutSize:]; !bytes.Equal(name, []byte("DEVNAME=sev-guest\x00")) || le.Uint32(reply) != major || le.Uint32(reply[12:]) != unrestrictedIoctl {
+	if name := string(reply[initOutSize:]); name != "DEVNAME=sev-guest\x00" ||
+		le.Uint32(reply) != major || le.Uint32(reply[12:]) != unrestrictedIoctl {
 		t.Errorf("CUSE_INIT is answered by %q", reply)
 	}
 	<-ready
@@ -71,7 +73,7 @@ func (k *kernel) send(op uint32, body []byte) uint64 {
 	return k.unique
 }
 
-// answer returns what request unique is answered by.
+// answer returns the response to request unique.
 func (k *kernel) answer(unique uint64) []byte {
 	k.t.Helper()
 	k.f.SetReadDeadline(time.Now().Add(2 * time.Minute))
@@ -83,7 +85,7 @@ func (k *kernel) answer(unique uint64) []byte {
 	return b[outHeaderSize:n]
 }
 
-// ioctl goes its rounds as fuse_do_ioctl does, and returns the result: 0 or a negative errno.
+// ioctl performs the rounds of fuse_do_ioctl, and returns the result: 0 or a negative errno.
 func (k *kernel) ioctl(cmd uint32) int32 {
 	k.t.Helper()
 	var in, out [][]byte
@@ -115,11 +117,11 @@ func (k *kernel) ioctl(cmd uint32) int32 {
 		}
 		in, out = areas[:le.Uint32(reply[8:])], areas[le.Uint32(reply[8:]):]
 	}
-	k.t.Fatal("the ioctl goes on for ever")
+	k.t.Fatal("the ioctl does not end")
 	return 0
 }
 
-// request puts one into the memory, with room for n bytes of certificates.
+// request writes a request into the memory, with room for n bytes of certificates.
 func (k *kernel) request(n uint32) {
 	clear(k.memory)
 	k.memory[0] = 1
@@ -143,7 +145,7 @@ func TestReport(t *testing.T) {
 	if result := k.ioctl(getReport); result != 0 || k.report().ReportData[0] != 7 {
 		t.Errorf("result %d, report %+v", result, k.report())
 	}
-	// What the kernel has no cause to copy stays as it is.
+	// What the kernel has no reason to copy is unchanged.
 	if le.Uint64(k.memory[8:]) != reqAt || k.memory[reqAt-base] != 7 {
 		t.Errorf("the request has become %x", k.memory[:0x110])
 	}
@@ -192,7 +194,7 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// TestInterrupt: a program that gets a signal while the device hangs is let go.
+// TestInterrupt: a program that gets a signal while the device hangs is released.
 func TestInterrupt(t *testing.T) {
 	k, psp := start(t)
 	psp.SetFault(sim.FaultHang)

@@ -12,8 +12,8 @@ import (
 	"unicode/utf8"
 )
 
-// CloudFormation is as much of the service as a node asks: an http.Handler that speaks AWS Query and knows the
-// operation SignalResource. The zero value with Region and AccountID set is ready to serve; stacks are made by SetStack.
+// CloudFormation is the part of the service that a node uses: an http.Handler that speaks AWS Query and knows the
+// operation SignalResource. The zero value with Region and AccountID set is ready to serve; SetStack makes stacks.
 type CloudFormation struct {
 	Region, AccountID string
 
@@ -46,7 +46,7 @@ func (s *CloudFormation) SetStack(name, state string) {
 	s.stacks[name].state = state
 }
 
-// SetResource gives a resource of a stack a state, and says whether it waits for signals.
+// SetResource sets the state of a stack's resource, and whether it waits for signals.
 func (s *CloudFormation) SetResource(stack, logicalID, state string, waits bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -54,37 +54,39 @@ func (s *CloudFormation) SetResource(stack, logicalID, state string, waits bool)
 	s.stacks[stack].waiting[logicalID] = waits
 }
 
-// Signals are those accepted, in order. One that repeats another's resource and unique ID changes nothing.
+// Signals returns the accepted ones, in order. One that repeats another's resource and unique ID changes nothing.
 func (s *CloudFormation) Signals() []Signal {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.signals)
 }
 
-// Calls is how many requests came.
+// Calls counts the requests.
 func (s *CloudFormation) Calls() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.calls
 }
 
-// Fail makes the next calls fail, all if calls is 0, with an error code such as Throttling or AccessDenied, or with an
-// HTTP status such as "503"; code "": none.
+// Fail makes the next calls fail, all of them if calls is 0, with an error code such as Throttling or AccessDenied, or
+// with an HTTP status such as "503"; code "": none.
 func (s *CloudFormation) Fail(code string, calls int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fault = Fault{Code: code, Calls: calls}
 }
 
-// StackID is the ID of a stack.
+// StackID returns the ID of a stack.
 func (s *CloudFormation) StackID(name string) string {
-	return fmt.Sprintf("arn:aws:cloudformation:%s:%s:stack/%s/%s", s.Region, s.AccountID, name, "11111111-2222-3333-4444-555555555555")
+	const suffix = "11111111-2222-3333-4444-555555555555"
+	return fmt.Sprintf("arn:aws:cloudformation:%s:%s:stack/%s/%s", s.Region, s.AccountID, name, suffix)
 }
 
-// cloudFormationStatuses are of codes that do not come with 400: AWS CloudFormation API Reference, "Common Errors".
+// cloudFormationStatuses has the codes whose status is not 400: AWS CloudFormation API Reference, "Common Errors".
 var cloudFormationStatuses = map[string]int{
-	"AccessDenied": http.StatusForbidden, "InvalidClientTokenId": http.StatusForbidden, "ExpiredToken": http.StatusForbidden,
-	"InternalFailure": http.StatusInternalServerError, "ServiceUnavailable": http.StatusServiceUnavailable,
+	"AccessDenied": http.StatusForbidden, "InvalidClientTokenId": http.StatusForbidden,
+	"ExpiredToken": http.StatusForbidden, "InternalFailure": http.StatusInternalServerError,
+	"ServiceUnavailable": http.StatusServiceUnavailable,
 }
 
 // ServeHTTP implements http.Handler.
@@ -97,7 +99,8 @@ func (s *CloudFormation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/xml")
 	id := newUUID()
 	if err == nil {
-		fmt.Fprintf(w, `<SignalResourceResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><ResponseMetadata><RequestId>%s</RequestId></ResponseMetadata></SignalResourceResponse>`, id)
+		fmt.Fprintf(w, `<SignalResourceResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/">`+
+			`<ResponseMetadata><RequestId>%s</RequestId></ResponseMetadata></SignalResourceResponse>`, id)
 		return
 	}
 	refusal, ok := err.(*apiError)
@@ -118,7 +121,8 @@ func (s *CloudFormation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var message strings.Builder
 	xml.EscapeText(&message, []byte(refusal.message))
-	fmt.Fprintf(w, `<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error><Type>%s</Type><Code>%s</Code><Message>%s</Message></Error><RequestId>%s</RequestId></ErrorResponse>`,
+	fmt.Fprintf(w, `<ErrorResponse xmlns="http://cloudformation.amazonaws.com/doc/2010-05-15/"><Error>`+
+		`<Type>%s</Type><Code>%s</Code><Message>%s</Message></Error><RequestId>%s</RequestId></ErrorResponse>`,
 		kind, refusal.code, message.String(), id)
 }
 
@@ -138,7 +142,8 @@ func (s *CloudFormation) serve(form url.Values, authorized bool) error {
 		case "Throttling":
 			return &apiError{code, "Rate exceeded"}
 		case "AccessDenied":
-			return &apiError{code, fmt.Sprintf("User: arn:aws:sts::%s:assumed-role/node/i-0123456789abcdef0 is not authorized to perform: cloudformation:SignalResource on resource: %s", s.AccountID, in.Stack)}
+			return &apiError{code, fmt.Sprintf("User: arn:aws:sts::%s:assumed-role/node/i-0123456789abcdef0 is not authorized "+
+				"to perform: cloudformation:SignalResource on resource: %s", s.AccountID, in.Stack)}
 		}
 		return &apiError{code, "simulated"}
 	}
@@ -153,10 +158,12 @@ func (s *CloudFormation) signal(in Signal) error {
 		return &apiError{"ValidationError", fmt.Sprintf(format, args...)}
 	}
 	if n := utf8.RuneCountInString(in.UniqueID); n < 1 || n > 64 {
-		return refuse("1 validation error detected: Value '%s' at 'uniqueId' failed to satisfy constraint: Member must have length between 1 and 64", in.UniqueID)
+		return refuse("1 validation error detected: Value '%s' at 'uniqueId' failed to satisfy constraint: "+
+			"Member must have length between 1 and 64", in.UniqueID)
 	}
 	if in.Status != "SUCCESS" && in.Status != "FAILURE" {
-		return refuse("1 validation error detected: Value '%s' at 'status' failed to satisfy constraint: Member must satisfy enum value set: [SUCCESS, FAILURE]", in.Status)
+		return refuse("1 validation error detected: Value '%s' at 'status' failed to satisfy constraint: "+
+			"Member must satisfy enum value set: [SUCCESS, FAILURE]", in.Status)
 	}
 	for name := range maps.Keys(s.stacks) {
 		if in.Stack == s.StackID(name) {

@@ -18,13 +18,15 @@ import (
 	"sevagent/internal/sim/simaws"
 )
 
-// TestSignalResource: the real SDK, with the role's credentials, reads what the simulated CloudFormation answers.
+// TestSignalResource: the real SDK, with the role's credentials, understands the simulated CloudFormation.
 func TestSignalResource(t *testing.T) {
 	metadata, _, cfg := node(t)
 	service := &simaws.CloudFormation{Region: metadata.Instance.Region, AccountID: metadata.Instance.AccountID}
 	server := httptest.NewServer(service)
 	defer server.Close()
-	api := cloudformation.NewFromConfig(cfg, func(o *cloudformation.Options) { o.BaseEndpoint, o.RetryMaxAttempts = &server.URL, 1 })
+	api := cloudformation.NewFromConfig(cfg, func(o *cloudformation.Options) {
+		o.BaseEndpoint, o.RetryMaxAttempts = &server.URL, 1
+	})
 	signal := func(stack, resource, id string) error {
 		_, err := api.SignalResource(context.Background(), &cloudformation.SignalResourceInput{
 			StackName: &stack, LogicalResourceId: &resource, UniqueId: &id, Status: types.ResourceSignalStatusSuccess})
@@ -51,11 +53,13 @@ func TestSignalResource(t *testing.T) {
 			}
 			continue
 		}
-		if api, ok := errors.AsType[smithy.APIError](err); !ok || api.ErrorCode() != "ValidationError" || api.ErrorMessage() != c.message {
+		if api, ok := errors.AsType[smithy.APIError](err); !ok || api.ErrorCode() != "ValidationError" ||
+			api.ErrorMessage() != c.message {
 			t.Errorf("%s of %s: %v, want ValidationError: %s", c.resource, c.stack, err, c.message)
 		}
 	}
-	want := []simaws.Signal{{Stack: "prod", Resource: "Ready", Status: "SUCCESS", UniqueID: "i-1"}, {Stack: "prod", Resource: "Ready", Status: "SUCCESS", UniqueID: "i-2"}}
+	want := []simaws.Signal{{Stack: "prod", Resource: "Ready", Status: "SUCCESS", UniqueID: "i-1"},
+		{Stack: "prod", Resource: "Ready", Status: "SUCCESS", UniqueID: "i-2"}}
 	if got := service.Signals(); !slices.Equal(got, want) {
 		t.Errorf("signals are %v, want %v", got, want)
 	}

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// ECSAgent is the introspection endpoint of the ECS agent, as far as it tells where the node is registered
+// ECSAgent is the part of the ECS agent's introspection endpoint that reports where the node is registered
 // (aws/amazon-ecs-agent: agent/handlers/v1/response.go). The zero value is an agent that is not registered yet.
 type ECSAgent struct {
 	mu           sync.Mutex
@@ -29,7 +29,9 @@ func (a *ECSAgent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	answer := map[string]any{"Cluster": a.cluster, "ContainerInstanceArn": nil, "Version": "Amazon ECS Agent - v1.0.0 (simulated)"}
+	answer := map[string]any{
+		"Cluster": a.cluster, "ContainerInstanceArn": nil, "Version": "Amazon ECS Agent - v1.0.0 (simulated)",
+	}
 	if a.arn != "" {
 		answer["ContainerInstanceArn"] = a.arn
 	}

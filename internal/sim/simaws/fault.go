@@ -19,7 +19,7 @@ type Fault struct {
 }
 
 // SetFault makes every request fail with an error code such as ThrottlingException, or with an HTTP status such as
-// "503"; "": none. It takes the place of all faults before.
+// "503"; "": none. It replaces all earlier faults.
 func (s *Secrets) SetFault(code string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -36,21 +36,21 @@ func (s *Secrets) Fail(f Fault) {
 	s.faults = append(s.faults, f)
 }
 
-// SetLatency delays every answer.
+// SetLatency delays every response.
 func (s *Secrets) SetLatency(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.latency = d
 }
 
-// SetSkew makes the Date of answers differ from this machine's clock.
+// SetSkew makes the Date of responses differ from this machine's clock.
 func (s *Secrets) SetSkew(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.skew = d
 }
 
-// Calls is how often an operation was asked for, whether or not it was answered.
+// Calls counts the requests for an operation, served or not.
 func (s *Secrets) Calls(operation string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,7 +76,7 @@ func (s *Secrets) count(operation string) (code string) {
 	return code
 }
 
-// statuses of error codes that do not come with 400: AWS Secrets Manager API Reference, "Common Error Types" and the
+// statuses has the error codes whose status is not 400: AWS Secrets Manager API Reference, "Common Error Types" and the
 // errors of each operation. Throttling is a 400.
 var statuses = map[string]int{
 	"InternalServiceError": http.StatusInternalServerError, "InternalFailure": http.StatusInternalServerError,
@@ -84,7 +84,7 @@ var statuses = map[string]int{
 	"ExpiredTokenException": http.StatusForbidden,
 }
 
-// status is the HTTP status that an error code comes with. bare: the code is a status itself, and comes without a body.
+// status returns the HTTP status of an error code. bare: the code is a status itself, and has no body.
 func status(code string) (status int, bare bool) {
 	if n, err := strconv.Atoi(code); err == nil {
 		return n, true
@@ -95,7 +95,7 @@ func status(code string) (status int, bare bool) {
 	return http.StatusBadRequest, false
 }
 
-// wait waits for d, or until the client has gone.
+// wait waits for d, or until the client has left.
 func wait(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return nil

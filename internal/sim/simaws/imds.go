@@ -1,6 +1,6 @@
-// Package simaws answers like the AWS services around a node, on loopback: the instance metadata service, Secrets
-// Manager, what a node asks of CloudFormation, and the ECS agent's introspection endpoint. It follows AWS's documentation
-// of their protocols and can be told to fail in the ways they do.
+// Package simaws simulates the AWS services around a node, on loopback: the instance metadata service, Secrets Manager,
+// what a node uses of CloudFormation, and the ECS agent's introspection endpoint. It follows AWS's documentation of
+// their protocols, and can be made to fail as they do.
 package simaws
 
 import (
@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Instance is what the metadata service tells.
+// Instance is what the metadata service reports.
 type Instance struct {
 	ID, Type, Region, AvailabilityZone, AccountID, ImageID, PrivateIP, MAC, Role string
 }
@@ -24,7 +24,8 @@ type Instance struct {
 func DefaultInstance() Instance {
 	return Instance{
 		ID: "i-0123456789abcdef0", Type: "m6a.large", Region: "us-east-2", AvailabilityZone: "us-east-2a",
-		AccountID: "111122223333", ImageID: "ami-0123456789abcdef0", PrivateIP: "10.0.0.10", MAC: "02:00:00:00:00:10", Role: "node",
+		AccountID: "111122223333", ImageID: "ami-0123456789abcdef0",
+		PrivateIP: "10.0.0.10", MAC: "02:00:00:00:00:10", Role: "node",
 	}
 }
 
@@ -39,7 +40,7 @@ type IMDS struct {
 	Instance Instance
 
 	mu       sync.Mutex
-	tokens   map[string]time.Time // until when they are valid
+	tokens   map[string]time.Time // when each expires
 	fault    int
 	latency  time.Duration
 	refuse   bool
@@ -48,14 +49,14 @@ type IMDS struct {
 	lifetime time.Duration // of credentials
 }
 
-// SetFault makes every request be answered with an HTTP status; 0: none.
+// SetFault makes every request fail with an HTTP status; 0: none.
 func (s *IMDS) SetFault(status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fault = status
 }
 
-// SetLatency delays every answer.
+// SetLatency delays every response.
 func (s *IMDS) SetLatency(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -69,8 +70,8 @@ func (s *IMDS) RefuseTokens(refuse bool) {
 	s.refuse = refuse
 }
 
-// RollCredentials gives the role a new access key, and credentials of that lifetime from now on. Before the first call
-// it is six hours. Older keys stay valid.
+// RollCredentials gives the role a new access key, and credentials with this lifetime; before the first call they have
+// six hours. Older keys stay valid.
 func (s *IMDS) RollCredentials(lifetime time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +79,7 @@ func (s *IMDS) RollCredentials(lifetime time.Duration) {
 	s.lifetime = lifetime
 }
 
-// V1Requests is how many requests came without a token.
+// V1Requests counts the requests without a token.
 func (s *IMDS) V1Requests() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -96,7 +97,7 @@ func (s *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault, latency := s.fault, s.latency
 	s.mu.Unlock()
 	if wait(r.Context(), latency) != nil {
-		return // nobody is there any more
+		return // the client has left
 	}
 	if fault != 0 {
 		http.Error(w, http.StatusText(fault), fault)
@@ -181,7 +182,8 @@ func (s *IMDS) credentials() string {
 	}
 	now := time.Now().UTC()
 	text, _ := json.Marshal(map[string]any{ // of text: always marshals
-		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": fmt.Sprintf("%s%03d", accessKeyPrefix, s.rolls), "SecretAccessKey": "simulated", "Token": "simulated",
+		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": fmt.Sprintf("%s%03d", accessKeyPrefix, s.rolls),
+		"SecretAccessKey": "simulated", "Token": "simulated",
 		"LastUpdated": now.Format(time.RFC3339), "Expiration": now.Add(lifetime).Format(time.RFC3339),
 	})
 	return string(text)

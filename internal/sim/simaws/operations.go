@@ -48,7 +48,7 @@ func (s *Secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	latency, skew := s.latency, s.skew
 	s.mu.Unlock()
 	if wait(r.Context(), latency) != nil {
-		return // nobody is there any more
+		return // the client has left
 	}
 	w.Header().Set("Date", time.Now().Add(skew).UTC().Format(http.TimeFormat))
 	w.Header().Set("X-Amzn-Requestid", newUUID())
@@ -81,11 +81,12 @@ func (s *Secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(map[string]string{"__type": refusal.code, "message": refusal.message})
 }
 
-// authorized tells whether a request has the form of one that was signed (AWS Signature Version 4) with an access key
-// of the simulated instance's role. The signature itself is not recomputed.
+// authorized reports whether a request looks signed (AWS Signature Version 4) with an access key of the simulated
+// instance's role. It does not recompute the signature.
 func authorized(h http.Header, service string) bool {
 	credential, ok := strings.CutPrefix(h.Get("Authorization"), "AWS4-HMAC-SHA256 Credential="+accessKeyPrefix)
-	return ok && strings.Contains(credential, "/"+service+"/aws4_request,") && strings.Contains(credential, "Signature=") &&
+	return ok && strings.Contains(credential, "/"+service+"/aws4_request,") &&
+		strings.Contains(credential, "Signature=") &&
 		h.Get("X-Amz-Date") != ""
 }
 
@@ -115,7 +116,8 @@ func (s *Secrets) serve(operation string, authorized bool, body []byte) (map[str
 		return nil, &apiError{"ResourceNotFoundException", "Secrets Manager can't find the specified secret."}
 	}
 	if !sec.deleted.IsZero() && operation != "DescribeSecret" {
-		return nil, &apiError{"InvalidRequestException", "You can't perform this operation on the secret because it was marked for deletion."}
+		return nil, &apiError{"InvalidRequestException",
+			"You can't perform this operation on the secret because it was marked for deletion."}
 	}
 	answer, err := do(sec, in)
 	if err != nil {
@@ -130,7 +132,8 @@ func (s *Secrets) createSecret(in input) (map[string]any, error) {
 		return nil, &apiError{"InvalidParameterException", "Name is missing."}
 	}
 	if s.secrets[in.Name] != nil {
-		return nil, &apiError{"ResourceExistsException", "The operation failed because the secret " + in.Name + " already exists."}
+		return nil, &apiError{"ResourceExistsException",
+			"The operation failed because the secret " + in.Name + " already exists."}
 	}
 	answer, err := s.create(in.Name).putValue(in)
 	if err != nil {
@@ -161,7 +164,8 @@ func epoch(t time.Time) float64 { return float64(t.UnixMilli()) / 1000 }
 func (sec *secret) get(in input) (map[string]any, error) {
 	id := sec.version(in.VersionID, in.VersionStage)
 	if id == "" {
-		return nil, &apiError{"ResourceNotFoundException", "Secrets Manager can't find the specified secret value for the version and staging label."}
+		return nil, &apiError{"ResourceNotFoundException",
+			"Secrets Manager can't find the specified secret value for the version and staging label."}
 	}
 	v := sec.values[id]
 	answer := map[string]any{"VersionId": id, "VersionStages": sec.stages(id), "CreatedDate": epoch(v.created)}
@@ -173,7 +177,7 @@ func (sec *secret) get(in input) (map[string]any, error) {
 	return answer, nil
 }
 
-// putValue can be repeated with the same token and value, and then changes nothing.
+// putValue changes nothing if it is repeated with the same token and value.
 func (sec *secret) putValue(in input) (map[string]any, error) {
 	if (in.SecretString == nil) == (in.SecretBinary == nil) {
 		return nil, &apiError{"InvalidParameterException", "You must provide either SecretString or SecretBinary."}
@@ -189,7 +193,8 @@ func (sec *secret) putValue(in input) (map[string]any, error) {
 	if existing, ok := sec.values[id]; !ok {
 		sec.add(id, v, labels)
 	} else if !existing.equal(v) {
-		return nil, &apiError{"ResourceExistsException", "You can't use ClientRequestToken " + id + ": a version with it has another value."}
+		return nil, &apiError{"ResourceExistsException",
+			"You can't use ClientRequestToken " + id + ": a version with it has another value."}
 	}
 	return map[string]any{"VersionId": id, "VersionStages": sec.stages(id)}, nil
 }
@@ -202,9 +207,11 @@ func (sec *secret) updateStage(in input) (map[string]any, error) {
 	case to != "" && !known:
 		return nil, &apiError{"ResourceNotFoundException", "Secrets Manager can't find the specified secret version."}
 	case sec.labels[label] != from && !slices.Contains([]string{"", to}, sec.labels[label]):
-		return nil, &apiError{"InvalidParameterException", "The staging label " + label + " is attached to another version: " + sec.labels[label] + "."}
+		return nil, &apiError{"InvalidParameterException",
+			"The staging label " + label + " is attached to another version: " + sec.labels[label] + "."}
 	case to == "" && label == labelCurrent:
-		return nil, &apiError{"InvalidParameterException", "You can only move " + labelCurrent + " to another version, not remove it."}
+		return nil, &apiError{"InvalidParameterException",
+			"You can only move " + labelCurrent + " to another version, not remove it."}
 	}
 	if to == "" {
 		delete(sec.labels, label)

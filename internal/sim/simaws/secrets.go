@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// Secrets is a Secrets Manager: an http.Handler that speaks AWS JSON 1.1. Secrets are made and changed by its methods,
-// or by the operations CreateSecret, PutSecretValue and UpdateSecretVersionStage. The zero value with Region and
-// AccountID set is ready to serve.
+// Secrets is a Secrets Manager: an http.Handler that speaks AWS JSON 1.1. Its methods make and change secrets, and so
+// do the operations CreateSecret, PutSecretValue and UpdateSecretVersionStage. The zero value with Region and AccountID
+// set is ready to serve.
 type Secrets struct {
 	Region, AccountID string
 
@@ -91,15 +91,6 @@ func (s *Secrets) Put(name, text string) string { return s.PutLabelled(name, tex
 
 // PutLabelled makes a version with the given labels, such as AWSPENDING, and the secret if there is none.
 func (s *Secrets) PutLabelled(name, text string, labels ...string) string {
-	return s.put(name, value{text: &text}, labels)
-}
-
-// PutBinary makes a secret's new current version, with a binary value.
-func (s *Secrets) PutBinary(name string, data []byte) string {
-	return s.put(name, value{binary: slices.Clone(data)}, []string{labelCurrent})
-}
-
-func (s *Secrets) put(name string, v value, labels []string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sec := s.secrets[name]
@@ -107,7 +98,7 @@ func (s *Secrets) put(name string, v value, labels []string) string {
 		sec = s.create(name)
 	}
 	id := newUUID()
-	sec.add(id, v, labels)
+	sec.add(id, value{text: &text}, labels)
 	return id
 }
 
@@ -137,7 +128,7 @@ func (s *Secrets) Label(name, label, versionID string) {
 // Rollback labels an older version AWSCURRENT.
 func (s *Secrets) Rollback(name, versionID string) { s.Label(name, labelCurrent, versionID) }
 
-// SetNextRotation is when a secret's next rotation is due by its schedule; zero: it has none.
+// SetNextRotation sets when a secret's next scheduled rotation is due; zero: it has none.
 func (s *Secrets) SetNextRotation(name string, at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -151,14 +142,14 @@ func (s *Secrets) Delete(name string) {
 	s.secrets[name].deleted = time.Now().Add(7 * 24 * time.Hour)
 }
 
-// ARN is a secret's ARN.
+// ARN returns a secret's ARN.
 func (s *Secrets) ARN(name string) string { return s.partialARN(name) + "-AbCdEf" }
 
 func (s *Secrets) partialARN(name string) string {
 	return fmt.Sprintf("arn:aws:secretsmanager:%s:%s:secret:%s", s.Region, s.AccountID, name)
 }
 
-// find takes what the service takes for a secret's ID: its name, its ARN, and its ARN without the random end.
+// find accepts what the service does as a secret's ID: its name, its ARN, and its ARN without the random end.
 func (s *Secrets) find(id string) (string, *secret) {
 	name := strings.TrimPrefix(id, s.partialARN(""))
 	if strings.HasPrefix(id, "arn:") && s.secrets[name] == nil {

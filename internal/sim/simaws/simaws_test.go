@@ -23,7 +23,7 @@ import (
 	"sevagent/internal/sim/simaws"
 )
 
-// node serves both services, and returns the real SDK's configuration for them.
+// node serves both services, and returns a configuration of the real SDK for them.
 func node(t *testing.T) (metadata *simaws.IMDS, secrets *simaws.Secrets, cfg aws.Config) {
 	t.Helper()
 	instance := simaws.DefaultInstance()
@@ -33,8 +33,10 @@ func node(t *testing.T) (metadata *simaws.IMDS, secrets *simaws.Secrets, cfg aws
 	t.Cleanup(ms.Close)
 	t.Cleanup(ss.Close)
 	for name, value := range map[string]string{
-		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_SECRETS_MANAGER": ss.URL, "AWS_REGION": instance.Region,
-		"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_CA_BUNDLE": "",
+		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_SECRETS_MANAGER": ss.URL,
+		"AWS_REGION":        instance.Region,
+		"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "", "AWS_CA_BUNDLE": "",
+		"AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
 	} {
 		t.Setenv(name, value)
 	}
@@ -57,29 +59,41 @@ func code(err error) string {
 	return ""
 }
 
-var secretID = aws.String("prod/mtls")
+// Inputs for the one secret of these tests.
+var (
+	secretID      = aws.String("prod/mtls")
+	current       = aws.String("AWSCURRENT")
+	describeInput = &secretsmanager.DescribeSecretInput{SecretId: secretID}
+	getInput      = &secretsmanager.GetSecretValueInput{SecretId: secretID}
+)
 
-// TestSDKAgrees: the real SDK gets its region and credentials from the simulated metadata service, and talks with
-// them to the simulated Secrets Manager.
+// TestSDKAgrees: the real SDK gets its region and credentials from the simulated metadata service, and uses them with
+// the simulated Secrets Manager.
 func TestSDKAgrees(t *testing.T) {
 	metadata, secrets, cfg := node(t)
 	ctx := t.Context()
-	doc, err := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary }).GetInstanceIdentityDocument(ctx, nil)
+	service := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
+	doc, err := service.GetInstanceIdentityDocument(ctx, nil)
 	if err != nil || doc.InstanceID != metadata.Instance.ID || doc.Region != metadata.Instance.Region {
 		t.Fatalf("identity document: %+v, %v", doc, err)
 	}
 	api := client(cfg)
 	first := secrets.Put("prod/mtls", "one")
 	second := secrets.Put("prod/mtls", "two")
-	got, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: aws.String(secrets.ARN("prod/mtls")), VersionStage: aws.String("AWSCURRENT")})
+	got, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
+		SecretId: aws.String(secrets.ARN("prod/mtls")), VersionStage: current,
+	})
 	if err != nil || *got.SecretString != "two" || *got.VersionId != second {
 		t.Fatalf("current value: %v, %v", got, err)
 	}
-	described, err := api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: secretID})
-	if err != nil || described.VersionIdsToStages[second][0] != "AWSCURRENT" || described.VersionIdsToStages[first][0] != "AWSPREVIOUS" {
+	described, err := api.DescribeSecret(ctx, describeInput)
+	if err != nil || described.VersionIdsToStages[second][0] != "AWSCURRENT" ||
+		described.VersionIdsToStages[first][0] != "AWSPREVIOUS" {
 		t.Fatalf("described: %v, %v", described, err)
 	}
-	_, err = api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: secretID, VersionId: &first, VersionStage: aws.String("AWSCURRENT")})
+	_, err = api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
+		SecretId: secretID, VersionId: &first, VersionStage: current,
+	})
 	if code(err) != "ResourceNotFoundException" {
 		t.Errorf("a version without the label: %v", err)
 	}
@@ -88,13 +102,13 @@ func TestSDKAgrees(t *testing.T) {
 		t.Errorf("an absent secret: %v", err)
 	}
 	secrets.SetFault("ThrottlingException")
-	_, err = api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: secretID})
+	_, err = api.DescribeSecret(ctx, describeInput)
 	if code(err) != "ThrottlingException" {
 		t.Errorf("throttled: %v", err)
 	}
 	secrets.SetFault("")
 	secrets.Delete("prod/mtls")
-	_, err = api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: secretID})
+	_, err = api.GetSecretValue(ctx, getInput)
 	if code(err) != "InvalidRequestException" {
 		t.Errorf("a deleted secret: %v", err)
 	}
@@ -103,20 +117,23 @@ func TestSDKAgrees(t *testing.T) {
 	}
 }
 
-// TestRotation is a rotation as a rotation function does it: pending, then current.
+// TestRotation does what a rotation function does: pending, then current.
 func TestRotation(t *testing.T) {
 	_, secrets, cfg := node(t)
 	ctx, api := t.Context(), client(cfg)
-	created, err := api.CreateSecret(ctx, &secretsmanager.CreateSecretInput{Name: secretID, SecretString: aws.String("one")})
+	create := &secretsmanager.CreateSecretInput{Name: secretID, SecretString: aws.String("one")}
+	created, err := api.CreateSecret(ctx, create)
 	if err != nil || *created.ARN != secrets.ARN("prod/mtls") {
 		t.Fatalf("create: %v, %v", created, err)
 	}
-	if _, err := api.CreateSecret(ctx, &secretsmanager.CreateSecretInput{Name: secretID, SecretString: aws.String("one")}); code(err) != "ResourceExistsException" {
+	if _, err := api.CreateSecret(ctx, create); code(err) != "ResourceExistsException" {
 		t.Errorf("create again: %v", err)
 	}
 	one := *created.VersionId
 	two := "22222222-2222-2222-2222-222222222222"
-	pending := &secretsmanager.PutSecretValueInput{SecretId: secretID, ClientRequestToken: &two, SecretBinary: []byte("two"), VersionStages: []string{"AWSPENDING"}}
+	pending := &secretsmanager.PutSecretValueInput{
+		SecretId: secretID, ClientRequestToken: &two, SecretBinary: []byte("two"), VersionStages: []string{"AWSPENDING"},
+	}
 	for range 2 { // can be repeated
 		if put, err := api.PutSecretValue(ctx, pending); err != nil || *put.VersionId != two {
 			t.Fatalf("put: %v, %v", put, err)
@@ -128,7 +145,7 @@ func TestRotation(t *testing.T) {
 	}
 	labels := func() string {
 		t.Helper()
-		out := must.Get(api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: secretID}))(t, "describe the secret")
+		out := must.Get(api.DescribeSecret(ctx, describeInput))(t, "describe the secret")
 		return fmt.Sprint(out.VersionIdsToStages[one], out.VersionIdsToStages[two])
 	}
 	if got, want := labels(), "[AWSCURRENT] [AWSPENDING]"; got != want {
@@ -159,8 +176,9 @@ func TestRotation(t *testing.T) {
 	if got, want := labels(), "[AWSPREVIOUS] [AWSCURRENT]"; got != want {
 		t.Errorf("labels = %s, want %s", got, want)
 	}
-	out, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: secretID})
-	if err != nil || out.SecretString != nil || string(out.SecretBinary) != "two" || !slices.Equal(out.VersionStages, []string{"AWSCURRENT"}) {
+	out, err := api.GetSecretValue(ctx, getInput)
+	if err != nil || out.SecretString != nil || string(out.SecretBinary) != "two" ||
+		!slices.Equal(out.VersionStages, []string{"AWSCURRENT"}) {
 		t.Errorf("the value: %v, %v", out, err)
 	}
 	secrets.Rollback("prod/mtls", one)
@@ -169,7 +187,8 @@ func TestRotation(t *testing.T) {
 	}
 	at := time.Now().Add(time.Hour).Truncate(time.Second)
 	secrets.SetNextRotation("prod/mtls", at)
-	if out, err := api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: secretID}); err != nil || !aws.ToTime(out.NextRotationDate).Equal(at) {
+	if out, err := api.DescribeSecret(ctx, describeInput); err != nil ||
+		!aws.ToTime(out.NextRotationDate).Equal(at) {
 		t.Errorf("next rotation %v, %v, want %v", out.NextRotationDate, err, at)
 	}
 }
@@ -179,11 +198,11 @@ func TestSecretsFaults(t *testing.T) {
 	api := client(cfg)
 	secrets.Put("prod/mtls", "one")
 	get := func(ctx context.Context) error {
-		_, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{SecretId: secretID})
+		_, err := api.GetSecretValue(ctx, getInput)
 		return err
 	}
 	describe := func() error {
-		_, err := api.DescribeSecret(t.Context(), &secretsmanager.DescribeSecretInput{SecretId: secretID})
+		_, err := api.DescribeSecret(t.Context(), describeInput)
 		return err
 	}
 	status := func(err error) int {
@@ -218,10 +237,10 @@ func TestSecretsFaults(t *testing.T) {
 		t.Errorf("%d calls counted, want 3", got)
 	}
 
-	// A retry of the SDK's own gets through.
+	// The SDK's own retry succeeds.
 	secrets.Fail(simaws.Fault{Code: "ThrottlingException", Calls: 1})
 	patient := secretsmanager.NewFromConfig(cfg)
-	if _, err := patient.DescribeSecret(t.Context(), &secretsmanager.DescribeSecretInput{SecretId: secretID}); err != nil {
+	if _, err := patient.DescribeSecret(t.Context(), describeInput); err != nil {
 		t.Errorf("throttled once: %v", err)
 	}
 
@@ -237,13 +256,13 @@ func TestSecretsFaults(t *testing.T) {
 	stranger.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 		return aws.Credentials{AccessKeyID: "AKIASTRANGER", SecretAccessKey: "x"}, nil
 	})
-	_, err := client(stranger).DescribeSecret(t.Context(), &secretsmanager.DescribeSecretInput{SecretId: secretID})
+	_, err := client(stranger).DescribeSecret(t.Context(), describeInput)
 	if code(err) != "UnrecognizedClientException" {
 		t.Errorf("a stranger's credentials: %v", err)
 	}
 }
 
-// TestRawRequests: what the SDK does not do.
+// TestRawRequests sends what the SDK never does.
 func TestRawRequests(t *testing.T) {
 	secrets := &simaws.Secrets{Region: "us-east-2", AccountID: "111122223333"}
 	secrets.SetSkew(time.Hour)
@@ -292,7 +311,8 @@ func TestMetadata(t *testing.T) {
 	defer server.Close()
 	do := func(method, path string, headers ...string) (int, string) {
 		t.Helper()
-		req := must.Get(http.NewRequestWithContext(t.Context(), method, server.URL+path, nil))(t, "make a request for %s %s", method, path)
+		req, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, nil)
+		must.Do(t, err, "make a request for %s %s", method, path)
 		for i := 0; i < len(headers); i += 2 {
 			req.Header.Set(headers[i], headers[i+1])
 		}
@@ -301,7 +321,11 @@ func TestMetadata(t *testing.T) {
 		body := must.Get(io.ReadAll(resp.Body))(t, "read the answer to %s %s", method, path)
 		return resp.StatusCode, string(body)
 	}
-	const tokenPath, ttl, tokenHeader = "/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds", "X-aws-ec2-metadata-token"
+	const (
+		tokenPath   = "/latest/api/token"
+		tokenHeader = "X-aws-ec2-metadata-token"
+		ttl         = tokenHeader + "-ttl-seconds"
+	)
 	for _, seconds := range []string{"", "0", "21601", "x"} {
 		if status, _ := do(http.MethodPut, tokenPath, ttl, seconds); status != 400 {
 			t.Errorf("a token for %q seconds: %d", seconds, status)
@@ -328,7 +352,7 @@ func TestMetadata(t *testing.T) {
 		t.Errorf("%d requests without a token, want 1", n)
 	}
 
-	// Credentials roll, and Secrets Manager takes the new ones as well.
+	// Credentials roll, and Secrets Manager accepts the new ones as well.
 	secrets.Put("prod/mtls", "one")
 	keys := make(map[string]bool)
 	for range 2 {
@@ -337,7 +361,7 @@ func TestMetadata(t *testing.T) {
 			t.Fatalf("%+v, %v", creds, err)
 		}
 		keys[creds.AccessKeyID] = true
-		if _, err := client(cfg).DescribeSecret(t.Context(), &secretsmanager.DescribeSecretInput{SecretId: secretID}); err != nil {
+		if _, err := client(cfg).DescribeSecret(t.Context(), describeInput); err != nil {
 			t.Errorf("%s: %v", creds.AccessKeyID, err)
 		}
 		metadata.RollCredentials(time.Hour)

@@ -1,4 +1,4 @@
-// Package simca issues certificates for tests and the demonstration. Its keys are P-256: quickly made.
+// Package simca issues certificates for tests and the demonstration. Its keys are P-256, which are fast to make.
 package simca
 
 import (
@@ -23,10 +23,10 @@ type CA struct {
 	parent *CA // nil for a root
 }
 
-// New makes a root that is valid from a day before now for ten years.
+// New makes a root that is valid from a day before now until ten years after.
 func New(name string, now time.Time) (*CA, error) { return newCA(nil, name, now) }
 
-// Intermediate makes a CA under this one, with the dates that New gives.
+// Intermediate makes a CA under this one, with the same dates as New.
 func (ca *CA) Intermediate(name string, now time.Time) (*CA, error) { return newCA(ca, name, now) }
 
 func newCA(parent *CA, name string, now time.Time) (*CA, error) {
@@ -75,7 +75,7 @@ func certificatePEM(c *x509.Certificate) string {
 // Leaf is a certificate, with the intermediates above it, and its key, PEM.
 type Leaf struct{ Cert, Key string }
 
-// Template says what stands in a leaf.
+// Template is the content of a leaf.
 type Template struct {
 	Name                string // the subject's common name
 	NotBefore, NotAfter time.Time
@@ -84,7 +84,7 @@ type Template struct {
 	Usages              []x509.ExtKeyUsage
 }
 
-// Issue makes a leaf that serves as client and as server, for name and localhost.
+// Issue makes a leaf for a client and a server, with the names name and localhost.
 func (ca *CA) Issue(name string, notBefore, notAfter time.Time) (Leaf, error) {
 	return ca.IssueFrom(Template{
 		Name: name, NotBefore: notBefore, NotAfter: notAfter,
@@ -106,14 +106,15 @@ func (ca *CA) IssueFrom(t Template) (Leaf, error) {
 	if err != nil {
 		return Leaf{}, err
 	}
-	leaf := Leaf{Cert: certificatePEM(cert), Key: string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))}
+	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+	leaf := Leaf{Cert: certificatePEM(cert), Key: string(keyPEM)}
 	for ; ca.parent != nil; ca = ca.parent {
 		leaf.Cert += certificatePEM(ca.Cert)
 	}
 	return leaf, nil
 }
 
-// ClientSecret is the JSON secret of a client that the CA has just issued, valid from an hour before now for 90 days.
+// ClientSecret issues a client and returns its JSON secret, valid from an hour before now until 90 days after.
 func (ca *CA) ClientSecret(name string, now time.Time) (string, error) {
 	leaf, err := ca.Issue(name, now.Add(-time.Hour), now.AddDate(0, 0, 90))
 	if err != nil {
@@ -122,7 +123,7 @@ func (ca *CA) ClientSecret(name string, now time.Time) (string, error) {
 	return ca.Secret(leaf, Leaf{})
 }
 
-// Secret is the JSON secret of a client and a server of this CA, of which either may be empty.
+// Secret returns the JSON secret of a client and a server of this CA. Either may be empty.
 func (ca *CA) Secret(client, server Leaf) (string, error) {
 	fields := map[string]string{"ca_cert": ca.PEM()}
 	for prefix, leaf := range map[string]Leaf{"client": client, "server": server} {

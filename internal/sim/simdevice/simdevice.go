@@ -1,4 +1,4 @@
-// Package simdevice is the simulated secure processor as a device of package attest, within the process.
+// Package simdevice makes the simulated secure processor a device of package attest, within the process.
 package simdevice
 
 import (

@@ -9,8 +9,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// Exits is the command `exits STATUS PROGRAM [ARGUMENT ...]`: it runs a program and fails unless it ends with that
-// exit status. What the program printed is there for stdout and stderr.
+// Exits is the command `exits STATUS PROGRAM [ARGUMENT ...]`: it runs a program and fails unless it ends with that exit
+// status. The commands stdout and stderr see what the program printed.
 func Exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits STATUS PROGRAM [ARGUMENT ...]")

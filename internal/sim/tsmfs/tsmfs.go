@@ -1,6 +1,6 @@
-// Package tsmfs is the kernel's configfs-tsm report directory (Documentation/ABI/testing/configfs-tsm-report) as a
-// FUSE file system in front of a simulated secure processor. It keeps the kernel's modes, errors and the moment at
-// which a write takes effect, as compared with Linux 6.12.
+// Package tsmfs is the kernel's configfs-tsm report directory (Documentation/ABI/testing/configfs-tsm-report) as a FUSE
+// file system over a simulated secure processor. Modes, errors and the time at which a write takes effect are the
+// kernel's, as compared with Linux 6.12.
 package tsmfs
 
 import (
@@ -70,7 +70,9 @@ func (r *root) Rmdir(_ context.Context, name string) syscall.Errno {
 
 func (r *root) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
 
-func (r *root) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+func (r *root) Create(
+	context.Context, string, uint32, uint32, *fuse.EntryOut,
+) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	return nil, nil, 0, syscall.EACCES
 }
 
@@ -97,7 +99,9 @@ func (e *entry) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) s
 	return 0
 }
 
-func (e *entry) Create(context.Context, string, uint32, uint32, *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
+func (e *entry) Create(
+	context.Context, string, uint32, uint32, *fuse.EntryOut,
+) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
 	return nil, nil, 0, syscall.EACCES
 }
 
@@ -107,7 +111,7 @@ func (e *entry) Mkdir(context.Context, string, uint32, *fuse.EntryOut) (*fs.Inod
 	return nil, syscall.EPERM
 }
 
-// report makes the report unless there is one for the last write. mu is held.
+// report makes a report unless there is one for the last write. mu is held.
 func (e *entry) report(ctx context.Context) syscall.Errno {
 	if e.out != nil && e.read == e.written {
 		return 0
@@ -161,8 +165,8 @@ func (a *attribute) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32
 	return &handle{attribute: a}, fuse.FOPEN_DIRECT_IO, 0
 }
 
-// handle is an open file: content is made at the first read, and a binary write takes effect at close, where its
-// error is lost, as in the kernel.
+// handle is an open file: the first read makes its content, and a binary write takes effect at close, where its error
+// is lost, as in the kernel.
 type handle struct {
 	attribute *attribute
 

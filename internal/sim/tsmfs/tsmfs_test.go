@@ -20,7 +20,7 @@ import (
 	"sevagent/internal/snp"
 )
 
-// mount mounts a report directory, for the length of the test.
+// mount mounts a report directory until the test ends.
 func mount(t *testing.T) (string, *sim.PSP) {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -42,7 +42,9 @@ func mount(t *testing.T) (string, *sim.PSP) {
 }
 
 // entry makes an entry and returns functions that write and read its attributes.
-func entry(t *testing.T, dir string) (path string, write func(name string, data []byte) error, read func(name string) ([]byte, error)) {
+func entry(t *testing.T, dir string) (
+	path string, write func(name string, data []byte) error, read func(name string) ([]byte, error),
+) {
 	t.Helper()
 	path = filepath.Join(dir, "entry0")
 	must.Do(t, os.Mkdir(path, 0o700), "make the entry %s", path)
@@ -75,7 +77,7 @@ func TestAttributes(t *testing.T) {
 		t.Errorf("a report without inblob: %v, want EINVAL", err)
 	}
 
-	// A binary write takes effect at close, wherever its parts went.
+	// A binary write takes effect at close, in whatever order its parts were written.
 	f := must.Get(os.OpenFile(filepath.Join(path, "inblob"), os.O_WRONLY, 0))(t, "open inblob")
 	for _, at := range []int64{32, 0} {
 		must.Get(f.WriteAt(bytes.Repeat([]byte{byte(at + 1)}, 32), at))(t, "write 32 bytes at %d", at)
@@ -161,7 +163,7 @@ func TestFaults(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.fault, err, c.want)
 		}
 	}
-	// A reader that hangs can be killed, and the device is free then.
+	// A hanging reader can be killed, which frees the device.
 	psp.SetFault(sim.FaultHang)
 	cat := exec.Command("cat", filepath.Join(path, "outblob"))
 	must.Do(t, cat.Start(), "start the reader")
@@ -174,7 +176,7 @@ func TestFaults(t *testing.T) {
 	must.Get(read("outblob"))(t, "read a report after the reader was killed")
 }
 
-// TestTheProductsClient: many requests one after another, of which nothing stays.
+// TestTheProductsClient: many requests in a row leave nothing behind.
 func TestTheProductsClient(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("requests", func(t *testing.T) {
@@ -200,6 +202,6 @@ func TestTheProductsClient(t *testing.T) {
 	}
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil || strings.Contains(string(mounts), "TestTheProductsClient") {
-		t.Errorf("a mount stays: %v", err)
+		t.Errorf("a mount is left behind: %v", err)
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Soften takes the immutable attribute off everything below dir, as far as that can be done: what the agent has
-// published as root has it.
-func Soften(dir string) {
+// ClearImmutable clears the immutable attribute of everything below dir, where it can: the agent sets it on what it
+// publishes as root.
+func ClearImmutable(dir string) {
 	const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
 	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err != nil || !e.IsDir() && !e.Type().IsRegular() {
@@ -28,8 +28,8 @@ func Soften(dir string) {
 	})
 }
 
-// RemoveAll is os.RemoveAll for a directory in which an agent has published.
+// RemoveAll is os.RemoveAll for a directory that an agent has published to.
 func RemoveAll(dir string) error {
-	Soften(dir)
+	ClearImmutable(dir)
 	return os.RemoveAll(dir)
 }
