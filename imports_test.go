@@ -19,8 +19,8 @@ import (
 	"sevagent/internal/must"
 )
 
-// table says which packages of the module, and which foreign ones, a package may import. A foreign entry stands for
-// everything below it. The standard library is open to all, but for the pure packages: see pure.
+// table has the packages of the module, and the foreign ones, that a package may import. A foreign entry stands for
+// everything below it. All may import the standard library, except for the pure packages: see pure.
 var table = map[string][]string{
 	"client":                       {"internal/evidence"},
 	"client/certs":                 {},
@@ -68,7 +68,7 @@ var table = map[string][]string{
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices":  {},
 
-	"examples/program":                  {},
+	"examples/program":                   {},
 	"examples/enclave-client":            {"client/certs", "examples/program"},
 	"examples/enclave-client/server":     {"examples/program"},
 	"examples/enclave-gateway/gateway":   {"examples/program"},
@@ -91,14 +91,14 @@ const (
 // pure packages do no I/O.
 var pure = []string{"internal/snp", "internal/ecsconfig", "internal/mtls/certset"}
 
-// never names, for each binary that packages install, what must not be linked into it. TestLinks looks at the files.
+// never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
 	"sevagent":  append([]string{module + "internal/bootstrap"}, clients...),
 	"bootstrap": append([]string{aws + "/service/secretsmanager", module + "internal/agent"}, simulation...),
 	"sevctl":    append([]string{aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest"}, simulation...),
 }
 
-// clients of AWS that the agent has no use for.
+// clients of AWS that the agent does not need.
 var clients = append([]string{aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation"}, simulation...)
 
 var simulation = []string{module + "internal/sim", module + "internal/must", "testing", goSEVGuest + "/client", goSEVGuest + "/testing"}
@@ -116,7 +116,8 @@ type listed struct {
 
 // list runs go list once, over the module and all that it depends on.
 var list = sync.OnceValues(func() (map[string]listed, error) {
-	cmd := exec.Command("go", "list", "-tags", "node", "-deps", "-json=ImportPath,Standard,Imports,Deps,TestImports,XTestImports", "./...")
+	cmd := exec.Command("go", "list", "-tags", "node", "-deps",
+		"-json=ImportPath,Standard,Imports,Deps,TestImports,XTestImports", "./...")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -140,7 +141,8 @@ func below(pkg, root string) bool { return pkg == root || strings.HasPrefix(pkg,
 
 // doesIO reports whether a package of the standard library reaches outside the process.
 func doesIO(pkg string) bool {
-	return below(pkg, "os") || below(pkg, "net") && pkg != "net/netip" && pkg != "net/url" || slices.Contains([]string{"io/fs", "io/ioutil", "syscall"}, pkg)
+	return below(pkg, "os") || below(pkg, "net") && pkg != "net/netip" && pkg != "net/url" ||
+		slices.Contains([]string{"io/fs", "io/ioutil", "syscall"}, pkg)
 }
 
 // registersFlags reports whether a package is go-sev-guest's client, which puts flags into the process and opens devices
@@ -164,7 +166,7 @@ func TestImports(t *testing.T) {
 		for _, imported := range p.Imports {
 			if packages[imported].Standard {
 				if slices.Contains(pure, name) && doesIO(imported) {
-					t.Errorf("%s imports %s, and is to do no I/O", name, imported)
+					t.Errorf("%s imports %s, but must do no I/O", name, imported)
 				}
 				continue
 			}
@@ -172,14 +174,14 @@ func TestImports(t *testing.T) {
 				if strings.Contains(a, ".") {
 					return below(imported, a)
 				}
-				// The simulator's parts may be taken by whoever may take the simulator.
+				// A package that may import the simulator may import its parts.
 				return imported == module+a || a == "internal/sim" && below(imported, module+a)
 			})
 			if !ok && !free {
 				t.Errorf("%s imports %s, which its row in imports_test.go does not allow", name, strings.TrimPrefix(imported, module))
 			}
 		}
-		// Tests are free of the table, but not of this.
+		// The table does not bind tests, but this does.
 		for _, imported := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
 			if registersFlags(imported) {
 				t.Errorf("%s, or a test of it, imports %s", name, imported)
@@ -224,8 +226,8 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// linkedPackages returns the packages of the functions in a program, which has their names for stack traces even if it is
-// stripped of symbols.
+// linkedPackages returns the packages of the functions in a program, which keeps their names for stack traces even if
+// its symbols are stripped.
 func linkedPackages(path string) (map[string]bool, error) {
 	file, err := elf.Open(path)
 	if err != nil {

@@ -37,13 +37,13 @@ const (
 	BindServer = evidence.BindServer // the published server certificate's key
 )
 
-// maxAnswer bounds what is read of an answer, in bytes.
+// maxAnswer bounds the bytes that are read of a response.
 const maxAnswer = 1 << 20
 
 // Client talks to the local agent, over a connection of its own for each call. It is safe for concurrent use.
 type Client struct{ socket string }
 
-// New returns a client of the agent at a socket; empty: DefaultSocket. Nothing is connected yet.
+// New returns a client of the agent at a socket; empty: DefaultSocket. It does not connect yet.
 func New(socket string) *Client {
 	if socket == "" {
 		socket = DefaultSocket
@@ -51,8 +51,8 @@ func New(socket string) *Client {
 	return &Client{socket: socket}
 }
 
-// Problem is the agent's refusal, an RFC 9457 document: application/problem+json. Code is stable, the one to branch on
-// (docs/api.md lists the codes); Detail and Advice are for people.
+// Problem is the agent's error response, an RFC 9457 document: application/problem+json. Code is stable and the field
+// to branch on (docs/api.md lists the codes); Detail and Advice are for people.
 type Problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
@@ -78,16 +78,17 @@ type UnreachableError struct {
 }
 
 func (e *UnreachableError) Error() string {
-	return fmt.Sprintf("ask the agent at %s: %v; is sevagent running, and the socket's directory mounted?", e.Socket, e.Err)
+	const format = "ask the agent at %s: %v; is sevagent running, and the socket's directory mounted?"
+	return fmt.Sprintf(format, e.Socket, e.Err)
 }
 
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
 // Evidence is the answer of POST /v1/evidence.
 type Evidence struct {
-	// Raw is the document of docs/evidence.md as the agent sent it: what to hand to the relying party.
+	// Raw is the document of docs/evidence.md as the agent sent it: pass this to the relying party.
 	Raw json.RawMessage
-	// Document is the same, decoded. What it says is the node's word until somebody has verified the report in it.
+	// Document is the same, decoded. It is the node's word until a relying party has verified the report in it.
 	Document evidence.Document
 }
 
@@ -134,8 +135,8 @@ func (c *Client) Refresh(ctx context.Context) (*Refresh, error) {
 	return r, c.call(ctx, http.MethodPost, "/v1/refresh", []byte("{}"), r)
 }
 
-// send makes one request on a connection that ends with the answer's body. An http.Client would be most of the time
-// that a short-lived command takes, and there is one connection, no proxy, no redirect and no cookie.
+// send makes one request on a connection that is closed with the response's body. An http.Client would take most of the
+// time of a short-lived command, and there is one connection, no proxy, no redirect and no cookie.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://sevagent"+path, bytes.NewReader(body))
 	if err != nil {
@@ -183,8 +184,8 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	}
 }
 
-// answerBody ends the connection when it is closed. The body's own Close comes second: it reads to the end, and an
-// answer over the limit may have none.
+// answerBody closes the connection when it is closed. The body's own Close comes second: it reads to the end, and a
+// response over the limit may have none.
 type answerBody struct {
 	io.ReadCloser
 	finish func()
@@ -195,8 +196,8 @@ func (b *answerBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-// call makes one request and decodes the answer. A Problem is an error; a health document never is, although it comes
-// with status 503 if the node is not ready.
+// call makes one request and decodes the response. A Problem is an error; a health document never is, although it has
+// status 503 if the node is not ready.
 func (c *Client) call(ctx context.Context, method, path string, body []byte, into any) error {
 	resp, err := c.send(ctx, method, path, body)
 	if err != nil {
@@ -223,7 +224,7 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, int
 	return p
 }
 
-// decode ignores fields that it does not know: the agent may be newer than the program that asks.
+// decode ignores unknown fields: the agent may be newer than the program that asks.
 func decode(path string, answer []byte, into any) error {
 	if err := json.Unmarshal(answer, into); err != nil {
 		return fmt.Errorf("read the agent's answer to %s: %w", path, err)

@@ -24,7 +24,7 @@ import (
 	"sevagent/internal/localapi"
 )
 
-// listen returns a listener on a socket of its own; remove takes its directory away.
+// listen returns a listener on a new socket; remove removes its directory.
 func listen() (l net.Listener, socket string, remove func()) {
 	dir, err := os.MkdirTemp("", "cl") // sockets have short paths
 	if err != nil {
@@ -37,7 +37,7 @@ func listen() (l net.Listener, socket string, remove func()) {
 	return l, socket, func() { os.RemoveAll(dir) }
 }
 
-// startAgent runs the local API over fixed answers; deviceErr is what asking for evidence comes to.
+// startAgent runs the local API over fixed responses; deviceErr is the error of asking for evidence.
 func startAgent(deviceErr error) (socket string, stop func()) {
 	l, socket, remove := listen()
 	server := localapi.New(localapi.Config{
@@ -122,7 +122,7 @@ func agent(t *testing.T, deviceErr error) *client.Client {
 	return client.New(socket)
 }
 
-// fake answers every request with a handler, to see what the real agent never sends.
+// fake serves every request with a handler, for responses that the real agent never sends.
 func fake(t *testing.T, handler http.HandlerFunc) *client.Client {
 	t.Helper()
 	l, socket, remove := listen()
@@ -146,7 +146,7 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-// TestHealth: the health document comes with status 503 where the node is not ready, which is no error.
+// TestHealth: the health document has status 503 if the node is not ready, which is no error.
 func TestHealth(t *testing.T) {
 	for _, c := range []struct {
 		device error
@@ -184,10 +184,12 @@ func TestProblem(t *testing.T) {
 				t.Fatalf("err = %v, want a Problem", err)
 			}
 			if p.Status != c.status || p.Code != c.code || p.RetryAfter != c.retryAfter {
-				t.Errorf("status %d, code %q, retry after %v, want %d, %q, %v", p.Status, p.Code, p.RetryAfter, c.status, c.code, c.retryAfter)
+				t.Errorf("status %d, code %q, retry after %v, want %d, %q, %v", p.Status, p.Code, p.RetryAfter, c.status, c.code,
+					c.retryAfter)
 			}
-			if !strings.Contains(err.Error(), c.code) || !strings.Contains(err.Error(), p.Detail) || !strings.HasSuffix(err.Error(), p.Advice) {
-				t.Errorf("%q does not tell %+v", err, p)
+			if !strings.Contains(err.Error(), c.code) || !strings.Contains(err.Error(), p.Detail) ||
+				!strings.HasSuffix(err.Error(), p.Advice) {
+				t.Errorf("%q lacks a part of %+v", err, p)
 			}
 		})
 	}
@@ -223,7 +225,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestCancel: a caller can leave at any time, and errors.Is tells that it has.
+// TestCancel: a caller can leave at any time, which errors.Is reports.
 func TestCancel(t *testing.T) {
 	for name, handler := range map[string]http.HandlerFunc{
 		"before the answer": func(_ http.ResponseWriter, r *http.Request) {},
@@ -250,7 +252,7 @@ func TestCancel(t *testing.T) {
 				t.Errorf("err = %v, want one that wraps %v", err, context.Canceled)
 			}
 			select {
-			case <-answered: // the agent has seen the caller leave
+			case <-answered: // the agent has noticed that the caller left
 			case <-time.After(2 * time.Minute):
 				t.Error("the connection stays open")
 			}
@@ -274,7 +276,7 @@ func TestCancel(t *testing.T) {
 	})
 }
 
-// TestAnswerOverTheLimit: at most 1 MiB is read, of an answer that says how long it is and of one that does not end.
+// TestAnswerOverTheLimit: at most 1 MiB is read, of a response with a length and of one that does not end.
 func TestAnswerOverTheLimit(t *testing.T) {
 	const limit = 1 << 20
 	answer := func(size int) http.HandlerFunc {
@@ -309,30 +311,33 @@ func TestAnswerOverTheLimit(t *testing.T) {
 	}
 }
 
-// TestNoProblemDocument: what is no agent's answer is an error that is neither a Problem nor an UnreachableError.
+// TestNoProblemDocument: a response that no agent sends is neither a Problem nor an UnreachableError.
 func TestNoProblemDocument(t *testing.T) {
-	for name, body := range map[string]string{"text": "Internal Server Error\n", "empty": "", "JSON without a code": `{"status": 500}`, "JSON of another form": `{"code": 7}`} {
+	for name, body := range map[string]string{"text": "Internal Server Error\n", "empty": "",
+		"JSON without a code": `{"status": 500}`, "JSON of another form": `{"code": 7}`} {
 		c := fake(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "7")
 			w.WriteHeader(http.StatusInternalServerError)
 			io.WriteString(w, body)
 		})
 		_, err := c.Status(t.Context())
-		if err == nil || !strings.Contains(err.Error(), "/v1/status: status 500 Internal Server Error without a problem document") {
+		if err == nil ||
+			!strings.Contains(err.Error(), "/v1/status: status 500 Internal Server Error without a problem document") {
 			t.Errorf("%s: err = %v", name, err)
 		}
 		if _, ok := errors.AsType[*client.Problem](err); ok {
 			t.Errorf("%s: a Problem without a code", name)
 		}
 		if _, ok := errors.AsType[*client.UnreachableError](err); ok {
-			t.Errorf("%s: an UnreachableError, but something has answered", name)
+			t.Errorf("%s: an UnreachableError, although there was a response", name)
 		}
 	}
 }
 
-// TestRetryAfter: a date, or anything else that the agent does not send, is no time to wait.
+// TestRetryAfter: a date, or anything else that the agent never sends, gives no time to wait.
 func TestRetryAfter(t *testing.T) {
-	for header, want := range map[string]time.Duration{"7": 7 * time.Second, "": 0, "soon": 0, "Fri, 31 Dec 2027 23:59:59 GMT": 0} {
+	for header, want := range map[string]time.Duration{"7": 7 * time.Second, "": 0, "soon": 0,
+		"Fri, 31 Dec 2027 23:59:59 GMT": 0} {
 		c := fake(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", header)
 			w.WriteHeader(http.StatusServiceUnavailable)

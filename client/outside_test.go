@@ -37,7 +37,8 @@ func TestOutside(t *testing.T) {
 		}
 	}
 	if fences := strings.Count(string(page), "```"); programs != 1 || fences != 2*(programs+commands) {
-		t.Errorf("docs/go.md has %d fences, %d programs and %d blocks of commands: some block was not tried", fences, programs, commands)
+		t.Errorf("docs/go.md has %d fences, %d programs and %d blocks of commands: some block was not tried",
+			fences, programs, commands)
 	}
 	must.Get(os.Stat(filepath.Join(module, "orders")))(t, "find the program that go build made")
 }

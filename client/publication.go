@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// SecretState says what has become of a secret. Whatever it is, the last good version stays published.
+// SecretState is the state of a secret. In every state, the last good version stays published.
 type SecretState string
 
 // The states of a secret.
@@ -23,7 +23,7 @@ func SecretStates() []SecretState {
 	return []SecretState{SecretCurrent, SecretWaiting, SecretHeld, SecretRejected, SecretUnreachable, SecretDenied}
 }
 
-// GuardState says how a published directory has fared against changes by others.
+// GuardState reports whether others have changed a published directory.
 type GuardState string
 
 // The states of a guard.
@@ -31,8 +31,8 @@ const (
 	GuardOff         GuardState = "off"         // nothing is published, or it is not guarded yet
 	GuardOK          GuardState = "ok"          // everything is as it was published
 	GuardWarning     GuardState = "warning"     // there are foreign files, which mislead no reader
-	GuardAlarm       GuardState = "alarm"       // changed in a way that cannot be put back, such as a mount over it
-	GuardQuarantined GuardState = "quarantined" // changed again and again; left as it is until a restart
+	GuardAlarm       GuardState = "alarm"       // changed in a way that cannot be repaired, such as a mount over it
+	GuardQuarantined GuardState = "quarantined" // changed repeatedly; left as it is until a restart
 )
 
 // GuardStates lists every state of a guard.
@@ -53,13 +53,13 @@ const (
 	FoundReplaced   FindingKind = "replaced"     // by another file, or by something that is none
 	FoundRetargeted FindingKind = "retargeted"   // a link leads elsewhere
 	FoundExtra      FindingKind = "extra"        // a foreign name
-	FoundUnreadable FindingKind = "unreadable"   // could not be looked at; not by itself the work of others
+	FoundUnreadable FindingKind = "unreadable"   // could not be read; not necessarily changed by others
 	FoundMount      FindingKind = "mounted_over" // a directory, a file or a link is mounted over
 	// FoundOtherDirectory: the published directory is another one, and running containers keep the one they have.
 	FoundOtherDirectory FindingKind = "directory_replaced"
 )
 
-// Preflight results: what would become of a pending version.
+// Preflight results: whether a pending version could be published.
 const (
 	PreflightOK       = "ok"
 	PreflightRejected = "rejected"
@@ -114,7 +114,7 @@ type ConsumerStatus struct {
 	Guard       GuardStatus `json:"guard"`
 }
 
-// Overlap is an anchor on its way out of ca.crt.
+// Overlap is an anchor that ca.crt holds for a while after the secret has dropped it.
 type Overlap struct {
 	Subject string    `json:"subject"`
 	SHA256  string    `json:"sha256"` // of the certificate
@@ -147,13 +147,13 @@ type SecretStatus struct {
 	LastChecked time.Time `json:"last_checked,omitzero"` // the last time the source answered
 	NextCheck   time.Time `json:"next_check,omitzero"`
 	HeldUntil   time.Time `json:"held_until,omitzero"`
-	// Preflight is what would become of the pending version.
+	// Preflight reports whether the pending version could be published.
 	Preflight *Preflight `json:"preflight,omitempty"`
 	// Error is the reason of any state but current.
 	Error string `json:"error,omitempty"`
 }
 
-// Preflight says beforehand what would become of the version labelled AWSPENDING.
+// Preflight reports in advance whether the version labelled AWSPENDING could be published.
 type Preflight struct {
 	Version string    `json:"version"`
 	At      time.Time `json:"at"`
@@ -161,7 +161,7 @@ type Preflight struct {
 	Reason  string    `json:"reason,omitempty"`
 }
 
-// GuardStatus says how a published directory has fared against changes by others.
+// GuardStatus reports whether others have changed a published directory.
 type GuardStatus struct {
 	State GuardState `json:"state"`
 	// Immutable reports whether the files have the attribute that keeps even a container's root from changing them.
@@ -169,12 +169,12 @@ type GuardStatus struct {
 	// Findings are the changes found the last time that there were any, at At.
 	Findings []Finding `json:"findings,omitempty"`
 	At       time.Time `json:"at,omitzero"`
-	// Repairs counts the generations that were published to put things back, since the agent started.
+	// Repairs counts the generations that were published to undo changes, since the agent started.
 	Repairs int    `json:"repairs"`
 	Error   string `json:"error,omitempty"` // of the last repair
 }
 
-// Finding is one difference between what lies in a published directory and what was published.
+// Finding is one difference between a published directory and what was published there.
 type Finding struct {
 	Path   string      `json:"path"` // below the directory; "." for itself
 	What   FindingKind `json:"what"`

@@ -146,7 +146,7 @@ const (
 	ProbeNotRequested ProbeResult = "no_client_certificate_requested"
 )
 
-// Endpoint is what the agent knows of one endpoint.
+// Endpoint is the agent's knowledge of one endpoint.
 type Endpoint struct {
 	Endpoint string      `json:"endpoint"` // host:port, as configured
 	Result   ProbeResult `json:"result"`   // of the last probe
@@ -169,7 +169,7 @@ type Endpoint struct {
 	Server *ServerCertificate `json:"server_certificate,omitempty"`
 }
 
-// OK reports whether the last probe found everything as it should be. It is false before the first one.
+// OK reports whether the last probe succeeded. It is false before the first one.
 func (e Endpoint) OK() bool { return e.Result == ProbeOK }
 
 // ServerCertificate describes the leaf of an endpoint.
@@ -241,7 +241,7 @@ type Reload struct {
 	Error string `json:"error,omitempty"`
 }
 
-// ReloadOutcome is what became of one signal.
+// ReloadOutcome is the outcome of one signal.
 type ReloadOutcome struct {
 	ContainerID string    `json:"container_id"`
 	Name        string    `json:"name"`

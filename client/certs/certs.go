@@ -9,12 +9,12 @@
 //	client := &http.Client{Transport: &http.Transport{DialTLSContext: dir.DialTLS}}
 //
 // The contract with the publisher, for a reader in any language: resolve ..data once and read everything from there, or
-// read one file that is whole by itself, such as client.pem. To open client.crt and then client.key by their names at the
-// top gives, sooner or later, a key of one generation with a certificate of the next.
+// read one file that is complete in itself, such as client.pem. Opening client.crt and then client.key by their names
+// at the top sooner or later gives a key of one generation with a certificate of the next.
 //
-// This package does the former. Each handshake looks at where ..data leads, which takes a microsecond or two; when
-// that is a new generation, the whole set is loaded from it. A set that cannot be loaded never replaces one that works:
-// see Directory.Err. Connections that stand are left alone, as with any change of a certificate.
+// This package does the former. Each handshake checks where ..data leads, which takes a microsecond or two; when that
+// is a new generation, the whole set is loaded from it. A set that cannot be loaded never replaces one that works: see
+// Directory.Err. Established connections are left alone, as with any change of a certificate.
 package certs
 
 import (
@@ -32,10 +32,10 @@ import (
 const DefaultDir = "/etc/ecs/mtls"
 
 const (
-	// retryAfter is how long a generation that could not be loaded is left alone, lest every handshake tries it.
+	// retryAfter is how long a generation that could not be loaded is not retried, so that not every handshake tries it.
 	retryAfter = time.Second
 
-	// maxAttempts bounds how often in a row a new generation may appear while the one before is being read.
+	// maxAttempts bounds how often in a row a new generation may appear while the previous one is being read.
 	maxAttempts = 100
 )
 
@@ -44,12 +44,12 @@ type Directory struct {
 	path  string
 	link  string // ..data
 	state atomic.Pointer[state]
-	mu    sync.Mutex // held by the one that loads
+	mu    sync.Mutex // held while loading
 }
 
-// state is what the last look at ..data has led to. It never changes.
+// state is the result of the last check of ..data. It never changes.
 type state struct {
-	target string // where ..data led; empty if nowhere
+	target string // where ..data led; empty: nowhere
 	set    *Set   // of target, or if err is set, the last good one
 	err    error
 	tried  time.Time
@@ -67,22 +67,22 @@ func Open(dir string) (*Directory, error) {
 	}
 	d := &Directory{path: path, link: filepath.Join(path, "..data")}
 	d.state.Store(new(state))
-	if st := d.look(); st.set == nil {
+	if st := d.refresh(); st.set == nil {
 		return nil, st.err
 	}
 	return d, nil
 }
 
-// Set returns the newest set that could be loaded. It is the same pointer until there is another: what is derived from a
-// set can be kept beside it.
-func (d *Directory) Set() *Set { return d.look().set }
+// Set returns the newest set that could be loaded. The pointer stays the same until there is another: what is derived
+// from a set can be kept beside it.
+func (d *Directory) Set() *Set { return d.refresh().set }
 
-// Err tells why Set is not the newest one; nil: it is. An older set works until Set.NotAfter, so this is for the log
+// Err returns why Set is not the newest one; nil: it is. An older set works until Set.NotAfter, so this is for the log
 // and for metrics rather than for a liveness probe.
-func (d *Directory) Err() error { return d.look().err }
+func (d *Directory) Err() error { return d.refresh().err }
 
-// look returns the state that belongs to the present ..data.
-func (d *Directory) look() *state {
+// refresh returns the state of the present ..data, and loads it if need be.
+func (d *Directory) refresh() *state {
 	if st, ok := d.current(); ok {
 		return st
 	}
@@ -90,7 +90,7 @@ func (d *Directory) look() *state {
 	defer d.mu.Unlock()
 	old, ok := d.current()
 	if ok {
-		return old // someone else loaded it meanwhile
+		return old // another caller has just loaded it
 	}
 	st := d.load()
 	if st.err != nil {
@@ -100,7 +100,7 @@ func (d *Directory) look() *state {
 	return st
 }
 
-// current returns the last state, and whether it still stands.
+// current returns the last state, and reports whether it is still valid.
 func (d *Directory) current() (*state, bool) {
 	st := d.state.Load()
 	target, err := d.target()
@@ -111,13 +111,14 @@ func (d *Directory) current() (*state, bool) {
 func (d *Directory) target() (string, error) {
 	target, err := os.Readlink(d.link)
 	if err != nil {
-		return "", fmt.Errorf("find the published certificates: %w; is the published directory mounted there, as a directory and not a single file, and does sevagent run?", err)
+		return "", fmt.Errorf("find the published certificates: %w; is the published directory mounted there, "+
+			"as a directory and not a single file, and is sevagent running?", err)
 	}
 	return target, nil
 }
 
-// load reads the present generation. What was read counts if ..data still leads to it afterwards: then nothing was removed
-// underneath, and a file that was not there is one that is not published.
+// load reads the present generation. What was read counts if ..data still leads to it afterwards: then nothing was
+// removed in between, and a file that was missing is not published.
 func (d *Directory) load() *state {
 	for range maxAttempts {
 		target, err := d.target()
@@ -132,10 +133,10 @@ func (d *Directory) load() *state {
 			return &state{target: target, set: set, err: err, tried: time.Now()}
 		}
 	}
-	return &state{err: errors.New("load the published certificates: there were new ones each time")}
+	return &state{err: errors.New("load the published certificates: there were new ones at each attempt")}
 }
 
-// readFile returns nil without an error for a file that is not there.
+// readFile returns nil without an error for a missing file.
 func readFile(dir, name string) ([]byte, error) {
 	content, err := os.ReadFile(filepath.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {

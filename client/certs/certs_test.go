@@ -88,12 +88,14 @@ func (f files) only(names ...string) files {
 	return g
 }
 
-// holds fails the test unless d is at a generation with these leaves, and satisfied with it.
+// holds fails the test unless d is at a generation with these leaves, without an error.
 func holds(t *testing.T, d *certs.Directory, generation, name string) {
 	t.Helper()
 	s := d.Set()
-	if s.Generation != generation || s.Client.Leaf.Subject.CommonName != "client-"+name || s.Server.Leaf.Subject.CommonName != "server-"+name {
-		t.Errorf("set is %s with %s and %s, want %s with those of %s", s.Generation, s.Client.Leaf.Subject, s.Server.Leaf.Subject, generation, name)
+	if s.Generation != generation || s.Client.Leaf.Subject.CommonName != "client-"+name ||
+		s.Server.Leaf.Subject.CommonName != "server-"+name {
+		t.Errorf("set is %s with %s and %s, want %s with those of %s", s.Generation, s.Client.Leaf.Subject,
+			s.Server.Leaf.Subject, generation, name)
 	}
 	if err := d.Err(); err != nil {
 		t.Errorf("the directory reports %v", err)
@@ -107,18 +109,19 @@ func TestSetFollows(t *testing.T) {
 	holds(t, d, first, "1")
 	s := d.Set()
 	if d.Set() != s {
-		t.Error("nothing has changed, and the set is another pointer")
+		t.Error("the set is another pointer although nothing has changed")
 	}
 	if len(s.Client.Certificate) != 2 {
 		t.Errorf("the chain has %d certificates, want leaf and intermediate", len(s.Client.Certificate))
 	}
-	if !s.NotAfter.Equal(s.Server.Leaf.NotAfter) && !s.NotAfter.Equal(s.Client.Leaf.NotAfter) || string(s.RootsPEM) != ca.PEM() {
+	if !s.NotAfter.Equal(s.Server.Leaf.NotAfter) && !s.NotAfter.Equal(s.Client.Leaf.NotAfter) ||
+		string(s.RootsPEM) != ca.PEM() {
 		t.Errorf("NotAfter %v, RootsPEM %q", s.NotAfter, s.RootsPEM)
 	}
 	second := p.publish(whole(t, newCA(t, "another"), "2"))
 	holds(t, d, second, "2")
 	if s.Generation != first || string(s.RootsPEM) != ca.PEM() {
-		t.Error("the set that is in someone's hands has changed")
+		t.Error("a set that a caller holds has changed")
 	}
 }
 
@@ -186,14 +189,15 @@ func TestOpenRefuses(t *testing.T) {
 			p := newPublished(t)
 			test.prepare(p)
 			d, err := certs.Open(p.path)
-			if err == nil || d != nil || !strings.Contains(err.Error(), test.want) || errors.Is(err, fs.ErrNotExist) != test.notExist {
+			if err == nil || d != nil || !strings.Contains(err.Error(), test.want) ||
+				errors.Is(err, fs.ErrNotExist) != test.notExist {
 				t.Errorf("%v, want %q, not exist: %v", err, test.want, test.notExist)
 			}
 		})
 	}
 }
 
-// What cannot be loaded leaves the last good set in use, until there is something better.
+// A generation that cannot be loaded leaves the last good set in use, until there is a better one.
 func TestKeepsTheLastGoodSet(t *testing.T) {
 	ca := newCA(t, "ca")
 	good, other := whole(t, ca, "1"), whole(t, ca, "2")
@@ -222,7 +226,7 @@ func TestKeepsTheLastGoodSet(t *testing.T) {
 	}
 }
 
-// A generation that was loaded can go: everything is in memory.
+// A loaded generation may be removed: everything is in memory.
 func TestLoadedGenerationRemoved(t *testing.T) {
 	p := newPublished(t)
 	first := p.publish(whole(t, newCA(t, "ca"), "1"))
@@ -231,7 +235,7 @@ func TestLoadedGenerationRemoved(t *testing.T) {
 	holds(t, d, first, "1")
 }
 
-// A generation that fails is tried again after a second and not before, for causes that pass.
+// A generation that fails is retried after a second and not before, for transient causes.
 func TestRetry(t *testing.T) {
 	p := newPublished(t)
 	all := whole(t, newCA(t, "ca"), "1")
@@ -256,7 +260,8 @@ func TestRetry(t *testing.T) {
 }
 
 // Sets and handshakes during a rotation each millisecond, of which only two generations are kept: none is mixed, and
-// none fails. All anchors are in each ca.crt, since the two ends look at different times; the first tells the generation.
+// none fails. All anchors are in each ca.crt, since the two ends look at different times; the first tells the
+// generation.
 func TestRotationStorm(t *testing.T) {
 	const rotations, kinds = 500, 4
 	var cas []*simca.CA

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Set is what one generation holds. All of it belongs together, and must not be changed.
+// Set is the content of one generation. All of it belongs together, and must not be changed.
 type Set struct {
 	// Generation is the name of the directory below the published one that the set was read from. The publisher keeps it
 	// for at least ten minutes after it has been replaced.
@@ -19,7 +19,7 @@ type Set struct {
 	// Client and Server are the certificates, with intermediates and key; nil: not published here.
 	Client, Server *tls.Certificate
 
-	// Roots holds the trust anchors, for peers of either kind. It is never nil, which crypto/tls would take for the roots
+	// Roots holds the trust anchors, for peers of either kind. It is never nil, for which crypto/tls would use the roots
 	// of the host: without ca.crt it is empty, and nobody is trusted.
 	Roots *x509.CertPool
 
@@ -99,7 +99,8 @@ func (s *Set) readPair(dir, name string) (*tls.Certificate, error) {
 	return &pair, nil
 }
 
-// addRoots is AppendCertsFromPEM, but for certificates that do not parse: that one leaves them out without a word.
+// addRoots is AppendCertsFromPEM, except that certificates that do not parse are an error: that one skips them
+// silently.
 func addRoots(pool *x509.CertPool, text []byte) error {
 	n := 0
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {

@@ -19,8 +19,8 @@ import (
 	"sevagent/internal/sim/simca"
 )
 
-// handshake returns what each end thinks of the other. With TLS 1.3 a client is done before the server has seen its
-// certificate; so the server says a byte when it is satisfied.
+// handshake returns the error of each end. With TLS 1.3 a client is done before the server has verified its
+// certificate; so the server sends a byte when it accepts.
 func handshake(client, server *tls.Config) (clientErr, serverErr error) {
 	_, clientErr, serverErr = handshakeState(client, server)
 	return clientErr, serverErr
@@ -72,8 +72,10 @@ func plain(t *testing.T, ca *simca.CA, name string, trusted *simca.CA) *tls.Conf
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM([]byte(trusted.PEM()))
 	return &tls.Config{
-		Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert, ServerName: "localhost",
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }, // whatever the server asks for
+		Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, ServerName: "localhost",
+		// Whatever the server asks for.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil },
 	}
 }
 
@@ -92,8 +94,8 @@ func TestConfigsFollow(t *testing.T) {
 			d := p.open()
 			client, server := d.ClientConfig("localhost"), d.ServerConfig()
 			client.MaxVersion = version
-			// look tells which certificates the two ends saw.
-			look := func() (atServer, atClient string) {
+			// connect returns which certificates the two ends saw.
+			connect := func() (atServer, atClient string) {
 				t.Helper()
 				server.VerifyConnection = func(cs tls.ConnectionState) error {
 					atServer = cs.PeerCertificates[0].Subject.CommonName
@@ -108,15 +110,15 @@ func TestConfigsFollow(t *testing.T) {
 				}
 				return atServer, cs.PeerCertificates[0].Subject.CommonName
 			}
-			if c, s := look(); c != "client-1" || s != "server-1" {
+			if c, s := connect(); c != "client-1" || s != "server-1" {
 				t.Errorf("first: %s, %s", c, s)
 			}
 			p.publish(whole(t, first, "2")) // new leaves
-			if c, s := look(); c != "client-2" || s != "server-2" {
+			if c, s := connect(); c != "client-2" || s != "server-2" {
 				t.Errorf("after the leaves: %s, %s", c, s)
 			}
 			p.publish(whole(t, second, "3")) // a new CA
-			if c, s := look(); c != "client-3" || s != "server-3" {
+			if c, s := connect(); c != "client-3" || s != "server-3" {
 				t.Errorf("after the CA: %s, %s", c, s)
 			}
 
@@ -142,7 +144,7 @@ func TestConfigsFollow(t *testing.T) {
 	}
 }
 
-// InsecureSkipVerify must leave nothing out: what crypto/tls refuses, ClientConfig refuses.
+// InsecureSkipVerify must not weaken anything: what crypto/tls rejects, ClientConfig rejects.
 func TestClientVerifies(t *testing.T) {
 	ca := newCA(t, "ca")
 	p := newPublished(t)
@@ -175,9 +177,12 @@ func TestClientVerifies(t *testing.T) {
 		{"an unknown authority", "localhost", plain(t, newCA(t, "another"), "x", ca), "unknown authority"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			for name, client := range map[string]*tls.Config{"directory": d.ClientConfig(test.serverName), "set": d.Set().ClientConfig(test.serverName)} {
+			for name, client := range map[string]*tls.Config{
+				"directory": d.ClientConfig(test.serverName), "set": d.Set().ClientConfig(test.serverName),
+			} {
 				err, _ := handshake(client, test.server)
-				if test.want == "" && err != nil || test.want != "" && (!refused(err) || !strings.Contains(err.Error(), test.want)) {
+				if test.want == "" && err != nil || test.want != "" &&
+					(!refused(err) || !strings.Contains(err.Error(), test.want)) {
 					t.Errorf("%s: %v, want %q", name, err, test.want)
 				}
 			}
@@ -185,7 +190,7 @@ func TestClientVerifies(t *testing.T) {
 	}
 	t.Run("no name", func(t *testing.T) {
 		client := d.ClientConfig("")
-		if err, _ := handshake(client, server); err == nil || !strings.Contains(err.Error(), "it is not known which name") {
+		if err, _ := handshake(client, server); err == nil || !strings.Contains(err.Error(), "its name is unknown") {
 			t.Errorf("%v", err)
 		}
 		client = client.Clone() // as a library does
@@ -200,7 +205,7 @@ func TestClientVerifies(t *testing.T) {
 	})
 }
 
-// What is not published is not made up for: no anchors means no trust, not that in the host's.
+// What is not published has no substitute: no anchors means no trust, not trust in the host's.
 func TestMissingFiles(t *testing.T) {
 	ca := newCA(t, "ca")
 	all := whole(t, ca, "1")
@@ -225,7 +230,9 @@ func TestMissingFiles(t *testing.T) {
 	anchor := open("ca.crt")
 	lenient := peer.Clone()
 	lenient.ClientAuth = tls.VerifyClientCertIfGiven
-	for name, client := range map[string]*tls.Config{"directory": anchor.ClientConfig("localhost"), "set": anchor.Set().ClientConfig("localhost")} {
+	for name, client := range map[string]*tls.Config{
+		"directory": anchor.ClientConfig("localhost"), "set": anchor.Set().ClientConfig("localhost"),
+	} {
 		if clientErr, serverErr := handshake(client, lenient); clientErr != nil || serverErr != nil {
 			t.Errorf("%s: client with ca.crt alone: %v, %v", name, clientErr, serverErr)
 		}
@@ -233,12 +240,13 @@ func TestMissingFiles(t *testing.T) {
 			t.Errorf("%s: a server that requires a certificate got none, and went on", name)
 		}
 	}
-	if _, err := handshake(peer, anchor.ServerConfig()); err == nil || !strings.Contains(err.Error(), "no server certificate in ..gen-") {
+	if _, err := handshake(peer, anchor.ServerConfig()); err == nil ||
+		!strings.Contains(err.Error(), "no server certificate in ..gen-") {
 		t.Errorf("server with ca.crt alone: %v", err)
 	}
 }
 
-// A session from before a rotation of trust is of no use after it.
+// A session from before a rotation of trust cannot be resumed after it.
 func TestResumption(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
@@ -253,14 +261,14 @@ func TestResumption(t *testing.T) {
 			peer := plain(t, first, "peer", first)
 			peer.ClientSessionCache, peer.MaxVersion = tls.NewLRUClientSessionCache(8), version
 			server := d.ServerConfig()
-			// A client that would like to: our server never resumes, even if told to.
+			// With a client that asks for it, our server never resumes, even if configured to.
 			server.SessionTicketsDisabled = false
 			for range 2 {
 				if did, err := resumed(peer, server); did || err != nil {
 					t.Errorf("our server: resumed %v, %v", did, err)
 				}
 			}
-			// A server that would like to: our client does not.
+			// With a server that offers it, our client does not resume.
 			client := d.ClientConfig("localhost")
 			client.ClientSessionCache, client.MaxVersion = tls.NewLRUClientSessionCache(8), version
 			for range 2 {
@@ -268,7 +276,7 @@ func TestResumption(t *testing.T) {
 					t.Errorf("our client: resumed %v, %v", did, err)
 				}
 			}
-			// And if its owner insists, then not across a rotation of trust.
+			// If its owner configures it, then not across a rotation of trust.
 			client.SessionTicketsDisabled = false
 			for i := range 2 {
 				if did, err := resumed(client, peer); did != (i == 1) || err != nil {

@@ -20,14 +20,15 @@ func checkCommand(o *options) *cobra.Command {
 		Use:   "check",
 		Short: "Check the configuration, the SNP device and one attestation report",
 		Long: `Check the configuration, then get and appraise one attestation report:
-through the running agent, which holds the device, or directly where none
-runs. Exit status 0 if all is well, 1 if the node is not as it should be,
-2 if the configuration is wrong.`,
+through the running agent, which holds the device, or directly if none
+runs. Exit status 0 if all is well, 1 if a check fails, 2 if the
+configuration is wrong.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return check(cmd.Context(), o, configOnly, cmd.OutOrStdout())
 		},
 	}
-	cmd.Flags().BoolVar(&configOnly, "config-only", false, "check the configuration alone, without the device and the agent")
+	cmd.Flags().BoolVar(&configOnly, "config-only", false,
+		"check the configuration only, without the device and the agent")
 	return cmd
 }
 

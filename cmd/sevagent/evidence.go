@@ -35,13 +35,15 @@ func evidenceCommand(o *options) *cobra.Command {
 			}
 			answer, err := o.client().Evidence(cmd.Context(), nonce, bind)
 			if err != nil {
-				return reached(err)
+				return markUnreachable(err)
 			}
 			return cli.WriteOutput(cmd.Context(), file, cmd.OutOrStdout(), append(answer.Raw, '\n'))
 		},
 	}
-	cmd.Flags().StringVar(&nonceHex, "nonce", "", "the relying party's nonce, 16 to 64 bytes in hex (default: a random one)")
-	cmd.Flags().StringVar(&bind, "bind", evidence.BindNone, "bind the evidence to the published client or server certificate")
+	cmd.Flags().StringVar(&nonceHex, "nonce", "",
+		"the relying party's nonce, 16 to 64 bytes in hex (default: a random one)")
+	cmd.Flags().StringVar(&bind, "bind", evidence.BindNone,
+		"bind the evidence to the published client or server certificate")
 	cmd.Flags().StringVarP(&file, "output", "o", "", "write to a file instead of standard output")
 	return cmd
 }
@@ -53,7 +55,7 @@ func refreshCommand(o *options) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			answer, err := o.client().Refresh(cmd.Context())
 			if err != nil {
-				return reached(err)
+				return markUnreachable(err)
 			}
 			return json.NewEncoder(cmd.OutOrStdout()).Encode(answer)
 		},

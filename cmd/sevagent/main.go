@@ -1,7 +1,7 @@
 // Command sevagent is the daemon of a confidential ECS node, and the local command line to it.
 //
-// sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates equal to what
-// Secrets Manager says, and answers containers on a Unix socket: it is package agent. The other commands ask the running
+// sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates equal to those
+// in Secrets Manager, and serves containers on a Unix socket: it is package agent. The other commands ask the running
 // agent through package client.
 package main
 
@@ -29,7 +29,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // options are the flags that all commands share.
 type options struct {
 	config string // a directory or a file
-	socket string // empty: what the configuration says
+	socket string // empty: that of the configuration
 }
 
 func command() *cobra.Command {
@@ -37,7 +37,8 @@ func command() *cobra.Command {
 	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
 	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent",
 		"configuration: a directory with config.yaml and conf.d, or a file")
-	root.PersistentFlags().StringVar(&o.socket, "socket", "", "the agent's socket (default: listen.socket of the configuration)")
+	root.PersistentFlags().StringVar(&o.socket, "socket", "",
+		"the agent's socket (default: listen.socket of the configuration)")
 	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o))
 	return root
 }
@@ -78,7 +79,7 @@ func (o *options) load() (config.Config, error) {
 	return cfg, nil
 }
 
-// client returns a client of the running agent. For that the configuration may have mistakes.
+// client returns a client of the running agent. It works although the configuration has mistakes.
 func (o *options) client() *client.Client {
 	if o.socket != "" {
 		return client.New(o.socket)
@@ -86,8 +87,8 @@ func (o *options) client() *client.Client {
 	return client.New(config.Socket(o.config))
 }
 
-// reached marks an agent that does not answer as such, for the exit status.
-func reached(err error) error {
+// markUnreachable gives the error of an agent that does not answer its exit status.
+func markUnreachable(err error) error {
 	if _, silent := errors.AsType[*client.UnreachableError](err); silent {
 		return cli.Unreachable(err)
 	}

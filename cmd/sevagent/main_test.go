@@ -24,7 +24,7 @@ import (
 	"sevagent/internal/sim/simscript"
 )
 
-// simDirVariable tells a sevagent under test where the root of its simulated device is.
+// simDirVariable names the directory of the simulated device's root to a sevagent under test.
 const simDirVariable = "SEVAGENT_TEST_SIM"
 
 func TestMain(m *testing.M) {
@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs the binary as a binary. Each script has a simulated node of its own: $WORK/sim with the device's
-// root and policy, AWS on loopback, and a configuration in $WORK/etc that scripts add to.
+// root and policy, AWS on loopback, and a configuration in $WORK/etc that scripts extend.
 func TestScripts(t *testing.T) {
 	var notified *net.UnixConn // of the one script that listens
 	testscript.Run(t, testscript.Params{
@@ -117,7 +117,7 @@ listen: {socket: SOCKET, tcp: ""}
 			"secrets-fault": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Value("secrets").(*simaws.Secrets).SetFault(strings.Join(args, ""))
 			},
-			// hup tells every program in the background to reload; testscript's own kill knows no SIGHUP.
+			// hup sends SIGHUP, which testscript's own kill lacks, to every program in the background.
 			"hup": func(ts *testscript.TestScript, neg bool, args []string) {
 				for _, cmd := range ts.BackgroundCmds() {
 					ts.Check(cmd.Process.Signal(syscall.SIGHUP))
@@ -131,7 +131,7 @@ listen: {socket: SOCKET, tcp: ""}
 						return
 					}
 					if time.Now().After(deadline) {
-						ts.Fatalf("%s did not come to end with exit status %s", args[1], args[0])
+						ts.Fatalf("%s did not end with exit status %s", args[1], args[0])
 					}
 				}
 			},
@@ -143,11 +143,11 @@ listen: {socket: SOCKET, tcp: ""}
 						return
 					}
 					if time.Now().After(deadline) {
-						ts.Fatalf("%s did not come to print %q", args[1], args[0])
+						ts.Fatalf("%s did not print %q", args[1], args[0])
 					}
 				}
 			},
-			// notify-socket listens where systemd would, and has the watchdog's variables set as systemd sets them.
+			// notify-socket listens in systemd's place, and sets the watchdog's variables as systemd does.
 			"notify-socket": func(ts *testscript.TestScript, neg bool, args []string) {
 				name := filepath.Join(filepath.Dir(ts.Getenv("SOCKET")), "notify")
 				conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
@@ -157,28 +157,29 @@ listen: {socket: SOCKET, tcp: ""}
 				ts.Setenv("WATCHDOG_USEC", "300000")
 				notified = conn
 			},
-			// notified TEXT waits until systemd has been told TEXT.
+			// notified TEXT waits until systemd has received TEXT.
 			"notified": func(ts *testscript.TestScript, neg bool, args []string) {
 				notified.SetReadDeadline(time.Now().Add(2 * time.Minute))
 				for b := make([]byte, 4096); ; {
 					n, err := notified.Read(b)
 					if err != nil {
-						ts.Fatalf("systemd was not told %q: %v", args[0], err)
+						ts.Fatalf("wait until systemd receives %q: %v", args[0], err)
 					}
 					if strings.Contains(string(b[:n]), args[0]) {
 						return
 					}
 				}
 			},
-			// wait-ready waits until the agent answers that it is ready; with !, that it is not.
+			// wait-ready waits until the agent reports that it is ready; with !, that it is not.
 			"wait-ready": func(ts *testscript.TestScript, neg bool, args []string) {
 				want := http.StatusOK
 				if neg {
 					want = http.StatusServiceUnavailable
 				}
-				client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 					return new(net.Dialer).DialContext(ctx, "unix", ts.Getenv("SOCKET"))
-				}}}
+				}
+				client := &http.Client{Transport: &http.Transport{DialContext: dial}}
 				for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 					resp, err := client.Get("http://sevagent/readyz")
 					if err != nil {
@@ -195,5 +196,5 @@ listen: {socket: SOCKET, tcp: ""}
 	})
 }
 
-// ownerText is the user who runs the tests, as mtls.owner.
+// ownerText returns the user who runs the tests, in the form of mtls.owner.
 func ownerText() string { return fmt.Sprintf("%d:%d", os.Getuid(), os.Getgid()) }

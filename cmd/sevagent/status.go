@@ -23,7 +23,7 @@ func statusCommand(o *options) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := o.client().Status(cmd.Context())
 			if err != nil {
-				return reached(err)
+				return markUnreachable(err)
 			}
 			if asJSON {
 				enc := json.NewEncoder(cmd.OutOrStdout())
@@ -44,7 +44,7 @@ func statusCommand(o *options) *cobra.Command {
 	return cmd
 }
 
-// printStatus writes what sevagent status shows.
+// printStatus writes the status for people.
 func printStatus(w io.Writer, s *client.Status) {
 	fmt.Fprintf(w, "sevagent %s, started %s\n", s.Version, date(s.StartedAt))
 	fmt.Fprintf(w, "ready           %s\n", s.Health.Status)
@@ -55,7 +55,8 @@ func printStatus(w io.Writer, s *client.Status) {
 	}
 	fmt.Fprintln(w)
 	if t.ReportVersion != 0 {
-		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n", t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
+		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n",
+			t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
 		fmt.Fprintf(w, "measurement     %s\n", t.Measurement)
 	}
 	printCertificates(w, &s.MTLS)
@@ -81,13 +82,15 @@ func printCertificates(w io.Writer, m *client.Publication) {
 		for _, o := range m.CAOverlap {
 			fmt.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))
 		}
-		fmt.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n", m.Guard.State, m.Guard.Immutable, m.Guard.Repairs, reason(m.Guard.Error))
+		fmt.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n",
+			m.Guard.State, m.Guard.Immutable, m.Guard.Repairs, reason(m.Guard.Error))
 		for _, f := range m.Guard.Findings {
 			fmt.Fprintf(w, "                found at %s: %s\n", date(m.Guard.At), f)
 		}
 	}
 	for _, c := range m.Consumers {
-		fmt.Fprintf(w, "consumer        %s: %s, guard %s%s\n", c.Name, strings.Join(c.Files, " "), c.Guard.State, reason(c.Error))
+		fmt.Fprintf(w, "consumer        %s: %s, guard %s%s\n",
+			c.Name, strings.Join(c.Files, " "), c.Guard.State, reason(c.Error))
 	}
 	for _, secret := range m.Secrets {
 		fmt.Fprintf(w, "secret          %s: %s%s\n", secret.Name, secret.State, reason(secret.Error))
@@ -103,7 +106,7 @@ func printCertificates(w io.Writer, m *client.Publication) {
 	}
 }
 
-// reason is an addition to a line, if there is one.
+// reason returns the end of a line that gives a reason, if there is one.
 func reason(text string) string {
 	if text == "" {
 		return ""

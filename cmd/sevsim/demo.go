@@ -27,7 +27,7 @@ import (
 	"sevagent/internal/sim/simca"
 )
 
-// demo is a node under a directory of its own, and what stands around it.
+// demo is a node under a directory of its own, and its surroundings.
 type demo struct {
 	out     io.Writer
 	dir     string // the node's root
@@ -71,11 +71,11 @@ func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 			return fmt.Errorf("step %d, %s: %w", d.step, step.title, err)
 		}
 	}
-	fmt.Fprintln(out, "\nEvery step held. The SNP device was simulated; all else were the real binaries.")
+	fmt.Fprintln(out, "\nEvery step passed. The SNP device was simulated; everything else was the real binaries.")
 	return nil
 }
 
-// runNode brings a node up and leaves it to whoever wants to play with it.
+// runNode brings a node up and leaves it running for experiments.
 func runNode(ctx context.Context, out io.Writer, poll time.Duration) (err error) {
 	d := &demo{out: out, poll: poll}
 	if err := d.prepare(ctx); err != nil {
@@ -85,7 +85,8 @@ func runNode(ctx context.Context, out io.Writer, poll time.Duration) (err error)
 	if err := d.bootstrap(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "   It runs until you stop this, as process %d. To talk to its agent: sevagent status --socket %s\n", d.agent.Process.Pid, d.socket())
+	fmt.Fprintf(out, "   The agent runs until you stop this, as process %d. To ask it: sevagent status --socket %s\n",
+		d.agent.Process.Pid, d.socket())
 	<-ctx.Done()
 	return d.stop(context.WithoutCancel(ctx))
 }
@@ -164,9 +165,10 @@ listen:
 		return err
 	}
 	fmt.Fprintf(d.out, "A simulated node under %s, run by %s.\n", d.dir, currentUser())
-	fmt.Fprintln(d.out, "SIMULATED: the SNP device signs with a root of its own, made for this run. Nothing below proves real hardware.")
+	fmt.Fprintln(d.out, "SIMULATED: the SNP device signs with a root of its own, made for this run. "+
+		"Nothing below proves real hardware.")
 	if onDisk {
-		fmt.Fprintln(d.out, "There is no tmpfs to write to: this demonstration's private keys are on a disk (allow_disk).")
+		fmt.Fprintln(d.out, "No writable tmpfs was found: this demonstration's private keys are on a disk (allow_disk).")
 	}
 	return nil
 }
@@ -196,7 +198,7 @@ func (d *demo) putSecret(name string) error {
 	return nil
 }
 
-// command prepares one of the product's binaries. Its output is shown, indented.
+// command prepares one of the product's binaries.
 func (d *demo) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(d.bin, name), args...)
 	cmd.Env = d.env
@@ -205,15 +207,15 @@ func (d *demo) command(ctx context.Context, name string, args ...string) *exec.C
 	return cmd
 }
 
-// runCommand runs a binary, shows what it prints, and returns that.
+// runCommand runs a binary, and prints and returns its output.
 func (d *demo) runCommand(ctx context.Context, name string, args ...string) (string, error) {
 	fmt.Fprintf(d.out, "   $ %s %s\n", name, strings.Join(args, " "))
 	output, err := d.command(ctx, name, args...).CombinedOutput()
-	d.show(output)
+	d.printIndented(output)
 	return string(output), err
 }
 
-func (d *demo) show(text []byte) {
+func (d *demo) printIndented(text []byte) {
 	for line := range strings.Lines(string(text)) {
 		if len(line) > 220 {
 			line = line[:220] + "…\n"
@@ -230,7 +232,7 @@ func (d *demo) bootstrapArgs() []string {
 	}
 }
 
-// bootstrap runs the real bootstrap, and in systemd's place starts the agent once it has been configured.
+// bootstrap runs the real bootstrap, and in systemd's place starts the agent once it is configured.
 func (d *demo) bootstrap(ctx context.Context) error {
 	began := time.Now()
 	boot := d.command(ctx, "bootstrap", d.bootstrapArgs()...)
@@ -249,8 +251,8 @@ func (d *demo) bootstrap(ctx context.Context) error {
 		}
 		select {
 		case err := <-done:
-			d.show(output.Bytes())
-			return errors.Join(errors.New("bootstrap ended before it had configured the agent"), err)
+			d.printIndented(output.Bytes())
+			return errors.Join(errors.New("bootstrap ended before it configured the agent"), err)
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
@@ -258,13 +260,14 @@ func (d *demo) bootstrap(ctx context.Context) error {
 		return err
 	}
 	err := <-done
-	d.show(output.Bytes())
+	d.printIndented(output.Bytes())
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(d.out, "   The node was up %v after bootstrap began. %s:\n", time.Since(began).Round(time.Millisecond), d.ecsConfig())
+	fmt.Fprintf(d.out, "   The node was up %v after bootstrap began. %s:\n",
+		time.Since(began).Round(time.Millisecond), d.ecsConfig())
 	text, err := os.ReadFile(d.ecsConfig())
-	d.show(text)
+	d.printIndented(text)
 	if err == nil && !strings.Contains(string(text), `"sevagent.attested":"simulated"`) {
 		err = errors.New("ecs.config does not say that the node is attested by a simulator")
 	}
@@ -272,7 +275,8 @@ func (d *demo) bootstrap(ctx context.Context) error {
 }
 
 func (d *demo) startAgent(ctx context.Context) error {
-	args := []string{"exec", "--device", d.deviceSocket(), "--", filepath.Join(d.bin, "sevagent"), "run", "--config", d.configDir()}
+	args := []string{"exec", "--device", d.deviceSocket(), "--", filepath.Join(d.bin, "sevagent"), "run",
+		"--config", d.configDir()}
 	d.agent = d.command(ctx, "sevsim", args...)
 	log, err := os.Create(filepath.Join(d.dir, "sevagent.log"))
 	if err != nil {
@@ -291,7 +295,7 @@ func (d *demo) status(ctx context.Context) error {
 	return err
 }
 
-// client is what a container would load from the published directory.
+// client reads the certificate that a container would load from the published directory.
 func (d *demo) client() (*x509.Certificate, error) {
 	text, err := os.ReadFile(filepath.Join(d.mtls, "client.pem"))
 	if err != nil {
@@ -325,14 +329,15 @@ func (d *demo) expect(name string) error {
 	if cert.Subject.CommonName != name {
 		return fmt.Errorf("the published certificate is for %s, want %s", cert.Subject.CommonName, name)
 	}
-	fmt.Fprintf(d.out, "   client.pem is the certificate of %s, valid until %s\n", name, cert.NotAfter.UTC().Format(time.RFC3339))
+	fmt.Fprintf(d.out, "   client.pem is the certificate of %s, valid until %s\n",
+		name, cert.NotAfter.UTC().Format(time.RFC3339))
 	return nil
 }
 
 func (d *demo) again(ctx context.Context) error {
 	text, err := d.runCommand(ctx, "bootstrap", d.bootstrapArgs()...)
 	if err == nil && (strings.Contains(text, "written") || strings.Count(text, "unchanged") != 2) {
-		err = errors.New("bootstrap has changed something")
+		err = errors.New("bootstrap changed something")
 	}
 	return err
 }
@@ -363,7 +368,8 @@ func (d *demo) rotate(ctx context.Context) error {
 	}
 	select {
 	case took := <-switched:
-		fmt.Fprintf(d.out, "   The files switched %v after the refresh was typed, new report included.\n", took.Round(100*time.Microsecond))
+		fmt.Fprintf(d.out, "   The files switched %v after the refresh was typed, new report included.\n",
+			took.Round(100*time.Microsecond))
 	case <-watch.Done():
 		return errors.New("the files did not switch")
 	}
@@ -373,7 +379,7 @@ func (d *demo) rotate(ctx context.Context) error {
 func (d *demo) breakSecret(ctx context.Context) error {
 	d.secrets.Put(secretName, `{"client_cert": "-----BEGIN CERTIFICATE-----\nMIIB", "client_key": "", "ca_cert": ""}`)
 	if _, err := d.runCommand(ctx, "sevagent", "refresh", "--socket", d.socket()); err == nil {
-		return errors.New("the agent has accepted a broken secret")
+		return errors.New("the agent accepted a broken secret")
 	}
 	if err := d.expect("client-2"); err != nil {
 		return err
@@ -389,15 +395,17 @@ func (d *demo) evidence(ctx context.Context) error {
 	b := make([]byte, 32)
 	rand.Read(b)
 	nonce, file := hex.EncodeToString(b), filepath.Join(d.dir, "evidence.json")
-	if _, err := d.runCommand(ctx, "sevagent", "evidence", "--socket", d.socket(), "--nonce", nonce, "--bind", "client", "-o", file); err != nil {
+	ask := []string{"evidence", "--socket", d.socket(), "--nonce", nonce, "--bind", "client", "-o", file}
+	if _, err := d.runCommand(ctx, "sevagent", ask...); err != nil {
 		return err
 	}
 	policy := filepath.Join(d.dir, "sim/policy.yaml")
-	verify := []string{"evidence", "verify", file, "--policy", policy, "--allow-custom-roots", "--region", simaws.DefaultInstance().Region}
+	verify := []string{"evidence", "verify", file, "--policy", policy, "--allow-custom-roots",
+		"--region", simaws.DefaultInstance().Region}
 	if _, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", nonce)...); err != nil {
 		return err
 	}
-	fmt.Fprintln(d.out, "   The same evidence is refused for another nonce, and by AMD's roots:")
+	fmt.Fprintln(d.out, "   The same evidence is rejected for another nonce, and by AMD's roots:")
 	if _, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", strings.Repeat("00", 32))...); exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with another nonce: %v, want exit status 1", err)
 	}
@@ -406,7 +414,8 @@ func (d *demo) evidence(ctx context.Context) error {
 		return fmt.Errorf("sevctl with AMD's roots: %v, want exit status 1", err)
 	}
 	var result struct{ Verdict struct{ Code string } }
-	if err := json.NewDecoder(strings.NewReader(text)).Decode(&result); err != nil || result.Verdict.Code != "chain_invalid" {
+	if err := json.NewDecoder(strings.NewReader(text)).Decode(&result); err != nil ||
+		result.Verdict.Code != "chain_invalid" {
 		return fmt.Errorf("sevctl with AMD's roots says %q (%v), want chain_invalid", result.Verdict.Code, err)
 	}
 	return nil
@@ -430,17 +439,17 @@ func (d *demo) stop(context.Context) error {
 	return err
 }
 
-// cleanUp ends the agent if a step has failed, with its log shown, and removes the directory.
+// cleanUp removes the directory. If a step has failed, it first stops the agent and prints its log.
 func (d *demo) cleanUp(keep bool) error {
 	if d.agent != nil && d.agent.Process != nil {
 		d.agent.Process.Signal(syscall.SIGTERM)
 		d.agent.Wait()
 		log, _ := os.ReadFile(filepath.Join(d.dir, "sevagent.log"))
 		fmt.Fprintln(d.out, "\nThe agent's log:")
-		d.show(log)
+		d.printIndented(log)
 	}
 	if keep {
-		fmt.Fprintf(d.out, "The node's directory stays: %s\n", d.dir)
+		fmt.Fprintf(d.out, "The node's directory is kept: %s\n", d.dir)
 		return nil
 	}
 	return sim.RemoveAll(d.dir)

@@ -17,8 +17,8 @@ import (
 	"sevagent/internal/sim/tsmfs"
 )
 
-// deviceCommand serves a simulated device to other processes: by ioctl to programs under 'sevsim exec', and as the
-// file system of configfs-tsm where that is asked for and root.
+// deviceCommand serves a simulated device to other processes: by ioctl to programs under 'sevsim exec' and, on request
+// and as root, as the file system of configfs-tsm.
 func deviceCommand() *cobra.Command {
 	var dir, socket, mount string
 	var latency time.Duration
@@ -52,7 +52,8 @@ func deviceCommand() *cobra.Command {
 			return group.Wait()
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "directory of the root: made if it is empty; roots.pem and policy.yaml are for verifiers, a file named fault makes it fail")
+	cmd.Flags().StringVar(&dir, "dir", "", "directory of the root, made if missing: roots.pem and policy.yaml are "+
+		"for verifiers, a file named fault makes requests fail")
 	cmd.Flags().StringVar(&socket, "socket", "", "socket for 'sevsim exec'")
 	cmd.Flags().StringVar(&mount, "configfs", "", "mount the configfs-tsm report directory here (needs root)")
 	cmd.Flags().DurationVar(&latency, "latency", 0, "how long a report takes; hardware needs 8ms")
@@ -61,7 +62,7 @@ func deviceCommand() *cobra.Command {
 	return cmd
 }
 
-// loadOrNew takes the root from dir, or makes one and writes it and a policy file there.
+// loadOrNew loads the root from dir, or makes one and writes it and a policy file there.
 func loadOrNew(dir string, o sim.Options) (*sim.PSP, error) {
 	psp, err := sim.Load(dir, o)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -80,7 +81,10 @@ func loadOrNew(dir string, o sim.Options) (*sim.PSP, error) {
 }
 
 // simulatorPolicy is aws-shared with the simulator's roots.
-const simulatorPolicy = "# For simulators: reports are judged by the roots beside this file, not by AMD's.\nprofile: aws-shared\nroots: roots.pem\n"
+const simulatorPolicy = `# For simulators: reports are verified by the roots beside this file, not by AMD's.
+profile: aws-shared
+roots: roots.pem
+`
 
 func currentUser() string {
 	if u, err := user.Current(); err == nil {

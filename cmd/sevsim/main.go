@@ -1,5 +1,5 @@
-// Command sevsim is a simulated node: a software SNP device and the AWS services around it, on loopback, with the
-// real binaries running in it. It demonstrates and tests; no package contains it.
+// Command sevsim is a simulated node: a software SNP device and the AWS services around it, on loopback, with the real
+// binaries running in it. It is for demonstration and tests; no package contains it.
 package main
 
 import (
@@ -32,8 +32,10 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	node.Flags().DurationVar(&poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent")
 	var socket string
 	under := &cobra.Command{
-		Use: "exec -- PROGRAM [ARGUMENT ...]", Short: "Become a program whose /dev/sev-guest ioctls are answered by a simulated device", Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return sim.ExecUnderFilter(socket, args, os.Environ()) },
+		Use:   "exec -- PROGRAM [ARGUMENT ...]",
+		Short: "Become a program whose /dev/sev-guest ioctls a simulated device serves",
+		Args:  cobra.MinimumNArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return sim.ExecUnderFilter(socket, args, os.Environ()) },
 	}
 	under.Flags().StringVar(&socket, "device", "", "the socket of the simulated device")
 	device := deviceCommand()

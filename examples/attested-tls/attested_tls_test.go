@@ -117,7 +117,7 @@ func newNode(t *testing.T) *node {
 // issue makes a certificate, and a PEM file of its name with key and leaf.
 func (n *node) issue(name string) tls.Certificate {
 	n.t.Helper()
-	leaf := must.Get(n.ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(n.t, "issue a leaf for %s", name)
+	leaf := must.Get(n.ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(n.t, "issue %s", name)
 	n.write(name+".pem", leaf.Key+leaf.Cert)
 	return must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(n.t, "load the pair of %s", name)
 }
@@ -140,12 +140,14 @@ func (n *node) read(name string) string {
 
 // serverArgs are the arguments of every server here.
 func (n *node) serverArgs(more ...string) []string {
-	return append([]string{"--listen", "127.0.0.1:0", "--cert", n.path("server.pem"), "--key", n.path("server.pem"), "--ca", n.path("ca.crt")}, more...)
+	return append([]string{"--listen", "127.0.0.1:0", "--cert", n.path("server.pem"), "--key", n.path("server.pem"),
+		"--ca", n.path("ca.crt")}, more...)
 }
 
 // simulator has the flags of a relying party that trusts this test's simulator.
 func (n *node) simulator() []string {
-	return []string{"--policy", n.path("policy.yaml"), "--allow-custom-roots", "--region", sim.DefaultOptions(time.Now()).Region}
+	return []string{"--policy", n.path("policy.yaml"), "--allow-custom-roots",
+		"--region", sim.DefaultOptions(time.Now()).Region}
 }
 
 // startServer starts the relying party, returns its address, and ends it with the test.
@@ -214,7 +216,8 @@ func (n *node) answer(conn *tls.Conn, doc []byte) string {
 
 // runClient runs the client program, and returns what it prints.
 func (n *node) runClient(address string) (string, error) {
-	out, err := exec.Command(filepath.Join(bin, "client"), "--connect", address, "--mtls-dir", n.dir, "--socket", n.path("s")).CombinedOutput()
+	out, err := exec.Command(filepath.Join(bin, "client"), "--connect", address, "--mtls-dir", n.dir,
+		"--socket", n.path("s")).CombinedOutput()
 	return string(out), err
 }
 
@@ -259,7 +262,8 @@ func exitCode(err error) int {
 // TestCustomRoots: a policy with roots other than AMD's needs a flag.
 func TestCustomRoots(t *testing.T) {
 	n := newNode(t)
-	out, err := exec.Command(filepath.Join(bin, "server"), n.serverArgs("--policy", n.path("policy.yaml"))...).CombinedOutput()
+	out, err := exec.Command(filepath.Join(bin, "server"),
+		n.serverArgs("--policy", n.path("policy.yaml"))...).CombinedOutput()
 	if exitCode(err) != 2 || !strings.Contains(string(out), "--allow-custom-roots") {
 		t.Errorf("the server ends with %v and %q, want exit status 2", err, out)
 	}
@@ -317,7 +321,8 @@ func TestRefused(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conn, random := n.dial(address, c.pair)
-			if got := n.answer(conn, c.doc(conn, random)); !strings.Contains(got, c.want) || got == attestedtls.Accepted && c.want != got {
+			if got := n.answer(conn, c.doc(conn, random)); !strings.Contains(got, c.want) ||
+				got == attestedtls.Accepted && c.want != got {
 				t.Errorf("the server answers %q, want %q", got, c.want)
 			}
 		})
@@ -385,7 +390,8 @@ func TestMessages(t *testing.T) {
 	if err := attestedtls.WriteMessage(io.Discard, append(most, 0)); err == nil {
 		t.Error("a message beyond the bound is written")
 	}
-	for name, text := range map[string]string{"nothing": "", "cut length": "\x00\x00", "cut": "\x00\x00\x00\x02a", "too long": "\x00\x04\x00\x01", "huge": "\xff\xff\xff\xff"} {
+	for name, text := range map[string]string{"nothing": "", "cut length": "\x00\x00", "cut": "\x00\x00\x00\x02a",
+		"too long": "\x00\x04\x00\x01", "huge": "\xff\xff\xff\xff"} {
 		if got, err := attestedtls.ReadMessage(strings.NewReader(text)); err == nil {
 			t.Errorf("%s: read as %q", name, got)
 		}

@@ -181,11 +181,13 @@ func (e *enclave) put(leaf simca.Leaf, anchors string) {
 }
 
 func (e *enclave) server() *program {
-	return start(e.t, "server", "--listen", "127.0.0.1:0", "--cert", e.path("enclave.pem"), "--key", e.path("enclave.pem"), "--ca", e.path("ca.crt"))
+	return start(e.t, "server", "--listen", "127.0.0.1:0", "--cert", e.path("enclave.pem"),
+		"--key", e.path("enclave.pem"), "--ca", e.path("ca.crt"))
 }
 
 func (e *enclave) gateway(processor string) *program {
-	return start(e.t, "gateway", "--listen", "127.0.0.1:0", "--cert", e.path("outside.pem"), "--key", e.path("outside.pem"), "--processor", processor,
+	return start(e.t, "gateway", "--listen", "127.0.0.1:0", "--cert", e.path("outside.pem"),
+		"--key", e.path("outside.pem"), "--processor", processor,
 		"--client-cert", e.path("enclave.pem"), "--client-key", e.path("enclave.pem"), "--ca", e.path("ca.crt"))
 }
 
@@ -325,7 +327,8 @@ func newOutsiders(t *testing.T, address, anchors string) *outsiders {
 	o := &outsiders{t: t}
 	for i := range o.good {
 		o.running.Go(func() {
-			client := &http.Client{Transport: &http.Transport{TLSClientConfig: peer(t, simca.Leaf{}, anchors), DisableKeepAlives: i == 1}}
+			client := &http.Client{Transport: &http.Transport{TLSClientConfig: peer(t, simca.Leaf{}, anchors),
+				DisableKeepAlives: i == 1}}
 			defer client.CloseIdleConnections()
 			for n := 0; !o.done.Load(); n++ {
 				if err := post(client, address, fmt.Sprintf(`{"outsider": %d, "n": %d}`, i, n)); err != nil {
@@ -455,7 +458,8 @@ func TestRotation(t *testing.T) {
 			t.Error("there is something on a server's standard error")
 		}
 	}
-	t.Logf("%d requests by pattern 1, %d and %d by pattern 2", strings.Count(client.stdout.String(), "\n"), outside.good[0].Load(), outside.good[1].Load())
+	t.Logf("%d requests by pattern 1, %d and %d by pattern 2", strings.Count(client.stdout.String(), "\n"),
+		outside.good[0].Load(), outside.good[1].Load())
 
 	// And the old ones are refused.
 	refused(t, server, peer(t, node1, second.PEM()))
@@ -489,7 +493,8 @@ func TestForeign(t *testing.T) {
 	nodeLeaf, gatewayLeaf := issue(t, ours, "node"), issue(t, ours, "enclave", gatewayName)
 	n := newNode(t, secret(t, nodeLeaf, ours.PEM(), nil))
 	e := newEnclave(t, gatewayLeaf, ours.PEM(), issue(t, public, "public"))
-	outside := &http.Client{Transport: &http.Transport{TLSClientConfig: peer(t, simca.Leaf{}, public.PEM()), DisableKeepAlives: true}}
+	outside := &http.Client{Transport: &http.Transport{TLSClientConfig: peer(t, simca.Leaf{}, public.PEM()),
+		DisableKeepAlives: true}}
 	// The foreign node trusts us, which does not help it.
 	foreign := newNode(t, secret(t, issue(t, theirs, "foreign", gatewayName), theirs.PEM()+ours.PEM(), nil))
 
@@ -497,7 +502,8 @@ func TestForeign(t *testing.T) {
 		server := e.server()
 		client := launch(t, "enclave-client", "--endpoint", server.address, "--count", "1", "--mtls-dir", foreign.dir)
 		exit, ok := errors.AsType[*exec.ExitError](client.wait())
-		if !ok || exit.ExitCode() != 1 || !strings.Contains(client.stderr.String(), "1 calls failed") || client.stdout.String() != "" {
+		if !ok || exit.ExitCode() != 1 || !strings.Contains(client.stderr.String(), "1 calls failed") ||
+			client.stdout.String() != "" {
 			t.Errorf("the client ended with %v", exit)
 		}
 		server.stderr.has(t, 0, unknownAuthority, 1)
@@ -508,7 +514,8 @@ func TestForeign(t *testing.T) {
 	})
 	t.Run("a server at the node's client", func(t *testing.T) {
 		foreignEnclave := newEnclave(t, issue(t, theirs, "foreign"), theirs.PEM()+ours.PEM(), simca.Leaf{})
-		client := launch(t, "enclave-client", "--endpoint", foreignEnclave.server().address, "--count", "1", "--mtls-dir", n.dir)
+		client := launch(t, "enclave-client", "--endpoint", foreignEnclave.server().address, "--count", "1",
+			"--mtls-dir", n.dir)
 		if err := client.wait(); err == nil || !strings.Contains(client.stderr.String(), unknownAuthority) {
 			t.Errorf("the client ended with %v", err)
 		}
@@ -526,7 +533,8 @@ func TestForeign(t *testing.T) {
 	t.Run("a processor at the gateway", func(t *testing.T) {
 		processor := start(t, "processor", "--listen", "127.0.0.1:0", "--mtls-dir", foreign.dir)
 		gateway := e.gateway(processor.address)
-		if err := post(outside, gateway.address, `{"a": 1}`); err == nil || !strings.Contains(err.Error(), "502 Bad Gateway: the processor does not answer") {
+		if err := post(outside, gateway.address, `{"a": 1}`); err == nil ||
+			!strings.Contains(err.Error(), "502 Bad Gateway: the processor does not answer") {
 			t.Errorf("the gateway answers %v", err)
 		}
 		gateway.stderr.has(t, 0, unknownAuthority, 1)

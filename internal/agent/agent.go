@@ -1,6 +1,6 @@
 // Package agent is the daemon of a node. Its parts are packages of their own: the owner of the SNP device (attest), the
-// publisher of certificates (mtls) with what looks after its readers (probe, readers, reload), and the local API
-// (localapi). Here they are put together: Run is the whole of the daemon's life.
+// publisher of certificates (mtls) with those that look after its readers (probe, readers, reload), and the local API
+// (localapi). This package puts them together: Run is the daemon's whole life.
 package agent
 
 import (
@@ -54,10 +54,10 @@ type agent struct {
 	started     time.Time
 	attestation *attestation
 	publishing  *publishing
-	refused     atomic.Pointer[string] // why the configuration was refused when it was last re-read; nil: it was not
+	refused     atomic.Pointer[string] // why the last reload of the configuration was refused; nil: it was not
 }
 
-// Run builds the parts and runs them until ctx ends or one fails. It tells systemd how it goes.
+// Run builds the parts and runs them until ctx ends or one fails. It reports its state to systemd.
 func Run(ctx context.Context, c Config) error {
 	log := c.Log.With("component", "agent")
 	log.Info("starting", "version", cli.Version(), "config", c.Path)
@@ -116,7 +116,8 @@ func Run(ctx context.Context, c Config) error {
 	return err
 }
 
-// Prove gets and appraises one attestation report without running the daemon. It returns how the device was reached.
+// Prove gets and appraises one attestation report without running the daemon. It also returns the transport that
+// reached the device.
 func Prove(ctx context.Context, c Config) (transport string, verdict *appraise.Verdict, err error) {
 	a, err := newAttestation(c, new(cloud), prometheus.NewRegistry())
 	if err != nil {
@@ -171,7 +172,7 @@ func (a *agent) reconfigureOnHangup(ctx context.Context) error {
 	}
 }
 
-// reconfigure re-reads the configuration. It logs what a running agent cannot change and leaves it.
+// reconfigure re-reads the configuration. It logs the changes that need a restart and leaves them alone.
 func (a *agent) reconfigure(ctx context.Context) error {
 	cfg, err := config.Load(a.cfg.Path)
 	if err != nil {
@@ -189,13 +190,13 @@ func (a *agent) reconfigure(ctx context.Context) error {
 	return nil
 }
 
-// notify tells systemd: READY once the gate is passed and the first set published, WATCHDOG while the loops turn,
-// STOPPING at the end. Before READY, while the loops turn, it asks for more time, since what it waits for may be an
-// outage. Without systemd it does nothing.
+// notify sends systemd READY once the gate is passed and the first set published, WATCHDOG while no loop is stuck, and
+// STOPPING at the end. Before READY, while no loop is stuck, it asks for more time, since it may be waiting for the end
+// of an outage. Without systemd it does nothing.
 func (a *agent) notify(ctx context.Context) error {
 	send := func(state string) {
 		if _, err := daemon.SdNotify(false, state); err != nil {
-			a.log.Warn("systemd could not be notified", "state", state, "err", err)
+			a.log.Warn("cannot notify systemd", "state", state, "err", err)
 		}
 	}
 	interval, err := daemon.SdWatchdogEnabled(false)
@@ -218,7 +219,7 @@ func (a *agent) notify(ctx context.Context) error {
 			send(daemon.SdNotifyReady + "\nSTATUS=" + a.oneLine())
 		case now := <-tick.C:
 			if err := a.alive(now); err != nil {
-				a.log.Error("a loop does not turn", "err", err)
+				a.log.Error("a loop is stuck", "err", err)
 				continue
 			}
 			state := daemon.SdNotifyWatchdog + "\nSTATUS=" + a.oneLine()

@@ -23,35 +23,35 @@ import (
 	"sevagent/internal/evidence"
 )
 
-// attestation is the node's proof: the SNP device with its worker, the policy that reports are appraised by, and the
-// boot gate that the node has to pass before anything is fetched or published.
+// attestation is the node's proof: the SNP device with its worker, the policy that appraises reports, and the boot gate
+// that the node must pass before anything is fetched or published.
 type attestation struct {
 	log   *slog.Logger
 	mode  string
 	cloud *cloud
 	gate  atomic.Pointer[gate]
 
-	// All below is for a mode other than off.
+	// All fields below are for modes other than off.
 
 	transport attest.Transport
 	worker    *attest.Worker         // nil: the mode is off
 	vceks     *attest.VCEKs          // nil: attestation.kds is ""
-	region    atomic.Pointer[string] // the node's; nil: not known
+	region    atomic.Pointer[string] // the node's; nil: unknown
 
-	// judging is held while the policy or the region changes, so that the worker's verifier is made of the latest of both.
-	judging sync.Mutex
-	policy  appraise.Policy
+	// mu is held while the policy or the region changes, so that the worker's verifier is made of the latest of both.
+	mu     sync.Mutex
+	policy appraise.Policy
 }
 
 // gate is the outcome of the check at boot.
 type gate struct {
 	passed bool
 	at     time.Time
-	err    error // why not; with passed: what mode warn let through
+	err    error // why it is not passed; if passed: what mode warn let through
 }
 
 // newAttestation opens the device and builds its worker. In mode warn an absent device is no error: every request then
-// says what is missing.
+// fails with what is missing.
 func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*attestation, error) {
 	cfg := c.Config.Attestation
 	a := &attestation{log: c.Log.With("component", "agent"), mode: cfg.Mode, cloud: cloud}
@@ -69,7 +69,7 @@ func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*at
 		if cfg.Mode == config.ModeEnforce {
 			return nil, withAttestationAdvice(err)
 		}
-		a.log.Warn("going on without the SNP device", "err", err, "advice", attest.Advice(err))
+		a.log.Warn("continuing without the SNP device", "err", err, "advice", attest.Advice(err))
 		a.transport = attest.Unavailable(err)
 	}
 	if cfg.KDS != "" {
@@ -114,7 +114,7 @@ func (a *attestation) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// load reads a policy and builds a verifier for it, for the node's region as far as that is known.
+// load reads a policy and builds a verifier for it, with the node's region if that is known.
 func (a *attestation) load(name string) (policy appraise.Policy, v *appraise.Verifier, err error) {
 	if policy, err = config.LoadPolicy(name); err != nil {
 		return policy, nil, cli.Usage(err)
@@ -134,11 +134,11 @@ func (a *attestation) verifier(policy appraise.Policy) (*appraise.Verifier, erro
 }
 
 // locate finds the node's region if the policy compares with it, and sets the verifier's region. In mode enforce the
-// gate does not pass without it, since the origin of the report would go unchecked. In mode warn the gate says so and
-// goes on, and only the form of CSP_ID is checked until the next self-check finds the region.
+// gate does not pass without it, since the origin of the report would go unchecked. In mode warn the gate reports that
+// and continues, and only the form of CSP_ID is checked until the next self-check finds the region.
 func (a *attestation) locate(ctx context.Context) error {
-	a.judging.Lock()
-	defer a.judging.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if !a.policy.NeedsRegion() || a.region.Load() != nil {
 		return nil
 	}
@@ -167,8 +167,8 @@ func (a *attestation) reconfigure(ctx context.Context, cfg config.Attestation) e
 	if a.off() {
 		return nil
 	}
-	a.judging.Lock()
-	defer a.judging.Unlock()
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	policy, v, err := a.load(cfg.Policy)
 	if err != nil {
 		return err
@@ -187,7 +187,7 @@ func (a *attestation) reconfigure(ctx context.Context, cfg config.Attestation) e
 }
 
 // passGate proves that this is a working SNP guest before anything is fetched or published. In mode enforce it returns
-// nil only with a report that the policy accepts; what waiting cannot repair is an error at once.
+// nil only with a report that the policy accepts; a failure that waiting cannot repair is an error at once.
 func (a *attestation) passGate(ctx context.Context) error {
 	if a.off() {
 		a.gate.Store(&gate{passed: true, at: time.Now(), err: attest.ErrOff})
@@ -206,7 +206,7 @@ func (a *attestation) passGate(ctx context.Context) error {
 			a.log.Info("boot gate passed", "verdict", verdict.String())
 			return nil
 		case passed:
-			a.log.Warn("boot gate not passed; going on since attestation.mode is warn", "err", err)
+			a.log.Warn("boot gate not passed; continuing since attestation.mode is warn", "err", err)
 			return nil
 		case attest.Permanent(err):
 			return withAttestationAdvice(err)
@@ -232,11 +232,12 @@ func (a *attestation) prove(ctx context.Context) (*appraise.Verdict, error) {
 	return verdict, verdict.Err()
 }
 
-// ownClaims is what the agent asks for itself: a fresh nonce, and its own user as the caller.
+// ownClaims returns the agent's own claims: a fresh nonce, and its own user as the caller.
 func ownClaims(purpose evidence.Purpose, binding evidence.Binding) evidence.Claims {
 	nonce := make([]byte, 32)
 	rand.Read(nonce)
-	return evidence.Claims{Purpose: purpose, Nonce: nonce, Binding: binding, Caller: evidence.Caller{UID: uint32(os.Getuid())}}
+	caller := evidence.Caller{UID: uint32(os.Getuid())}
+	return evidence.Claims{Purpose: purpose, Nonce: nonce, Binding: binding, Caller: caller}
 }
 
 // evidence serves a caller of the local API.
@@ -252,8 +253,8 @@ func (a *attestation) evidence(
 	return a.worker.Evidence(ctx, claims)
 }
 
-// publishedEvidence makes the content of evidence.json for a generation's key. Without attestation there is none; in
-// mode warn a node that cannot attest still publishes.
+// publishedEvidence makes the content of evidence.json for a generation's key: none without attestation, and none in
+// mode warn on a node that cannot attest, which still publishes.
 func (a *attestation) publishedEvidence(
 	ctx context.Context, kind string, spki [sha256.Size]byte,
 ) ([]byte, error) {
@@ -271,9 +272,9 @@ func (a *attestation) publishedEvidence(
 	return json.Marshal(doc)
 }
 
-// recheckInterval is how often the agent asks for a report that nobody else wants. Hosts get new firmware a few times
-// a year and a certificate runs out over weeks, so hours are soon enough; the device is slow, its rate is shared with
-// callers that wait for evidence, and the host throttles. recheckJitter spreads it by ±20 %: a fleet boots together.
+// recheckInterval is how often the agent gets a report for itself. Hosts get new firmware a few times a year and a
+// certificate expires over weeks, so hours are soon enough; the device is slow, callers that wait for evidence share
+// its rate, and the host throttles. recheckJitter spreads it by ±20 %: a fleet boots together.
 const (
 	recheckInterval = 6 * time.Hour
 	recheckJitter   = 0.2
@@ -284,8 +285,8 @@ func recheckAfter(random float64) time.Duration {
 	return time.Duration(float64(recheckInterval) * (1 - recheckJitter + 2*recheckJitter*random))
 }
 
-// recheck gets a report of this node from time to time, once the gate is passed. Without it, drift and a certificate
-// that runs out would show only where somebody asks for evidence.
+// recheck gets a report of this node in every interval, once the gate is passed. Without it, drift and an expiring
+// certificate would show only when a caller asks for evidence.
 func (a *attestation) recheck(ctx context.Context) error {
 	if a.off() {
 		return nil
@@ -296,16 +297,16 @@ func (a *attestation) recheck(ctx context.Context) error {
 			return nil
 		case <-time.After(recheckAfter(mathrand.Float64())):
 		}
-		// In mode warn the gate may have gone on without the node's region: find it now.
+		// In mode warn the gate may have passed without the node's region: find it now.
 		if err := a.locate(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("self-check without the node's region", "err", err)
 		}
-		// The worker records the outcome, good or bad, except for a full queue: then others are asking.
+		// The worker records the outcome, good or bad, except for a full queue: then others get reports.
 		_, _, _ = a.worker.Evidence(ctx, ownClaims(evidence.PurposeBoot, evidence.Binding{}))
 	}
 }
 
-// withAttestationAdvice adds to an error of package attest what to do about it.
+// withAttestationAdvice adds to an error of package attest how to repair it.
 func withAttestationAdvice(err error) error {
 	if err == nil {
 		return nil

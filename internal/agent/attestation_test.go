@@ -40,7 +40,7 @@ func TestRecheckAfter(t *testing.T) {
 	}
 }
 
-// countingTransport remembers when a simulated device was asked.
+// countingTransport records when a simulated device was asked.
 type countingTransport struct {
 	simdevice.Transport
 	mu    sync.Mutex
@@ -61,7 +61,8 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	dir := t.TempDir()
 	must.Do(t, psp.Save(dir), "save the simulated secure processor")
 	policy := filepath.Join(dir, "policy.yaml")
-	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644), "write a policy with its roots")
+	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644),
+		"write a policy with its roots")
 	device := &countingTransport{Transport: simdevice.Transport{PSP: psp}}
 	c := Config{
 		Config: config.Default(), Log: slog.New(slog.DiscardHandler), Level: new(slog.LevelVar),
@@ -115,7 +116,8 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		h := new(client.Health)
 		a.attestation.health(h, time.Now())
 		checks := h.Checks["attestation:drift"]
-		if len(checks) != 1 || checks[0].Status != client.Warn || !strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") || !strings.Contains(checks[0].Output, " -> 0x2f (") {
+		if len(checks) != 1 || checks[0].Status != client.Warn ||
+			!strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") || !strings.Contains(checks[0].Output, " -> 0x2f (") {
 			t.Errorf("attestation:drift is %+v, want one warning about platform_info from 0x27 to 0x2f", checks)
 		}
 		if h.Status != client.Warn {

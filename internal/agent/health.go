@@ -9,7 +9,7 @@ import (
 	"sevagent/internal/attest"
 )
 
-// health is readiness: gate passed and a valid set published. What the agent can go on without is a warning.
+// health reports readiness: gate passed and a valid set published. What the agent can work without is a warning.
 func (a *agent) health(now time.Time) *client.Health {
 	h := new(client.Health)
 	a.attestation.health(h, now)
@@ -40,7 +40,8 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 	device := client.Check{ComponentID: a.worker.Transport(), Status: client.Pass, Time: state.At}
 	if busy := a.worker.Busy(now); busy > deviceSlow {
 		device.Status = client.Warn
-		device.Output = fmt.Sprintf("a request has been under way for %v: the host throttles, or the device hangs", busy.Round(time.Second))
+		device.Output = fmt.Sprintf("a request has been running for %v: the host throttles, or the device hangs",
+			busy.Round(time.Second))
 	} else if state.Err != nil {
 		device.Status, device.Output = client.Warn, state.Err.Error()+advice(state.Err)
 	}
@@ -61,8 +62,7 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 // driftShown is how long a change of the node's reports is a warning: long enough for an operator who looks once a day.
 const driftShown = 24 * time.Hour
 
-// driftHealth warns of what changed in the reports lately, and of an endorsement certificate that should have been
-// renewed.
+// driftHealth warns of recent changes in the reports, and of an endorsement certificate that should have been renewed.
 func driftHealth(h *client.Health, state *attest.State, now time.Time) {
 	for _, c := range state.Drift {
 		if now.Sub(c.At) < driftShown {
@@ -80,8 +80,8 @@ func driftHealth(h *client.Health, state *attest.State, now time.Time) {
 	}
 	h.Add("attestation:certificate", client.Check{
 		Status: client.Warn, Time: state.At,
-		Output: fmt.Sprintf("the endorsement certificate %s at %s; the host has not got its new one: stop and start the instance "+
-			"so that it moves to another host", verb, state.NotAfter.UTC().Format(time.RFC3339)),
+		Output: fmt.Sprintf("the endorsement certificate %s at %s and the host has no newer one; "+
+			"stop and start the instance to move it to another host", verb, state.NotAfter.UTC().Format(time.RFC3339)),
 	})
 }
 
@@ -125,7 +125,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 func secretHealth(h *client.Health, secret client.SecretStatus) {
 	c := client.Check{ComponentID: secret.Name, Status: client.Pass, Time: secret.LastChecked, Output: secret.Error}
 	if secret.State != client.SecretCurrent {
-		c.Status = client.Warn // the last good set is published, or its own entry fails
+		c.Status = client.Warn // the last good set stays published, or the publication's entry fails
 		if c.Output == "" {
 			c.Output = string(secret.State)
 		}
@@ -138,7 +138,7 @@ func secretHealth(h *client.Health, secret client.SecretStatus) {
 	}
 }
 
-// guardHealth fails where what readers find may not be what was published.
+// guardHealth fails where readers may find something other than what was published.
 func guardHealth(h *client.Health, path string, g client.GuardStatus) {
 	c := client.Check{ComponentID: path, Time: g.At}
 	switch g.State {
@@ -162,7 +162,7 @@ func guardHealth(h *client.Health, path string, g client.GuardStatus) {
 // maxShown bounds the entries of one kind in the health document; the status has all.
 const maxShown = 8
 
-// readersHealth warns of what readers will find, or not. None of it concerns the node's own readiness.
+// readersHealth warns of problems that readers have. None affects the node's own readiness.
 func (p *publishing) readersHealth(h *client.Health) {
 	for _, e := range p.prober.Status() {
 		if e.Result == client.ProbePending || e.Result == client.ProbeNoMaterial {

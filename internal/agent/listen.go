@@ -13,19 +13,19 @@ import (
 	"sevagent/internal/config"
 )
 
-// listen takes the Unix socket that systemd hands over, or makes one, and opens the loopback listener. tcp is nil
-// if it is disabled.
+// listen takes over the Unix socket that systemd passes, or makes one, and opens the loopback listener. tcp is nil if
+// it is disabled.
 func listen(cfg config.Listen) (socket, tcp net.Listener, err error) {
 	handed, err := activation.Listeners()
 	if err != nil {
-		return nil, nil, fmt.Errorf("take the sockets of systemd: %w", err)
+		return nil, nil, fmt.Errorf("take over the sockets of systemd: %w", err)
 	}
 	for _, l := range handed {
 		unix, ok := l.(*net.UnixListener)
 		if !ok || socket != nil {
-			return nil, nil, fmt.Errorf("take the sockets of systemd: want one Unix socket, got also %v", l.Addr())
+			return nil, nil, fmt.Errorf("take over the sockets of systemd: want one Unix socket, got also %v", l.Addr())
 		}
-		unix.SetUnlinkOnClose(false) // it is systemd's, and clients of the next agent wait on it
+		unix.SetUnlinkOnClose(false) // it belongs to systemd, and clients of the next agent wait on it
 		socket = unix
 	}
 	if socket == nil {
@@ -42,8 +42,8 @@ func listen(cfg config.Listen) (socket, tcp net.Listener, err error) {
 	return socket, tcp, nil
 }
 
-// listenUnix makes the socket, open to every local user: mounting it into a container is the grant. A socket that
-// a dead agent left behind is replaced, one that answers and anything that is no socket are not.
+// listenUnix makes the socket, open to every local user: mounting it into a container is the grant. It replaces a
+// socket that a dead agent left behind, but neither one that accepts connections nor anything else.
 func listenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of listen.socket: %w", err)

@@ -20,11 +20,11 @@ import (
 	"sevagent/internal/mtls/source"
 )
 
-// callTimeout bounds one call to AWS with all its retries; the Rotator has a backoff of its own above that.
+// callTimeout bounds one call to AWS with all its retries; the Rotator has its own backoff above that.
 const callTimeout = 10 * time.Second
 
-// cloud is the way to AWS. It is found when it is first needed, and looked for again as long as it is not found: the
-// metadata service may come up later than the agent.
+// cloud is the access to AWS. It is set up when first needed, and retried until that succeeds: the metadata service may
+// come up later than the agent.
 type cloud struct {
 	mu      sync.Mutex
 	region  string                 // empty: not found yet
@@ -32,7 +32,7 @@ type cloud struct {
 }
 
 // find reads the SDK's usual configuration and returns the region and the client of Secrets Manager. Without a region
-// in the configuration, the instance metadata service is asked, by its version 2 only.
+// in the configuration, it asks the instance metadata service, version 2 only.
 func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanager.Client, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -49,7 +49,8 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 		defer cancel()
 		answer, err := metadata.GetRegion(ctx, nil)
 		if err != nil {
-			return "", nil, fmt.Errorf("ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
+			return "", nil, fmt.Errorf(
+				"ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
 		}
 		cfg.Region = answer.Region
 	}
@@ -79,7 +80,8 @@ func (s secretSource) Describe(ctx context.Context) (source.Version, error) {
 	}
 	date, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
 	if out.DeletedDate != nil {
-		return source.Version{}, &source.Error{Kind: source.Persistent, Date: date, Err: fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)}
+		err := fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)
+		return source.Version{}, &source.Error{Kind: source.Persistent, Date: date, Err: err}
 	}
 	v := source.Version{Date: date}
 	for id, labels := range out.VersionIdsToStages {
@@ -112,7 +114,8 @@ func (s secretSource) Fetch(ctx context.Context, versionID string, label source.
 	if err != nil {
 		// The secret was there a moment ago, so it is the version that is not found under the label.
 		if code := errorCode(err); code == "ResourceNotFoundException" {
-			return nil, &source.Error{Kind: source.Moved, Err: fmt.Errorf("get secret %s: version %s is not %s any more", s.id, versionID, label)}
+			err := fmt.Errorf("get secret %s: version %s is no longer %s", s.id, versionID, label)
+			return nil, &source.Error{Kind: source.Moved, Err: err}
 		}
 		return nil, s.classify("get", err)
 	}
@@ -122,8 +125,8 @@ func (s secretSource) Fetch(ctx context.Context, versionID string, label source.
 	return source.NewSecret([]byte(*out.SecretString)), nil
 }
 
-// persistent are the error codes that do not go away by waiting. Everything else may: throttling is HTTP 400 at
-// Secrets Manager, so codes tell, not statuses.
+// persistent has the error codes that waiting does not resolve. It may resolve all others: throttling is HTTP 400 at
+// Secrets Manager, so codes count, not statuses.
 var persistent = []string{
 	"AccessDeniedException", "ResourceNotFoundException", "InvalidRequestException", "InvalidParameterException",
 	"ValidationException", "DecryptionFailure", "UnrecognizedClientException", "InvalidSignatureException",
@@ -136,7 +139,8 @@ func (s secretSource) classify(verb string, err error) error {
 		kind = source.Persistent
 	}
 	advice := map[string]string{
-		"AccessDeniedException":       "; allow secretsmanager:DescribeSecret and GetSecretValue, and kms:Decrypt on the secret's key, to the node's role",
+		"AccessDeniedException": "; allow secretsmanager:DescribeSecret and GetSecretValue, " +
+			"and kms:Decrypt on the secret's key, to the node's role",
 		"ResourceNotFoundException":   "; check the name and the region",
 		"DecryptionFailure":           "; allow kms:Decrypt on the secret's key to the node's role",
 		"UnrecognizedClientException": "; check the node's credentials",
@@ -146,8 +150,8 @@ func (s secretSource) classify(verb string, err error) error {
 		date, _ = http.ParseTime(answer.Response.Header.Get("Date"))
 	}
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
-		// The chain's own text repeats request IDs and retry counts; code and message are what is of use.
-		return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %s: %s%s", verb, s.id, code, api.ErrorMessage(), advice)}
+		// The chain's own text repeats request IDs and retry counts; only code and message are useful.
+		err = fmt.Errorf("%s: %s%s", code, api.ErrorMessage(), advice)
 	}
 	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
 }

@@ -58,13 +58,13 @@ func (a *attestation) status() client.Attestation {
 	return s
 }
 
-// Times after which something is stuck. A device request lasts a minute at most, the kernel's own limit.
+// Times after which a device request is slow, and stuck. It lasts a minute at most, the kernel's own limit.
 const (
 	deviceSlow  = 10 * time.Second
 	deviceStuck = 75 * time.Second
 )
 
-// alive is liveness: nil while the loops turn. What they get done is readiness.
+// alive reports liveness: nil while no loop is stuck. What the loops achieve is readiness.
 func (a *agent) alive(now time.Time) error {
 	if !a.attestation.off() {
 		if busy := a.attestation.worker.Busy(now); busy > deviceStuck {
@@ -75,12 +75,12 @@ func (a *agent) alive(now time.Time) error {
 		return nil // the rotator has not been started
 	}
 	if stalled := now.Sub(a.publishing.rotator.Progress()); stalled > 2*mtls.MaxStall {
-		return fmt.Errorf("the rotation of certificates has not turned for %v", stalled.Round(time.Second))
+		return fmt.Errorf("the rotation of certificates has been stuck for %v", stalled.Round(time.Second))
 	}
 	return nil
 }
 
-// oneLine is what `systemctl status` shows.
+// oneLine is the state that `systemctl status` shows.
 func (a *agent) oneLine() string {
 	flat := func(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 	line := "attestation " + a.attestation.mode

@@ -1,5 +1,5 @@
-// Package cli is what the product's commands share: signals become a context, errors become one line and an exit status,
-// and every program has the commands version, completion and manual.
+// Package cli is what the product's commands share: signals become a context, errors one line and an exit status, and
+// every program has the commands version, completion and manual.
 package cli
 
 import (
@@ -18,7 +18,7 @@ import (
 
 // Exit statuses, the same for all commands.
 const (
-	statusFailed      = 1 // the thing checked is not as it should be
+	statusFailed      = 1 // a check or an action failed
 	statusUsage       = 2 // wrong usage or configuration
 	statusUnreachable = 3 // AWS, the agent or the network could not be reached
 )
@@ -39,7 +39,7 @@ type marked struct {
 
 func (m marked) Unwrap() error { return m.error }
 
-// Main runs a command until it is done or the process is told to stop, and exits with the status that its error stands for.
+// Main runs a command until it is done or a signal stops it, and exits with the status of its error.
 func Main(name string, run func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -55,8 +55,8 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 	os.Exit(status)
 }
 
-// Execute runs the command tree under root, with the commands that every program has. What cobra says of flags and
-// arguments is a usage error; a command that only groups others asks for one of them.
+// Execute runs the command tree under root, with the commands that every program has. Cobra's errors about flags and
+// arguments become usage errors; a command that only groups others asks for one of them.
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
@@ -96,13 +96,14 @@ func versionCommand(name string) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n", name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n",
+				name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
 }
 
-// Version is what the build recorded about the source: a tag, or a pseudo-version with the commit.
+// Version returns what the build recorded about the source: a tag, or a pseudo-version with the commit.
 func Version() string {
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version

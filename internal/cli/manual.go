@@ -11,11 +11,11 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// CalledAs is the annotation of a root command that is not called by its name: the path of the program. Its manual pages
-// are in section 8 and have "sevagent-" before their names, since the name alone says too little.
+// CalledAs is the annotation of a root command that is not called by its name: the path of the program. Its manual
+// pages are in section 8, and "sevagent-" precedes their names, since the name alone says too little.
 const CalledAs = "called-as"
 
-// manualCommand writes the manual pages of the tree that it is added to, for the packages.
+// manualCommand writes the manual pages of its command tree, for the packages.
 func manualCommand() *cobra.Command {
 	var release string
 	var date int64
@@ -51,8 +51,8 @@ type program struct {
 	section int
 }
 
-// manual returns the pages of a program by their file names: one of its own and one for each command below it. cobra/doc
-// takes help texts for Markdown, which these are not: columns would run together.
+// manual returns the pages of a program by file name: its own, and one for each command below it. cobra/doc reads help
+// texts as Markdown, which they are not: columns would run together.
 func (p program) manual(version string, date time.Time) map[string]string {
 	pages := make(map[string]string)
 	var add func(cmd *cobra.Command)
@@ -67,12 +67,13 @@ func (p program) manual(version string, date time.Time) map[string]string {
 	return pages
 }
 
-// pageOf is the name of a command's page: sevctl-evidence-verify.
+// pageOf returns the name of a command's page: sevctl-evidence-verify.
 func (p program) pageOf(cmd *cobra.Command) string {
 	return p.page + strings.ReplaceAll(strings.TrimPrefix(cmd.CommandPath(), p.command.Name()), " ", "-")
 }
 
-// below returns the commands below cmd that have pages. Those that cobra adds to every program say what they do by --help.
+// below returns the commands below cmd that have pages. Those that cobra adds to every program say what they do by
+// --help.
 func below(cmd *cobra.Command) (subs []*cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		if sub.IsAvailableCommand() && sub.Name() != "completion" && sub.Name() != "help" {
@@ -84,7 +85,8 @@ func below(cmd *cobra.Command) (subs []*cobra.Command) {
 
 func (p program) render(cmd *cobra.Command, name, version string, date time.Time) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, ".TH %q %q %q %q %q\n", strings.ToUpper(name), fmt.Sprint(p.section), date.Format(time.DateOnly), "sevagent "+version, "sevagent")
+	fmt.Fprintf(&b, ".TH %q \"%d\" %q %q %q\n",
+		strings.ToUpper(name), p.section, date.Format(time.DateOnly), "sevagent "+version, "sevagent")
 	b.WriteString(".nh\n.ad l\n") // names are not broken
 	fmt.Fprintf(&b, ".SH NAME\n%s \\- %s\n", escape(name), escape(strings.ToLower(cmd.Short[:1])+cmd.Short[1:]))
 
@@ -131,7 +133,7 @@ func (p program) seeAlso(b *strings.Builder, cmd *cobra.Command) {
 	b.WriteString(strings.Join(pages, ",\n") + "\n")
 }
 
-// text writes paragraphs. One with an indented line is laid out already, and stays as it is.
+// text writes paragraphs. One with an indented line keeps its layout.
 func text(b *strings.Builder, s string) {
 	for i, paragraph := range strings.Split(strings.Trim(s, "\n"), "\n\n") {
 		if i > 0 {
@@ -176,7 +178,8 @@ func options(b *strings.Builder, title string, flags *pflag.FlagSet) {
 	})
 }
 
-// escape makes roff show a line as it is: a hyphen that can be copied, no control line, no closing quote for an apostrophe.
+// escape makes roff print a line literally: a hyphen that can be copied, no control line, no closing quote for an
+// apostrophe.
 func escape(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "`", `\(ga`, "^", `\(ha`, "~", `\(ti`).Replace(s)
 	if strings.HasPrefix(s, ".") {

@@ -1,4 +1,5 @@
-// Command notices writes the licences and notices of what is linked into the programs that it is given, for the packages.
+// Command notices writes the licences and notices of what is linked into the programs that it is given, for the
+// packages.
 package main
 
 import (

@@ -14,8 +14,8 @@ import (
 
 var licenceFile = regexp.MustCompile(`(?i)^(LICEN[CS]E|COPYING|NOTICE|PATENTS)([._-].*)?$`)
 
-// notices returns the licences and notices of every module that is linked into the programs, and of Go's standard library.
-// A text that several modules share is there once.
+// notices returns the licences and notices of every module that is linked into the programs, and of Go's standard
+// library. A text that several modules share is there once.
 func notices(binaries []string) (string, error) {
 	goroot, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
@@ -72,7 +72,9 @@ func notices(binaries []string) (string, error) {
 		slices.Sort(modules)
 		all = append(all, notice{strings.Join(modules, "\n"), text})
 	}
-	slices.SortFunc(all, func(a, b notice) int { return cmp.Or(cmp.Compare(a.modules, b.modules), cmp.Compare(a.text, b.text)) })
+	slices.SortFunc(all, func(a, b notice) int {
+		return cmp.Or(cmp.Compare(a.modules, b.modules), cmp.Compare(a.text, b.text))
+	})
 
 	var b strings.Builder
 	b.WriteString("Licences and notices of what is linked into the programs\n")
