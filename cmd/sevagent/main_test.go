@@ -53,11 +53,10 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := os.MkdirAll(filepath.Join(env.WorkDir, "mtls"), 0o755); err != nil {
-				return err
-			}
-			if err := os.MkdirAll(simDir, 0o755); err != nil {
-				return err
+			for _, dir := range []string{"mtls", "sim", "etc/conf.d"} {
+				if err := os.MkdirAll(filepath.Join(env.WorkDir, dir), 0o755); err != nil {
+					return err
+				}
 			}
 			if err := psp.Save(simDir); err != nil {
 				return err
@@ -86,19 +85,12 @@ func TestScripts(t *testing.T) {
 			env.Defer(func() { os.RemoveAll(short) })
 			env.Defer(func() { sim.ClearImmutable(env.WorkDir) }) // of agents that were killed
 			env.Setenv("SOCKET", filepath.Join(short, "s"))
-			policy := "profile: aws-shared\nroots: roots.pem\n"
-			if err := os.WriteFile(filepath.Join(simDir, "policy.yaml"), []byte(policy), 0o644); err != nil {
-				return err
-			}
 			config := strings.NewReplacer("WORK", env.WorkDir, "SOCKET", filepath.Join(short, "s")).Replace(`
 attestation: {policy: WORK/sim/policy.yaml, rate: 50}
 mtls: {path: WORK/mtls, allow_disk: true, owner: "UID"}
 listen: {socket: SOCKET, tcp: ""}
 `)
 			config = strings.ReplaceAll(config, "UID", ownerText())
-			if err := os.MkdirAll(filepath.Join(env.WorkDir, "etc/conf.d"), 0o755); err != nil {
-				return err
-			}
 			return os.WriteFile(filepath.Join(env.WorkDir, "etc/config.yaml"), []byte(config), 0o644)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -125,27 +117,17 @@ listen: {socket: SOCKET, tcp: ""}
 			},
 			// until-exits STATUS PROGRAM … runs a program until it succeeds (STATUS 0) or fails (any other).
 			"until-exits": func(ts *testscript.TestScript, neg bool, args []string) {
-				for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+				until(ts, args[1]+" ends with exit status "+args[0], func() bool {
 					failed := ts.Exec(args[1], args[2:]...) != nil
-					if failed == (args[0] != "0") {
-						return
-					}
-					if time.Now().After(deadline) {
-						ts.Fatalf("%s did not end with exit status %s", args[1], args[0])
-					}
-				}
+					return failed == (args[0] != "0")
+				})
 			},
 			// until-stdout PATTERN PROGRAM … runs a program until it prints what matches.
 			"until-stdout": func(ts *testscript.TestScript, neg bool, args []string) {
 				want := regexp.MustCompile(args[0])
-				for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-					if ts.Exec(args[1], args[2:]...) == nil && want.MatchString(ts.ReadFile("stdout")) {
-						return
-					}
-					if time.Now().After(deadline) {
-						ts.Fatalf("%s did not print %q", args[1], args[0])
-					}
-				}
+				until(ts, fmt.Sprintf("%s prints %q", args[1], args[0]), func() bool {
+					return ts.Exec(args[1], args[2:]...) == nil && want.MatchString(ts.ReadFile("stdout"))
+				})
 			},
 			// notify-socket listens in systemd's place, and sets the watchdog's variables as systemd does.
 			"notify-socket": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -180,20 +162,26 @@ listen: {socket: SOCKET, tcp: ""}
 					return new(net.Dialer).DialContext(ctx, "unix", ts.Getenv("SOCKET"))
 				}
 				client := &http.Client{Transport: &http.Transport{DialContext: dial}}
-				for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+				until(ts, fmt.Sprintf("readyz has status %d", want), func() bool {
 					resp, err := client.Get("http://sevagent/readyz")
 					if err != nil {
-						continue
+						return false
 					}
 					resp.Body.Close()
-					if resp.StatusCode == want {
-						return
-					}
-				}
-				ts.Fatalf("readyz did not become %d", want)
+					return resp.StatusCode == want
+				})
 			},
 		},
 	})
+}
+
+// until waits until done returns true. It ends a test that would hang.
+func until(ts *testscript.TestScript, text string, done func() bool) {
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("wait until %s: it has not in a minute", text)
+		}
+	}
 }
 
 // ownerText returns the user who runs the tests, in the form of mtls.owner.

@@ -62,7 +62,7 @@ func deviceCommand() *cobra.Command {
 	return cmd
 }
 
-// loadOrNew loads the root from dir, or makes one and writes it and a policy file there.
+// loadOrNew loads the root from dir, or makes one and saves it there.
 func loadOrNew(dir string, o sim.Options) (*sim.PSP, error) {
 	psp, err := sim.Load(dir, o)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -74,17 +74,8 @@ func loadOrNew(dir string, o sim.Options) (*sim.PSP, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := psp.Save(dir); err != nil {
-		return nil, err
-	}
-	return psp, os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte(simulatorPolicy), 0o644)
+	return psp, psp.Save(dir)
 }
-
-// simulatorPolicy is aws-shared with the simulator's roots.
-const simulatorPolicy = `# For simulators: reports are verified by the roots beside this file, not by AMD's.
-profile: aws-shared
-roots: roots.pem
-`
 
 func currentUser() string {
 	if u, err := user.Current(); err == nil {

@@ -85,7 +85,6 @@ func newNode(t *testing.T) *node {
 	n.write("client.pem", n.read("victim.pem"))
 	must.Do(t, os.Symlink(".", n.path("..data")), "make the directory its own only generation")
 	n.write("ca.crt", n.ca.PEM())
-	n.write("policy.yaml", "profile: aws-shared\nroots: roots.pem\n")
 
 	policy := must.Get(appraise.Builtin(appraise.AWSShared))(t, "load the built-in policy")
 	policy.RootsPEM = n.psp.Roots()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,15 +59,12 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	psp := must.Get(sim.New(o))(t, "make a simulated secure processor")
 	dir := t.TempDir()
 	must.Do(t, psp.Save(dir), "save the simulated secure processor")
-	policy := filepath.Join(dir, "policy.yaml")
-	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644),
-		"write a policy with its roots")
 	device := &countingTransport{Transport: simdevice.Transport{PSP: psp}}
 	c := Config{
 		Config: config.Default(), Log: slog.New(slog.DiscardHandler), Level: new(slog.LevelVar),
 		OpenDevice: func() (attest.Transport, error) { return device, nil },
 	}
-	c.Config.Attestation.Policy, c.Config.Attestation.KDS = policy, ""
+	c.Config.Attestation.Policy, c.Config.Attestation.KDS = filepath.Join(dir, "policy.yaml"), ""
 	cloud, registry := &cloud{region: o.Region}, prometheus.NewRegistry()
 	attestation := must.Get(newAttestation(c, cloud, registry))(t, "build the attestation of %+v", c.Config.Attestation)
 	attestation.gate.Store(&gate{passed: true, at: time.Now()})

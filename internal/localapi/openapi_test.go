@@ -6,9 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"go/ast"
-	"go/parser"
-	"go/token"
 	"maps"
 	"mime"
 	"net/http"
@@ -257,15 +254,8 @@ func TestOpenAPIRoutes(t *testing.T) {
 	}
 	slices.Sort(described)
 	var served []string
-	for _, file := range sources(t, ".") {
-		ast.Inspect(file, func(node ast.Node) bool {
-			if call, ok := node.(*ast.CallExpr); ok && len(call.Args) == 2 {
-				if f, ok := call.Fun.(*ast.SelectorExpr); ok && (f.Sel.Name == "Handle" || f.Sel.Name == "HandleFunc") {
-					served = append(served, strings.TrimSuffix(text(t, call.Args[0]), "{$}"))
-				}
-			}
-			return true
-		})
+	for _, pattern := range found(t, "*.go", `\.Handle(?:Func)?\("([^"]+)"`) {
+		served = append(served, strings.TrimSuffix(pattern, "{$}"))
 	}
 	slices.Sort(served)
 	if !slices.Equal(described, served) {
@@ -370,24 +360,24 @@ func checkFields(t *testing.T, at string, s *schema, typ reflect.Type, check fun
 // TestProblemCodes: the codes of the source, of docs/openapi.yaml and of docs/api.md are the same.
 func TestProblemCodes(t *testing.T) {
 	codes := make(map[string]bool)
-	for _, file := range sources(t, ".") {
-		ast.Inspect(file, func(node ast.Node) bool {
-			call, ok := node.(*ast.CallExpr)
-			if !ok {
-				return true
-			}
-			if f, ok := call.Fun.(*ast.Ident); ok && f.Name == "problem" {
-				if _, ok := call.Args[1].(*ast.CallExpr); !ok { // attest.Code: below
-					codes[text(t, call.Args[1])] = true
-				}
-			}
-			return true
-		})
+	for _, call := range found(t, "*.go", `\bproblem\(((?:http\.|status,)[^)]*)`) {
+		code := strings.TrimSpace(strings.Split(call+",", ",")[1])
+		if text, err := strconv.Unquote(code); err == nil {
+			codes[text] = true
+		} else if code != "attest.Code(err" {
+			t.Errorf("the code of problem(%s) is %s: this test understands only a string", call, code)
+		}
 	}
-	attestCodes(t, codes)
-	verdictCodes(t, codes)
-	// Never a problem: such evidence is served, with this verdict.
-	if delete(codes, appraise.CodeUnsupportedVersion); len(codes) < 20 {
+	// What attest.Code can return: the codes of its kinds, its own literals, and those of a verdict. The constant
+	// CodeUnsupportedVersion is no string there, and never a problem: such evidence is served, with this verdict.
+	for _, code := range slices.Concat(
+		found(t, "../attest/errors.go", `(?m)^\t\{[\w.]+, "([a-z_]+)", `),
+		found(t, "../attest/errors.go", `return "([a-z_]+)"`),
+		found(t, "../appraise/verdict.go", `\tCode\w+ += "([a-z_]+)"`),
+	) {
+		codes[code] = true
+	}
+	if len(codes) < 20 {
 		t.Fatalf("the source has %d codes: this test no longer understands it", len(codes))
 	}
 	want := slices.Sorted(maps.Keys(codes))
@@ -418,73 +408,17 @@ func TestProblemCodes(t *testing.T) {
 	}
 }
 
-// attestCodes adds what attest.Code can return: the second field of each of kinds, and its own literals.
-func attestCodes(t *testing.T, codes map[string]bool) {
+// found returns the matches of a pattern's group in sources, without those of tests.
+func found(t *testing.T, files, pattern string) (list []string) {
 	t.Helper()
-	ast.Inspect(source(t, "../attest/errors.go"), func(node ast.Node) bool {
-		switch node := node.(type) {
-		case *ast.ValueSpec:
-			if node.Names[0].Name == "kinds" {
-				for _, e := range node.Values[0].(*ast.CompositeLit).Elts {
-					codes[text(t, e.(*ast.CompositeLit).Elts[1])] = true
-				}
-			}
-		case *ast.FuncDecl:
-			if node.Name.Name != "Code" {
-				return false
-			}
-		case *ast.ReturnStmt:
-			if lit, ok := node.Results[0].(*ast.BasicLit); ok {
-				codes[text(t, lit)] = true
-			}
+	for _, path := range must.Get(filepath.Glob(files))(t, "find %s", files) {
+		if strings.HasSuffix(path, "_test.go") {
+			continue
 		}
-		return true
-	})
-}
-
-// verdictCodes adds the constants of a verdict's codes; one may be string(another constant).
-func verdictCodes(t *testing.T, codes map[string]bool) {
-	t.Helper()
-	constants := make(map[string]ast.Expr)
-	ast.Inspect(source(t, "../appraise/verdict.go"), func(node ast.Node) bool {
-		if spec, ok := node.(*ast.ValueSpec); ok && len(spec.Values) == 1 {
-			constants[spec.Names[0].Name] = spec.Values[0]
-		}
-		return true
-	})
-	for name, value := range constants {
-		if strings.HasPrefix(name, "Code") {
-			if conversion, ok := value.(*ast.CallExpr); ok {
-				value = constants[conversion.Args[0].(*ast.Ident).Name]
-			}
-			codes[text(t, value)] = true
+		text := must.Get(os.ReadFile(path))(t, "read %s", path)
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+			list = append(list, m[1])
 		}
 	}
-}
-
-func source(t *testing.T, path string) *ast.File {
-	t.Helper()
-	return must.Get(parser.ParseFile(token.NewFileSet(), path, nil, 0))(t, "parse %s", path)
-}
-
-// sources returns the files of a package without its tests.
-func sources(t *testing.T, dir string) (files []*ast.File) {
-	t.Helper()
-	paths := must.Get(filepath.Glob(filepath.Join(dir, "*.go")))(t, "list the sources in %s", dir)
-	for _, path := range paths {
-		if !strings.HasSuffix(path, "_test.go") {
-			files = append(files, source(t, path))
-		}
-	}
-	return files
-}
-
-// text returns the value of a string literal; these tests understand nothing else.
-func text(t *testing.T, e ast.Expr) string {
-	t.Helper()
-	lit, ok := e.(*ast.BasicLit)
-	if !ok {
-		t.Fatalf("%T where the test expects a string literal", e)
-	}
-	return must.Get(strconv.Unquote(lit.Value))(t, "unquote %s", lit.Value)
+	return list
 }

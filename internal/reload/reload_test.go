@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,20 +123,10 @@ func (d *fakeDocker) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil && r.URL.Path != "/_ping" {
 		return nil, err
 	}
-	w := &recorder{header: make(http.Header), status: http.StatusOK}
+	w := httptest.NewRecorder()
 	d.ServeHTTP(w, r)
-	return &http.Response{StatusCode: w.status, Header: w.header, Body: io.NopCloser(&w.body)}, nil
+	return w.Result(), nil
 }
-
-type recorder struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (r *recorder) Header() http.Header         { return r.header }
-func (r *recorder) WriteHeader(status int)      { r.status = status }
-func (r *recorder) Write(p []byte) (int, error) { return r.body.Write(p) }
 
 func (d *fakeDocker) set(f func()) {
 	d.mu.Lock()

@@ -155,6 +155,12 @@ func (a *authority) members() []member {
 	return []member{{"ark", &a.arkKey, &a.ark}, {"ask", &a.askKey, &a.ask}, {"asvk", &a.asvkKey, &a.asvk}}
 }
 
+// simulatorPolicy is aws-shared with the simulator's roots.
+const simulatorPolicy = `# For simulators: reports are verified by the roots beside this file, not by AMD's.
+profile: aws-shared
+roots: roots.pem
+`
+
 func (a *authority) save(dir string) error {
 	for _, m := range a.members() {
 		key, err := x509.MarshalPKCS8PrivateKey(*m.key)
@@ -167,7 +173,10 @@ func (a *authority) save(dir string) error {
 			return err
 		}
 	}
-	return os.WriteFile(filepath.Join(dir, "roots.pem"), a.roots(), 0o644)
+	if err := os.WriteFile(filepath.Join(dir, "roots.pem"), a.roots(), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte(simulatorPolicy), 0o644)
 }
 
 func loadAuthority(dir string) (*authority, error) {

@@ -99,7 +99,7 @@ func newPSP(auth *authority, o Options) (*PSP, error) {
 	return p, p.SetOptions(o)
 }
 
-// Save writes the root, and roots.pem for a policy file. The keys' files have mode 0600.
+// Save writes the root, and for verifiers roots.pem and a policy file, policy.yaml. The keys' files have mode 0600.
 func (p *PSP) Save(dir string) error { return p.auth.save(dir) }
 
 // Roots returns the trust anchors as PEM: ARK, ASK and ASVK.
