@@ -3,13 +3,13 @@
 SHELL := /bin/bash
 CACHE := $(CURDIR)/.cache
 BINARIES := sevagent bootstrap sevctl sevsim
-# What operators run sevctl on. For the agent's nodes there are packages.
+# The platforms on which operators run sevctl. The agent's nodes have packages.
 PLATFORMS := darwin-arm64 linux-amd64 linux-arm64 windows-amd64
-# The version is what the build notes of the source: hence -buildvcs, which the environment may have switched off.
+# The build records the version of the source: hence -buildvcs, which the environment may have switched off.
 BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=auto -ldflags='-s -w'
 FUZZTIME ?= 60s
 RACE = $(if $(filter 1,$(shell go env CGO_ENABLED)),-race)
-# Hidden folders are not ours to format.
+# Do not format hidden folders.
 GOFILES = $(wildcard *.go */)
 TOOLS := $(CACHE)/bin/.installed
 VENV := $(CACHE)/venv/.installed
@@ -80,7 +80,7 @@ lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, systemd-analyze, the i
 	GOOS=windows GOARCH=amd64 go vet $$(go list -deps ./cmd/sevctl | grep '^sevagent/')
 	$(CACHE)/bin/staticcheck ./...
 	$(CACHE)/bin/staticcheck -tags node,aws,system ./test/...
-	@# Not from the cache, which does not know what go list reads.
+	@# -count=1: the test cache does not know what go list reads.
 	go test -count=1 -run '^TestImports' .
 	tools/shellcheck
 	tools/units
@@ -114,7 +114,7 @@ release: build $(addprefix build-sevctl-,$(PLATFORMS)) $(TOOLS) ## the packages,
 	CACHE='$(CACHE)' OUT='$(OUT)' VERSION='$(VERSION)' PLATFORMS='$(PLATFORMS)' tools/package release
 
 .PHONY: check-release
-check-release: $(TOOLS) ## build the release twice, in different places; it has to be the same to the byte
+check-release: $(TOOLS) ## build the release twice, in different places; both must be the same to the byte
 	CACHE='$(CACHE)' tools/package check
 
 .PHONY: lint-packages
@@ -122,7 +122,7 @@ lint-packages: packages ## lintian, and rpmlint as nobody, on what packages make
 	tools/lint-packages '$(or $(OUT),dist)'
 
 .PHONY: publish
-publish: ## upload the packages of dist/ to S3=s3://bucket/prefix, and print what cluster.yaml wants to know
+publish: ## upload the packages of dist/ to S3=s3://bucket/prefix, and print the parameters for cluster.yaml
 	tools/publish $(S3)
 
 .PHONY: venv
