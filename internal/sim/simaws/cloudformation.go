@@ -20,8 +20,8 @@ type CloudFormation struct {
 	mu      sync.Mutex
 	stacks  map[string]*stack // by name
 	signals []Signal
-	fault   Fault
-	calls   int
+	fault   string
+	failing int // calls that still fail; 0: all
 }
 
 // Signal is one that was accepted.
@@ -61,32 +61,18 @@ func (s *CloudFormation) Signals() []Signal {
 	return slices.Clone(s.signals)
 }
 
-// Calls counts the requests.
-func (s *CloudFormation) Calls() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.calls
-}
-
 // Fail makes the next calls fail, all of them if calls is 0, with an error code such as Throttling or AccessDenied, or
 // with an HTTP status such as "503"; code "": none.
 func (s *CloudFormation) Fail(code string, calls int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fault = Fault{Code: code, Calls: calls}
+	s.fault, s.failing = code, calls
 }
 
 // StackID returns the ID of a stack.
 func (s *CloudFormation) StackID(name string) string {
 	const suffix = "11111111-2222-3333-4444-555555555555"
 	return fmt.Sprintf("arn:aws:cloudformation:%s:%s:stack/%s/%s", s.Region, s.AccountID, name, suffix)
-}
-
-// cloudFormationStatuses has the codes whose status is not 400: AWS CloudFormation API Reference, "Common Errors".
-var cloudFormationStatuses = map[string]int{
-	"AccessDenied": http.StatusForbidden, "InvalidClientTokenId": http.StatusForbidden,
-	"ExpiredToken": http.StatusForbidden, "InternalFailure": http.StatusInternalServerError,
-	"ServiceUnavailable": http.StatusServiceUnavailable,
 }
 
 // ServeHTTP implements http.Handler.
@@ -107,12 +93,8 @@ func (s *CloudFormation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		refusal = &apiError{"MalformedQueryString", err.Error()}
 	}
-	status, bare := status(refusal.code)
-	if n, ok := cloudFormationStatuses[refusal.code]; ok {
-		status = n
-	}
-	w.WriteHeader(status)
-	if bare {
+	status, body := writeStatus(w, refusal.code)
+	if !body {
 		return
 	}
 	kind := "Sender"
@@ -129,14 +111,13 @@ func (s *CloudFormation) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *CloudFormation) serve(form url.Values, authorized bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.calls++
 	in := Signal{form.Get("StackName"), form.Get("LogicalResourceId"), form.Get("Status"), form.Get("UniqueId")}
 	if !authorized {
 		return &apiError{"InvalidClientTokenId", "The security token included in the request is invalid."}
 	}
-	if code := s.fault.Code; code != "" {
-		if s.fault.Calls--; s.fault.Calls == 0 {
-			s.fault.Code = ""
+	if code := s.fault; code != "" {
+		if s.failing--; s.failing == 0 {
+			s.fault = ""
 		}
 		switch code {
 		case "Throttling":

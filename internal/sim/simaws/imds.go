@@ -29,24 +29,17 @@ func DefaultInstance() Instance {
 	}
 }
 
-// Access keys of the role's credentials. AccessKeyID is the first one; Secrets accepts each of them.
-const (
-	AccessKeyID     = accessKeyPrefix + "000"
-	accessKeyPrefix = "ASIASIMULATEDNODE"
-)
+// accessKeyID is that of the role's credentials.
+const accessKeyID = "ASIASIMULATEDNODE000"
 
 // IMDS is an instance metadata service that speaks version 2 only. The zero value with Instance set is ready to serve.
 type IMDS struct {
 	Instance Instance
 
-	mu       sync.Mutex
-	tokens   map[string]time.Time // when each expires
-	fault    int
-	latency  time.Duration
-	refuse   bool
-	v1       int
-	rolls    int
-	lifetime time.Duration // of credentials
+	mu     sync.Mutex
+	tokens map[string]time.Time // when each expires
+	fault  int
+	v1     int
 }
 
 // SetFault makes every request fail with an HTTP status; 0: none.
@@ -54,29 +47,6 @@ func (s *IMDS) SetFault(status int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fault = status
-}
-
-// SetLatency delays every response.
-func (s *IMDS) SetLatency(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.latency = d
-}
-
-// RefuseTokens makes requests for a token fail, as they do where the service is disabled for the instance.
-func (s *IMDS) RefuseTokens(refuse bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.refuse = refuse
-}
-
-// RollCredentials gives the role a new access key, and credentials with this lifetime; before the first call they have
-// six hours. Older keys stay valid.
-func (s *IMDS) RollCredentials(lifetime time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.rolls++
-	s.lifetime = lifetime
 }
 
 // V1Requests counts the requests without a token.
@@ -94,11 +64,8 @@ const (
 // ServeHTTP implements http.Handler.
 func (s *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
-	fault, latency := s.fault, s.latency
+	fault := s.fault
 	s.mu.Unlock()
-	if wait(r.Context(), latency) != nil {
-		return // the client has left
-	}
 	if fault != 0 {
 		http.Error(w, http.StatusText(fault), fault)
 		return
@@ -128,10 +95,6 @@ func (s *IMDS) token(w http.ResponseWriter, r *http.Request) {
 	now, token := time.Now(), rand.Text()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.refuse {
-		http.Error(w, "403 - Forbidden", http.StatusForbidden)
-		return
-	}
 	if s.tokens == nil {
 		s.tokens = make(map[string]time.Time)
 	}
@@ -168,23 +131,17 @@ func (s *IMDS) values() map[string]string {
 		meta + "placement/region":                    i.Region,
 		meta + "placement/availability-zone":         i.AvailabilityZone,
 		meta + "iam/security-credentials":            i.Role,
-		meta + "iam/security-credentials/" + i.Role:  s.credentials(),
+		meta + "iam/security-credentials/" + i.Role:  credentials(),
 		"/latest/dynamic/instance-identity/document": string(document),
 	}
 }
 
-func (s *IMDS) credentials() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	lifetime := 6 * time.Hour
-	if s.rolls > 0 {
-		lifetime = s.lifetime
-	}
+func credentials() string {
 	now := time.Now().UTC()
 	text, _ := json.Marshal(map[string]any{ // of text: always marshals
-		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": fmt.Sprintf("%s%03d", accessKeyPrefix, s.rolls),
-		"SecretAccessKey": "simulated", "Token": "simulated",
-		"LastUpdated": now.Format(time.RFC3339), "Expiration": now.Add(lifetime).Format(time.RFC3339),
+		"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": accessKeyID, "SecretAccessKey": "simulated",
+		"Token": "simulated", "LastUpdated": now.Format(time.RFC3339),
+		"Expiration": now.Add(6 * time.Hour).Format(time.RFC3339),
 	})
 	return string(text)
 }

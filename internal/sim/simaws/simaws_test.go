@@ -1,19 +1,16 @@
 package simaws_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
@@ -40,12 +37,7 @@ func node(t *testing.T) (metadata *simaws.IMDS, secrets *simaws.Secrets, cfg aws
 	} {
 		t.Setenv(name, value)
 	}
-	return metadata, secrets, load(t)
-}
-
-func load(t *testing.T) aws.Config {
-	t.Helper()
-	return must.Get(config.LoadDefaultConfig(t.Context()))(t, "load the SDK's configuration")
+	return metadata, secrets, must.Get(config.LoadDefaultConfig(t.Context()))(t, "load the SDK's configuration")
 }
 
 func client(cfg aws.Config) *secretsmanager.Client {
@@ -59,254 +51,76 @@ func code(err error) string {
 	return ""
 }
 
-// Inputs for the one secret of these tests.
-var (
-	secretID      = aws.String("prod/mtls")
-	current       = aws.String("AWSCURRENT")
-	describeInput = &secretsmanager.DescribeSecretInput{SecretId: secretID}
-	getInput      = &secretsmanager.GetSecretValueInput{SecretId: secretID}
-)
+var describeInput = &secretsmanager.DescribeSecretInput{SecretId: aws.String("prod/mtls")}
 
-// TestSDKAgrees: the real SDK gets its region and credentials from the simulated metadata service, and uses them with
-// the simulated Secrets Manager.
+// TestSDKAgrees: the real SDK gets its region and credentials from the simulated metadata service, and uses them with the
+// simulated Secrets Manager.
 func TestSDKAgrees(t *testing.T) {
 	metadata, secrets, cfg := node(t)
-	ctx := t.Context()
+	ctx, api := t.Context(), client(cfg)
 	service := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
 	doc, err := service.GetInstanceIdentityDocument(ctx, nil)
 	if err != nil || doc.InstanceID != metadata.Instance.ID || doc.Region != metadata.Instance.Region {
 		t.Fatalf("identity document: %+v, %v", doc, err)
 	}
-	api := client(cfg)
-	first := secrets.Put("prod/mtls", "one")
-	second := secrets.Put("prod/mtls", "two")
-	got, err := api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
-		SecretId: aws.String(secrets.ARN("prod/mtls")), VersionStage: current,
-	})
-	if err != nil || *got.SecretString != "two" || *got.VersionId != second {
-		t.Fatalf("current value: %v, %v", got, err)
-	}
+	ids := []string{secrets.Put("prod/mtls", "zero"), secrets.Put("prod/mtls", "one"), secrets.Put("prod/mtls", "two")}
 	described, err := api.DescribeSecret(ctx, describeInput)
-	if err != nil || described.VersionIdsToStages[second][0] != "AWSCURRENT" ||
-		described.VersionIdsToStages[first][0] != "AWSPREVIOUS" {
-		t.Fatalf("described: %v, %v", described, err)
+	if err != nil || len(described.VersionIdsToStages) != 2 ||
+		described.VersionIdsToStages[ids[2]][0] != "AWSCURRENT" || described.VersionIdsToStages[ids[1]][0] != "AWSPREVIOUS" {
+		t.Fatalf("described: %+v, %v", described, err)
 	}
-	_, err = api.GetSecretValue(ctx, &secretsmanager.GetSecretValueInput{
-		SecretId: secretID, VersionId: &first, VersionStage: current,
-	})
-	if code(err) != "ResourceNotFoundException" {
-		t.Errorf("a version without the label: %v", err)
+	arn := *described.ARN
+	if !strings.HasPrefix(arn, "arn:aws:secretsmanager:us-east-2:111122223333:secret:prod/mtls-") {
+		t.Errorf("ARN %s", arn)
 	}
-	_, err = api.DescribeSecret(ctx, &secretsmanager.DescribeSecretInput{SecretId: aws.String("absent")})
-	if code(err) != "ResourceNotFoundException" {
-		t.Errorf("an absent secret: %v", err)
+	for _, c := range []struct{ name, secret, id, label, want string }{
+		{"without a version", "prod/mtls", "", "", "two"},
+		{"by ARN", arn, "", "AWSCURRENT", "two"},
+		{"by ARN without its end", strings.TrimSuffix(arn, "-AbCdEf"), "", "AWSCURRENT", "two"},
+		{"by label", "prod/mtls", "", "AWSPREVIOUS", "one"},
+		{"by ID", "prod/mtls", ids[0], "", "zero"},
+		{"by ID and label", "prod/mtls", ids[2], "AWSCURRENT", "two"},
+		{"whose label has moved", "prod/mtls", ids[1], "AWSCURRENT", ""},
+		{"absent", "absent", "", "", ""},
+	} {
+		in := &secretsmanager.GetSecretValueInput{SecretId: &c.secret}
+		if c.id != "" {
+			in.VersionId = &c.id
+		}
+		if c.label != "" {
+			in.VersionStage = &c.label
+		}
+		got, err := api.GetSecretValue(ctx, in)
+		if c.want == "" && code(err) != "ResourceNotFoundException" || c.want != "" && (err != nil || *got.SecretString != c.want) {
+			t.Errorf("a version %s: %+v, %v, want %q", c.name, got, err, c.want)
+		}
 	}
-	secrets.SetFault("ThrottlingException")
-	_, err = api.DescribeSecret(ctx, describeInput)
-	if code(err) != "ThrottlingException" {
-		t.Errorf("throttled: %v", err)
+
+	// Codes come with 400; a number is the status alone.
+	for fault, want := range map[string]int{"ThrottlingException": 400, "AccessDeniedException": 400, "503": 503} {
+		secrets.SetFault(fault)
+		_, err := api.DescribeSecret(ctx, describeInput)
+		response, ok := errors.AsType[*awshttp.ResponseError](err)
+		if !ok || response.HTTPStatusCode() != want || want == 400 && code(err) != fault {
+			t.Errorf("fault %s: %v, want HTTP status %d", fault, err, want)
+		}
 	}
 	secrets.SetFault("")
-	secrets.Delete("prod/mtls")
-	_, err = api.GetSecretValue(ctx, getInput)
-	if code(err) != "InvalidRequestException" {
-		t.Errorf("a deleted secret: %v", err)
-	}
 	if n := metadata.V1Requests(); n != 0 {
 		t.Errorf("%d requests to the metadata service came without a token", n)
 	}
-}
-
-// TestRotation does what a rotation function does: pending, then current.
-func TestRotation(t *testing.T) {
-	_, secrets, cfg := node(t)
-	ctx, api := t.Context(), client(cfg)
-	create := &secretsmanager.CreateSecretInput{Name: secretID, SecretString: aws.String("one")}
-	created, err := api.CreateSecret(ctx, create)
-	if err != nil || *created.ARN != secrets.ARN("prod/mtls") {
-		t.Fatalf("create: %v, %v", created, err)
-	}
-	if _, err := api.CreateSecret(ctx, create); code(err) != "ResourceExistsException" {
-		t.Errorf("create again: %v", err)
-	}
-	one := *created.VersionId
-	two := "22222222-2222-2222-2222-222222222222"
-	pending := &secretsmanager.PutSecretValueInput{
-		SecretId: secretID, ClientRequestToken: &two, SecretBinary: []byte("two"), VersionStages: []string{"AWSPENDING"},
-	}
-	for range 2 { // can be repeated
-		if put, err := api.PutSecretValue(ctx, pending); err != nil || *put.VersionId != two {
-			t.Fatalf("put: %v, %v", put, err)
-		}
-	}
-	pending.SecretBinary = []byte("three")
-	if _, err := api.PutSecretValue(ctx, pending); code(err) != "ResourceExistsException" {
-		t.Errorf("put another value with the same token: %v", err)
-	}
-	labels := func() string {
-		t.Helper()
-		out := must.Get(api.DescribeSecret(ctx, describeInput))(t, "describe the secret")
-		return fmt.Sprint(out.VersionIdsToStages[one], out.VersionIdsToStages[two])
-	}
-	if got, want := labels(), "[AWSCURRENT] [AWSPENDING]"; got != want {
-		t.Errorf("labels = %s, want %s", got, want)
-	}
-	move := func(label, from, to string) error {
-		in := &secretsmanager.UpdateSecretVersionStageInput{SecretId: secretID, VersionStage: &label}
-		if from != "" {
-			in.RemoveFromVersionId = &from
-		}
-		if to != "" {
-			in.MoveToVersionId = &to
-		}
-		_, err := api.UpdateSecretVersionStage(ctx, in)
-		return err
-	}
-	if err := move("AWSCURRENT", "", two); code(err) != "InvalidParameterException" {
-		t.Errorf("move a label without its version: %v", err)
-	}
-	if err := move("AWSCURRENT", one, ""); code(err) != "InvalidParameterException" {
-		t.Errorf("remove AWSCURRENT: %v", err)
-	}
-	if err := move("AWSCURRENT", one, "33333333-3333-3333-3333-333333333333"); code(err) != "ResourceNotFoundException" {
-		t.Errorf("move to an absent version: %v", err)
-	}
-	must.Do(t, move("AWSCURRENT", one, two), "move AWSCURRENT")
-	must.Do(t, move("AWSPENDING", two, ""), "move AWSPENDING")
-	if got, want := labels(), "[AWSPREVIOUS] [AWSCURRENT]"; got != want {
-		t.Errorf("labels = %s, want %s", got, want)
-	}
-	out, err := api.GetSecretValue(ctx, getInput)
-	if err != nil || out.SecretString != nil || string(out.SecretBinary) != "two" ||
-		!slices.Equal(out.VersionStages, []string{"AWSCURRENT"}) {
-		t.Errorf("the value: %v, %v", out, err)
-	}
-	secrets.Rollback("prod/mtls", one)
-	if got, want := labels(), "[AWSCURRENT] [AWSPREVIOUS]"; got != want {
-		t.Errorf("labels after a rollback = %s, want %s", got, want)
-	}
-	at := time.Now().Add(time.Hour).Truncate(time.Second)
-	secrets.SetNextRotation("prod/mtls", at)
-	if out, err := api.DescribeSecret(ctx, describeInput); err != nil ||
-		!aws.ToTime(out.NextRotationDate).Equal(at) {
-		t.Errorf("next rotation %v, %v, want %v", out.NextRotationDate, err, at)
-	}
-}
-
-func TestSecretsFaults(t *testing.T) {
-	_, secrets, cfg := node(t)
-	api := client(cfg)
-	secrets.Put("prod/mtls", "one")
-	get := func(ctx context.Context) error {
-		_, err := api.GetSecretValue(ctx, getInput)
-		return err
-	}
-	describe := func() error {
-		_, err := api.DescribeSecret(t.Context(), describeInput)
-		return err
-	}
-	status := func(err error) int {
-		if e, ok := errors.AsType[interface {
-			error
-			HTTPStatusCode() int
-		}](err); ok {
-			return e.HTTPStatusCode()
-		}
-		return 0
-	}
-	for code, want := range map[string]int{
-		"ThrottlingException": 400, "AccessDeniedException": 400, "DecryptionFailure": 400, "InternalServiceError": 500, "503": 503,
-	} {
-		secrets.SetFault(code)
-		if err := get(t.Context()); status(err) != want {
-			t.Errorf("%s: HTTP status %d, want %d: %v", code, status(err), want, err)
-		}
-	}
-	secrets.SetFault("")
-	calls := secrets.Calls("GetSecretValue")
-	secrets.Fail(simaws.Fault{Operation: "GetSecretValue", Code: "AccessDeniedException", Calls: 2})
-	for i, want := range []string{"AccessDeniedException", "AccessDeniedException", ""} {
-		if err := describe(); err != nil {
-			t.Errorf("DescribeSecret fails with GetSecretValue: %v", err)
-		}
-		if err := get(t.Context()); code(err) != want || (err == nil) != (want == "") {
-			t.Errorf("call %d: %v, want %q", i, err, want)
-		}
-	}
-	if got := secrets.Calls("GetSecretValue") - calls; got != 3 {
-		t.Errorf("%d calls counted, want 3", got)
-	}
-
-	// The SDK's own retry succeeds.
-	secrets.Fail(simaws.Fault{Code: "ThrottlingException", Calls: 1})
-	patient := secretsmanager.NewFromConfig(cfg)
-	if _, err := patient.DescribeSecret(t.Context(), describeInput); err != nil {
-		t.Errorf("throttled once: %v", err)
-	}
-
-	secrets.SetLatency(time.Minute)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if err := get(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("a slow service: %v", err)
-	}
-	secrets.SetLatency(0)
 
 	stranger := cfg.Copy()
 	stranger.Credentials = aws.CredentialsProviderFunc(func(context.Context) (aws.Credentials, error) {
 		return aws.Credentials{AccessKeyID: "AKIASTRANGER", SecretAccessKey: "x"}, nil
 	})
-	_, err := client(stranger).DescribeSecret(t.Context(), describeInput)
-	if code(err) != "UnrecognizedClientException" {
+	if _, err := client(stranger).DescribeSecret(ctx, describeInput); code(err) != "UnrecognizedClientException" {
 		t.Errorf("a stranger's credentials: %v", err)
 	}
 }
 
-// TestRawRequests sends what the SDK never does.
-func TestRawRequests(t *testing.T) {
-	secrets := &simaws.Secrets{Region: "us-east-2", AccountID: "111122223333"}
-	secrets.SetSkew(time.Hour)
-	server := httptest.NewServer(secrets)
-	defer server.Close()
-	post := func(body io.Reader, headers ...string) (status int, errorType string, date time.Time) {
-		t.Helper()
-		req := must.Get(http.NewRequestWithContext(t.Context(), http.MethodPost, server.URL, body))(t, "make a request")
-		for i := 0; i < len(headers); i += 2 {
-			req.Header.Set(headers[i], headers[i+1])
-		}
-		resp := must.Get(http.DefaultClient.Do(req))(t, "send the request")
-		defer resp.Body.Close()
-		date = must.Get(http.ParseTime(resp.Header.Get("Date")))(t, "parse the Date header")
-		return resp.StatusCode, resp.Header.Get("X-Amzn-Errortype"), date
-	}
-	target := []string{"X-Amz-Target", "secretsmanager.DescribeSecret"}
-	signed := append(slices.Clone(target), "X-Amz-Date", "20260101T000000Z",
-		"Authorization", "AWS4-HMAC-SHA256 Credential="+simaws.AccessKeyID+"/20260101/us-east-2/secretsmanager/aws4_request, SignedHeaders=host, Signature=00")
-	for _, c := range []struct {
-		name    string
-		body    io.Reader
-		headers []string
-		status  int
-		code    string
-	}{
-		{"no operation", strings.NewReader("{}"), nil, 400, "UnknownOperationException"},
-		{"not signed", strings.NewReader("{}"), target, 403, "UnrecognizedClientException"},
-		{"no JSON", strings.NewReader("<xml>"), signed, 400, "SerializationException"},
-		{"too much", bytes.NewReader(make([]byte, 1<<20)), signed, 400, "SerializationException"},
-		{"no such secret", strings.NewReader(`{"SecretId": "x"}`), signed, 400, "ResourceNotFoundException"},
-	} {
-		status, code, date := post(c.body, c.headers...)
-		if status != c.status || code != c.code {
-			t.Errorf("%s: %d %s, want %d %s", c.name, status, code, c.status, c.code)
-		}
-		if skew := time.Until(date); skew < 50*time.Minute || skew > 70*time.Minute {
-			t.Errorf("%s: the Date is %v ahead, want an hour", c.name, skew)
-		}
-	}
-}
-
 func TestMetadata(t *testing.T) {
-	metadata, secrets, cfg := node(t)
+	metadata, _, _ := node(t)
 	server := httptest.NewServer(metadata)
 	defer server.Close()
 	do := func(method, path string, headers ...string) (int, string) {
@@ -352,39 +166,8 @@ func TestMetadata(t *testing.T) {
 		t.Errorf("%d requests without a token, want 1", n)
 	}
 
-	// Credentials roll, and Secrets Manager accepts the new ones as well.
-	secrets.Put("prod/mtls", "one")
-	keys := make(map[string]bool)
-	for range 2 {
-		creds, err := cfg.Credentials.Retrieve(t.Context())
-		if err != nil || !creds.CanExpire {
-			t.Fatalf("%+v, %v", creds, err)
-		}
-		keys[creds.AccessKeyID] = true
-		if _, err := client(cfg).DescribeSecret(t.Context(), describeInput); err != nil {
-			t.Errorf("%s: %v", creds.AccessKeyID, err)
-		}
-		metadata.RollCredentials(time.Hour)
-		cfg = load(t)
-	}
-	if len(keys) != 2 {
-		t.Errorf("access keys %v, want two", keys)
-	}
-
-	metadata.RefuseTokens(true)
-	if status, _ := do(http.MethodPut, tokenPath, ttl, "60"); status != 403 {
-		t.Errorf("a refused token: %d", status)
-	}
-	metadata.RefuseTokens(false)
 	metadata.SetFault(503)
 	if status, _ := do(http.MethodPut, tokenPath, ttl, "60"); status != 503 {
 		t.Errorf("a service that is down: %d", status)
-	}
-	metadata.SetFault(0)
-	metadata.SetLatency(30 * time.Millisecond)
-	began := time.Now()
-	do(http.MethodPut, tokenPath, ttl, "60")
-	if took := time.Since(began); took < 30*time.Millisecond {
-		t.Errorf("a slow service answers within %v", took)
 	}
 }
