@@ -2,8 +2,6 @@ package sim
 
 import (
 	"context"
-	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"strconv"
@@ -18,10 +16,9 @@ const (
 	FaultWiped    = "wiped"    // the kernel has destroyed its key
 	FaultEcho     = "echo"     // REPORT_DATA is not what was asked for
 	FaultFlip     = "flip"     // a bit of the report is flipped
-	FaultTable    = "table"    // the host's certificate table is hostile; it may be given in hex, "table 00ff"
+	FaultTable    = "table"    // the host's certificate table is hostile
 	FaultVersion  = "version6" // the report has a version newer than the latest known one
 	FaultFirmware = "firmware" // followed by a status, "firmware 0x27"
-	FaultSlow     = "slow"     // followed by a duration, "slow 3s"
 	FaultHang     = "hang"     // no response until the fault is over or the program has ended
 )
 
@@ -46,26 +43,18 @@ func (p *PSP) currentFault() string {
 // fault is a fault with its argument.
 type fault struct {
 	name   string
-	status uint32        // of FaultFirmware
-	delay  time.Duration // of FaultSlow
-	table  []byte        // of FaultTable, nil if not given
+	status uint32 // of FaultFirmware
 }
 
 func parseFault(text string) (f fault, err error) {
 	name, arg, _ := strings.Cut(text, " ")
 	f.name = name
 	switch name {
-	case "", FaultBusy, FaultWiped, FaultEcho, FaultFlip, FaultVersion, FaultHang:
-	case FaultTable:
-		if arg != "" {
-			f.table, err = hex.DecodeString(arg)
-		}
+	case "", FaultBusy, FaultWiped, FaultEcho, FaultFlip, FaultTable, FaultVersion, FaultHang:
 	case FaultFirmware:
 		var status uint64
 		status, err = strconv.ParseUint(arg, 0, 32)
 		f.status = uint32(status)
-	case FaultSlow:
-		f.delay, err = time.ParseDuration(arg)
 	default:
 		return f, fmt.Errorf("simulate a fault: %q is unknown", text)
 	}
@@ -78,11 +67,8 @@ func parseFault(text string) (f fault, err error) {
 // hangStep is how often a hanging request checks whether the fault is over.
 const hangStep = 5 * time.Millisecond
 
-// delay waits as long as a fault takes.
-func (p *PSP) delay(ctx context.Context, f fault) error {
-	if f.name != FaultHang {
-		return pause(ctx, f.delay)
-	}
+// hang waits while the fault is FaultHang.
+func (p *PSP) hang(ctx context.Context) error {
 	for p.currentFault() == FaultHang {
 		if err := pause(ctx, hangStep); err != nil {
 			return err
@@ -102,13 +88,4 @@ func (f fault) refusal() error {
 		return &HostError{ExitInfo2: uint64(f.status)}
 	}
 	return nil
-}
-
-// spoil makes a table hostile: the one that the fault gives, or an offset that overflows with its length.
-func (f fault) spoil(table []byte) []byte {
-	if f.table != nil {
-		return f.table
-	}
-	binary.LittleEndian.PutUint32(table[16:], 0xFFFFFF00)
-	return table
 }

@@ -2,7 +2,6 @@ package sim_test
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -36,7 +35,7 @@ func getReport(t testing.TB, psp *sim.PSP, data [snp.ReportDataSize]byte) (repor
 	return report, table
 }
 
-// TestDelays: latency, slow and hang take the stated time, one request after another, and end with the caller.
+// TestDelays: latency and hang take the stated time, one request after another, and end with the caller.
 func TestDelays(t *testing.T) {
 	psp := newPSP(t)
 	o := sim.DefaultOptions(time.Now())
@@ -67,14 +66,8 @@ func TestDelays(t *testing.T) {
 			t.Errorf("five requests took %v, want 40 ms", got)
 		}
 
-		psp.SetFault(sim.FaultSlow + " 3s")
-		took(3*time.Second+o.Latency, t.Context(), nil)
-		short, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		took(time.Second, short, context.DeadlineExceeded)
-
 		psp.SetFault(sim.FaultHang)
-		short, cancel = context.WithTimeout(t.Context(), time.Minute)
+		short, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var waiting sync.WaitGroup
 		waiting.Go(func() { took(time.Minute, short, context.DeadlineExceeded) })
@@ -132,7 +125,6 @@ func TestBadReports(t *testing.T) {
 		{sim.FaultFlip, func(r *snp.Report, _ []byte) bool { return r.Measurement[0] != r.Measurement[1] }},
 		{sim.FaultVersion, func(r *snp.Report, _ []byte) bool { return r.Version == 6 }},
 		{sim.FaultTable, func(_ *snp.Report, table []byte) bool { _, err := snp.ParseCertTable(table); return err != nil }},
-		{sim.FaultTable + " 00ff", func(_ *snp.Report, table []byte) bool { return hex.EncodeToString(table) == "00ff" }},
 	} {
 		psp.SetFault(c.fault)
 		report, table := getReport(t, psp, zero)
@@ -141,7 +133,7 @@ func TestBadReports(t *testing.T) {
 			t.Errorf("%s: the report does not have just this fault: %v", c.fault, err)
 		}
 	}
-	for _, fault := range []string{"bussy", "slow", "slow 3", "firmware", "firmware x", "table 0"} {
+	for _, fault := range []string{"bussy", "firmware", "firmware x"} {
 		psp.SetFault(fault)
 		if _, _, err := psp.Report(zero, 0); err == nil {
 			t.Errorf("%q is accepted as a fault", fault)

@@ -184,7 +184,7 @@ func (p *PSP) ReportContext(
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := p.delay(ctx, f); err != nil {
+	if err := p.hang(ctx); err != nil {
 		return nil, nil, err
 	}
 	if err := f.refusal(); err != nil {
@@ -197,7 +197,7 @@ func (p *PSP) ReportContext(
 	case FaultVersion:
 		version = snp.MaxKnownVersion + 1
 	case FaultTable:
-		certs = f.spoil(certs)
+		binary.LittleEndian.PutUint32(certs[16:], 0xFFFFFF00) // an offset that overflows with its length
 	}
 	report = e.o.marshal(version, p.id, reportData, vmpl)
 	if err := sign(report, e.key); err != nil {

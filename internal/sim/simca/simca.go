@@ -120,17 +120,6 @@ func (ca *CA) ClientSecret(name string, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return ca.Secret(leaf, Leaf{})
-}
-
-// Secret returns the JSON secret of a client and a server of this CA. Either may be empty.
-func (ca *CA) Secret(client, server Leaf) (string, error) {
-	fields := map[string]string{"ca_cert": ca.PEM()}
-	for prefix, leaf := range map[string]Leaf{"client": client, "server": server} {
-		if leaf != (Leaf{}) {
-			fields[prefix+"_cert"], fields[prefix+"_key"] = leaf.Cert, leaf.Key
-		}
-	}
-	text, err := json.Marshal(fields)
+	text, err := json.Marshal(map[string]string{"client_cert": leaf.Cert, "client_key": leaf.Key, "ca_cert": ca.PEM()})
 	return string(text), err
 }
