@@ -191,7 +191,7 @@ func TestOpenRefuses(t *testing.T) {
 			d, err := certs.Open(p.path)
 			if err == nil || d != nil || !strings.Contains(err.Error(), test.want) ||
 				errors.Is(err, fs.ErrNotExist) != test.notExist {
-				t.Errorf("%v, want %q, not exist: %v", err, test.want, test.notExist)
+				t.Errorf("Open fails with %v, want %q, fs.ErrNotExist: %v", err, test.want, test.notExist)
 			}
 		})
 	}

@@ -191,7 +191,7 @@ func TestClientVerifies(t *testing.T) {
 	t.Run("no name", func(t *testing.T) {
 		client := d.ClientConfig("")
 		if err, _ := handshake(client, server); err == nil || !strings.Contains(err.Error(), "its name is unknown") {
-			t.Errorf("%v", err)
+			t.Errorf("a client without a name: %v", err)
 		}
 		client = client.Clone() // as a library does
 		client.ServerName = "localhost"

@@ -233,13 +233,13 @@ func TestServerCertificate(t *testing.T) {
 	p := newProber(t, k.material(k.ca), Settings{})
 	r := p.probe(t.Context(), serveTLS(t, k.server(func(c *tls.Config) { c.Certificates = []tls.Certificate{*leaf} })))
 	if r.Result != client.ProbeExpired || r.Server == nil {
-		t.Fatalf("%+v", r)
+		t.Fatalf("the result is %+v, want the expired server described", r)
 	}
 	sum := sha256.Sum256(leaf.Certificate[0])
 	c := *r.Server
 	if !c.NotAfter.Equal(notAfter) || !c.NotBefore.Equal(notAfter.Add(-time.Hour)) || c.Issuer != "CN=foreign" ||
 		c.SHA256 != hex.EncodeToString(sum[:]) {
-		t.Errorf("%+v", c)
+		t.Errorf("the server's certificate is described as %+v", c)
 	}
 	if !strings.HasPrefix(c.Subject, "CN=evil\ufffd[2Jéé") || len(c.Subject) > maxText+3 {
 		t.Errorf("subject %q", c.Subject)

@@ -206,7 +206,7 @@ func TestSchedule(t *testing.T) {
 		}
 		if r := n.Status()[5]; r.Result != client.ProbeRefused || r.Failures < 270 || r.Since.Sub(begin) >= time.Minute ||
 			time.Since(r.LastProbe) > 72*time.Second {
-			t.Errorf("%+v", r)
+			t.Errorf("after five hours: %+v, want one long refusal", r)
 		}
 	})
 }
@@ -232,7 +232,7 @@ func TestHanging(t *testing.T) {
 			t.Errorf("%d probes at once, want %d", most, maxRunning)
 		}
 		if r := n.Status()[0]; r.Result != client.ProbeTimeout || r.Reachable {
-			t.Errorf("%+v", r)
+			t.Errorf("an endpoint that hangs: %+v, want an unreachable one that timed out", r)
 		}
 
 		// More than there is time for: at most four at once, and each endpoint is probed.
@@ -270,7 +270,7 @@ func TestApply(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		stays := n.result("127.0.0.1:1")
 		if len(n.Status()) != 3 || !stays.OK() || n.result("gone:1").Result != client.ProbeRefused {
-			t.Fatalf("%+v", n.Status())
+			t.Fatalf("status %+v, want three endpoints, one ok and one refused", n.Status())
 		}
 		for _, name := range []string{"success", "attempts_total"} {
 			if s := n.series(t, name); len(s) != 3 {
@@ -308,7 +308,7 @@ func TestApply(t *testing.T) {
 			}
 		}
 		if r := n.result("127.0.0.1:1"); !r.Since.Equal(stays.Since) || r.Failures != 0 {
-			t.Errorf("%+v", r)
+			t.Errorf("after a shorter interval: %+v, want the same success as before", r)
 		}
 
 		// So does a longer one.
@@ -329,7 +329,7 @@ func TestApply(t *testing.T) {
 		n.Apply(Settings{nil, time.Second})
 		time.Sleep(time.Minute)
 		if s := n.series(t, "success"); len(s) != 0 || len(n.Status()) != 0 {
-			t.Errorf("%v, %v", s, n.Status())
+			t.Errorf("left behind: series %v, status %v", s, n.Status())
 		}
 	})
 }

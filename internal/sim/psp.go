@@ -140,15 +140,12 @@ func (e *HostError) Error() string {
 	return fmt.Sprintf("wiped %v, exitinfo2 %#x", e.Wiped, e.ExitInfo2)
 }
 
-// Busy reports whether the hypervisor throttles.
-func (e *HostError) Busy() bool { return e.ExitInfo2 == vmmBusy }
-
 // Errno is its error in configfs-tsm.
 func (e *HostError) Errno() syscall.Errno {
 	switch {
 	case e.Wiped:
 		return syscall.ENOTTY
-	case e.Busy():
+	case e.ExitInfo2 == vmmBusy:
 		return syscall.EBUSY
 	}
 	return syscall.EIO

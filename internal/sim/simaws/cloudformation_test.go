@@ -2,9 +2,7 @@ package simaws_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
@@ -14,7 +12,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/cloudformation/types"
 	"github.com/aws/smithy-go"
 
-	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
 )
 
@@ -66,29 +63,10 @@ func TestSignalResource(t *testing.T) {
 	for _, fault := range []string{"Throttling", "AccessDenied"} {
 		service.Fail(fault, 1)
 		if err := signal("prod", "Ready", "i-3"); code(err) != fault {
-			t.Errorf("%v, want %s", err, fault)
+			t.Errorf("a signal fails with %v, want %s", err, fault)
 		}
 	}
 	if err := signal("prod", "Ready", "i-3"); err != nil {
 		t.Errorf("after the faults: %v", err)
-	}
-}
-
-func TestECSAgent(t *testing.T) {
-	agent := new(simaws.ECSAgent)
-	server := httptest.NewServer(agent)
-	defer server.Close()
-	get := func() (m struct{ Cluster, ContainerInstanceArn string }) {
-		resp := must.Get(http.Get(server.URL+"/v1/metadata"))(t, "ask the ECS agent for its metadata")
-		defer resp.Body.Close()
-		must.Do(t, json.NewDecoder(resp.Body).Decode(&m), "decode the metadata")
-		return m
-	}
-	if m := get(); m.ContainerInstanceArn != "" {
-		t.Errorf("registered as %+v before it was", m)
-	}
-	agent.Register("prod", "arn:1")
-	if m := get(); m.Cluster != "prod" || m.ContainerInstanceArn != "arn:1" {
-		t.Errorf("registered as %+v", m)
 	}
 }

@@ -43,10 +43,8 @@ type root struct {
 }
 
 var (
-	_ fs.NodeMkdirer  = (*root)(nil)
-	_ fs.NodeRmdirer  = (*root)(nil)
-	_ fs.NodeUnlinker = (*root)(nil)
-	_ fs.NodeCreater  = (*root)(nil)
+	_ fs.NodeMkdirer = (*root)(nil)
+	_ fs.NodeRmdirer = (*root)(nil)
 )
 
 func (r *root) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
@@ -68,14 +66,6 @@ func (r *root) Rmdir(_ context.Context, name string) syscall.Errno {
 	return 0
 }
 
-func (r *root) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
-
-func (r *root) Create(
-	context.Context, string, uint32, uint32, *fuse.EntryOut,
-) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	return nil, nil, 0, syscall.EACCES
-}
-
 // entry is one report directory.
 type entry struct {
 	fs.Inode
@@ -87,28 +77,11 @@ type entry struct {
 	in, out, aux  []byte
 }
 
-var (
-	_ fs.NodeGetattrer = (*entry)(nil)
-	_ fs.NodeCreater   = (*entry)(nil)
-	_ fs.NodeUnlinker  = (*entry)(nil)
-	_ fs.NodeMkdirer   = (*entry)(nil)
-)
+var _ fs.NodeGetattrer = (*entry)(nil)
 
 func (e *entry) Getattr(_ context.Context, _ fs.FileHandle, out *fuse.AttrOut) syscall.Errno {
 	out.Mode = 0o755
 	return 0
-}
-
-func (e *entry) Create(
-	context.Context, string, uint32, uint32, *fuse.EntryOut,
-) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	return nil, nil, 0, syscall.EACCES
-}
-
-func (e *entry) Unlink(context.Context, string) syscall.Errno { return syscall.EPERM }
-
-func (e *entry) Mkdir(context.Context, string, uint32, *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	return nil, syscall.EPERM
 }
 
 // report makes a report unless there is one for the last write. mu is held.
