@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,31 +31,14 @@ import (
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simdevice"
+	"sevagent/internal/sim/simscript"
 )
 
 // bin is where TestMain has built the two programs.
 var bin string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		if bin, err = os.MkdirTemp("", "attested-tls"); err != nil {
-			panic(err)
-		}
-		defer os.RemoveAll(bin)
-		args := []string{"build", "-o", bin}
-		if info, ok := debug.ReadBuildInfo(); ok {
-			for _, s := range info.Settings {
-				if s.Key == "-race" && s.Value == "true" {
-					args = append(args, "-race")
-				}
-			}
-		}
-		if out, err := exec.Command("go", append(args, "./client", "./server")...).CombinedOutput(); err != nil {
-			panic("go build: " + string(out))
-		}
-		return m.Run()
-	}())
+	os.Exit(simscript.RunWith(m, &bin, "./client", "./server"))
 }
 
 // node is an agent on a simulated SNP guest, what it has published, and the relying party's files.

@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -32,32 +31,14 @@ import (
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
+	"sevagent/internal/sim/simscript"
 )
 
 // bin is where TestMain has built the programs of both patterns.
 var bin string
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		var err error
-		if bin, err = os.MkdirTemp("", "patterns"); err != nil {
-			panic(err)
-		}
-		defer os.RemoveAll(bin)
-		args := []string{"build", "-ldflags=-s -w", "-o", bin}
-		if info, ok := debug.ReadBuildInfo(); ok {
-			for _, s := range info.Settings {
-				if s.Key == "-race" && s.Value == "true" {
-					args = append(args, "-race")
-				}
-			}
-		}
-		args = append(args, ".", "./server", "../enclave-gateway/gateway", "../enclave-gateway/processor")
-		if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
-			panic("go build: " + string(out))
-		}
-		return m.Run()
-	}())
+	os.Exit(simscript.RunWith(m, &bin, ".", "./server", "../enclave-gateway/gateway", "../enclave-gateway/processor"))
 }
 
 // patience bounds waits that normally end far sooner, even on a slow machine.

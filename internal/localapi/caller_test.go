@@ -96,6 +96,17 @@ func knows(container, arn string) http.HandlerFunc {
 	}
 }
 
+// unless fails requests while down is true.
+func unless(down *atomic.Bool, handler http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if down.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		handler(w, r)
+	}
+}
+
 func newCallers(t *testing.T, url string) (*Callers, proc) {
 	p := proc{t, t.TempDir()}
 	return NewCallers(CallersConfig{Proc: p.dir, Introspection: url, Log: slog.New(slog.DiscardHandler)}), p
@@ -224,13 +235,7 @@ func TestTaskIsAskedForOnLoopbackOnly(t *testing.T) {
 
 func TestTasksAreRemembered(t *testing.T) {
 	var down atomic.Bool
-	url, asked := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
-		if down.Load() {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		knows(r.URL.Query().Get("dockerid"), arnA)(w, r)
-	})
+	url, asked := ecsAgent(t, unless(&down, knows(idA, arnA)))
 	callers, _ := newCallers(t, url)
 
 	down.Store(true)
@@ -311,13 +316,7 @@ func dialer(conn func(context.Context) (net.Conn, error)) *http.Client {
 
 func TestEvidenceNamesTheCaller(t *testing.T) {
 	var down atomic.Bool
-	url, asked := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
-		if down.Load() {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			return
-		}
-		knows(idA, arnA)(w, r)
-	})
+	url, asked := ecsAgent(t, unless(&down, knows(idA, arnA)))
 	callers, proc := newCallers(t, url)
 	proc.set(os.Getpid(), "0::/docker/"+idA+"\n", stat("app", "S", 5))
 	n := newNode(t, callers)

@@ -1,10 +1,14 @@
-// Package simscript has commands for testscript that the tests of several binaries share.
+// Package simscript has what the tests of several programs share: commands for testscript, and a build of programs.
 package simscript
 
 import (
 	"errors"
+	"os"
 	"os/exec"
+	"runtime/debug"
+	"slices"
 	"strconv"
+	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -28,4 +32,24 @@ func Exits(ts *testscript.TestScript, neg bool, args []string) {
 	if got != want {
 		ts.Fatalf("%s ended with exit status %d, want %d", args[1], got, want)
 	}
+}
+
+// RunWith builds programs into a directory, with the race detector if the test has it, sets bin to that, and runs the
+// tests. It returns the exit status for TestMain.
+func RunWith(m *testing.M, bin *string, packages ...string) int {
+	dir, err := os.MkdirTemp("", "programs")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	*bin = dir
+	args := []string{"build", "-ldflags=-s -w", "-o", dir}
+	info, _ := debug.ReadBuildInfo()
+	if info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		args = append(args, "-race")
+	}
+	if out, err := exec.Command("go", append(args, packages...)...).CombinedOutput(); err != nil {
+		panic("go build: " + string(out))
+	}
+	return m.Run()
 }
