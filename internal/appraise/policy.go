@@ -25,17 +25,17 @@ type Policy struct {
 	// Profile is the built-in profile that a file starts from. Required in a file.
 	Profile string `yaml:"profile"`
 	// Roots is the path of a PEM file with ARK and ASK or ASVK certificates to trust instead of AMD's: for
-	// laboratories and simulators. Whatever is judged by them says `roots: custom`.
+	// laboratories and simulators. Verdicts by them have `roots: custom`.
 	Roots string `yaml:"roots"`
 	// RootsPEM is the content of that file; package config fills it in.
 	RootsPEM []byte `yaml:"-"`
 
-	// ReportVersion bounds VERSION. Reports newer than this code knows are never judged, whatever the maximum.
+	// ReportVersion bounds VERSION. A report newer than this code knows is never appraised, whatever the maximum.
 	ReportVersion Rule[VersionRange] `yaml:"report_version"`
 	// Signer is the key that must have signed: VLEK on shared tenancy, VCEK on Dedicated Hosts.
 	Signer Rule[string] `yaml:"signer"`
 	// CSPID compares the CSP_ID of the VLEK with that of an EC2 region, CN=cc-<region>.amazonaws.com. The value
-	// is the region; "node" means the region the verifier is told of, and without one only the form is checked.
+	// is the region; "node" means the verifier's region; without one, only the form is checked.
 	CSPID Rule[string] `yaml:"csp_id"`
 	// ChipID is "zero" (EC2 shared tenancy masks CHIP_ID) or "set".
 	ChipID Rule[string] `yaml:"chip_id"`
@@ -88,7 +88,7 @@ type Measurement struct {
 	NotAfter string `yaml:"not_after"`
 }
 
-// NeedsRegion reports whether a rule compares with the region of the node that is judged.
+// NeedsRegion reports whether a rule compares with the region of the node.
 func (p Policy) NeedsRegion() bool { return p.CSPID.Mode != "" && p.CSPID.Value == "node" }
 
 // Rule is one requirement and what happens when it does not hold. A rule without a mode is not applied.

@@ -72,7 +72,8 @@ func customRoots(data []byte) (roots, error) {
 		case "SEV-VLEK-" + product:
 			known.Asvk = cert
 		default:
-			return nil, fmt.Errorf("read custom roots: entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>", n, name)
+			return nil, fmt.Errorf(
+				"read custom roots: entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>", n, name)
 		}
 	}
 	for product, certs := range r {

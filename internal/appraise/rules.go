@@ -11,11 +11,12 @@ import (
 	"sevagent/internal/snp"
 )
 
-// judge applies the policy's rules to a genuine report and sets the verdict's status.
-func (v *Verdict) judge(cfg Config, r *snp.Report, now time.Time) {
+// apply applies the policy's rules to a genuine report and sets the verdict's status.
+func (v *Verdict) apply(cfg Config, r *snp.Report, now time.Time) {
 	p := cfg.Policy
 	versions := p.ReportVersion.Value
-	v.rule("report_version", p.ReportVersion.Mode, r.Version >= versions.Min && r.Version <= versions.Max, fmt.Sprint(r.Version), fmt.Sprintf("%d to %d", versions.Min, versions.Max))
+	v.rule("report_version", p.ReportVersion.Mode, r.Version >= versions.Min && r.Version <= versions.Max,
+		fmt.Sprint(r.Version), fmt.Sprintf("%d to %d", versions.Min, versions.Max))
 	v.rule("signer", p.Signer.Mode, r.SigningKey.String() == p.Signer.Value, r.SigningKey.String(), p.Signer.Value)
 	if p.CSPID.Mode != "" {
 		ok, want := cspIDMatches(v.CSPID, p.CSPID.Value, cfg.Region)
@@ -35,16 +36,19 @@ func (v *Verdict) judge(cfg Config, r *snp.Report, now time.Time) {
 	on := bitNames(uint64(r.PlatformInfo), snp.PlatformBits)
 	v.allOf("platform_required", p.PlatformRequired, on, r.PlatformInfo.String())
 	v.noneOf("platform_forbidden", p.PlatformForbidden, on, r.PlatformInfo.String())
-	v.rule("platform_unknown", p.PlatformUnknown.Mode, r.PlatformInfo.Unknown() == 0, fmt.Sprintf("%#x", uint64(r.PlatformInfo.Unknown())), "no unknown bits")
+	unknown := r.PlatformInfo.Unknown()
+	v.rule("platform_unknown", p.PlatformUnknown.Mode, unknown == 0, fmt.Sprintf("%#x", uint64(unknown)), "no unknown bits")
 
 	v.atLeast("min_reported_tcb", p.MinReportedTCB, r.ReportedTCB)
 	v.atLeast("min_committed_tcb", p.MinCommittedTCB, r.CommittedTCB)
 	v.atLeast("min_launch_tcb", p.MinLaunchTCB, r.LaunchTCB)
-	v.rule("provisional_firmware", p.ProvisionalFirmware.Mode, r.CommittedTCB == r.CurrentTCB, fmt.Sprintf("committed %v, current %v", r.CommittedTCB, r.CurrentTCB), "committed as current")
+	v.rule("provisional_firmware", p.ProvisionalFirmware.Mode, r.CommittedTCB == r.CurrentTCB,
+		fmt.Sprintf("committed %v, current %v", r.CommittedTCB, r.CurrentTCB), "committed as current")
 	if r.Version >= 5 { // older reports carry no mitigation vectors
 		want := p.MitigationVector.Value
-		v.rule("mitigation_vector", p.MitigationVector.Mode, r.LaunchMitVector&want == want && r.CurrentMitVector&want == want,
-			fmt.Sprintf("launch %#x, current %#x", r.LaunchMitVector, r.CurrentMitVector), fmt.Sprintf("all bits of %#x", want))
+		v.rule("mitigation_vector", p.MitigationVector.Mode, r.LaunchMitVector&r.CurrentMitVector&want == want,
+			fmt.Sprintf("launch %#x, current %#x", r.LaunchMitVector, r.CurrentMitVector),
+			fmt.Sprintf("all bits of %#x", want))
 	}
 	ok, want := measured(p.Measurement.Value, fmt.Sprintf("%x", r.Measurement), now)
 	v.rule("measurement", p.Measurement.Mode, ok, fmt.Sprintf("%x", r.Measurement), want)

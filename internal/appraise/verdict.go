@@ -17,7 +17,7 @@ const (
 	Warned Status = "warn"
 	// Fail: not genuine, or an enforced rule does not hold.
 	Fail Status = "fail"
-	// Unsupported: newer than this code can judge. Neither accepted nor refused; the raw evidence is passed on.
+	// Unsupported: newer than this code can appraise. Neither accepted nor refused; the raw evidence is passed on.
 	Unsupported Status = "unsupported_report_version"
 )
 

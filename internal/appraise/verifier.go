@@ -1,11 +1,11 @@
-// Package appraise judges attestation reports: are they genuine, and do they meet a policy?
+// Package appraise decides whether attestation reports are genuine and meet a policy.
 //
 // It works offline, against AMD's roots as embedded in go-sev-guest or against roots that a policy file names.
 // It is the only door to that library and guards against what is known of it: default roots that fail every
 // report from EC2, options that are written to, network access that looks optional and is not, and parsers
 // that panic. It promises that a verdict of pass or warn means: signed by a key that the roots endorse, at a
-// time when the certificates were valid, and no enforced rule broken. Where a report came from, and whether
-// its REPORT_DATA is the one that was asked for, is for the caller to say.
+// time when the certificates were valid, and no enforced rule broken. The caller checks
+// where a report came from, and whether its REPORT_DATA is the requested one.
 package appraise
 
 import (
@@ -30,15 +30,15 @@ import (
 	"sevagent/internal/snp"
 )
 
-// Config says what a Verifier judges by.
+// Config is what a Verifier needs.
 type Config struct {
 	Policy Policy
-	// Region is the EC2 region that evidence must come from, for the rule csp_id with the value "node". Empty:
-	// not known, and only the form of CSP_ID is checked.
+	// Region is the EC2 region that evidence must come from, for the rule csp_id with the value "node". If it is
+	// empty, only the form of CSP_ID is checked.
 	Region string
 }
 
-// Verifier judges reports by one policy. It is safe for concurrent use.
+// Verifier appraises reports by one policy. It is safe for concurrent use.
 type Verifier struct {
 	cfg   Config
 	roots roots
@@ -80,8 +80,8 @@ func New(cfg Config) (*Verifier, error) {
 	return v, nil
 }
 
-// Appraise judges a report at the time now. certs are DER and may come from the host's certificate table or
-// from an evidence document; the first that fits the report's signing key is used, and none of them is trusted
+// Appraise verifies a report at the time now and applies the policy to it. certs are DER, from the host's certificate
+// table or from an evidence document; the first that fits the report's signing key is used, and none of them is trusted
 // as a root.
 func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdict *Verdict) {
 	verdict = &Verdict{Policy: v.cfg.Policy.Name, Roots: v.kind, Rules: []RuleResult{}}
@@ -89,7 +89,7 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	// pull request 186).
 	defer func() {
 		if p := recover(); p != nil {
-			verdict.fail(CodeVerificationPanicking, fmt.Sprintf("the verification library panicked: %v", p))
+			verdict.failf(CodeVerificationPanicking, "the verification library panicked: %v", p)
 		}
 	}()
 
@@ -105,7 +105,7 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 		return verdict
 	}
 	if r.SigningKey != snp.SignedByVCEK && r.SigningKey != snp.SignedByVLEK {
-		verdict.fail(CodeSignatureInvalid, fmt.Sprintf("the report is not signed by an endorsement key (SIGNING_KEY %v)", r.SigningKey))
+		verdict.failf(CodeSignatureInvalid, "the report is not signed by an endorsement key (SIGNING_KEY %v)", r.SigningKey)
 		return verdict
 	}
 	c := v.cached(r, certs)
@@ -116,7 +116,7 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 			return verdict
 		}
 		if leaf == nil {
-			verdict.fail(CodeCertificateMissing, fmt.Sprintf("no %v certificate came with the report", r.SigningKey))
+			verdict.failf(CodeCertificateMissing, "no %v certificate came with the report", r.SigningKey)
 			return verdict
 		}
 		if c, err = describeLeaf(r, leaf); err != nil {
@@ -124,12 +124,14 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 			return verdict
 		}
 	}
-	// The signature comes first: whether the chain leads anywhere is of no interest if the report was altered.
+	// The signature comes first: the chain does not matter if the report was altered.
 	if !signed(r, c.key) {
 		if tcb := certTCB(c); tcb != r.ReportedTCB.Components() {
-			verdict.fail(CodeCertificateMismatch, fmt.Sprintf("the %v certificate is for TCB %v, the report's REPORTED_TCB is %v: they do not belong together", r.SigningKey, tcb, r.ReportedTCB))
+			verdict.failf(CodeCertificateMismatch,
+				"the %v certificate is for TCB %v, the report's REPORTED_TCB is %v: they do not belong together",
+				r.SigningKey, tcb, r.ReportedTCB)
 		} else {
-			verdict.fail(CodeSignatureInvalid, fmt.Sprintf("the report's signature is not by the key of the %v certificate", r.SigningKey))
+			verdict.failf(CodeSignatureInvalid, "the report's signature is not by the key of the %v certificate", r.SigningKey)
 		}
 		return verdict
 	}
@@ -149,15 +151,18 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	verdict.NotAfter = c.notAfter
 	switch {
 	case now.After(c.notAfter):
-		verdict.fail(CodeCertificateExpired, fmt.Sprintf("the %v certificate expired at %s", r.SigningKey, c.notAfter.UTC().Format(time.RFC3339)))
+		verdict.failf(CodeCertificateExpired, "the %v certificate expired at %s",
+			r.SigningKey, c.notAfter.UTC().Format(time.RFC3339))
 	case now.Before(c.leaf.NotBefore):
-		verdict.fail(CodeCertificateNotYet, fmt.Sprintf("the %v certificate is valid from %s", r.SigningKey, c.leaf.NotBefore.UTC().Format(time.RFC3339)))
+		verdict.failf(CodeCertificateNotYet, "the %v certificate is valid from %s",
+			r.SigningKey, c.leaf.NotBefore.UTC().Format(time.RFC3339))
 	case certTCB(c) != r.ReportedTCB.Components():
-		verdict.fail(CodeCertificateMismatch, fmt.Sprintf("the %v certificate is for TCB %v, REPORTED_TCB is %v", r.SigningKey, certTCB(c), r.ReportedTCB))
+		verdict.failf(CodeCertificateMismatch, "the %v certificate is for TCB %v, REPORTED_TCB is %v",
+			r.SigningKey, certTCB(c), r.ReportedTCB)
 	case r.SigningKey == snp.SignedByVCEK && !r.MaskChipKey && !slices.Equal(c.exts.HWID, r.ChipID[:]):
 		verdict.fail(CodeCertificateMismatch, "the VCEK certificate is for another chip than CHIP_ID")
 	default:
-		verdict.judge(v.cfg, r, now)
+		verdict.apply(v.cfg, r, now)
 	}
 	return verdict
 }
@@ -182,8 +187,8 @@ func chainKey(r *snp.Report, der []byte) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// verifyChain checks that c leads to a root, at a time inside the leaf's validity: its dates are judged apart,
-// so that an expired certificate and a foreign one are told apart. It sets c.notAfter and remembers c.
+// verifyChain checks that c leads to a root, at a time inside the leaf's validity: its dates are checked separately, to
+// distinguish an expired certificate from a foreign one. It sets c.notAfter and remembers c.
 func (v *Verifier) verifyChain(r *snp.Report, c *chain, report *spb.Report) error {
 	att := &spb.Attestation{Report: report, CertificateChain: new(spb.CertificateChain)}
 	if r.SigningKey == snp.SignedByVLEK {
@@ -211,7 +216,7 @@ func (v *Verifier) verifyChain(r *snp.Report, c *chain, report *spb.Report) erro
 	return nil
 }
 
-// describeLeaf reads what an endorsement certificate says, before anything of it is believed.
+// describeLeaf reads the fields of an endorsement certificate that is not verified yet.
 func describeLeaf(r *snp.Report, leaf *x509.Certificate) (*chain, error) {
 	key, ok := leaf.PublicKey.(*ecdsa.PublicKey)
 	if !ok || key.Curve != elliptic.P384() {
@@ -264,6 +269,8 @@ func signed(r *snp.Report, key *ecdsa.PublicKey) bool {
 }
 
 func (v *Verdict) fail(code, reason string) { v.Status, v.Code, v.Reason = Fail, code, reason }
+
+func (v *Verdict) failf(code, format string, args ...any) { v.fail(code, fmt.Sprintf(format, args...)) }
 
 func (v *Verdict) unsupported(reason string) {
 	v.Status, v.Code, v.Reason = Unsupported, CodeUnsupportedVersion, reason

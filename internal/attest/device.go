@@ -187,7 +187,7 @@ func (t *configfs) Report(reportData [snp.ReportDataSize]byte) (q Quote, err err
 	return q, nil
 }
 
-// deviceError tells what an errno of the driver means. exitInfo2 is the word that the ioctl returns beside it:
+// deviceError translates an errno of the driver. exitInfo2 is the word that the ioctl returns beside it:
 // the firmware's status in the low half, the hypervisor's in the high half.
 func deviceError(err error, exitInfo2 uint64) error {
 	// SNP_GUEST_VMM_ERR_*: include/uapi/linux/sev-guest.h.

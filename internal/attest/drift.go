@@ -16,7 +16,7 @@ const maxDrift = 32
 // grave reports whether no maintenance of the host explains c: a guest keeps its measurement and its cloud for life.
 func grave(c client.Drift) bool { return c.What == "measurement" || c.What == "csp_id" }
 
-// observation is what a report showed of what can drift.
+// observation holds the values of a report that can drift.
 type observation struct {
 	at                                               time.Time
 	currentTCB, committedTCB, launchTCB, reportedTCB snp.TCBVersion
@@ -66,7 +66,7 @@ func compare(old, new observation) []client.Drift {
 	}
 }
 
-// tcbText adds the number where the four components do not tell all: bytes that are reserved on Milan and Genoa.
+// tcbText adds the number where the four components do not cover it: bytes that are reserved on Milan and Genoa.
 func tcbText(v snp.TCBVersion) string {
 	if v != v.Components().Version() {
 		return fmt.Sprintf("%v (%#016x)", v, uint64(v))
@@ -74,8 +74,8 @@ func tcbText(v snp.TCBVersion) string {
 	return v.String()
 }
 
-// genuine reports whether v's report was found genuine and judged by the policy, whatever the policy said. What an
-// unverified report shows is the word of whoever made it.
+// genuine reports whether v's report is genuine, whatever the policy says of it. The values of any other report are only
+// its maker's claims.
 func genuine(v *appraise.Verdict) bool {
 	switch v.Status {
 	case appraise.Pass, appraise.Warned:

@@ -27,7 +27,7 @@ var (
 
 // FirmwareError is a status that the SEV firmware answered a request with.
 type FirmwareError struct {
-	// Status is the firmware's status code: AMD 56860, "Status Codes". Zero: the kernel did not tell it.
+	// Status is the firmware's status code: AMD 56860, "Status Codes". Zero: the kernel did not return it.
 	Status uint32
 	// Cause is what the kernel answered.
 	Cause error
@@ -37,7 +37,9 @@ func (e *FirmwareError) Error() string {
 	if e.Status == 0 {
 		return fmt.Sprintf("the SEV firmware refused the request: %v", e.Cause)
 	}
-	name := map[uint32]string{0x01: "INVALID_PLATFORM_STATE", 0x16: "INVALID_PARAM", 0x1D: "AEAD_OFLOW", 0x27: "INVALID_KEY"}[e.Status]
+	name := map[uint32]string{
+		0x01: "INVALID_PLATFORM_STATE", 0x16: "INVALID_PARAM", 0x1D: "AEAD_OFLOW", 0x27: "INVALID_KEY",
+	}[e.Status]
 	if name == "" {
 		name = "unnamed"
 	}
@@ -53,13 +55,17 @@ type kind struct {
 }
 
 var kinds = []kind{
-	{ErrNotSNPGuest, "not_snp_guest", "launch the instance with CpuOptions AmdSevSnp=enabled on an m6a, c6a or r6a type and a UEFI AMI"},
+	{ErrNotSNPGuest, "not_snp_guest",
+		"launch the instance with CpuOptions AmdSevSnp=enabled on an m6a, c6a or r6a type and a UEFI AMI"},
 	{ErrNoDevice, "device_missing", "load the driver with 'modprobe sev-guest' and check attestation.device"},
 	{ErrInUse, "device_in_use", "stop the other program; only sevagent may use the device"},
-	{ErrVMPCKDisabled, "vmpck_disabled", "reload the driver with 'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1', or stop and start the instance"},
+	{ErrVMPCKDisabled, "vmpck_disabled",
+		"reload the driver with 'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1', or stop and start the instance"},
 	{ErrThrottled, "throttled", "wait and try again; lower attestation.rate if it lasts"},
-	{ErrVCEKPending, "vcek_pending", "the VCEK is being fetched from AMD's KDS; allow outbound HTTPS to it or put the certificate into the cache directory"},
-	{ErrReportDataMismatch, "report_data_mismatch", "update the kernel: 6.13 and 6.14 let concurrent requests overwrite each other; make sure that nothing else uses the device"},
+	{ErrVCEKPending, "vcek_pending", "the VCEK is being fetched from AMD's KDS; " +
+		"allow outbound HTTPS to it or put the certificate into the cache directory"},
+	{ErrReportDataMismatch, "report_data_mismatch", "update the kernel: 6.13 and 6.14 let concurrent requests overwrite " +
+		"each other; make sure that nothing else uses the device"},
 	{ErrQueueFull, "queue_full", "try again later"},
 	{ErrDeadline, "deadline", "allow more time"},
 	{context.DeadlineExceeded, "deadline", "allow more time"},
@@ -103,7 +109,8 @@ func Advice(err error) string {
 // Permanent reports whether asking again cannot help until someone acts.
 func Permanent(err error) bool {
 	switch Code(err) {
-	case "not_ready", "throttled", "vcek_pending", "queue_full", "deadline", "stopping", "firmware_error", "attestation_failed", "report_data_mismatch":
+	case "not_ready", "throttled", "vcek_pending", "queue_full", "deadline", "stopping",
+		"firmware_error", "attestation_failed", "report_data_mismatch":
 		return false
 	}
 	return true

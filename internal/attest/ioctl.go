@@ -69,7 +69,8 @@ func (d Device) openIoctl() (*ioctl, error) {
 		f.Close()
 		return nil, err
 	}
-	arena, err := unix.Mmap(-1, 0, snp.MaxCertTableSize+2*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
+	arena, err := unix.Mmap(-1, 0, snp.MaxCertTableSize+2*os.Getpagesize(),
+		unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANONYMOUS|unix.MAP_PRIVATE)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("map memory for the SNP device: %w", err)
@@ -104,10 +105,12 @@ func (t *ioctl) Report(reportData [snp.ReportDataSize]byte) (Quote, error) {
 	}
 	le := binary.LittleEndian
 	if status := le.Uint32(resp.data[0:]); status != 0 {
-		return Quote{}, fmt.Errorf("get report from %s: %w", t.f.Name(), &FirmwareError{Status: status, Cause: errors.New("MSG_REPORT_RSP")})
+		return Quote{}, fmt.Errorf("get report from %s: %w", t.f.Name(),
+			&FirmwareError{Status: status, Cause: errors.New("MSG_REPORT_RSP")})
 	}
 	if size := le.Uint32(resp.data[4:]); size != snp.ReportSize {
-		return Quote{}, fmt.Errorf("get report from %s: the firmware sent %d bytes, want %d", t.f.Name(), size, snp.ReportSize)
+		return Quote{}, fmt.Errorf("get report from %s: the firmware sent %d bytes, want %d",
+			t.f.Name(), size, snp.ReportSize)
 	}
 	q := Quote{
 		Report:    append([]byte(nil), resp.data[respReportOffset:respReportOffset+snp.ReportSize]...),

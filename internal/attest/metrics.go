@@ -17,30 +17,44 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
 	const ns, sub = "sevagent", "attestation"
-	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
-		return prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help, Buckets: buckets})
+	histogram := func(name, help string, buckets ...float64) prometheus.Histogram {
+		return prometheus.NewHistogram(
+			prometheus.HistogramOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help, Buckets: buckets})
 	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help})
+	counter := func(name, help string) prometheus.CounterOpts {
+		return prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help}
+	}
+	gauge := func(name, help string) prometheus.GaugeOpts {
+		return prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help}
 	}
 	m := &metrics{
-		report:    histogram("report_seconds", "Time the device took for one report.", []float64{.005, .01, .02, .05, .1, .5, 2, 10, 30, 60}),
-		verify:    histogram("verify_seconds", "Time one appraisal took.", []float64{.0005, .001, .002, .005, .01, .05}),
-		batch:     histogram("batch_requests", "Requests that shared one report.", prometheus.ExponentialBuckets(1, 4, 8)),
-		throttled: prometheus.NewCounter(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "throttled_total", Help: "Reports that were refused or slowed down by the host."}),
-		failures:  prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "failures_total", Help: "Device requests that gave no usable report, by code."}, []string{"code"}),
-		refused:   prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "refused_total", Help: "Requests refused without asking the device, by code."}, []string{"code"}),
-		drift:     prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: "drift_total", Help: "Changes from one genuine report to the next, by what changed."}, []string{"what"}),
-		verdict:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "verdict", Help: "1 for the status of the last verdict."}, []string{"status"}),
-		notAfter:  gauge("certificate_not_after_timestamp_seconds", "When the endorsement certificate of the last report expires."),
-		version:   gauge("report_version", "VERSION of the last report."),
-		tcb:       prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "reported_tcb", Help: "REPORTED_TCB of the last report, by component."}, []string{"component"}),
+		report: histogram("report_seconds", "Time the device took for one report.",
+			.005, .01, .02, .05, .1, .5, 2, 10, 30, 60),
+		verify: histogram("verify_seconds", "Time one appraisal took.", .0005, .001, .002, .005, .01, .05),
+		batch: histogram("batch_requests", "Requests that shared one report.",
+			prometheus.ExponentialBuckets(1, 4, 8)...),
+		throttled: prometheus.NewCounter(
+			counter("throttled_total", "Reports that were refused or slowed down by the host.")),
+		failures: prometheus.NewCounterVec(
+			counter("failures_total", "Device requests that gave no usable report, by code."), []string{"code"}),
+		refused: prometheus.NewCounterVec(
+			counter("refused_total", "Requests refused without asking the device, by code."), []string{"code"}),
+		drift: prometheus.NewCounterVec(
+			counter("drift_total", "Changes from one genuine report to the next, by what changed."), []string{"what"}),
+		verdict: prometheus.NewGaugeVec(gauge("verdict", "1 for the status of the last verdict."), []string{"status"}),
+		notAfter: prometheus.NewGauge(gauge("certificate_not_after_timestamp_seconds",
+			"When the endorsement certificate of the last report expires.")),
+		version: prometheus.NewGauge(gauge("report_version", "VERSION of the last report.")),
+		tcb: prometheus.NewGaugeVec(
+			gauge("reported_tcb", "REPORTED_TCB of the last report, by component."), []string{"component"}),
 	}
-	depth := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: "queue_requests", Help: "Requests that wait for a report."}, func() float64 { return float64(w.queue.len()) })
+	depth := prometheus.NewGaugeFunc(gauge("queue_requests", "Requests that wait for a report."),
+		func() float64 { return float64(w.queue.len()) })
 	for _, c := range compare(observation{}, observation{}) {
 		m.drift.WithLabelValues(c.What) // zero from the start: an alert on an increase needs something to increase from
 	}
-	reg.MustRegister(m.report, m.verify, m.batch, m.throttled, m.failures, m.refused, m.drift, m.verdict, m.notAfter, m.version, m.tcb, depth)
+	reg.MustRegister(m.report, m.verify, m.batch, m.throttled, m.failures, m.refused, m.drift, m.verdict, m.notAfter,
+		m.version, m.tcb, depth)
 	return m
 }
 
@@ -63,7 +77,9 @@ func (m *metrics) note(v *appraise.Verdict, err error) {
 		m.notAfter.Set(float64(v.NotAfter.Unix()))
 	}
 	tcb := v.Report.ReportedTCB.Components()
-	for name, value := range map[string]uint8{"bootloader": tcb.Bootloader, "tee": tcb.TEE, "snp": tcb.SNP, "microcode": tcb.Microcode} {
+	for name, value := range map[string]uint8{
+		"bootloader": tcb.Bootloader, "tee": tcb.TEE, "snp": tcb.SNP, "microcode": tcb.Microcode,
+	} {
 		m.tcb.WithLabelValues(name).Set(float64(value))
 	}
 }

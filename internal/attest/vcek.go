@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/x509"
 	"encoding/asn1"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -51,8 +50,8 @@ type VCEKsConfig struct {
 }
 
 // VCEKs finds the certificates of VCEKs that the host does not hand out: on EC2's Dedicated Hosts. They come from
-// AMD's key distribution service and are kept on disk, since a node must attest after a restart without it. What they
-// are worth is for package appraise to say.
+// AMD's key distribution service and are kept on disk, since a node must attest after a restart without it. Package
+// appraise verifies them.
 type VCEKs struct {
 	cfg     VCEKsConfig
 	client  *http.Client
@@ -126,8 +125,8 @@ func (v *VCEKs) Find(r *snp.Report) (der []byte, ok bool) {
 	return found.der, true
 }
 
-// Want asks Run to fetch the certificate of the VCEK that signed r, and returns at once. It reports whether there is
-// such a thing: not for a report without a chip ID, nor for a product line or report version that is not known.
+// Want asks Run to fetch the certificate of the VCEK that signed r, and returns at once. It reports false if there is
+// none to fetch: for a report without a chip ID, or of an unknown product line or report version.
 func (v *VCEKs) Want(r *snp.Report) bool {
 	request, ok := requestFor(r)
 	if !ok {
@@ -162,7 +161,7 @@ func (v *VCEKs) Run(ctx context.Context) error {
 	}
 }
 
-// obtain looks whether someone else has put the certificate on disk, and asks KDS once if not.
+// obtain looks for the certificate on disk, where an operator may have put it, and asks KDS once if it is not there.
 func (v *VCEKs) obtain(ctx context.Context, want vcekRequest) {
 	_, err := v.find(want)
 	if err == nil {
@@ -171,7 +170,7 @@ func (v *VCEKs) obtain(ctx context.Context, want vcekRequest) {
 		return
 	}
 	if v.failures == 0 && !errors.Is(err, fs.ErrNotExist) {
-		v.cfg.Log.Warn("VCEK certificate in the cache is of no use", "err", err)
+		v.cfg.Log.Warn("ignoring invalid cached VCEK certificate", "err", err)
 	}
 	retryAfter, err := v.fetch(ctx, want)
 	if err == nil {
@@ -205,7 +204,7 @@ func (v *VCEKs) wanted() *vcekRequest {
 	return v.want
 }
 
-// arrived ends the wish for request, unless something else is wanted by now.
+// arrived marks request as done, unless another one is wanted by now.
 func (v *VCEKs) arrived(request vcekRequest) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -319,8 +318,8 @@ func requestFor(r *snp.Report) (vcekRequest, bool) {
 // url is where KDS has the certificate: AMD publication 57230, "Get VCEK".
 func (r vcekRequest) url(base string) string {
 	tcb := r.tcb.Components()
-	return fmt.Sprintf("%s/vcek/v1/%s/%s?blSPL=%02d&teeSPL=%02d&snpSPL=%02d&ucodeSPL=%02d", strings.TrimSuffix(base, "/"), r.line,
-		hex.EncodeToString(r.chipID[:]), tcb.Bootloader, tcb.TEE, tcb.SNP, tcb.Microcode)
+	return fmt.Sprintf("%s/vcek/v1/%s/%x?blSPL=%02d&teeSPL=%02d&snpSPL=%02d&ucodeSPL=%02d",
+		strings.TrimSuffix(base, "/"), r.line, r.chipID, tcb.Bootloader, tcb.TEE, tcb.SNP, tcb.Microcode)
 }
 
 // check reads der as the certificate that r names. One for another chip or TCB, or one that has expired, would stand in

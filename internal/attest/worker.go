@@ -27,7 +27,7 @@ import (
 	"sevagent/internal/snp"
 )
 
-// Bounds of what waits and of one batch.
+// The most requests that wait, and that share a report.
 const (
 	maxQueue = 16384
 	maxBatch = 8192
@@ -47,7 +47,7 @@ type Config struct {
 	Transport Transport
 	// Verifier appraises each report.
 	Verifier *appraise.Verifier
-	// Enforce refuses to pass on a report whose verdict is fail. A report too new to judge is passed on.
+	// Enforce refuses to pass on a report whose verdict is fail. A report too new to appraise is passed on.
 	Enforce bool
 	// Rate is the number of device requests a second that are sustained, Burst how many may come at once.
 	Rate  float64
@@ -124,7 +124,7 @@ func New(cfg Config) *Worker {
 	return w
 }
 
-// SetVerifier replaces the judge: for a policy file that changed.
+// SetVerifier replaces the verifier after a policy file has changed.
 func (w *Worker) SetVerifier(v *appraise.Verifier) { w.verifier.Store(v) }
 
 // State returns what the last device request showed.

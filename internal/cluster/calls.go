@@ -29,8 +29,11 @@ type counter struct {
 
 // option hooks the counter into a client.
 func (c *counter) option(stack *middleware.Stack) error {
-	count := middleware.FinalizeMiddlewareFunc("sevctlCount", func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
-		api := strings.ToLower(strings.ReplaceAll(awsmiddleware.GetServiceID(ctx), " ", "")) + ":" + awsmiddleware.GetOperationName(ctx)
+	count := middleware.FinalizeMiddlewareFunc("sevctlCount", func(
+		ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler,
+	) (middleware.FinalizeOutput, middleware.Metadata, error) {
+		service := strings.ToLower(strings.ReplaceAll(awsmiddleware.GetServiceID(ctx), " ", ""))
+		api := service + ":" + awsmiddleware.GetOperationName(ctx)
 		c.mu.Lock()
 		c.calls[api]++
 		c.total++
@@ -46,14 +49,14 @@ func (c *counter) snapshot() Calls {
 	return Calls{Total: c.total, ByAPI: maps.Clone(c.calls)}
 }
 
-// Error codes that say that AWS does not know who asks, or that the region is not open to them.
+// Error codes by which AWS rejects the credentials, or says that the region is not open to the account.
 var identityCodes = []string{
-	"UnrecognizedClientException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch", "InvalidSignatureException",
-	"ExpiredToken", "ExpiredTokenException", "RequestExpired", "IncompleteSignature", "MissingAuthenticationToken",
+	"UnrecognizedClientException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch",
+	"InvalidSignatureException", "ExpiredToken", "ExpiredTokenException", "RequestExpired", "IncompleteSignature", "MissingAuthenticationToken",
 	"MissingAuthenticationTokenException", "OptInRequired", "SubscriptionRequiredException",
 }
 
-// unreachable reports whether err means that no other call would do better: no answer at all, or no identity.
+// unreachable reports whether any other call would fail, too: there is no answer, or the credentials are rejected.
 func unreachable(err error) bool {
 	api, ok := errors.AsType[smithy.APIError](err)
 	return !ok || slices.Contains(identityCodes, api.ErrorCode())
@@ -77,7 +80,7 @@ func code(err error) string {
 	return ""
 }
 
-// denied reports whether AWS knows who asks, and does not let them.
+// denied reports whether AWS accepts the credentials but does not allow the call.
 func denied(err error) bool {
 	c := code(err)
 	return strings.HasPrefix(c, "AccessDenied") || c == "UnauthorizedOperation" || c == "NotAuthorized"

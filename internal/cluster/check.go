@@ -86,7 +86,7 @@ type property struct {
 	things string
 	// advice is for findings.
 	advice string
-	// find looks for what is not as it should be. It sets good and of, adds resources, or concludes.
+	// find looks for mistakes. It sets good and of and adds resources, or it concludes.
 	find func(*Snapshot, *Check)
 }
 
@@ -163,7 +163,8 @@ func remedy(api string, err error) string {
 	if denied(err) {
 		return fmt.Sprintf("Grant %s to the caller; see 'aws sts get-caller-identity'.", api)
 	}
-	return fmt.Sprintf("Run again; if %s keeps failing, see the AWS Health Dashboard and the account's request limits.", api)
+	return fmt.Sprintf("Run again; if %s keeps failing, see the AWS Health Dashboard and the account's request limits.",
+		api)
 }
 
 // add records a finding about one resource.

@@ -304,8 +304,8 @@ func launchTemplate(s *Snapshot, c *Check) {
 		}
 		if len(g.Templates) == 0 {
 			c.of++
-			c.add(Fail, g.Name, "it has a launch configuration (%s) and no launch template: SEV-SNP cannot be enabled there",
-				cmp.Or(g.LaunchConfiguration, "none"))
+			c.add(Fail, g.Name, "it has a launch configuration (%s) and no launch template: "+
+				"SEV-SNP cannot be enabled there", cmp.Or(g.LaunchConfiguration, "none"))
 		}
 		for _, t := range g.Templates {
 			c.of++
@@ -433,7 +433,8 @@ func scaleInProtection(s *Snapshot, c *Check) {
 		case p.ManagedProtection && exposed > 0:
 			c.add(Fail, p.Name, on+", but %d instances of the group %s are not protected", exposed, g.Name)
 		case !p.ManagedProtection && p.ManagedScaling && g.ProtectsNew:
-			c.add(Warn, p.Name, "the group %s protects instances, and nobody lifts that: managed scaling cannot scale in", g.Name)
+			c.add(Warn, p.Name, "the group %s protects instances, and nobody lifts that: managed scaling cannot scale in",
+				g.Name)
 		case p.ManagedProtection:
 			good = append(good, p.Name+": both on")
 		default:
@@ -500,7 +501,8 @@ func attested(s *Snapshot, c *Check) {
 		case a[AttrAttested] == "simulated" && s.AllowCustomRoots:
 			c.add(Warn, n.ID, "its attestation was verified with roots that are not AMD's")
 		case a[AttrAttested] == "simulated":
-			c.add(Fail, n.ID, "its attestation was verified with roots that are not AMD's: it proves nothing about hardware")
+			c.add(Fail, n.ID, "its attestation was verified with roots that are not AMD's: "+
+				"it proves nothing about hardware")
 		case a[AttrAttested] != "true":
 			c.add(Fail, n.ID, "attribute %s is %s", AttrAttested, cmp.Or(a[AttrAttested], "missing"))
 		case a[AttrMeasurement] == "":

@@ -1,5 +1,5 @@
-// Package cluster finds out whether an ECS cluster is what a confidential cluster is to be. Inspect asks AWS and
-// gathers a Snapshot; Evaluate judges the Snapshot by checks, which are pure functions.
+// Package cluster checks whether an ECS cluster is a confidential one. Inspect asks AWS and returns a Snapshot; Evaluate
+// runs the checks, which are pure functions of the Snapshot.
 //
 // Everything is found from the cluster's name along what AWS itself links: cluster, capacity providers, their Auto
 // Scaling groups, the groups' launch templates; and cluster, container instances, EC2 instances. Nothing is looked up
@@ -7,7 +7,7 @@
 //
 // A call that fails does not end the inspection. The checks that needed its answer are unknown, which is not a pass.
 //
-// What AWS says of a node is the host operator's word. Only Collect, and the verification of what it brings, is proof.
+// What AWS says of a node is the host operator's word. Only the evidence that Collect returns, once verified, is proof.
 package cluster
 
 import (
@@ -30,7 +30,8 @@ type Config struct {
 	Cluster string
 	// AllowCustomRoots: see Snapshot.
 	AllowCustomRoots bool
-	// Progress, if set, is told from several goroutines, one at a time, what was asked and how many requests were sent so far.
+	// Progress, if set, is called after each call with its name and the number of requests sent so far. The calls come
+	// from several goroutines, but one at a time.
 	Progress func(api string, calls int)
 	// AnswerTimeout is how long Collect waits for nodes. Zero means two minutes.
 	AnswerTimeout time.Duration
@@ -52,23 +53,25 @@ type Inspector struct {
 	ssm         *ssm.Client
 	counter     counter
 	gate        chan struct{}
-	told        chan struct{} // size one: who holds it may call Progress
+	progress    chan struct{} // size one: held while Progress runs
 }
 
 // New makes an Inspector, and asks nothing yet.
 func New(cfg Config) *Inspector {
-	in := &Inspector{cfg: cfg, gate: make(chan struct{}, concurrency), told: make(chan struct{}, 1)}
+	in := &Inspector{cfg: cfg, gate: make(chan struct{}, concurrency), progress: make(chan struct{}, 1)}
 	in.counter.calls = make(map[string]int)
 	c := cfg.AWS.Copy()
 	if c.Retryer == nil {
 		c.Retryer = func() aws.Retryer {
 			return retry.NewAdaptiveMode(func(o *retry.AdaptiveModeOptions) {
-				o.StandardOptions = append(o.StandardOptions, func(o *retry.StandardOptions) { o.MaxAttempts = attempts })
+				o.StandardOptions = append(o.StandardOptions,
+					func(o *retry.StandardOptions) { o.MaxAttempts = attempts })
 			})
 		}
 	}
 	c.APIOptions = append(c.APIOptions[:len(c.APIOptions):len(c.APIOptions)], in.counter.option)
-	in.ecs, in.ec2, in.autoscaling, in.ssm = ecs.NewFromConfig(c), ec2.NewFromConfig(c), autoscaling.NewFromConfig(c), ssm.NewFromConfig(c)
+	in.ecs, in.ec2 = ecs.NewFromConfig(c), ec2.NewFromConfig(c)
+	in.autoscaling, in.ssm = autoscaling.NewFromConfig(c), ssm.NewFromConfig(c)
 	return in
 }
 

@@ -22,7 +22,7 @@ import (
 	ssmtypes "github.com/aws/aws-sdk-go-v2/service/ssm/types"
 )
 
-// Answer is what a node said when it was asked for evidence.
+// Answer is a node's answer to a request for evidence.
 type Answer struct {
 	ID string
 	// Nonce is the one that its evidence must carry.
@@ -37,8 +37,8 @@ type Answer struct {
 const (
 	// SendCommand takes no more instances by ID.
 	commandBatch = 50
-	// GetCommandInvocation gives the first 24,000 characters of what was printed. Evidence is 12 to 20 KB, to which a
-	// longer chain would add, so the node compresses it.
+	// GetCommandInvocation returns the first 24,000 characters of the output. Evidence is 12 to 20 KB, and more with a
+	// longer chain, so the node compresses it.
 	outputLimit   = 24000
 	answerTimeout = 2 * time.Minute
 	pollInterval  = 500 * time.Millisecond
@@ -70,7 +70,7 @@ func nonce(seed, id string) []byte {
 	return sum[:]
 }
 
-// script is what a node runs, in sh. The agent of SSM tells the ID; should it not, cloud-init has it.
+// script is what a node runs, in sh. It takes the instance ID from the SSM agent, or else from cloud-init.
 func script(seed string) []string {
 	return []string{
 		`set -eu`,
@@ -108,7 +108,8 @@ func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, m
 		wg.Wait()
 		return
 	case code(err) == "InvalidInstanceId":
-		fail(errors.New("SSM does not manage it, or has lost contact: is the SSM agent running, with AmazonSSMManagedInstanceCore in the node's role and HTTPS open?"))
+		fail(errors.New("SSM does not manage it, or has lost contact: is the SSM agent running, " +
+			"with AmazonSSMManagedInstanceCore in the node's role and HTTPS open?"))
 		return
 	case err != nil:
 		fail(fmt.Errorf("%s: %s", apiSend, brief(err)))
@@ -157,7 +158,8 @@ func (in *Inspector) wait(ctx context.Context, command string, timeout time.Dura
 }
 
 // output fetches what the command printed on one instance.
-func (in *Inspector) output(ctx context.Context, command, id string, timeout time.Duration, maxDocument int64) ([]byte, error) {
+func (in *Inspector) output(ctx context.Context, command, id string, timeout time.Duration, maxDocument int64) (
+	[]byte, error) {
 	out, err := askOnce(ctx, in, apiInvocation, in.ssm.GetCommandInvocation,
 		&ssm.GetCommandInvocationInput{CommandId: &command, InstanceId: &id})
 	if err != nil {
@@ -166,34 +168,36 @@ func (in *Inspector) output(ctx context.Context, command, id string, timeout tim
 	switch out.Status {
 	case ssmtypes.CommandInvocationStatusSuccess:
 		return unpack(aws.ToString(out.StandardOutputContent), maxDocument)
-	case ssmtypes.CommandInvocationStatusPending, ssmtypes.CommandInvocationStatusInProgress, ssmtypes.CommandInvocationStatusDelayed:
+	case ssmtypes.CommandInvocationStatusPending, ssmtypes.CommandInvocationStatusInProgress,
+		ssmtypes.CommandInvocationStatusDelayed:
 		return nil, fmt.Errorf("no answer within %v: the command is %s there", timeout, out.Status)
 	}
-	said := strings.TrimSpace(aws.ToString(out.StandardErrorContent))
-	said, _, _ = strings.Cut(said, "\n")
-	return nil, fmt.Errorf("the command has ended there with %s, exit status %d: %s", cmp.Or(aws.ToString(out.StatusDetails), string(out.Status)), out.ResponseCode, cmp.Or(printable(said), "it said nothing"))
+	status := cmp.Or(aws.ToString(out.StatusDetails), string(out.Status))
+	reason, _, _ := strings.Cut(strings.TrimSpace(aws.ToString(out.StandardErrorContent)), "\n")
+	return nil, fmt.Errorf("the command has ended there with %s, exit status %d: %s",
+		status, out.ResponseCode, cmp.Or(printable(reason), "it gave no reason"))
 }
 
 // unpack undoes what script does. The text is the node's: hostile until verified.
 func unpack(text string, maxDocument int64) ([]byte, error) {
 	text = strings.TrimSpace(text)
 	if len(text) >= outputLimit {
-		return nil, fmt.Errorf("what it printed is cut off: %d characters", len(text))
+		return nil, fmt.Errorf("its output is cut off: %d characters", len(text))
 	}
 	packed, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
-		return nil, fmt.Errorf("what it printed is not base64: %w", err)
+		return nil, fmt.Errorf("its output is not base64: %w", err)
 	}
 	r, err := gzip.NewReader(bytes.NewReader(packed))
 	if err != nil {
-		return nil, fmt.Errorf("what it printed is not gzip: %w", err)
+		return nil, fmt.Errorf("its output is not gzip: %w", err)
 	}
 	doc, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
 	if err != nil {
-		return nil, fmt.Errorf("unpack what it printed: %w", err)
+		return nil, fmt.Errorf("unpack its output: %w", err)
 	}
 	if int64(len(doc)) > maxDocument {
-		return nil, fmt.Errorf("what it printed unpacks to more than %d bytes", maxDocument)
+		return nil, fmt.Errorf("its output unpacks to more than %d bytes", maxDocument)
 	}
 	return doc, nil
 }
@@ -221,7 +225,7 @@ type Attestation struct {
 	Roots       string `json:"roots,omitempty"`
 }
 
-// Running lists the nodes that can be asked: those that run, or of which EC2 could not be asked.
+// Running lists the nodes to ask: those that run, or all of them if EC2 did not say.
 func (s *Snapshot) Running() []string {
 	var ids []string
 	for _, n := range s.Nodes {
@@ -258,7 +262,7 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 		others := slices.DeleteFunc(slices.Clone(guests[r.ReportID]), func(id string) bool { return id == r.ID })
 		switch want := registered[r.ID]; {
 		case !r.accepted():
-		case len(others) > 0: // which of them is the genuine one cannot be told
+		case len(others) > 0: // any of them may be the genuine one
 			r.Status = Fail
 			r.Reason = fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: "+
 				"one has answered for another", strings.Join(others, ", "))

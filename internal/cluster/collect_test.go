@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -26,6 +27,9 @@ func packed(doc string) string {
 
 // TestScript runs what a node would run in the shell that it would run it in.
 func TestScript(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("the script is for Linux nodes")
+	}
 	dir := t.TempDir()
 	agent := filepath.Join(dir, "sevagent")
 	run := func(program string) (string, error) {

@@ -50,12 +50,13 @@ type gathering struct {
 	mu sync.Mutex // guards s while wg's goroutines run
 }
 
-// Inspect asks AWS about the cluster. An error means that AWS could not be reached, or does not know who asks; any
+// Inspect asks AWS about the cluster. An error means that AWS could not be reached, or rejects the credentials; any
 // other failure is in the Snapshot.
 func (in *Inspector) Inspect(ctx context.Context) (*Snapshot, error) {
 	s := &Snapshot{
-		Name: in.cfg.Cluster, Region: in.cfg.AWS.Region, Time: time.Now().UTC(), AllowCustomRoots: in.cfg.AllowCustomRoots,
-		Images: make(map[string]Image), Failures: make(map[string]error),
+		Name: in.cfg.Cluster, Region: in.cfg.AWS.Region, Time: time.Now().UTC(),
+		AllowCustomRoots: in.cfg.AllowCustomRoots,
+		Images:           make(map[string]Image), Failures: make(map[string]error),
 	}
 	g := &gathering{in: in, s: s}
 	if err := g.cluster(ctx); err != nil {
@@ -115,13 +116,14 @@ func askOnce[In, Out, O any](ctx context.Context, in *Inspector, api string, cal
 		return nil, context.Cause(ctx)
 	}
 	defer func() { <-in.gate }()
-	limited, cancel := context.WithTimeoutCause(ctx, callTimeout, fmt.Errorf("%s: no answer within %v", api, callTimeout))
+	limited, cancel := context.WithTimeoutCause(ctx, callTimeout,
+		fmt.Errorf("%s: no answer within %v", api, callTimeout))
 	defer cancel()
 	out, err := call(limited, input, options...)
 	if in.cfg.Progress != nil {
-		in.told <- struct{}{}
+		in.progress <- struct{}{}
 		in.cfg.Progress(api, in.Calls().Total)
-		<-in.told
+		<-in.progress
 	}
 	return out, err
 }
@@ -129,7 +131,7 @@ func askOnce[In, Out, O any](ctx context.Context, in *Inspector, api string, cal
 // more reports whether a list goes on, at token.
 func more(token *string) bool { return aws.ToString(token) != "" }
 
-// cluster is the first call and goes alone: its error shows whether AWS is there, and knows who asks.
+// cluster makes the first call, alone: its error shows whether AWS can be reached and accepts the credentials.
 func (g *gathering) cluster(ctx context.Context) error {
 	out, err := ask(ctx, g, apiClusters, g.in.ecs.DescribeClusters, &ecs.DescribeClustersInput{
 		Clusters: []string{g.s.Name}, Include: []ecstypes.ClusterField{ecstypes.ClusterFieldSettings},
@@ -236,7 +238,9 @@ func (g *gathering) groups(ctx context.Context, nodes map[string]*Node) {
 	used := make(map[string][]string) // template -> versions that are asked for
 	g.mu.Lock()
 	for _, name := range names {
-		i := slices.IndexFunc(found, func(a autoscalingtypes.AutoScalingGroup) bool { return aws.ToString(a.AutoScalingGroupName) == name })
+		i := slices.IndexFunc(found, func(a autoscalingtypes.AutoScalingGroup) bool {
+			return aws.ToString(a.AutoScalingGroupName) == name
+		})
 		if i < 0 {
 			groups = append(groups, Group{Name: name, Missing: true})
 			continue
@@ -478,8 +482,8 @@ func (g *gathering) describe(ctx context.Context, nodes map[string]*Node, arns [
 	}
 }
 
-// types asks which instance types of the region have SEV-SNP. It looks for the feature in the answer again: a filter that
-// EC2 does not understand must not make every type one that has it.
+// types asks which instance types of the region have SEV-SNP. It looks for the feature in the answer again: a filter
+// that EC2 does not understand must not make every type one that has it.
 func (g *gathering) types(ctx context.Context) {
 	in := &ec2.DescribeInstanceTypesInput{
 		Filters:    filter("processor-info.supported-features", snpFeature),

@@ -22,7 +22,7 @@ func (p place) String() string {
 	return fmt.Sprintf("%s:%d", p.file, p.line)
 }
 
-// mistake is one thing that is wrong, told as `file:line: key: what is wrong`.
+// mistake is one thing that is wrong. Its error is `file:line: key: what is wrong`.
 type mistake struct {
 	place place
 	text  string
@@ -30,10 +30,10 @@ type mistake struct {
 
 func (m mistake) Error() string { return m.place.String() + ": " + m.text }
 
-// mistakes collects what is wrong in all files, so that the operator hears of it at once.
+// mistakes collects what is wrong in all files, so that it is reported at once.
 type mistakes struct {
 	places map[string]place // where each key was set last, by key: "mtls.path", "mtls.secrets[0]"
-	failed map[string]bool  // keys whose value has no meaning; it has been said, and is not said again
+	failed map[string]bool  // keys whose value could not be decoded, which is reported once
 	found  []mistake
 }
 
@@ -66,7 +66,7 @@ func (m *mistakes) errors() (errs []error) {
 		return cmp.Or(cmp.Compare(a.place.order, b.place.order), cmp.Compare(a.place.line, b.place.line))
 	})
 	for i, e := range m.found {
-		if i == maxTold {
+		if i == maxReported {
 			e.text = fmt.Sprintf("and %d more mistakes from here on", len(m.found)-i)
 			return append(errs, e)
 		}
@@ -75,8 +75,8 @@ func (m *mistakes) errors() (errs []error) {
 	return errs
 }
 
-// maxTold is how many mistakes are told; a file with more of them is not a configuration.
-const maxTold = 200
+// maxReported is how many mistakes are reported; a file with more of them is not a configuration.
+const maxReported = 200
 
 // maxQuoted is how much of a wrong value is repeated, in bytes: a whole path or ARN, not a whole certificate.
 const maxQuoted = 512

@@ -30,12 +30,12 @@ func LoadPolicy(nameOrPath string) (appraise.Policy, error) {
 	return parsePolicy(nameOrPath, data, readFile)
 }
 
-// isProfile tells the name of a built-in profile from a file's path.
+// isProfile reports whether it is the name of a built-in profile, and not the path of a file.
 func isProfile(nameOrPath string) bool { return !strings.ContainsAny(nameOrPath, "/.") }
 
 // parsePolicy is LoadPolicy for a file that has been read; read reads the roots that it names.
 func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (appraise.Policy, error) {
-	// The profile first, since everything else is read over it. What else is wrong is told by the second reading.
+	// The profile first, since everything else is read over it. The second reading reports what else is wrong.
 	var named appraise.Policy
 	newDecoder().read(file, data, &named)
 	policy, profileErr := appraise.Builtin(named.Profile)
@@ -51,7 +51,8 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 		if _, set := d.places["profile"]; set {
 			d.bad("profile", "%s", profileErr)
 		} else if isYAML && !d.failed[""] || len(d.found) == 0 {
-			d.at(d.line(1), "profile", "not set; a file starts from %s or %s", appraise.AWSShared, appraise.AWSDedicated)
+			d.at(d.line(1), "profile", "not set; a file starts from %s or %s",
+				appraise.AWSShared, appraise.AWSDedicated)
 		}
 	}
 	if policy.Roots != "" {
@@ -75,8 +76,7 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 	return policy, nil
 }
 
-// checkPEM reports whether a file holds certificates and nothing else. Whether they are of use as roots is for
-// package appraise to say.
+// checkPEM checks that a file holds certificates and nothing else. Package appraise checks that they can be roots.
 func checkPEM(file string, data []byte) error {
 	if len(data) > maxFile {
 		return fmt.Errorf("%s is larger than %d bytes", file, maxFile)
@@ -98,33 +98,33 @@ func checkPEM(file string, data []byte) error {
 	}
 }
 
-// cspRegion is what may stand for an EC2 region in a CSP_ID.
+// cspRegion is the form of an EC2 region in a CSP_ID.
 var cspRegion = regexp.MustCompile(`^[a-z0-9-]+$`)
 
 // validatePolicy finds every mistake in a policy whose types are right.
 func validatePolicy(p appraise.Policy, m *mistakes) {
 	m.validateModes(p)
-	// A value is judged if the file has set it or a mode applies it.
-	judged := func(key string, mode appraise.Mode) bool {
+	// A value matters if the file has set it or a mode applies it.
+	matters := func(key string, mode appraise.Mode) bool {
 		_, set := m.places[key]
 		return set || mode != ""
 	}
-	if judged("signer.value", p.Signer.Mode) {
+	if matters("signer.value", p.Signer.Mode) {
 		m.oneOf("signer.value", p.Signer.Value, snp.SignedByVLEK.String(), snp.SignedByVCEK.String())
 	}
-	if judged("csp_id.value", p.CSPID.Mode) && (len(p.CSPID.Value) > 64 || !cspRegion.MatchString(p.CSPID.Value)) {
+	if matters("csp_id.value", p.CSPID.Mode) && (len(p.CSPID.Value) > 64 || !cspRegion.MatchString(p.CSPID.Value)) {
 		m.bad("csp_id.value", "%s is neither node nor an EC2 region", quote(p.CSPID.Value))
 	}
-	if judged("chip_id.value", p.ChipID.Mode) {
+	if matters("chip_id.value", p.ChipID.Mode) {
 		m.oneOf("chip_id.value", p.ChipID.Value, "zero", "set")
 	}
 	if p.VMPL.Value > 3 {
 		m.bad("vmpl.value", "%d is not between 0 and 3", p.VMPL.Value)
 	}
-	if judged("platform_unknown.value", p.PlatformUnknown.Mode) {
+	if matters("platform_unknown.value", p.PlatformUnknown.Mode) {
 		m.oneOf("platform_unknown.value", p.PlatformUnknown.Value, "none")
 	}
-	if judged("provisional_firmware.value", p.ProvisionalFirmware.Mode) {
+	if matters("provisional_firmware.value", p.ProvisionalFirmware.Mode) {
 		m.oneOf("provisional_firmware.value", p.ProvisionalFirmware.Value, "none")
 	}
 	if r := p.ReportVersion; r.Mode != "" && r.Value.Min > r.Value.Max {
@@ -137,7 +137,7 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 	m.digests("chip_ids", p.ChipIDs, 64)
 	m.digests("id_keys", p.IDKeys, 48)
 	m.digests("author_keys", p.AuthorKeys, 48)
-	if judged("measurement.value", p.Measurement.Mode) && len(p.Measurement.Value) == 0 {
+	if matters("measurement.value", p.Measurement.Mode) && len(p.Measurement.Value) == 0 {
 		m.bad("measurement.value", "empty, so that no report is acceptable; list some or remove measurement")
 	}
 	for i, v := range p.Measurement.Value {

@@ -61,7 +61,8 @@ func (a *Attestation) validate(m *mistakes) {
 		m.bad("attestation.policy", "empty; name a built-in profile or a file")
 	} else if isProfile(a.Policy) {
 		if _, err := appraise.Builtin(a.Policy); err != nil {
-			m.bad("attestation.policy", `%s is none of the profiles %s and %s; a file's path has a "/" or "."`, quote(a.Policy), appraise.AWSShared, appraise.AWSDedicated)
+			m.bad("attestation.policy", `%s is none of the profiles %s and %s; a file's path has a "/" or "."`,
+				quote(a.Policy), appraise.AWSShared, appraise.AWSDedicated)
 		}
 	}
 	if !(a.Rate > 0 && a.Rate <= maxRate) {
@@ -136,8 +137,11 @@ func (c *MTLS) validateConsumers(m *mistakes) {
 		key := fmt.Sprintf("mtls.consumers[%d]", i)
 		if j, ok := first[consumer.Name]; ok {
 			m.bad(key+".name", "the same name as mtls.consumers[%d]", j)
-		} else if first[consumer.Name] = i; len(consumer.Name) > maxConsumerName || !consumerName.MatchString(consumer.Name) {
-			m.bad(key+".name", "%s is not the name of a directory: 1 to 32 lower-case letters, digits and dashes", quote(consumer.Name))
+		} else if len(consumer.Name) > maxConsumerName || !consumerName.MatchString(consumer.Name) {
+			m.bad(key+".name", "%s is not the name of a directory: 1 to 32 lower-case letters, digits and dashes",
+				quote(consumer.Name))
+		} else {
+			first[consumer.Name] = i
 		}
 		if len(consumer.Files) == 0 {
 			m.bad(key+".files", "empty; name some, such as client.pem and ca.crt")
@@ -145,7 +149,8 @@ func (c *MTLS) validateConsumers(m *mistakes) {
 		for j, name := range consumer.Files {
 			fileKey := fmt.Sprintf("%s.files[%d]", key, j)
 			if !publishedName.MatchString(name) {
-				m.bad(fileKey, "%s is not one of client.crt, client.key, client.pem, server.crt, server.key, server.pem, ca.crt, cert-N.pem", quote(name))
+				m.bad(fileKey, "%s is not one of client.crt, client.key, client.pem, "+
+					"server.crt, server.key, server.pem, ca.crt, cert-N.pem", quote(name))
 			} else if slices.Contains(consumer.Files[:j], name) {
 				m.bad(fileKey, "named twice")
 			}

@@ -51,7 +51,8 @@ type Batch struct {
 }
 
 // Build puts a document together. certs are DER, the endorsement key's first.
-func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte, verdict any, now time.Time) (*Document, error) {
+func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte, verdict any, now time.Time) (
+	*Document, error) {
 	if c.Binding.Kind == "" {
 		c.Binding.Kind = BindNone
 	}

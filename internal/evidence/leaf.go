@@ -1,7 +1,7 @@
 // Package evidence defines what sevagent hands to relying parties: how a request becomes the REPORT_DATA of an
 // attestation report, and the JSON document that carries the report with all that is needed to check it.
 //
-// docs/evidence.md specifies both byte by byte. The package is pure: it neither asks the device nor judges
+// docs/evidence.md specifies both byte by byte. The package is pure: it neither asks the device nor appraises
 // reports. It promises that a report made for one purpose, nonce, key or caller cannot be passed off as made
 // for another: callers never choose REPORT_DATA, they choose what is hashed under a label.
 package evidence

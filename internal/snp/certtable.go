@@ -86,7 +86,9 @@ func ParseCertTable(raw []byte) (CertTable, error) {
 			return nil, fmt.Errorf("parse certificate table: more than %d entries", maxCertEntries)
 		}
 		if size == 0 || from+size > uint64(len(raw)) {
-			return nil, fmt.Errorf("parse certificate table: entry %d (%v): offset %d and length %d lie outside the table of %d bytes", len(table), g, from, size, len(raw))
+			return nil, fmt.Errorf(
+				"parse certificate table: entry %d (%v): offset %d and length %d lie outside the table of %d bytes",
+				len(table), g, from, size, len(raw))
 		}
 		table = append(table, CertEntry{GUID: g, Data: append([]byte(nil), raw[from:from+size]...)})
 		spans = append(spans, span{from, from + size})

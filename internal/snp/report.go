@@ -2,8 +2,8 @@
 // certificate table that the host adds to it.
 //
 // It is pure: no I/O, no clock, no cryptography. Parsing never panics, checks lengths before it reads,
-// and keeps the raw bytes, so that a report newer than this code can be passed on as it came. Whether a
-// report is genuine is for package appraise to say.
+// and keeps the raw bytes, so that a report newer than this code can be passed on as it came. Package
+// appraise decides whether a report is genuine.
 //
 // Names and offsets are those of AMD publication 56860, "SEV Secure Nested Paging Firmware ABI
 // Specification", table "ATTESTATION_REPORT Structure".
@@ -91,7 +91,7 @@ type Report struct {
 }
 
 // ParseReport reads an attestation report. It accepts every version: what a newer one adds is kept in
-// the raw bytes, and Known tells whether all of them are understood.
+// the raw bytes, and Known reports whether all of them are understood.
 func ParseReport(raw []byte) (*Report, error) {
 	if len(raw) != ReportSize {
 		return nil, fmt.Errorf("parse attestation report: %d bytes, want %d", len(raw), ReportSize)
@@ -132,7 +132,8 @@ func ParseReport(raw []byte) (*Report, error) {
 	r.CurrentVersion = firmwareVersion(raw[currentBuildOffset:])
 	r.CommittedVersion = firmwareVersion(raw[committedBuildOffset:])
 	if r.Version >= 3 {
-		r.CPUID = CPUID{Family: raw[cpuidFamilyOffset], Model: raw[cpuidFamilyOffset+1], Stepping: raw[cpuidFamilyOffset+2]}
+		id := raw[cpuidFamilyOffset:]
+		r.CPUID = CPUID{Family: id[0], Model: id[1], Stepping: id[2]}
 	}
 	if r.Version >= 5 {
 		r.LaunchMitVector = le.Uint64(raw[launchMitOffset:])
