@@ -12,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sevagent/internal/evidence"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
@@ -27,10 +28,7 @@ const realReports = "../../../shared/testdata/aws-snp"
 // TestScripts runs the binary as a binary, on a simulated node's evidence: evidence.json (nonce 07 times 32, bound to
 // no key), report.bin and vlek.pem, with roots.pem and policy.yaml.
 func TestScripts(t *testing.T) {
-	real, err := filepath.Abs(realReports)
-	if err != nil {
-		t.Fatal(err)
-	}
+	real := must.Get(filepath.Abs(realReports))(t, "find the real reports")
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
@@ -52,19 +50,7 @@ func writeEvidence(dir string) error {
 		return err
 	}
 	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 1000}}
-	report, raw, err := psp.Report(claims.Leaf(), 0)
-	if err != nil {
-		return err
-	}
-	table, err := snp.ParseCertTable(raw)
-	if err != nil {
-		return err
-	}
-	doc, err := evidence.Build(claims, 0, nil, report, [][]byte{table[0].Data}, nil, now)
-	if err != nil {
-		return err
-	}
-	text, err := json.Marshal(doc)
+	text, report, cert, err := makeEvidence(psp, claims, now)
 	if err != nil {
 		return err
 	}
@@ -72,8 +58,8 @@ func writeEvidence(dir string) error {
 		"evidence.json": text,
 		"stolen.json":   bytes.Replace(text, []byte(`"uid":1000`), []byte(`"uid":0`), 1),
 		"report.bin":    report,
-		"vlek.pem":      pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: table[0].Data}),
-		"vlek.der":      table[0].Data,
+		"vlek.pem":      pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		"vlek.der":      cert,
 		"roots.pem":     psp.Roots(),
 		"policy.yaml":   []byte("profile: aws-shared\nroots: roots.pem\n"),
 	} {
@@ -82,4 +68,23 @@ func writeEvidence(dir string) error {
 		}
 	}
 	return nil
+}
+
+// makeEvidence returns a document of a guest, with the report in it and the certificate for that.
+func makeEvidence(guest *sim.PSP, claims evidence.Claims, now time.Time) (document, report, cert []byte, err error) {
+	report, raw, err := guest.Report(claims.Leaf(), 0)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	table, err := snp.ParseCertTable(raw)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	cert = table[0].Data
+	doc, err := evidence.Build(claims, 0, nil, report, [][]byte{cert}, nil, now)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	document, err = json.Marshal(doc)
+	return document, report, cert, err
 }

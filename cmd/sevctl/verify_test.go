@@ -5,7 +5,6 @@ import (
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"flag"
 	"io"
@@ -21,6 +20,7 @@ import (
 	"sevagent/internal/cluster"
 	"sevagent/internal/cluster/clustertest"
 	"sevagent/internal/evidence"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
@@ -144,20 +144,7 @@ func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: raw}
-	report, table, err := guest.Report(claims.Leaf(), 0)
-	if err != nil {
-		return "", err
-	}
-	certs, err := snp.ParseCertTable(table)
-	if err != nil {
-		return "", err
-	}
-	doc, err := evidence.Build(claims, 0, nil, report, [][]byte{certs[0].Data}, nil, now)
-	if err != nil {
-		return "", err
-	}
-	text, err := json.Marshal(doc)
+	text, _, _, err := makeEvidence(guest, evidence.Claims{Purpose: evidence.PurposeClient, Nonce: raw}, now)
 	if err != nil {
 		return "", err
 	}
@@ -219,19 +206,12 @@ func TestGolden(t *testing.T) {
 		"html.golden":   r.html,
 	} {
 		var b bytes.Buffer
-		if err := write(&b); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, write(&b), "write the report")
 		path := filepath.Join("testdata", "verify", file)
 		if *update {
-			if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, os.WriteFile(path, b.Bytes(), 0o644), "write a file")
 		}
-		want, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		want := must.Get(os.ReadFile(path))(t, "read a file")
 		if !bytes.Equal(b.Bytes(), want) {
 			t.Errorf("%s differs; run go test -update and look at the difference:\n%s", path, b.Bytes())
 		}
@@ -241,9 +221,7 @@ func TestGolden(t *testing.T) {
 // TestPage: the page asks nobody for anything, and what a node says is text there and no more.
 func TestPage(t *testing.T) {
 	var b bytes.Buffer
-	if err := reportOf(t).html(&b); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, reportOf(t).html(&b), "write the page")
 	for _, not := range []string{"<script", "http://", "https://", "src=", "url(", "@import", "ZgotmplZ"} {
 		if strings.Contains(b.String(), not) {
 			t.Errorf("the page has %q in it", not)
@@ -257,9 +235,7 @@ func TestPage(t *testing.T) {
 // TestTerminal: what a node says does not move the cursor.
 func TestTerminal(t *testing.T) {
 	var b bytes.Buffer
-	if err := reportOf(t).table(&b, false); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, reportOf(t).table(&b, false), "write the table")
 	if strings.ContainsRune(b.String(), '\x1b') {
 		t.Errorf("the table has an escape in it:\n%q", b.String())
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -31,26 +32,17 @@ func real(t *testing.T, name string) []byte {
 
 func verifier(t testing.TB, profile string, change func(*appraise.Policy)) *appraise.Verifier {
 	t.Helper()
-	p, err := appraise.Builtin(profile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := must.Get(appraise.Builtin(profile))(t, "take a built-in policy")
 	if change != nil {
 		change(&p)
 	}
-	v, err := appraise.New(appraise.Config{Policy: p, Region: "us-east-2"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	v := must.Get(appraise.New(appraise.Config{Policy: p, Region: "us-east-2"}))(t, "make a verifier")
 	return v
 }
 
 func date(t *testing.T, text string) time.Time {
 	t.Helper()
-	d, err := time.Parse(time.DateOnly, text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := must.Get(time.Parse(time.DateOnly, text))(t, "read a date")
 	return d
 }
 
@@ -85,14 +77,8 @@ func TestRealReports(t *testing.T) {
 
 func TestRealReportOfAnotherRegion(t *testing.T) {
 	report, cert := real(t, "us-east-2-v5-report.bin"), real(t, "us-east-2-v5-vlek.pem")
-	p, err := appraise.Builtin(appraise.AWSShared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, err := appraise.New(appraise.Config{Policy: p, Region: "eu-west-1"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
+	v := must.Get(appraise.New(appraise.Config{Policy: p, Region: "eu-west-1"}))(t, "make a verifier")
 	if got := v.Appraise(date(t, "2026-11-25"), report, [][]byte{cert}); got.Code != "policy_rejected" || !strings.Contains(got.Reason, "csp_id is CN=cc-us-east-2.amazonaws.com") {
 		t.Errorf("%s %s", got.Code, got.Reason)
 	}
@@ -129,19 +115,11 @@ func simulate(t testing.TB, now time.Time, fault string, change func(*sim.Option
 	if change != nil {
 		change(&o)
 	}
-	psp, err := sim.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(o))(t, "make a simulator")
 	psp.SetFault(fault)
 	report, raw, err := psp.Report([snp.ReportDataSize]byte{1}, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	table, err := snp.ParseCertTable(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err, "get a report")
+	table := must.Get(snp.ParseCertTable(raw))(t, "parse the certificate table")
 	return simulated{psp, report, table[0].Data}
 }
 
@@ -250,10 +228,7 @@ func TestCustomRootsAreChecked(t *testing.T) {
 		{"ARK of another", append(bytes.Clone(ark(b)), a[len(ark(a)):]...), "SEV-"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p, err := appraise.Builtin(appraise.AWSShared)
-			if err != nil {
-				t.Fatal(err)
-			}
+			p := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
 			p.RootsPEM = c.pem
 			if _, err := appraise.New(appraise.Config{Policy: p}); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("err = %v, want one that says %q", err, c.want)

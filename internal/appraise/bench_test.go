@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/snp"
 )
 
@@ -20,10 +21,7 @@ import (
 // EC2 where there is one.
 func BenchmarkFloor(b *testing.B) {
 	s, _, _ := benchReport(b)
-	cert, err := x509.ParseCertificate(s.cert)
-	if err != nil {
-		b.Fatal(err)
-	}
+	cert := must.Get(x509.ParseCertificate(s.cert))(b, "parse a certificate")
 	number := func(raw []byte) *big.Int {
 		raw = slices.Clone(raw)
 		slices.Reverse(raw)
@@ -75,10 +73,7 @@ func benchReport(b *testing.B) (simulated, *appraise.Verifier, time.Time) {
 		s := simulate(b, now, "", nil)
 		return s, verifier(b, appraise.AWSShared, func(p *appraise.Policy) { p.RootsPEM = s.psp.Roots() }), now
 	}
-	text, err := os.ReadFile(filepath.Join(realReports, "us-east-2-v5-vlek.pem"))
-	if err != nil {
-		b.Fatal(err)
-	}
+	text := must.Get(os.ReadFile(filepath.Join(realReports, "us-east-2-v5-vlek.pem")))(b, "read a file")
 	block, _ := pem.Decode(text)
 	now := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 	return simulated{report: report, cert: block.Bytes}, verifier(b, appraise.AWSShared, nil), now

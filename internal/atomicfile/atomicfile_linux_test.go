@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"sevagent/internal/must"
 )
 
 func TestWrite(t *testing.T) {
@@ -19,9 +21,7 @@ func TestWrite(t *testing.T) {
 		data string
 		perm fs.FileMode
 	}{{"first", 0o644}, {"second, longer", 0o600}, {"", 0o444}, {"after a read-only one", 0o640}} {
-		if err := Write(path, []byte(c.data), c.perm); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Write(path, []byte(c.data), c.perm), "write a file")
 		got, err := os.ReadFile(path)
 		if err != nil || string(got) != c.data {
 			t.Errorf("content %q, %v; want %q", got, err, c.data)
@@ -38,13 +38,8 @@ func TestWriteOwned(t *testing.T) {
 		t.Skip("needs root to give files away")
 	}
 	path := filepath.Join(t.TempDir(), "client.key")
-	if err := WriteOwned(path, []byte("x"), 0o440, 1234, 5678); err != nil {
-		t.Fatal(err)
-	}
-	fi, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, WriteOwned(path, []byte("x"), 0o440, 1234, 5678), "write a file")
+	fi := must.Get(os.Stat(path))(t, "inspect a file")
 	if st := fi.Sys().(*syscall.Stat_t); st.Uid != 1234 || st.Gid != 5678 || fi.Mode() != 0o440 {
 		t.Errorf("file is %v %d:%d, want 0440 1234:5678", fi.Mode(), st.Uid, st.Gid)
 	}
@@ -53,15 +48,9 @@ func TestWriteOwned(t *testing.T) {
 func TestWriteReplacesLink(t *testing.T) {
 	dir := t.TempDir()
 	target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
-	if err := os.WriteFile(target, []byte("not yours"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(target, link); err != nil {
-		t.Fatal(err)
-	}
-	if err := Write(link, []byte("mine"), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(target, []byte("not yours"), 0o644), "write a file")
+	must.Do(t, os.Symlink(target, link), "make a link")
+	must.Do(t, Write(link, []byte("mine"), 0o644), "write a file")
 	if got, _ := os.ReadFile(target); string(got) != "not yours" {
 		t.Errorf("the target of the link now holds %q", got)
 	}
@@ -80,9 +69,7 @@ func TestWriteFailures(t *testing.T) {
 	})
 	t.Run("rename refused", func(t *testing.T) {
 		path := filepath.Join(dir, "is-a-directory")
-		if err := os.Mkdir(path, 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Mkdir(path, 0o755), "make a directory")
 		if err := Write(path, []byte("x"), 0o644); err == nil {
 			t.Error("a directory was replaced by a file")
 		}
@@ -95,9 +82,7 @@ func TestWriteFailures(t *testing.T) {
 		}
 		defer syscall.Unmount(small, 0)
 		path := filepath.Join(small, "f")
-		if err := Write(path, []byte("old"), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, Write(path, []byte("old"), 0o644), "write a file")
 		if err := Write(path, make([]byte, 64<<10), 0o644); err == nil {
 			t.Error("64 KiB fitted a file system of 8 KiB")
 		}
@@ -112,9 +97,7 @@ func TestWriteFailures(t *testing.T) {
 func TestWriteIsAtomic(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	contents := [][]byte{bytes.Repeat([]byte("a"), 10000), bytes.Repeat([]byte("b"), 20000)}
-	if err := Write(path, contents[0], 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, Write(path, contents[0], 0o644), "write a file")
 	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -143,10 +126,7 @@ func TestWriteIsAtomic(t *testing.T) {
 // onlyFile fails the test unless path is alone in its directory.
 func onlyFile(t *testing.T, path string) {
 	t.Helper()
-	entries, err := os.ReadDir(filepath.Dir(path))
-	if err != nil {
-		t.Fatal(err)
-	}
+	entries := must.Get(os.ReadDir(filepath.Dir(path)))(t, "list the directory")
 	if len(entries) != 1 || entries[0].Name() != filepath.Base(path) {
 		t.Errorf("the directory holds %v, want only %s", entries, filepath.Base(path))
 	}

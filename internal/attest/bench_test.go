@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -59,19 +60,10 @@ func load(b *testing.B, batch, callers int) (perSecond float64, waits []time.Dur
 	const duration = 5 * time.Second
 	o := sim.DefaultOptions(time.Now())
 	o.Latency = 8 * time.Millisecond
-	psp, err := sim.New(o)
-	if err != nil {
-		b.Fatal(err)
-	}
-	policy, err := appraise.Builtin(appraise.AWSShared)
-	if err != nil {
-		b.Fatal(err)
-	}
+	psp := must.Get(sim.New(o))(b, "make a simulator")
+	policy := must.Get(appraise.Builtin(appraise.AWSShared))(b, "take a built-in policy")
 	policy.RootsPEM = psp.Roots()
-	verifier, err := appraise.New(appraise.Config{Policy: policy, Region: o.Region})
-	if err != nil {
-		b.Fatal(err)
-	}
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: o.Region}))(b, "make a verifier")
 	w := New(Config{Transport: benchDevice{psp}, Verifier: verifier, Enforce: true, Rate: 1, Burst: 1,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 	w.maxBatch = batch

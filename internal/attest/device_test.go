@@ -10,6 +10,8 @@ import (
 
 	labi "github.com/google/go-sev-guest/client/linuxabi"
 	"golang.org/x/sys/unix"
+
+	"sevagent/internal/must"
 )
 
 // TestABI compares sizes, offsets and the command with go-sev-guest's description of the kernel's ABI.
@@ -68,9 +70,7 @@ func TestMissingDevice(t *testing.T) {
 	if _, err := d.Open(); !errors.Is(err, ErrNotSNPGuest) {
 		t.Errorf("no platform device: err = %v, want ErrNotSNPGuest", err)
 	}
-	if err := os.Mkdir(d.Platform, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Mkdir(d.Platform, 0o755), "make a directory")
 	if _, err := d.Open(); !errors.Is(err, ErrNoDevice) {
 		t.Errorf("no driver: err = %v, want ErrNoDevice", err)
 	}
@@ -82,14 +82,9 @@ func TestMissingDevice(t *testing.T) {
 
 func TestDeviceIsHeldAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sev-guest")
-	if err := os.WriteFile(path, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(path, nil, 0o600), "write a file")
 	d := Device{Transport: "ioctl", Path: path}
-	first, err := d.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := must.Get(d.Open())(t, "open the device")
 	if _, err := d.Open(); !errors.Is(err, ErrInUse) {
 		t.Errorf("second agent: err = %v, want ErrInUse", err)
 	}
@@ -97,9 +92,7 @@ func TestDeviceIsHeldAlone(t *testing.T) {
 	if _, err := first.Report([64]byte{}); !errors.Is(err, ErrVMPCKDisabled) {
 		t.Errorf("Report = %v, want ErrVMPCKDisabled", err)
 	}
-	if err := first.Close(); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, first.Close(), "close the device")
 	second, err := d.Open()
 	if err != nil {
 		t.Fatalf("after the first has closed: %v", err)

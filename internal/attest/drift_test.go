@@ -16,6 +16,7 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -44,19 +45,10 @@ type node struct {
 
 func newNode(t *testing.T, o sim.Options) *node {
 	t.Helper()
-	psp, err := sim.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	policy, err := appraise.Builtin(appraise.AWSShared)
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(o))(t, "make a simulator")
+	policy := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
 	policy.RootsPEM = psp.Roots()
-	verifier, err := appraise.New(appraise.Config{Policy: policy})
-	if err != nil {
-		t.Fatal(err)
-	}
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy}))(t, "make a verifier")
 	n := &node{psp: psp, registry: prometheus.NewRegistry()}
 	n.Worker = New(Config{Transport: simDevice{psp}, Verifier: verifier, Enforce: true, Rate: 50, Burst: 50,
 		Log: slog.New(slog.NewTextHandler(&n.log, nil)), Metrics: n.registry})
@@ -76,10 +68,7 @@ func (n *node) ask(t *testing.T) string {
 // drifted returns the counters that are not zero.
 func (n *node) drifted(t *testing.T) map[string]float64 {
 	t.Helper()
-	families, err := n.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+	families := must.Get(n.registry.Gather())(t, "gather the metrics")
 	counts := make(map[string]float64)
 	for _, f := range families {
 		if f.GetName() != "sevagent_attestation_drift_total" {
@@ -216,9 +205,7 @@ func TestDriftIsNoticed(t *testing.T) {
 		time.Sleep(time.Hour)
 		old := o
 		o.PlatformInfo |= snp.PlatformRAPLDis
-		if err := n.psp.SetOptions(o); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, n.psp.SetOptions(o), "change the simulator's options")
 		if code := n.ask(t); code != "" {
 			t.Fatalf("after the change: %s", code)
 		}
@@ -233,9 +220,7 @@ func TestDriftIsNoticed(t *testing.T) {
 
 		// Back again: a second change, but none against the first report.
 		time.Sleep(time.Hour)
-		if err := n.psp.SetOptions(old); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, n.psp.SetOptions(old), "change the simulator's options")
 		n.ask(t)
 		want = append(want, drift(time.Now(), "platform_info", want[0].To, want[0].From))
 		if diff := cmp.Diff(want, n.State().Drift); diff != "" {
@@ -275,9 +260,7 @@ func TestOnlyGenuineReportsDrift(t *testing.T) {
 		// One that the policy rejects is genuine, and another machine's measurement needs someone to act.
 		o.Measurement[0]++
 		o.PlatformInfo &^= snp.PlatformAliasCheckComplete
-		if err := n.psp.SetOptions(o); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, n.psp.SetOptions(o), "change the simulator's options")
 		if code := n.ask(t); code != appraise.CodePolicyRejected {
 			t.Fatalf("code %q, want %q", code, appraise.CodePolicyRejected)
 		}
@@ -345,9 +328,7 @@ func TestCertificateNotRenewed(t *testing.T) {
 			t.Errorf("err = %v, want an expired certificate", err)
 		}
 		o.NotAfter = time.Now().AddDate(1, 0, 0)
-		if err := n.psp.SetOptions(o); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, n.psp.SetOptions(o), "change the simulator's options")
 		n.ask(t)
 		var got []string
 		for line := range strings.Lines(n.log.String()) {

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -36,10 +37,7 @@ func newDedicated(t *testing.T, change func(*sim.Options)) dedicated {
 	if change != nil {
 		change(&o)
 	}
-	psp, err := sim.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(o))(t, "make a simulator")
 	return dedicated{psp}
 }
 
@@ -54,24 +52,15 @@ func (d dedicated) Close() error { return nil }
 // report returns one of its reports.
 func (d dedicated) report(t *testing.T) *snp.Report {
 	t.Helper()
-	q, err := d.Report([snp.ReportDataSize]byte{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := snp.ParseReport(q.Report)
-	if err != nil {
-		t.Fatal(err)
-	}
+	q := must.Get(d.Report([snp.ReportDataSize]byte{}))(t, "get a report")
+	r := must.Get(snp.ParseReport(q.Report))(t, "parse a report")
 	return r
 }
 
 // vcek is what AMD would answer for it.
 func (d dedicated) vcek(t *testing.T) []byte {
 	t.Helper()
-	table, err := snp.ParseCertTable(d.CertTable())
-	if err != nil {
-		t.Fatal(err)
-	}
+	table := must.Get(snp.ParseCertTable(d.CertTable()))(t, "parse the certificate table")
 	return table.Find(snp.GUIDVCEK)
 }
 
@@ -156,14 +145,8 @@ func TestVCEKURL(t *testing.T) {
 	if want := "https://kdsintf.amd.com/vcek/v1/Genoa/ab" + strings.Repeat("00", 62) + "01?blSPL=04&teeSPL=00&snpSPL=29&ucodeSPL=222"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	theirs, err := url.Parse(kds.VCEKCertURL("Genoa", r.ChipID[:], kds.TCBVersion(r.ReportedTCB)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, err := url.Parse(got)
-	if err != nil {
-		t.Fatal(err)
-	}
+	theirs := must.Get(url.Parse(kds.VCEKCertURL("Genoa", r.ChipID[:], kds.TCBVersion(r.ReportedTCB))))(t, "parse a URL")
+	ours := must.Get(url.Parse(got))(t, "parse a URL")
 	if ours.Host != theirs.Host || ours.Path != theirs.Path || len(ours.Query()) != len(theirs.Query()) {
 		t.Errorf("go-sev-guest asks %v", theirs)
 	}
@@ -212,14 +195,8 @@ func TestVCEKFromAMD(t *testing.T) {
 	if err != nil {
 		t.Skip("needs the captured reports: ", err)
 	}
-	der, err := os.ReadFile(filepath.Join(dir, "milan-b0-v2-vcek.der"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := snp.ParseReport(report)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := must.Get(os.ReadFile(filepath.Join(dir, "milan-b0-v2-vcek.der")))(t, "read a file")
+	r := must.Get(snp.ParseReport(report))(t, "parse a report")
 	request, ok := requestFor(r)
 	if !ok {
 		t.Fatal("no request")
@@ -378,9 +355,7 @@ func TestVCEKOnDisk(t *testing.T) {
 		first.client.Transport = k
 		runVCEKs(t, first)
 		request, _ := requestFor(r)
-		if err := os.WriteFile(first.path(request), []byte("torn"), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(first.path(request), []byte("torn"), 0o644), "write a file")
 		if _, ok := first.Find(r); ok {
 			t.Error("found what is torn")
 		}
@@ -409,9 +384,7 @@ func TestVCEKOnDisk(t *testing.T) {
 		runVCEKs(t, third)
 		third.Want(r)
 		synctest.Wait()
-		if err := os.WriteFile(third.path(request), d.vcek(t), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(third.path(request), d.vcek(t), 0o644), "write a file")
 		if _, ok := third.Find(r); !ok {
 			t.Error("not found at once")
 		}
@@ -425,9 +398,7 @@ func TestVCEKOnDisk(t *testing.T) {
 // TestVCEKWithoutCache: a directory that cannot be written costs the cache, not the certificate.
 func TestVCEKWithoutCache(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.WriteFile(file, nil, 0o644), "write a file")
 	d := newDedicated(t, nil)
 	v := newVCEKs("http://kds.test", filepath.Join(file, "sub"))
 	v.client.Transport = &fakeKDS{answers: []http.HandlerFunc{gives(d.vcek(t))}}
@@ -467,15 +438,9 @@ func TestParseRetryAfter(t *testing.T) {
 // TestWorkerWithVCEKFromKDS: a Dedicated Host from end to end, under the policy for it and the simulator's roots.
 func TestWorkerWithVCEKFromKDS(t *testing.T) {
 	d := newDedicated(t, nil)
-	policy, err := appraise.Builtin(appraise.AWSDedicated)
-	if err != nil {
-		t.Fatal(err)
-	}
+	policy := must.Get(appraise.Builtin(appraise.AWSDedicated))(t, "take a built-in policy")
 	policy.RootsPEM = d.Roots()
-	verifier, err := appraise.New(appraise.Config{Policy: policy})
-	if err != nil {
-		t.Fatal(err)
-	}
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy}))(t, "make a verifier")
 	k := &fakeKDS{answers: []http.HandlerFunc{gives(d.vcek(t))}}
 	server := httptest.NewServer(k)
 	defer server.Close()
@@ -487,7 +452,7 @@ func TestWorkerWithVCEKFromKDS(t *testing.T) {
 		return w
 	}
 
-	_, _, err = worker(nil).Evidence(t.Context(), claims(1, 1))
+	_, _, err := worker(nil).Evidence(t.Context(), claims(1, 1))
 	if Code(err) != appraise.CodeCertificateMissing {
 		t.Errorf("without VCEKs: %v, want %s", err, appraise.CodeCertificateMissing)
 	}

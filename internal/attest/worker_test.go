@@ -15,6 +15,7 @@ import (
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
+	"sevagent/internal/must"
 	"sevagent/internal/snp"
 )
 
@@ -54,14 +55,8 @@ func (d *fakeDevice) Close() error { return nil }
 
 func newWorker(t *testing.T, d Transport, rate float64, burst int) *Worker {
 	t.Helper()
-	policy, err := appraise.Builtin(appraise.AWSShared)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := appraise.New(appraise.Config{Policy: policy})
-	if err != nil {
-		t.Fatal(err)
-	}
+	policy := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy}))(t, "make a verifier")
 	return New(Config{Transport: d, Verifier: verifier, Rate: rate, Burst: burst,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 }
@@ -92,9 +87,7 @@ func TestLoneRequestIsServedAtOnceAsTheRoot(t *testing.T) {
 		run(t, w)
 		began := time.Now()
 		doc, _, err := w.Evidence(t.Context(), claims(1, 1))
-		if err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, err, "get evidence")
 		if took := time.Since(began); took != d.took {
 			t.Errorf("took %v, the device %v", took, d.took)
 		}
@@ -131,10 +124,7 @@ func TestRequestsThatWaitTogetherShareAReport(t *testing.T) {
 			if doc == nil {
 				continue
 			}
-			report, err := snp.ParseReport(doc.Report)
-			if err != nil {
-				t.Fatal(err)
-			}
+			report := must.Get(snp.ParseReport(doc.Report))(t, "parse a report")
 			root, err := doc.Root()
 			if err != nil || root != report.ReportData {
 				t.Fatalf("caller %d: the inclusion path leads to %x, the report has %x (err %v)", i, root[:4], report.ReportData[:4], err)
@@ -166,9 +156,7 @@ func TestFairness(t *testing.T) {
 	q := newQueue(100)
 	add := func(uid uint32, n int) {
 		for i := range n {
-			if err := q.add(&request{ctx: t.Context(), claims: claims(uid, uint64(i))}); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, q.add(&request{ctx: t.Context(), claims: claims(uid, uint64(i))}), "add a request")
 		}
 	}
 	add(1, 50)
@@ -189,17 +177,13 @@ func TestFairness(t *testing.T) {
 func TestQueueIsBounded(t *testing.T) {
 	q := newQueue(4)
 	for i := range 2 {
-		if err := q.add(&request{ctx: t.Context(), claims: claims(1, uint64(i))}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, q.add(&request{ctx: t.Context(), claims: claims(1, uint64(i))}), "add a request")
 	}
 	if err := q.add(&request{claims: claims(1, 3)}); !errors.Is(err, ErrQueueFull) {
 		t.Errorf("one caller's third of four places: err = %v, want ErrQueueFull", err)
 	}
 	for i := range 2 {
-		if err := q.add(&request{ctx: t.Context(), claims: claims(2, uint64(i))}); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, q.add(&request{ctx: t.Context(), claims: claims(2, uint64(i))}), "add a request")
 	}
 	if err := q.add(&request{claims: claims(3, 1)}); !errors.Is(err, ErrQueueFull) {
 		t.Errorf("fifth of four places: err = %v, want ErrQueueFull", err)

@@ -9,22 +9,17 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"sevagent/internal/must"
 )
 
 // A pipe gets the content and stays a pipe.
 func TestWriteOutputPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	reader, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, syscall.Mkfifo(path, 0o600), "make a pipe")
+	reader := must.Get(os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0))(t, "open the pipe")
 	defer reader.Close()
-	if err := WriteOutput(t.Context(), path, io.Discard, []byte("text")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, WriteOutput(t.Context(), path, io.Discard, []byte("text")), "write the output")
 	if text, err := io.ReadAll(reader); err != nil || string(text) != "text" {
 		t.Errorf("the pipe's reader gets %q (%v)", text, err)
 	}
@@ -36,9 +31,7 @@ func TestWriteOutputPipe(t *testing.T) {
 // A pipe that nobody reads does not hold an interrupted command.
 func TestWriteOutputPipeInterrupted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, syscall.Mkfifo(path, 0o600), "make a pipe")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := WriteOutput(ctx, path, io.Discard, []byte("text")); !errors.Is(err, context.Canceled) {
@@ -65,8 +58,6 @@ func TestWriteOutputDevice(t *testing.T) {
 		if fi, err := os.Lstat(path); err != nil || fi.Mode()&fs.ModeCharDevice == 0 {
 			t.Errorf("device 1:%d is now %v (%v)", name, fi.Mode(), err)
 		}
-		if err := os.Remove(path); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.Remove(path), "remove the device node")
 	}
 }

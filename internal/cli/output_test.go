@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"sevagent/internal/must"
 )
 
 // A file is replaced as a whole and keeps its permissions: one that only its owner may read stays so.
@@ -19,9 +21,7 @@ func TestWriteOutputFile(t *testing.T) {
 	for _, perm := range []fs.FileMode{0, 0o644, 0o600} {
 		path := filepath.Join(t.TempDir(), "report")
 		if perm != 0 {
-			if err := os.WriteFile(path, []byte("a longer text than the new one"), perm); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, os.WriteFile(path, []byte("a longer text than the new one"), perm), "write a file")
 		}
 		before, _ := os.Stat(path)
 		if err := WriteOutput(t.Context(), path, io.Discard, []byte("new")); err != nil {
@@ -51,9 +51,7 @@ func TestWriteOutputLink(t *testing.T) {
 		dir := t.TempDir()
 		target, link := filepath.Join(dir, "target"), filepath.Join(dir, "link")
 		if exists {
-			if err := os.WriteFile(target, []byte("a longer text than the new one"), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, os.WriteFile(target, []byte("a longer text than the new one"), 0o644), "write a file")
 		}
 		if err := os.Symlink("target", link); err != nil {
 			t.Skip("cannot make symbolic links:", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"sevagent/internal/cluster/clustertest"
+	"sevagent/internal/must"
 )
 
 // start serves a and returns an Inspector that asks it, and does not pause long between attempts.
@@ -37,11 +38,7 @@ func start(t testing.TB, a *clustertest.AWS) *Inspector {
 
 func inspect(t testing.TB, a *clustertest.AWS) *Snapshot {
 	t.Helper()
-	s, err := start(t, a).Inspect(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
+	return must.Get(start(t, a).Inspect(t.Context()))(t, "inspect the cluster")
 }
 
 // outcomes lists the checks that did not pass.

@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"sevagent/internal/cluster/clustertest"
+	"sevagent/internal/must"
 )
 
 func packed(doc string) string {
@@ -33,9 +34,7 @@ func TestScript(t *testing.T) {
 	dir := t.TempDir()
 	agent := filepath.Join(dir, "sevagent")
 	run := func(program string) (string, error) {
-		if err := os.WriteFile(agent, []byte("#!/bin/sh\n"+program), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.WriteFile(agent, []byte("#!/bin/sh\n"+program), 0o755), "write a file")
 		text := strings.ReplaceAll(strings.Join(script("SEED"), "\n"), "/usr/bin/sevagent", agent)
 		cmd := exec.Command("/bin/sh", "-c", text)
 		cmd.Env = append(os.Environ(), "AWS_SSM_INSTANCE_ID=i-1")
@@ -47,10 +46,7 @@ func TestScript(t *testing.T) {
 		}
 		return string(out), err
 	}
-	out, err := run(`echo "$@"`)
-	if err != nil {
-		t.Fatal(err)
-	}
+	out := must.Get(run(`echo "$@"`))(t, "run the script")
 	doc, err := unpack(out, 1000)
 	if want := fmt.Sprintf("evidence --nonce %x\n", nonce("SEED", "i-1")); string(doc) != want || err != nil {
 		t.Errorf("the node sends %q (%v), want %q", doc, err, want)

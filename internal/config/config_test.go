@@ -13,18 +13,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"sevagent/internal/must"
 )
 
 // write makes a file below dir.
 func write(t *testing.T, dir, name, content string) string {
 	t.Helper()
 	file := filepath.Join(dir, name)
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte(content), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.MkdirAll(filepath.Dir(file), 0o755), "make a directory")
+	must.Do(t, os.WriteFile(file, []byte(content), 0o644), "write a file")
 	return file
 }
 
@@ -35,10 +33,7 @@ func loadText(text string) (Config, error) {
 
 func TestDefaultFile(t *testing.T) {
 	const file = "testdata/default.yaml"
-	cfg, err := Load(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg := must.Get(Load(file))(t, "load the configuration")
 	want := Default()
 	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []string{}, []string{}, []Consumer{} // empty in the file, absent without it
 	if diff := cmp.Diff(want, cfg); diff != "" {
@@ -46,10 +41,7 @@ func TestDefaultFile(t *testing.T) {
 	}
 
 	// Every key is in the file.
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	data := must.Get(os.ReadFile(file))(t, "read a file")
 	d := newDecoder()
 	d.read(file, data, &cfg)
 	for _, key := range leaves(reflect.TypeFor[Config](), "") {
@@ -123,10 +115,7 @@ func TestLoadAccepts(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			want := Default()
 			tt.change(&want)
-			got, err := loadText(tt.text)
-			if err != nil {
-				t.Fatal(err)
-			}
+			got := must.Get(loadText(tt.text))(t, "load the configuration")
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -334,10 +323,7 @@ func TestOverlay(t *testing.T) {
 	write(t, dir, "conf.d/.80-editor.yaml", "not: read\n")
 	write(t, dir, "conf.d/90-other.yml", "not: read\n")
 	write(t, dir, "conf.d/ignored.txt", "not YAML: [")
-	got, err := Load(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := must.Get(Load(dir))(t, "load the configuration")
 	want := Default()
 	want.Log = Log{Level: "warn", Format: "json"}
 	want.MTLS.Secrets, want.MTLS.PollInterval = []string{"d"}, time.Minute
@@ -359,9 +345,7 @@ func TestAbsent(t *testing.T) {
 		t.Errorf("an absent file: got %v, want an error that it does not exist", err)
 	}
 	// A link that leads nowhere is not an absent file.
-	if err := os.Symlink("nowhere", filepath.Join(dir, "config.yaml")); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, os.Symlink("nowhere", filepath.Join(dir, "config.yaml")), "make a link")
 	if _, err := Load(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("config.yaml leads nowhere: got %v, want an error that it does not exist", err)
 	}
@@ -459,10 +443,7 @@ func checkLocated(t *testing.T, err error) {
 
 // FuzzLoad holds Load to: whatever is in a file, it gives a configuration that validates or mistakes that say where.
 func FuzzLoad(f *testing.F) {
-	data, err := os.ReadFile("testdata/default.yaml")
-	if err != nil {
-		f.Fatal(err)
-	}
+	data := must.Get(os.ReadFile("testdata/default.yaml"))(f, "read a file")
 	f.Add(data)
 	for _, s := range []string{
 		"", "---\n", "a: *b\n", "log: &a {level: *a}\n", "? {a: b}\n: c\n", "mtls: {secrets: [[], ~, 1, a]}\n",

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 
@@ -24,39 +25,26 @@ func noRoots(string) ([]byte, error) { return nil, os.ErrNotExist }
 func certificatePEM(t *testing.T) string {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, err, "generate a key")
 	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	der := must.Get(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t, "make a certificate")
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
 
 func builtin(t *testing.T, name string) appraise.Policy {
 	t.Helper()
-	p, err := appraise.Builtin(name)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := must.Get(appraise.Builtin(name))(t, "take a built-in policy")
 	return p
 }
 
 func TestBuiltinPolicy(t *testing.T) {
 	for _, name := range []string{appraise.AWSShared, appraise.AWSDedicated} {
-		got, err := LoadPolicy(name)
-		if err != nil {
-			t.Fatal(err)
-		}
+		got := must.Get(LoadPolicy(name))(t, "load a policy")
 		if diff := cmp.Diff(builtin(t, name), got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 		// What a profile says stands as a file, too.
-		if got, err = parsePolicy("c.yaml", []byte("profile: "+name), noRoots); err != nil {
-			t.Fatal(err)
-		}
+		got = must.Get(parsePolicy("c.yaml", []byte("profile: "+name), noRoots))(t, "read the profile as a file")
 		if got.Name != "c.yaml" || got.Profile != name {
 			t.Errorf("got name %q and profile %q, want c.yaml and %s", got.Name, got.Profile, name)
 		}
@@ -86,10 +74,7 @@ report_version: {value: {min: 4}}
 platform_unknown: {mode: ""}
 min_launch_tcb:
 `)
-	got, err := LoadPolicy(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := must.Get(LoadPolicy(file))(t, "load a policy")
 	want := builtin(t, appraise.AWSShared)
 	want.Name, want.Roots, want.RootsPEM = file, "pki/roots.pem", []byte(roots)
 	want.MinReportedTCB.Value = snp.TCB{Bootloader: 4, SNP: 25, Microcode: 217}
@@ -118,16 +103,10 @@ min_launch_tcb:
 
 // TestPolicyOfSimulator: roots of the form of AMD's own.
 func TestPolicyOfSimulator(t *testing.T) {
-	psp, err := sim.New(sim.DefaultOptions(time.Now()))
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(sim.DefaultOptions(time.Now())))(t, "make a simulator")
 	dir := t.TempDir()
 	write(t, dir, "roots.pem", string(psp.Roots()))
-	got, err := LoadPolicy(write(t, dir, "policy.yaml", "profile: aws-shared\nroots: roots.pem\n"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := must.Get(LoadPolicy(write(t, dir, "policy.yaml", "profile: aws-shared\nroots: roots.pem\n")))(t, "load a policy")
 	if string(got.RootsPEM) != string(psp.Roots()) {
 		t.Error("the policy's roots are not the simulator's")
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"sevagent/internal/evidence"
+	"sevagent/internal/must"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/vectors.json from the code")
@@ -81,23 +82,13 @@ func TestVectors(t *testing.T) {
 	for _, v := range inputs() {
 		got = append(got, compute(v))
 	}
-	text, err := json.MarshalIndent(got, "", "  ")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must.Get(json.MarshalIndent(got, "", "  "))(t, "encode the vectors")
 	const file = "testdata/vectors.json"
 	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, append(text, '\n'), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, os.MkdirAll("testdata", 0o755), "make a directory")
+		must.Do(t, os.WriteFile(file, append(text, '\n'), 0o644), "write a file")
 	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	want := must.Get(os.ReadFile(file))(t, "read a file")
 	if string(want) != string(text)+"\n" {
 		t.Errorf("%s differs from what the code computes: a change of the format needs a new label and profile", file)
 	}
@@ -169,31 +160,21 @@ func TestClaimsCheck(t *testing.T) {
 
 func document(t testing.TB) *evidence.Document {
 	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 12}}
-	d, err := evidence.Build(claims, 0, nil, []byte("report"), [][]byte{[]byte("certificate")}, map[string]string{"status": "pass"}, time.Unix(1780000000, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := must.Get(evidence.Build(claims, 0, nil, []byte("report"), [][]byte{[]byte("certificate")},
+		map[string]string{"status": "pass"}, time.Unix(1780000000, 0)))(t, "build a document")
 	return d
 }
 
 func TestDocumentRoundTrip(t *testing.T) {
 	d := document(t)
-	text, err := json.Marshal(d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := evidence.Parse(text)
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must.Get(json.Marshal(d))(t, "encode the document")
+	got := must.Get(evidence.Parse(text))(t, "parse a document")
 	root, err := got.Root()
 	if err != nil || hex.EncodeToString(root[:]) != d.ReportData.String() {
 		t.Errorf("root %x, err %v, want %v", root[:8], err, d.ReportData)
 	}
 	var fields map[string]any
-	if err := json.Unmarshal(text, &fields); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, json.Unmarshal(text, &fields), "decode the document")
 	for _, name := range []string{"eat_profile", "eat_nonce", "iat", "purpose", "binding", "caller", "batch", "report_data", "report", "certificates", "cmw", "verdict"} {
 		if _, ok := fields[name]; !ok {
 			t.Errorf("the document has no %q", name)
@@ -205,10 +186,7 @@ func TestDocumentRoundTrip(t *testing.T) {
 }
 
 func TestParseRefuses(t *testing.T) {
-	good, err := json.Marshal(document(t))
-	if err != nil {
-		t.Fatal(err)
-	}
+	good := must.Get(json.Marshal(document(t)))(t, "encode the document")
 	change := func(old, new string) []byte {
 		if !bytes.Contains(good, []byte(old)) {
 			t.Fatalf("the document has no %q", old)
@@ -240,10 +218,7 @@ func TestParseRefuses(t *testing.T) {
 
 // FuzzParse: a document that parses says the same after it was written and read again.
 func FuzzParse(f *testing.F) {
-	good, err := json.Marshal(document(f))
-	if err != nil {
-		f.Fatal(err)
-	}
+	good := must.Get(json.Marshal(document(f)))(f, "encode the document")
 	f.Add(good)
 	f.Add([]byte("{}"))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"sevagent/internal/evidence"
+	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -63,14 +64,10 @@ func TestVectorsInPython(t *testing.T) {
 	if out, ok := python(t, "--vectors", "testdata/vectors.json"); !ok {
 		t.Error(out)
 	}
-	text, err := os.ReadFile("testdata/vectors.json")
-	if err != nil {
-		t.Fatal(err)
-	}
+	text := must.Get(os.ReadFile("testdata/vectors.json"))(t, "read a file")
 	file := filepath.Join(t.TempDir(), "vectors.json")
-	if err := os.WriteFile(file, bytes.Replace(text, []byte(`"uid": 1000`), []byte(`"uid": 1001`), 1), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	changed := bytes.Replace(text, []byte(`"uid": 1000`), []byte(`"uid": 1001`), 1)
+	must.Do(t, os.WriteFile(file, changed, 0o644), "write the changed vectors")
 	if out, ok := python(t, "--vectors", file); ok {
 		t.Error("vectors with another uid:", out)
 	}
@@ -86,14 +83,9 @@ type node struct {
 
 func newNode(t *testing.T, o sim.Options) *node {
 	t.Helper()
-	psp, err := sim.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	psp := must.Get(sim.New(o))(t, "make a simulator")
 	n := &node{t: t, dir: t.TempDir(), psp: psp}
-	if err := psp.Save(n.dir); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, psp.Save(n.dir), "save the simulator's roots")
 	n.roots = filepath.Join(n.dir, "roots.pem")
 	return n
 }
@@ -216,9 +208,7 @@ func TestOpenSSLRefuses(t *testing.T) {
 		{"the intermediates alone as roots", func(*evidence.Document) {}, nil, n.intermediates(), "chain: "},
 		{"foreign certificate", func(d *evidence.Document) { d.Certificates = foreign.evidence(requests()[0])[0].Certificates }, nil, "", "chain: "},
 		{"signed by another key of the same root", func(d *evidence.Document) {
-			if err := n.psp.SetOptions(sim.DefaultOptions(time.Now())); err != nil {
-				t.Fatal(err)
-			}
+			must.Do(t, n.psp.SetOptions(sim.DefaultOptions(time.Now())), "change the simulator's options")
 			d.Certificates = n.evidence(requests()[0])[0].Certificates
 		}, nil, "", "signature: "},
 	} {
@@ -262,17 +252,13 @@ func TestOpenSSLJudgesTheCertificate(t *testing.T) {
 	for name, from := range map[string]time.Time{"expired": now.Add(-2 * time.Hour), "not yet valid": now.Add(time.Hour)} {
 		o := sim.DefaultOptions(now)
 		o.NotBefore, o.NotAfter = from, from.Add(time.Hour)
-		if err := n.psp.SetOptions(o); err != nil {
-			t.Fatal(err)
-		}
+		must.Do(t, n.psp.SetOptions(o), "change the simulator's options")
 		d := n.evidence(requests()[0])[0]
 		if out, ok := n.judge(d, d.Nonce, n.roots); ok || !strings.Contains(out, "chain: ") {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
-	if err := n.psp.SetOptions(sim.DefaultOptions(now)); err != nil {
-		t.Fatal(err)
-	}
+	must.Do(t, n.psp.SetOptions(sim.DefaultOptions(now)), "change the simulator's options")
 	same := func(e []pkix.Extension) []pkix.Extension { return e }
 	if out, ok := n.judgeEndorsed(same); !ok {
 		t.Errorf("endorsed by the test itself: %s", out)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-sev-guest/abi"
 
+	"sevagent/internal/must"
 	"sevagent/internal/snp"
 )
 
@@ -24,10 +25,7 @@ func TestRealReports(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
-			raw, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
+			raw := must.Get(os.ReadFile(file))(t, "read a file")
 			agreesWithLibrary(t, raw)
 		})
 	}
@@ -36,14 +34,8 @@ func TestRealReports(t *testing.T) {
 // agreesWithLibrary compares every field with an independent parser.
 func agreesWithLibrary(t *testing.T, raw []byte) {
 	t.Helper()
-	r, err := snp.ParseReport(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := abi.ReportToProto(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := must.Get(snp.ParseReport(raw))(t, "parse a report")
+	p := must.Get(abi.ReportToProto(raw))(t, "parse a report with the library")
 	numbers := []struct {
 		name      string
 		got, want uint64
@@ -101,10 +93,7 @@ func TestParseReportEveryLength(t *testing.T) {
 func TestNewerVersionIsKept(t *testing.T) {
 	raw := bytes.Repeat([]byte{0x5a}, snp.ReportSize)
 	binary.LittleEndian.PutUint32(raw, snp.MaxKnownVersion+1)
-	r, err := snp.ParseReport(raw)
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := must.Get(snp.ParseReport(raw))(t, "parse a report")
 	if r.Known() || !bytes.Equal(r.Raw(), raw) {
 		t.Errorf("Known = %v, raw kept = %v", r.Known(), bytes.Equal(r.Raw(), raw))
 	}
@@ -142,20 +131,14 @@ func TestBitsHaveTheirNames(t *testing.T) {
 
 func TestCertTable(t *testing.T) {
 	table := snp.CertTable{{GUID: snp.GUIDVLEK, Data: []byte("leaf")}, {GUID: snp.GUIDARK, Data: []byte("root")}}
-	got, err := snp.ParseCertTable(table.Encode())
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := must.Get(snp.ParseCertTable(table.Encode()))(t, "parse the certificate table")
 	if string(got.Find(snp.GUIDVLEK)) != "leaf" || string(got.Find(snp.GUIDARK)) != "root" || got.Find(snp.GUIDASK) != nil {
 		t.Errorf("read back: %v", got)
 	}
 	// go-sev-guest writes GUIDs in the mixed byte order that other hosts use.
-	var mixed snp.CertTable
 	var lib abi.CertTable
 	lib.Entries = []abi.CertTableEntry{{GUID: parseGUID(t, abi.VlekGUID), RawCert: []byte("leaf")}}
-	if mixed, err = snp.ParseCertTable(lib.Marshal()); err != nil {
-		t.Fatal(err)
-	}
+	mixed := must.Get(snp.ParseCertTable(lib.Marshal()))(t, "parse the library's table")
 	if string(mixed.Find(snp.GUIDVLEK)) != "leaf" {
 		t.Errorf("go-sev-guest's table: %v", mixed)
 	}
