@@ -94,8 +94,8 @@ type property struct {
 type subject int
 
 const (
-	// The cluster, or the region. The check names all the calls that it needs.
-	ofCluster subject = iota
+	// The zero subject is the cluster, or the region: the check names all the calls that it needs.
+	_ subject = iota
 	// The groups that exist, and their templates.
 	ofGroups
 	// The nodes as container instances.
