@@ -33,7 +33,8 @@ type reportFlags struct {
 func (r *reportFlags) add(cmd *cobra.Command, report string) {
 	f := cmd.Flags()
 	f.StringVar(&r.report, "report", "", report)
-	f.StringArrayVar(&r.certs, "cert", nil, "a `FILE` with the report's VLEK or VCEK certificate,\nPEM or DER; repeatable")
+	f.StringArrayVar(&r.certs, "cert", nil,
+		"a `FILE` with the report's VLEK or VCEK certificate,\nPEM or DER; repeatable")
 	f.StringVar(&r.at, "at", "", "verify as of this `TIME`, RFC 3339 (default: now)")
 }
 
@@ -118,8 +119,8 @@ func (a *appraisal) verifier() (*appraise.Verifier, error) {
 		return nil, cli.Usage(err)
 	}
 	if policy.RootsPEM != nil && !a.allowCustomRoots {
-		return nil, cli.Usagef("policy %s has its own roots; give --allow-custom-roots to accept them, as for a simulator",
-			a.policy)
+		return nil, cli.Usagef(
+			"policy %s has its own roots; give --allow-custom-roots to accept them, as for a simulator", a.policy)
 	}
 	v, err := appraise.New(appraise.Config{Policy: policy, Region: a.region})
 	if err != nil {

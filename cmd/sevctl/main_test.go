@@ -49,7 +49,9 @@ func writeEvidence(dir string) error {
 	if err != nil {
 		return err
 	}
-	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 1000}}
+	claims := evidence.Claims{
+		Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 1000},
+	}
 	text, report, cert, err := makeEvidence(psp, claims, now)
 	if err != nil {
 		return err

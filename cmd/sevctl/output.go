@@ -63,7 +63,7 @@ func formatAlias(args []string, stderr io.Writer) []string {
 		switch format {
 		case "table", "json", "html", "text":
 			args[i] = "--format" + strings.TrimPrefix(arg, flag)
-			fmt.Fprintf(stderr, "sevctl: --output %s is deprecated and will name a file; use --format %s\n", format, format)
+			fmt.Fprintf(stderr, "sevctl: --output %[1]s is deprecated and will name a file; use --format %[1]s\n", format)
 		}
 	}
 	return args

@@ -28,8 +28,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// TestVerifyScripts runs the binary against a loopback AWS with the cluster prod. A script changes that with the command
-// `aws`; see changes.
+// TestVerifyScripts runs the binary against a loopback AWS with the cluster prod, which a script changes with the
+// command `aws`; see changes.
 func TestVerifyScripts(t *testing.T) {
 	type key struct{}
 	testscript.Run(t, testscript.Params{
@@ -42,10 +42,12 @@ func TestVerifyScripts(t *testing.T) {
 			server := httptest.NewServer(fake)
 			env.Defer(server.Close)
 			env.Values[key{}] = fake
-			env.Vars = append(env.Vars, "AWS_ENDPOINT_URL="+server.URL, "AWS_ACCESS_KEY_ID=AKID", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-2", "AWS_EC2_METADATA_DISABLED=true",
-				"AWS_CONFIG_FILE="+filepath.Join(env.WorkDir, "config"), "AWS_SHARED_CREDENTIALS_FILE="+filepath.Join(env.WorkDir, "none"))
-			return errors.Join(os.WriteFile(filepath.Join(env.WorkDir, "roots.pem"), roots, 0o644),
-				os.WriteFile(filepath.Join(env.WorkDir, "policy.yaml"), []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644))
+			at := func(name string) string { return filepath.Join(env.WorkDir, name) }
+			env.Vars = append(env.Vars, "AWS_ENDPOINT_URL="+server.URL, "AWS_REGION=us-east-2",
+				"AWS_ACCESS_KEY_ID=AKID", "AWS_SECRET_ACCESS_KEY=secret", "AWS_EC2_METADATA_DISABLED=true",
+				"AWS_CONFIG_FILE="+at("config"), "AWS_SHARED_CREDENTIALS_FILE="+at("none"))
+			return errors.Join(os.WriteFile(at("roots.pem"), roots, 0o644),
+				os.WriteFile(at("policy.yaml"), []byte("profile: aws-shared\nroots: roots.pem\n"), 0o644))
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": simscript.Exits,
@@ -122,7 +124,8 @@ func simulated(dir string, n int) (*clustertest.AWS, []byte, error) {
 		if err != nil {
 			return nil, nil, err
 		}
-		node.Attested, node.Measurement, node.TCB = "simulated", hex.EncodeToString(parsed.Measurement[:]), parsed.ReportedTCB.String()
+		node.Attested, node.TCB = "simulated", parsed.ReportedTCB.String()
+		node.Measurement = hex.EncodeToString(parsed.Measurement[:])
 	}
 	fake.Run = func(id, script string) (string, string, bool) {
 		guest := guests[id]
@@ -155,17 +158,27 @@ func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
 	return base64.StdEncoding.EncodeToString(b.Bytes()), err
 }
 
-// reportOf is the report of a cluster in which something of every kind is wrong, and one node is hostile to whoever
-// reads it.
+// reportOf is the report of a cluster with a finding of every kind, and one node that is hostile to the reader.
 func reportOf(t *testing.T) *clusterReport {
 	t.Helper()
-	at := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC)
+	at, measurement := time.Date(2026, 11, 25, 9, 0, 0, 0, time.UTC), strings.Repeat("ab", 48)
 	s := &cluster.Snapshot{
 		Name: "prod", Region: "us-east-2", Time: at,
-		Cluster:   &cluster.Cluster{Name: "prod", ARN: "arn:aws:ecs:us-east-2:123456789012:cluster/prod", Status: "ACTIVE", Providers: []string{"prod-snp"}},
-		Providers: []cluster.Provider{{Name: "prod-snp", Status: "ACTIVE", GroupARN: "arn", Group: "prod-snp", ManagedScaling: true, ManagedProtection: true}},
-		Groups: []cluster.Group{{Name: "prod-snp", Min: 1, Desired: 8, Max: 9, ProtectsNew: true, GracePeriod: 5 * time.Minute,
-			Templates: []cluster.Template{{ID: "lt-00000000000000001", Spec: "3", Version: 3, ImageID: "ami-1", InstanceType: "m6a.large", SNP: "enabled", HTTPTokens: "required"}}}},
+		Cluster: &cluster.Cluster{
+			Name: "prod", ARN: "arn:aws:ecs:us-east-2:123456789012:cluster/prod", Status: "ACTIVE",
+			Providers: []string{"prod-snp"},
+		},
+		Providers: []cluster.Provider{{
+			Name: "prod-snp", Status: "ACTIVE", GroupARN: "arn", Group: "prod-snp",
+			ManagedScaling: true, ManagedProtection: true,
+		}},
+		Groups: []cluster.Group{{
+			Name: "prod-snp", Min: 1, Desired: 8, Max: 9, ProtectsNew: true, GracePeriod: 5 * time.Minute,
+			Templates: []cluster.Template{{
+				ID: "lt-00000000000000001", Spec: "3", Version: 3, ImageID: "ami-1", InstanceType: "m6a.large",
+				SNP: "enabled", HTTPTokens: "required",
+			}},
+		}},
 		Images:    map[string]cluster.Image{"ami-1": {BootMode: "uefi-preferred"}},
 		Supported: []string{"m6a.large"},
 		Failures:  map[string]error{"ec2:DescribeVolumes": errors.New("no answer within 1m30s")},
@@ -174,10 +187,18 @@ func reportOf(t *testing.T) *clusterReport {
 	for i := range 8 {
 		id := "i-0000000000000000" + string(rune('1'+i))
 		n := cluster.Node{ID: id,
-			Container: &cluster.Container{Status: "ACTIVE", Provider: "prod-snp", Connected: true, AgentVersion: "1.106.1",
-				Attributes: map[string]string{cluster.AttrAttested: "true", cluster.AttrMeasurement: strings.Repeat("ab", 48), cluster.AttrTCB: "4.0.29.222"}},
-			Member: &cluster.Member{Group: "prod-snp", Lifecycle: "InService", Health: "Healthy", TemplateID: "lt-00000000000000001", TemplateVersion: "3", Protected: true},
-			Instance: &cluster.Instance{Type: "m6a.large", Zone: "us-east-2a", State: "running", ImageID: "ami-1", SNP: "enabled", BootMode: "uefi", HTTPTokens: "required",
+			Container: &cluster.Container{
+				Status: "ACTIVE", Provider: "prod-snp", Connected: true, AgentVersion: "1.106.1",
+				Attributes: map[string]string{
+					cluster.AttrAttested: "true", cluster.AttrMeasurement: measurement, cluster.AttrTCB: "4.0.29.222",
+				},
+			},
+			Member: &cluster.Member{
+				Group: "prod-snp", Lifecycle: "InService", Health: "Healthy", Protected: true,
+				TemplateID: "lt-00000000000000001", TemplateVersion: "3",
+			},
+			Instance: &cluster.Instance{Type: "m6a.large", Zone: "us-east-2a", State: "running", ImageID: "ami-1",
+				SNP: "enabled", BootMode: "uefi", HTTPTokens: "required",
 				RootVolume: "vol-1", RootKnown: true, RootEncrypted: true, Launched: at.Add(-time.Hour)},
 		}
 		if i < 6 {
@@ -187,13 +208,16 @@ func reportOf(t *testing.T) *clusterReport {
 			n.Container.Attributes[cluster.AttrAttested] = "<script>alert(1)</script>\x1b[2J"
 		}
 		s.Nodes = append(s.Nodes, n)
-		results = append(results, cluster.Attestation{ID: id, Status: cluster.Pass, ReportID: id, Measurement: strings.Repeat("ab", 48), TCB: "4.0.29.222", Nonce: "00", Roots: "amd"})
+		results = append(results, cluster.Attestation{
+			ID: id, Status: cluster.Pass, ReportID: id, Measurement: measurement, TCB: "4.0.29.222", Nonce: "00", Roots: "amd",
+		})
 	}
 	results[2].Status, results[2].Reason = cluster.Fail, "no answer within 2m0s: the command is Pending there"
 	r := newReport(s)
 	r.Version, r.Attestation = "v1.2.3", results
 	r.Checks = append(r.Checks, cluster.CheckAttestation(s, results))
-	r.finish(cluster.Calls{Total: 24, ByAPI: map[string]int{"ecs:DescribeClusters": 1, "ssm:GetCommandInvocation": 23}}, 3*time.Second)
+	calls := map[string]int{"ecs:DescribeClusters": 1, "ssm:GetCommandInvocation": 23}
+	r.finish(cluster.Calls{Total: 24, ByAPI: calls}, 3*time.Second)
 	return r
 }
 
