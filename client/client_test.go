@@ -80,7 +80,7 @@ func ExampleClient_Evidence() {
 	socket, stop := startAgent(nil) // on a node: the default, ""
 	defer stop()
 
-	nonce := []byte("from the relying") // 16 bytes or more, fresh, chosen by whoever will verify
+	nonce := []byte("from the relying") // 16 bytes or more, fresh, chosen by the verifier
 	e, err := client.New(socket).Evidence(context.Background(), nonce, client.BindClient)
 	if err != nil {
 		fmt.Println(err)

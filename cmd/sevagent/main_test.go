@@ -177,9 +177,9 @@ listen: {socket: SOCKET, tcp: ""}
 
 // until waits until done returns true. It ends a test that would hang.
 func until(ts *testscript.TestScript, text string, done func() bool) {
-	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !done(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			ts.Fatalf("wait until %s: it has not in a minute", text)
+			ts.Fatalf("wait until %s: it has not within two minutes", text)
 		}
 	}
 }

@@ -344,7 +344,7 @@ func TestVCEKAfterFirmwareUpdate(t *testing.T) {
 	})
 }
 
-// TestVCEKOnDisk: what one agent fetched or an operator put there, the next one finds; what is of no use is replaced.
+// TestVCEKOnDisk: what one agent fetched or an operator put there, the next one finds; an invalid one is replaced.
 func TestVCEKOnDisk(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDedicated(t, nil)

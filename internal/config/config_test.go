@@ -368,7 +368,7 @@ func TestCheck(t *testing.T) {
 	write(t, dir, "config.yaml", "log: {level: loud}\n")
 	write(t, dir, name, "log: {level: louder}\n")
 	if _, err := Check(dir, name, []byte("log: {level: warn}")); err != nil {
-		t.Error("the content mends the directory:", err)
+		t.Error("the content repairs the directory:", err)
 	}
 	write(t, dir, "conf.d/60.yaml", "log: {level: loudest}\n")
 	if _, err := Check(dir, name, []byte("log: {level: warn}")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/60.yaml:1: log.level: ") {

@@ -169,7 +169,7 @@ func inBubble(t *testing.T, s Settings, docker *fakeDocker, f func(b *bench)) {
 	})
 }
 
-// expect waits, and compares the signals that were sent meanwhile, in any order.
+// expect waits, and compares the signals sent since, in any order.
 func (b *bench) expect(when string, wait time.Duration, want ...string) []time.Time {
 	b.t.Helper()
 	time.Sleep(wait)

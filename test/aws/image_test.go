@@ -620,7 +620,7 @@ func TestImageGuide(t *testing.T) {
 				t.Errorf("the node runs %s, want %s", got, first)
 			}
 			if data := c.userData("confidential-cluster"); !strings.Contains(data, "url=''\n") {
-				t.Error("the node is told of a package")
+				t.Error("the node gets a package to install")
 			}
 		},
 		"update": func(out string) {

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// AWS is the state. Its fields are for whoever made it until it is served; from then on, use Change.
+// AWS is the state. Its fields belong to its maker until it is served; from then on, use Change.
 type AWS struct {
 	Region, Cluster, Status, Insights string
 	// Other clusters of the account.

@@ -1,6 +1,6 @@
 """Stacks: creation, update, rollback and deletion of resources in order, signals, and the events of all that.
 
-An operation runs in a thread of its own. Whoever starts one waits until it has ended or until it waits for a signal, so
+An operation runs in a thread of its own. The caller waits until it has ended or until it waits for a signal, so
 that most requests are answered when their work is done and tests need no polling.
 """
 
