@@ -371,7 +371,7 @@ func TestProblemCodes(t *testing.T) {
 	// What attest.Code can return: the codes of its kinds, its own literals, and those of a verdict. The constant
 	// CodeUnsupportedVersion is no string there, and never a problem: such evidence is served, with this verdict.
 	for _, code := range slices.Concat(
-		found(t, "../attest/errors.go", `(?m)^\t\{[\w.]+, "([a-z_]+)", `),
+		found(t, "../attest/errors.go", `(?m)^\t\{[\w.]+, "([a-z_]+)",`),
 		found(t, "../attest/errors.go", `return "([a-z_]+)"`),
 		found(t, "../appraise/verdict.go", `\tCode\w+ += "([a-z_]+)"`),
 	) {
