@@ -30,8 +30,8 @@ type publishing struct {
 	reloader *reload.Reloader
 }
 
-// evidenceFor returns the content of evidence.json for a published key, given the kind of its certificate and the SHA-256 of
-// its SubjectPublicKeyInfo; nil: there is none.
+// evidenceFor returns the content of evidence.json for a published key, given the kind of its certificate and the
+// SHA-256 of its SubjectPublicKeyInfo; nil: there is none.
 type evidenceFor func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
 
 func newPublishing(

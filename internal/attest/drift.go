@@ -74,8 +74,8 @@ func tcbText(v snp.TCBVersion) string {
 	return v.String()
 }
 
-// genuine reports whether v's report is genuine, whatever the policy says of it. The values of any other report are only
-// its maker's claims.
+// genuine reports whether v's report is genuine, whatever the policy says of it. The values of any other report are
+// only its maker's claims.
 func genuine(v *appraise.Verdict) bool {
 	switch v.Status {
 	case appraise.Pass, appraise.Warned:

@@ -106,8 +106,8 @@ func (n *node) waitForProof(ctx context.Context) error {
 	return nil
 }
 
-// attributesOf returns what the last verified report proves. A value has at most 128 characters; a measurement is 96 hex
-// digits.
+// attributesOf returns what the last verified report proves. A value has at most 128 characters; a measurement is 96
+// hex digits.
 func attributesOf(last client.Attestation) map[string]string {
 	if last.Verdict != "pass" && last.Verdict != "warn" {
 		return map[string]string{attrAttested: "false"}

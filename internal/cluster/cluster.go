@@ -1,5 +1,5 @@
-// Package cluster checks whether an ECS cluster is a confidential one. Inspect asks AWS and returns a Snapshot; Evaluate
-// runs the checks, which are pure functions of the Snapshot.
+// Package cluster checks whether an ECS cluster is a confidential one. Inspect asks AWS and returns a Snapshot;
+// Evaluate runs the checks, which are pure functions of the Snapshot.
 //
 // Everything is found from the cluster's name along what AWS itself links: cluster, capacity providers, their Auto
 // Scaling groups, the groups' launch templates; and cluster, container instances, EC2 instances. Nothing is looked up

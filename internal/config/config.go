@@ -1,5 +1,6 @@
 // Package config reads the agent's configuration and policy files, strictly: an unknown or doubled key, a second
-// document or a wrong type is a mistake, and all mistakes are reported at once, each as `file:line: key: what is wrong`.
+// document or a wrong type is a mistake, and all mistakes are reported at once, each as `file:line: key: what is
+// wrong`.
 //
 // The order is fixed: defaults, config.yaml, conf.d/*.yaml in the order of their names. A later file overrides the
 // keys that it sets. Nothing else reads files or the environment, and validation changes nothing.

@@ -19,7 +19,8 @@ const (
 const maxFile = 1 << 20
 
 // listFiles returns the files of a configuration in the order in which they are read, where a later one overrides the
-// keys that it sets: the file at path itself, or config.yaml and conf.d/*.yaml of a directory, both of which may be absent.
+// keys that it sets: the file at path itself, or config.yaml and conf.d/*.yaml of a directory, both of which may be
+// absent.
 func listFiles(path string) (files []string, err error) {
 	fi, err := os.Stat(path)
 	if err != nil {

@@ -1,6 +1,6 @@
 // Package lab is what the labs under test/ share: programs that run until a test ends, the agent among them; waiting;
-// files; certificates; and a reader's view of what is published. What one lab alone needs stays with that lab. The script
-// test/run prepares what has to be there before a lab's tests can run: namespaces, packages, binaries.
+// files; certificates; and a reader's view of what is published. What one lab alone needs stays with that lab. The
+// script test/run prepares what has to be there before a lab's tests can run: namespaces, packages, binaries.
 package lab
 
 import (

@@ -13,8 +13,8 @@ import (
 )
 
 // Secrets is the part of Secrets Manager that a node uses: an http.Handler that speaks AWS JSON 1.1 and knows the
-// operations DescribeSecret and GetSecretValue. The zero value with Region and AccountID set is ready to serve; Put makes
-// secrets.
+// operations DescribeSecret and GetSecretValue. The zero value with Region and AccountID set is ready to serve; Put
+// makes secrets.
 type Secrets struct {
 	Region, AccountID string
 
