@@ -160,9 +160,12 @@ func verifyDocument(data []byte, v *appraise.Verifier, now time.Time, nonce []by
 
 	r := newResult(v.Appraise(now, doc.Report, certs))
 	r.Purpose, r.Binding, r.Caller = doc.Purpose, &doc.Binding, &doc.Caller
+	if doc.Instance != (evidence.Instance{}) {
+		r.Instance = &doc.Instance
+	}
 	if r.Verdict.Report != nil && r.Verdict.Report.ReportData != root {
 		r.reject(appraise.CodeReportDataMismatch,
-			"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller and batch")
+			"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller, instance and batch")
 	}
 	if len(nonce) > 0 {
 		r.checkNonce(bytes.Equal(doc.Nonce, nonce),
@@ -243,7 +246,9 @@ type result struct {
 	Purpose evidence.Purpose  `json:"purpose,omitempty"`
 	Binding *evidence.Binding `json:"binding,omitempty"`
 	Caller  *evidence.Caller  `json:"caller,omitempty"`
-	Report  reportSummary     `json:"report"`
+	// Instance is what the node says it is, and nil if it does not.
+	Instance *evidence.Instance `json:"instance,omitempty"`
+	Report   reportSummary      `json:"report"`
 }
 
 type reportSummary struct {
@@ -294,7 +299,10 @@ func (r *result) text(w io.Writer) error {
 	fmt.Fprintf(&b, "nonce        %s\n", r.Nonce)
 	if r.Binding != nil {
 		fmt.Fprintf(&b, "purpose      %s\nbinding      %s %s\n", r.Purpose, r.Binding.Kind, r.Binding.SPKISHA256)
-		fmt.Fprintf(&b, "caller       uid %d %s %s\n", r.Caller.UID, r.Caller.ContainerID, r.Caller.TaskARN)
+		fmt.Fprintf(&b, "caller       %s\n", r.Caller)
+		if r.Instance != nil {
+			fmt.Fprintf(&b, "instance     %s %s %s\n", r.Instance.ID, r.Instance.Region, r.Instance.AccountID)
+		}
 	}
 	if v.Report != nil {
 		fmt.Fprintf(&b, "report       version %d, TCB %s, measurement %s\n",

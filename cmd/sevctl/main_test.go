@@ -50,7 +50,7 @@ func writeEvidence(dir string) error {
 		return err
 	}
 	claims := evidence.Claims{
-		Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 1000},
+		Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.HostCaller(1000),
 	}
 	text, report, cert, err := makeEvidence(psp, claims, now)
 	if err != nil {

@@ -244,8 +244,8 @@ func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Att
 		out.Reason = "the nonce was not verified"
 	case !askedByRoot(r):
 		// A container elsewhere, with the socket of a genuine node, could answer for a node that is not genuine.
-		out.Reason = fmt.Sprintf("its evidence was asked for by uid %d, container %q, "+
-			"and not by the node's root through Run Command", r.Caller.UID, r.Caller.ContainerID)
+		out.Reason = fmt.Sprintf(
+			"its evidence was requested by %s, and not by the node's root through Run Command", r.Caller)
 	case r.Verdict.Status == appraise.Warned:
 		out.Status = cluster.Warn
 	case r.Verdict.Roots == appraise.RootsCustom:
@@ -260,7 +260,7 @@ func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Att
 // askedByRoot reports whether root on the node asked, outside of any container, and for the nonce alone.
 func askedByRoot(r *result) bool {
 	return r.Purpose == evidence.PurposeClient && r.Binding.Kind == evidence.BindNone &&
-		r.Caller.UID == 0 && r.Caller.ContainerID == "" && r.Caller.TaskARN == ""
+		r.Caller.String() == evidence.HostCaller(0).String()
 }
 
 // coloured follows no-color.org.

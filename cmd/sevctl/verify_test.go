@@ -147,7 +147,9 @@ func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	text, _, _, err := makeEvidence(guest, evidence.Claims{Purpose: evidence.PurposeClient, Nonce: raw}, now)
+	text, _, _, err := makeEvidence(guest, evidence.Claims{
+		Purpose: evidence.PurposeClient, Nonce: raw, Caller: evidence.HostCaller(0),
+	}, now)
 	if err != nil {
 		return "", err
 	}

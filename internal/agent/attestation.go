@@ -236,7 +236,7 @@ func (a *attestation) prove(ctx context.Context) (*appraise.Verdict, error) {
 func ownClaims(purpose evidence.Purpose, binding evidence.Binding) evidence.Claims {
 	nonce := make([]byte, 32)
 	rand.Read(nonce)
-	caller := evidence.Caller{UID: uint32(os.Getuid())}
+	caller := evidence.HostCaller(uint32(os.Getuid()))
 	return evidence.Claims{Purpose: purpose, Nonce: nonce, Binding: binding, Caller: caller}
 }
 

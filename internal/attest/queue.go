@@ -1,10 +1,6 @@
 package attest
 
-import (
-	"sync"
-
-	"sevagent/internal/evidence"
-)
+import "sync"
 
 // queue holds the requests that wait for a report. It is bounded, and fair between callers: a batch takes from
 // each waiting caller in turn, so that one with ten thousand requests delays another's single one by at most
@@ -14,19 +10,19 @@ type queue struct {
 
 	mu      sync.Mutex
 	closed  bool
-	waiting map[evidence.Caller][]*request
-	turns   []evidence.Caller // callers with something waiting, in the order of their turns
+	waiting map[string][]*request // by caller
+	turns   []string              // callers with something waiting, in the order of their turns
 	size    int
 }
 
 func newQueue(max int) *queue {
-	return &queue{max: max, maxPerCaller: max / 2, waiting: make(map[evidence.Caller][]*request)}
+	return &queue{max: max, maxPerCaller: max / 2, waiting: make(map[string][]*request)}
 }
 
 func (q *queue) add(r *request) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	caller := r.claims.Caller
+	caller := r.claims.Caller.String()
 	switch own := q.waiting[caller]; {
 	case q.closed:
 		return ErrStopped

@@ -77,7 +77,7 @@ func run(t *testing.T, w *Worker) {
 func claims(uid uint32, n uint64) evidence.Claims {
 	nonce := make([]byte, 16)
 	binary.BigEndian.PutUint64(nonce, n)
-	return evidence.Claims{Purpose: evidence.PurposeClient, Nonce: nonce, Caller: evidence.Caller{UID: uid}}
+	return evidence.Claims{Purpose: evidence.PurposeClient, Nonce: nonce, Caller: evidence.HostCaller(uid)}
 }
 
 func TestLoneRequestIsServedAtOnceAsTheRoot(t *testing.T) {
@@ -164,7 +164,7 @@ func TestFairness(t *testing.T) {
 	batch := q.take(4)
 	var callers []uint32
 	for _, r := range batch {
-		callers = append(callers, r.claims.Caller.UID)
+		callers = append(callers, *r.claims.Caller.UID)
 	}
 	if len(callers) != 4 || callers[1] != 2 {
 		t.Errorf("the next batch serves callers %v, want caller 2 in it", callers)

@@ -14,15 +14,21 @@ import (
 )
 
 // Profile is the eat_profile of the document (RFC 9711, section 4.3.2): a name, not an address to fetch.
-const Profile = "tag:sevagent,2026:evidence#1"
+const Profile = "tag:sevagent,2026:evidence#2"
+
+// profile1 is that of leaf version 1, which did not commit to the kinds of binding and caller and to the instance.
+const profile1 = "tag:sevagent,2026:evidence#1"
+
+// ErrOlder is returned for a document of profile 1.
+var ErrOlder = errors.New("eat_profile is " + profile1 + ", made by an older agent; upgrade the node's sevagent")
 
 // MaxDocument bounds an evidence document in bytes.
 const MaxDocument = 256 << 10
 
 // Document is the JSON form of evidence. The names eat_profile, eat_nonce and iat are those of RFC 9711.
 //
-// What the hardware vouches for is Report alone; through its REPORT_DATA it commits to Purpose, Nonce, Binding
-// and Caller. IssuedAt and Verdict are the node's word and for convenience: a relying party appraises anew.
+// What the hardware vouches for is Report alone; through its REPORT_DATA it commits to Purpose, Nonce, Binding,
+// Caller and Instance. IssuedAt and Verdict are the node's word and for convenience: a relying party appraises anew.
 type Document struct {
 	EATProfile string `json:"eat_profile"`
 	// Nonce is base64url without padding, as RFC 9711 has it in JSON.
@@ -32,7 +38,9 @@ type Document struct {
 	Purpose  Purpose `json:"purpose"`
 	Binding  Binding `json:"binding"`
 	Caller   Caller  `json:"caller"`
-	Batch    Batch   `json:"batch"`
+	// Instance is absent where the node does not know what instance it is.
+	Instance Instance `json:"instance,omitzero"`
+	Batch    Batch    `json:"batch"`
 	// ReportData is REPORT_DATA as the report must carry it: the root of the batch.
 	ReportData Hex `json:"report_data"`
 	// Report is the ATTESTATION_REPORT, raw ABI bytes.
@@ -53,9 +61,7 @@ type Batch struct {
 // Build puts a document together. certs are DER, the endorsement key's first.
 func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte, verdict any, now time.Time) (
 	*Document, error) {
-	if c.Binding.Kind == "" {
-		c.Binding.Kind = BindNone
-	}
+	c.Binding.Kind = c.Binding.kind()
 	d := &Document{
 		EATProfile: Profile,
 		Nonce:      c.Nonce,
@@ -63,6 +69,7 @@ func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte
 		Purpose:    c.Purpose,
 		Binding:    c.Binding,
 		Caller:     c.Caller,
+		Instance:   c.Instance,
 		Batch:      Batch{Index: index, Path: []Hex{}},
 		Report:     report,
 	}
@@ -103,6 +110,9 @@ func Parse(data []byte) (*Document, error) {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("parse evidence: more than one JSON value")
 	}
+	if d.EATProfile == profile1 {
+		return nil, fmt.Errorf("parse evidence: %w", ErrOlder)
+	}
 	if d.EATProfile != Profile {
 		return nil, fmt.Errorf("parse evidence: eat_profile is %q, want %q", d.EATProfile, Profile)
 	}
@@ -117,7 +127,7 @@ func Parse(data []byte) (*Document, error) {
 
 // Claims returns what the document says it was made for.
 func (d *Document) Claims() Claims {
-	return Claims{Purpose: d.Purpose, Nonce: d.Nonce, Binding: d.Binding, Caller: d.Caller}
+	return Claims{Purpose: d.Purpose, Nonce: d.Nonce, Binding: d.Binding, Caller: d.Caller, Instance: d.Instance}
 }
 
 // Root recomputes from the claims and the batch what REPORT_DATA must be. Only that of the report itself is

@@ -26,11 +26,12 @@ type vector struct {
 }
 
 type vectorLeaf struct {
-	Purpose evidence.Purpose `json:"purpose"`
-	Nonce   evidence.Hex     `json:"nonce"`
-	Binding evidence.Binding `json:"binding"`
-	Caller  evidence.Caller  `json:"caller"`
-	Leaf    evidence.Hex     `json:"leaf"`
+	Purpose  evidence.Purpose  `json:"purpose"`
+	Nonce    evidence.Hex      `json:"nonce"`
+	Binding  evidence.Binding  `json:"binding"`
+	Caller   evidence.Caller   `json:"caller"`
+	Instance evidence.Instance `json:"instance,omitzero"`
+	Leaf     evidence.Hex      `json:"leaf"`
 }
 
 type vectorMember struct {
@@ -39,23 +40,45 @@ type vectorMember struct {
 }
 
 func (l vectorLeaf) claims() evidence.Claims {
-	return evidence.Claims{Purpose: l.Purpose, Nonce: []byte(l.Nonce), Binding: l.Binding, Caller: l.Caller}
+	return evidence.Claims{Purpose: l.Purpose, Nonce: []byte(l.Nonce), Binding: l.Binding, Caller: l.Caller, Instance: l.Instance}
 }
 
 func inputs() []vector {
 	nonce := func(b byte, n int) evidence.Hex { return bytes.Repeat([]byte{b}, n) }
-	lone := vectorLeaf{Purpose: evidence.PurposeClient, Nonce: nonce(0x01, 32), Binding: evidence.Binding{Kind: evidence.BindNone}, Caller: evidence.Caller{UID: 1000}}
-	bound := vectorLeaf{Purpose: evidence.PurposeMTLS, Nonce: nonce(0x02, 16), Binding: evidence.Binding{Kind: evidence.BindClient, SPKISHA256: bytes.Repeat([]byte{0xab}, 32)}, Caller: evidence.Caller{}}
-	task := vectorLeaf{Purpose: evidence.PurposeClient, Nonce: nonce(0x03, 64), Binding: evidence.Binding{Kind: evidence.BindNone}, Caller: evidence.Caller{
-		UID: 0, ContainerID: strings.Repeat("c0", 32), TaskARN: "arn:aws:ecs:us-east-2:111122223333:task/prod/0123456789abcdef0123456789abcdef"}}
+	instance := evidence.Instance{ID: "i-0123456789abcdef0", Region: "us-east-2", AccountID: "111122223333"}
+	lone := vectorLeaf{
+		Purpose: evidence.PurposeClient, Nonce: nonce(0x01, 32), Binding: evidence.Binding{Kind: evidence.BindNone},
+		Caller: evidence.HostCaller(1000),
+	}
+	bound := vectorLeaf{
+		Purpose: evidence.PurposeMTLS, Nonce: nonce(0x02, 16),
+		Binding: evidence.Binding{Kind: evidence.BindClient, SPKISHA256: bytes.Repeat([]byte{0xab}, 32)},
+		Caller:  evidence.HostCaller(0), Instance: instance,
+	}
+	server := bound
+	server.Binding.Kind = evidence.BindServer
+	task := vectorLeaf{
+		Purpose: evidence.PurposeClient, Nonce: nonce(0x03, 64), Binding: evidence.Binding{Kind: evidence.BindNone},
+		Caller:   evidence.ContainerCaller(0, strings.Repeat("c0", 32), task),
+		Instance: instance,
+	}
+	unknown := vectorLeaf{
+		Purpose: evidence.PurposeClient, Nonce: nonce(0x01, 32), Binding: evidence.Binding{Kind: evidence.BindNone},
+		Caller: evidence.Caller{Kind: evidence.CallerUnknown}, Instance: instance,
+	}
 	return []vector{
-		{Name: "lone request", Leaves: []vectorLeaf{lone}},
-		{Name: "bound to a key", Leaves: []vectorLeaf{bound}},
+		{Name: "lone request, of a node that does not know its instance", Leaves: []vectorLeaf{lone}},
+		{Name: "bound to a client's key", Leaves: []vectorLeaf{bound}},
+		{Name: "bound to a server's key", Leaves: []vectorLeaf{server}},
+		{Name: "unknown caller", Leaves: []vectorLeaf{unknown}},
 		{Name: "two requests", Leaves: []vectorLeaf{lone, task}},
 		{Name: "three requests, one padding leaf", Leaves: []vectorLeaf{lone, bound, task}},
-		{Name: "five requests, padding subtrees", Leaves: []vectorLeaf{lone, bound, task, lone, bound}},
+		{Name: "five requests, padding subtrees", Leaves: []vectorLeaf{lone, bound, task, unknown, server}},
 	}
 }
+
+// task is the ARN of an ECS task.
+const task = "arn:aws:ecs:us-east-2:111122223333:task/prod/0123456789abcdef0123456789abcdef"
 
 func compute(v vector) vector {
 	leaves := make([][evidence.Size]byte, len(v.Leaves))
@@ -122,11 +145,21 @@ func TestLoneLeafIsTheRoot(t *testing.T) {
 
 // TestClaimsDoNotRunTogether moves a byte from one field to the next: the hash must change.
 func TestClaimsDoNotRunTogether(t *testing.T) {
-	a := evidence.Claims{Purpose: "client", Nonce: []byte("0123456789abcdefX"), Caller: evidence.Caller{ContainerID: "ab", TaskARN: "c"}}
+	a := evidence.Claims{Purpose: "client", Nonce: []byte("0123456789abcdefX"), Caller: evidence.Caller{ContainerID: "ab", TaskARN: "c"}, Instance: evidence.Instance{ID: "d", Region: "ef"}}
 	b := a
 	b.Caller = evidence.Caller{ContainerID: "a", TaskARN: "bc"}
 	if a.Leaf() == b.Leaf() {
 		t.Error("container ID and task ARN run together")
+	}
+	b = a
+	b.Caller.TaskARN, b.Instance.ID = "", "cd"
+	if a.Leaf() == b.Leaf() {
+		t.Error("task ARN and instance ID run together")
+	}
+	b = a
+	b.Instance.Region, b.Instance.AccountID = "e", "f"
+	if a.Leaf() == b.Leaf() {
+		t.Error("region and account ID run together")
 	}
 	b = a
 	b.Purpose, b.Nonce = "client0", []byte("123456789abcdefX")
@@ -137,17 +170,76 @@ func TestClaimsDoNotRunTogether(t *testing.T) {
 
 func TestClaimsCheck(t *testing.T) {
 	key := bytes.Repeat([]byte{1}, 32)
+	uid, container := uint32(0), strings.Repeat("c0", 32)
+	in := func(c evidence.Caller) evidence.Claims {
+		return evidence.Claims{Purpose: evidence.PurposeClient, Nonce: make([]byte, 16), Caller: c}
+	}
+	at := func(id, region, account string) evidence.Claims {
+		c := in(evidence.HostCaller(0))
+		c.Instance = evidence.Instance{ID: id, Region: region, AccountID: account}
+		return c
+	}
+	with := func(purpose evidence.Purpose, nonce int, b evidence.Binding) evidence.Claims {
+		c := in(evidence.HostCaller(0))
+		c.Purpose, c.Nonce, c.Binding = purpose, make([]byte, nonce), b
+		return c
+	}
+	const boot, mtls, client = evidence.PurposeBoot, evidence.PurposeMTLS, evidence.PurposeClient
+	const good, region, account = "i-0123456789abcdef0", "us-east-2", "111122223333"
 	for _, c := range []struct {
 		name   string
 		claims evidence.Claims
 		want   string
 	}{
-		{"short nonce", evidence.Claims{Nonce: make([]byte, 15)}, "nonce of 15 bytes"},
-		{"long nonce", evidence.Claims{Nonce: make([]byte, 65)}, "nonce of 65 bytes"},
-		{"unknown binding", evidence.Claims{Nonce: make([]byte, 16), Binding: evidence.Binding{Kind: "peer"}}, "unknown binding"},
-		{"binding without key", evidence.Claims{Nonce: make([]byte, 16), Binding: evidence.Binding{Kind: "client"}}, "key hash of 0 bytes"},
-		{"key without binding", evidence.Claims{Nonce: make([]byte, 16), Binding: evidence.Binding{Kind: "none", SPKISHA256: key}}, "with a key"},
-		{"good", evidence.Claims{Nonce: make([]byte, 64), Binding: evidence.Binding{Kind: "server", SPKISHA256: key}}, ""},
+		{"no purpose", with("", 16, evidence.Binding{}), `unknown purpose ""`},
+		{"purpose of the caller's own", with("client\x1b[2J", 16, evidence.Binding{}), `unknown purpose "client\x1b[2J"`},
+		{"short nonce", with(client, 15, evidence.Binding{}), "nonce of 15 bytes"},
+		{"long nonce", with(client, 65, evidence.Binding{}), "nonce of 65 bytes"},
+		{"unknown binding", with(client, 16, evidence.Binding{Kind: "peer"}), "unknown binding"},
+		{"binding without key", with(client, 16, evidence.Binding{Kind: "client"}), "key hash of 0 bytes"},
+		{"key without binding", with(client, 16, evidence.Binding{Kind: "none", SPKISHA256: key}), "with a key"},
+		{"longest nonce, bound", with(mtls, 64, evidence.Binding{Kind: "server", SPKISHA256: key}), ""},
+		{"boot, unbound", with(boot, 16, evidence.Binding{}), ""},
+
+		{"no caller", in(evidence.Caller{}), `unknown kind of caller ""`},
+		{"kind of caller of its own", in(evidence.Caller{Kind: "root", UID: &uid}), `unknown kind of caller "root"`},
+		{"host without uid", in(evidence.Caller{Kind: evidence.CallerHost}), "without a uid"},
+		{"host with container", in(evidence.Caller{Kind: evidence.CallerHost, UID: &uid, ContainerID: container}), "with a container"},
+		{"host with task", in(evidence.Caller{Kind: evidence.CallerHost, UID: &uid, TaskARN: task}), "with a container or a task"},
+		{"unknown", in(evidence.Caller{Kind: evidence.CallerUnknown}), ""},
+		{"unknown with uid", in(evidence.Caller{Kind: evidence.CallerUnknown, UID: &uid}), "unknown caller with a uid"},
+		{"unknown with container", in(evidence.Caller{Kind: evidence.CallerUnknown, ContainerID: container}), "unknown caller with"},
+		{"unknown with task", in(evidence.Caller{Kind: evidence.CallerUnknown, TaskARN: task}), "unknown caller with"},
+		{"container", in(evidence.ContainerCaller(0, container, "")), ""},
+		{"container and task", in(evidence.ContainerCaller(1<<32-1, container, task)), ""},
+		{"container and task of old form", in(evidence.ContainerCaller(0, container,
+			"arn:aws-us-gov:ecs:us-gov-west-1:111122223333:task/01234567-89ab-cdef-0123-456789abcdef")), ""},
+		{"container without uid", in(evidence.Caller{Kind: evidence.CallerContainer, ContainerID: container}), "without a uid"},
+		{"container without ID", in(evidence.ContainerCaller(0, "", task)), "64 hexadecimal digits"},
+		{"short container ID", in(evidence.ContainerCaller(0, container[1:], "")), "64 hexadecimal digits"},
+		{"long container ID", in(evidence.ContainerCaller(0, container+"0", "")), "64 hexadecimal digits"},
+		{"container ID in capitals", in(evidence.ContainerCaller(0, strings.ToUpper(container), "")), "64 hexadecimal digits"},
+		{"container ID with line feed", in(evidence.ContainerCaller(0, container[1:]+"\n", "")), "64 hexadecimal digits"},
+		{"task that a terminal obeys", in(evidence.ContainerCaller(0, container, "\x1b]0;title\a\x1b[8m")), "ARN of an ECS task"},
+		{"task with line feed", in(evidence.ContainerCaller(0, container, task+"\n")), "ARN of an ECS task"},
+		{"task of another letter", in(evidence.ContainerCaller(0, container, strings.Replace(task, "prod", "Zürich", 1))), "ARN of an ECS task"},
+		{"service", in(evidence.ContainerCaller(0, container, strings.Replace(task, ":task/", ":service/", 1))), "ARN of an ECS task"},
+		{"endless task", in(evidence.ContainerCaller(0, container, task+strings.Repeat("0", 400))), "ARN of an ECS task"},
+
+		{"instance", at(good, region, account), ""},
+		{"instance of old form", at("i-01234567", "us-gov-west-1", account), ""},
+		{"instance without ID", at("", region, account), "instance ID"},
+		{"short instance ID", at("i-0123456", region, account), "instance ID"},
+		{"long instance ID", at(good+"0", region, account), "instance ID"},
+		{"instance ID in capitals", at("i-0123456789ABCDEF0", region, account), "instance ID"},
+		{"managed instance of another kind", at("mi-0123456789abcdef0", region, account), "instance ID"},
+		{"no region", at(good, "", account), "name of a region"},
+		{"zone", at(good, "us-east-2a", account), "name of a region"},
+		{"region with line feed", at(good, "us-east-2\n", account), "name of a region"},
+		{"endless region", at(good, "us-east-"+strings.Repeat("2", 32), account), "name of a region"},
+		{"no account", at(good, region, ""), "account ID"},
+		{"short account", at(good, region, account[1:]), "account ID"},
+		{"account of other digits", at(good, region, "11112222333\u0663"), "account ID"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := c.claims.Check()
@@ -159,7 +251,7 @@ func TestClaimsCheck(t *testing.T) {
 }
 
 func document(t testing.TB) *evidence.Document {
-	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.Caller{UID: 12}}
+	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.HostCaller(12)}
 	d := must.Get(evidence.Build(claims, 0, nil, []byte("report"), [][]byte{[]byte("certificate")},
 		map[string]string{"status": "pass"}, time.Unix(1780000000, 0)))(t, "build a document")
 	return d
@@ -199,6 +291,7 @@ func TestParseRefuses(t *testing.T) {
 		want string
 	}{
 		{"nothing", nil, "EOF"},
+		{"profile 1", change(evidence.Profile, "tag:sevagent,2026:evidence#1"), "made by an older agent"},
 		{"other profile", change(evidence.Profile, "tag:example,2026:x"), "eat_profile"},
 		{"two values", append(bytes.Clone(good), good...), "more than one JSON value"},
 		{"too large", bytes.Repeat([]byte(" "), evidence.MaxDocument+1), "at most"},

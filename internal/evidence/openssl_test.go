@@ -140,11 +140,13 @@ func (n *node) judge(d any, nonce []byte, roots string) (output string, accepted
 // requests are five that wait together: the batch has padding subtrees, and a leaf at every kind of place.
 func requests() (claims []evidence.Claims) {
 	for i := range byte(5) {
-		claims = append(claims, evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{i + 1}, 16+12*int(i)), Caller: evidence.Caller{UID: uint32(i)}})
+		claims = append(claims, evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{i + 1}, 16+12*int(i)), Caller: evidence.HostCaller(uint32(i))})
 	}
 	claims[1].Purpose = evidence.PurposeMTLS
 	claims[1].Binding = evidence.Binding{Kind: evidence.BindClient, SPKISHA256: bytes.Repeat([]byte{0xab}, 32)}
-	claims[3].Caller = evidence.Caller{UID: 4294967294, ContainerID: strings.Repeat("c0", 32), TaskARN: "arn:aws:ecs:us-east-2:111122223333:task/prod/Zürich"}
+	claims[3].Caller = evidence.ContainerCaller(4294967294, strings.Repeat("c0", 32), task)
+	claims[3].Instance = evidence.Instance{ID: "i-0123456789abcdef0", Region: "us-east-2", AccountID: "111122223333"}
+	claims[4].Caller = evidence.Caller{Kind: evidence.CallerUnknown}
 	return claims
 }
 
@@ -187,11 +189,12 @@ func TestOpenSSLRefuses(t *testing.T) {
 		{"other nonce asked", func(*evidence.Document) {}, make([]byte, 32), "", "eat_nonce"},
 		{"other nonce in both", func(d *evidence.Document) { d.Nonce = make([]byte, 32) }, make([]byte, 32), "", "REPORT_DATA"},
 		{"other purpose", func(d *evidence.Document) { d.Purpose = evidence.PurposeBoot }, nil, "", "REPORT_DATA"},
-		{"other caller", func(d *evidence.Document) { d.Caller.UID = 0 }, nil, "", "REPORT_DATA"},
-		{"a container added", func(d *evidence.Document) { d.Caller.ContainerID = "c0" }, nil, "", "REPORT_DATA"},
-		{"a text moved", func(d *evidence.Document) {
-			d.Caller.ContainerID, d.Caller.TaskARN = d.Caller.TaskARN, d.Caller.ContainerID
-		}, nil, "", "REPORT_DATA"},
+		{"other caller", func(d *evidence.Document) { *d.Caller.UID = 0 }, nil, "", "REPORT_DATA"},
+		{"other container", func(d *evidence.Document) { d.Caller.ContainerID = strings.Repeat("c1", 32) }, nil, "", "REPORT_DATA"},
+		{"task removed", func(d *evidence.Document) { d.Caller.TaskARN = "" }, nil, "", "REPORT_DATA"},
+		{"container taken for the host", func(d *evidence.Document) { d.Caller = evidence.HostCaller(*d.Caller.UID) }, nil, "", "REPORT_DATA"},
+		{"other instance", func(d *evidence.Document) { d.Instance.ID = "i-00000000000000000" }, nil, "", "REPORT_DATA"},
+		{"no instance", func(d *evidence.Document) { d.Instance = evidence.Instance{} }, nil, "", "REPORT_DATA"},
 		{"other key", func(d *evidence.Document) {
 			d.Binding = evidence.Binding{Kind: evidence.BindServer, SPKISHA256: make([]byte, 32)}
 		}, nil, "", "REPORT_DATA"},

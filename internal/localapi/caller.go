@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,12 +31,6 @@ const (
 	maxTasks             = 1024
 	unknownTaskTTL       = 5 * time.Second
 )
-
-// taskARN matches a task's ARN, with the cluster's name (the long form, since 2018) or without. Its length is checked
-// separately: counted repetitions take long to compile, at every start of every command.
-var taskARN = regexp.MustCompile(`^arn:aws(?:-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/(?:[A-Za-z0-9_-]+/)?[0-9a-f-]+$`)
-
-const maxTaskARN = 400 // a cluster's name has at most 255 characters
 
 // CallersConfig configures Callers.
 type CallersConfig struct {
@@ -106,7 +99,7 @@ func loopbackOnly(_, address string, _ syscall.RawConn) error {
 // process that is not in a container, that has ended, or whose pid changes hands while we look has neither. The holder
 // of the connection must check that pid belongs to the caller: see peer.lives.
 func (c *Callers) Identify(ctx context.Context, pid int32, uid uint32) evidence.Caller {
-	caller := evidence.Caller{UID: uid}
+	caller := evidence.HostCaller(uid)
 	before, ok := c.startTime(pid)
 	if !ok {
 		return caller
@@ -122,7 +115,7 @@ func (c *Callers) Identify(ctx context.Context, pid int32, uid uint32) evidence.
 	if container == "" {
 		return caller
 	}
-	caller.ContainerID = container
+	caller = evidence.ContainerCaller(uid, container, "")
 	// The port is an unprivileged one, which any local process can take while the ECS agent is down. Where the
 	// cgroup names the task too, the two must agree.
 	if arn := c.taskARN(ctx, container); taskID == "" || strings.HasSuffix(arn, "/"+taskID) {
@@ -273,7 +266,7 @@ func (c *Callers) askTask(ctx context.Context, container string) (string, error)
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return "", fmt.Errorf("read the ECS agent's answer: %w", err)
 	}
-	if len(answer.Arn) > maxTaskARN || !taskARN.MatchString(answer.Arn) {
+	if !evidence.ValidTaskARN(answer.Arn) {
 		return "", errors.New("the ECS agent's answer has no task ARN")
 	}
 	return answer.Arn, nil

@@ -128,19 +128,19 @@ func TestIdentify(t *testing.T) {
 		pid  int32
 		want evidence.Caller
 	}{
-		{"task", 10, evidence.Caller{UID: 7, ContainerID: idA, TaskARN: arnA}},
-		{"cgroup without the task", 11, evidence.Caller{UID: 7, ContainerID: idA, TaskARN: arnA}},
-		{"container that is no task's", 12, evidence.Caller{UID: 7, ContainerID: idB}},
-		{"not a container", 13, evidence.Caller{UID: 7}},
-		{"zombie", 14, evidence.Caller{UID: 7}},
-		{"cgroup file without end", 15, evidence.Caller{UID: 7}},
-		{"ECS agent contradicts the cgroup", 16, evidence.Caller{UID: 7, ContainerID: idA}},
-		{"gone", 17, evidence.Caller{UID: 7}},
-		{"in another PID namespace", 0, evidence.Caller{UID: 7}},
-		{"no pid", -1, evidence.Caller{UID: 7}},
+		{"task", 10, evidence.ContainerCaller(7, idA, arnA)},
+		{"cgroup without the task", 11, evidence.ContainerCaller(7, idA, arnA)},
+		{"container that is no task's", 12, evidence.ContainerCaller(7, idB, "")},
+		{"not a container", 13, evidence.HostCaller(7)},
+		{"zombie", 14, evidence.HostCaller(7)},
+		{"cgroup file without end", 15, evidence.HostCaller(7)},
+		{"ECS agent contradicts the cgroup", 16, evidence.ContainerCaller(7, idA, "")},
+		{"gone", 17, evidence.HostCaller(7)},
+		{"in another PID namespace", 0, evidence.HostCaller(7)},
+		{"no pid", -1, evidence.HostCaller(7)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := callers.Identify(t.Context(), c.pid, 7); got != c.want {
+			if got := callers.Identify(t.Context(), c.pid, 7); got.String() != c.want.String() {
 				t.Errorf("Identify = %+v, want %+v", got, c.want)
 			}
 		})
@@ -160,7 +160,7 @@ func TestPidThatChangesHands(t *testing.T) {
 		"give the pid to another process")
 	fmt.Fprintf(w, "0::/docker/%s\n", idA)
 	w.Close()
-	if got := <-got; got != (evidence.Caller{UID: 7}) {
+	if got := <-got; got.String() != evidence.HostCaller(7).String() {
 		t.Errorf("Identify = %+v, want only the uid", got)
 	}
 }
@@ -334,11 +334,11 @@ func TestEvidenceNamesTheCaller(t *testing.T) {
 	expect := func(when string, want evidence.Caller) {
 		t.Helper()
 		askEvidence(t, client)
-		if got := n.claims.Caller; got != want {
+		if got := n.claims.Caller; got.String() != want.String() {
 			t.Errorf("%s: caller = %+v, want %+v", when, got, want)
 		}
 	}
-	caller := evidence.Caller{UID: uint32(os.Getuid()), ContainerID: idA}
+	caller := evidence.ContainerCaller(uint32(os.Getuid()), idA, "")
 	down.Store(true)
 	expect("while the ECS agent is down", caller)
 	down.Store(false)
@@ -387,7 +387,7 @@ func TestCallerThatHasGone(t *testing.T) {
 	client := dialer(func(context.Context) (net.Conn, error) { return conn, nil })
 	defer client.CloseIdleConnections()
 	askEvidence(t, client)
-	if got, want := n.claims.Caller, (evidence.Caller{UID: uint32(os.Getuid())}); got != want {
+	if got, want := n.claims.Caller, evidence.HostCaller(uint32(os.Getuid())); got.String() != want.String() {
 		t.Errorf("caller = %+v, want %+v", got, want)
 	}
 }

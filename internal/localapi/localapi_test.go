@@ -132,8 +132,8 @@ const nonce = `"nonce": "AAECAwQFBgcICQoLDA0ODw"` // 16 bytes
 func TestCallerIsKnownByItsSocket(t *testing.T) {
 	n := newNode(t, nil)
 	n.do("unix", "POST", "/v1/evidence", "{"+nonce+"}")
-	if got := n.claims.Caller.UID; got != uint32(os.Getuid()) {
-		t.Errorf("caller is uid %d, want %d", got, os.Getuid())
+	if got, want := n.claims.Caller, evidence.HostCaller(uint32(os.Getuid())); got.String() != want.String() {
+		t.Errorf("caller is %v, want %v", got, want)
 	}
 	if n.claims.Purpose != evidence.PurposeClient {
 		t.Errorf("purpose is %q", n.claims.Purpose)

@@ -71,19 +71,27 @@ func (s *Server) inContainer(ctx context.Context) bool {
 	return !ok || container != "" || !p.lives(s.cfg.Callers)
 }
 
+// hostOrUnknown returns the caller where no container is looked up.
+func hostOrUnknown(ctx context.Context) evidence.Caller {
+	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
+		return evidence.HostCaller(p.uid)
+	}
+	return evidence.Caller{Kind: evidence.CallerUnknown}
+}
+
 // caller returns the caller that sent a request, with container and task where they are known. They are looked up once
 // for a connection; only a task that the ECS agent did not know is looked up again, with the connection's next request.
 func (s *Server) caller(ctx context.Context) evidence.Caller {
 	p, ok := ctx.Value(peerKey{}).(*peer)
 	if !ok || s.cfg.Callers == nil {
-		return evidence.Caller{UID: callerUID(ctx)}
+		return hostOrUnknown(ctx)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.known {
 		p.caller = s.cfg.Callers.Identify(ctx, p.pid, p.uid)
 		if p.caller.ContainerID != "" && !p.lives(s.cfg.Callers) {
-			p.caller = evidence.Caller{UID: p.uid}
+			p.caller = evidence.HostCaller(p.uid)
 		}
 		p.known = p.caller.ContainerID == "" || p.caller.TaskARN != ""
 	}

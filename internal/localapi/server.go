@@ -298,6 +298,8 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 	}
 	claims := evidence.Claims{
 		Purpose: evidence.PurposeClient, Nonce: body.Nonce, Binding: evidence.Binding{Kind: evidence.BindNone},
+		// The caller is looked up once everything else is in order.
+		Caller: evidence.Caller{Kind: evidence.CallerUnknown},
 	}
 	switch body.Bind {
 	case "", evidence.BindNone:
@@ -321,8 +323,7 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), evidenceTimeout)
 	defer cancel()
 	claims.Caller = s.caller(ctx)
-	s.cfg.Log.Debug("evidence requested", "uid", claims.Caller.UID, "container_id", claims.Caller.ContainerID,
-		"task_arn", claims.Caller.TaskARN)
+	s.cfg.Log.Debug("evidence requested", "caller", claims.Caller.String())
 	doc, _, err := s.cfg.Evidence(ctx, claims)
 	if err != nil {
 		refuse(w, attestProblem(err))

@@ -135,11 +135,11 @@ func TestEvidence(t *testing.T) {
 		args []string
 		want evidence.Caller
 	}{
-		{"root", nil, evidence.Caller{TaskARN: arn + task}},
+		{"root", nil, evidence.ContainerCaller(0, "", arn+task)},
 		{"a user, of another task", []string{"--user=1000:1000", "--cgroup-parent=/ecs/" + other},
-			evidence.Caller{UID: 1000, TaskARN: arn + other}},
+			evidence.ContainerCaller(1000, "", arn+other)},
 		{"a task that the ECS agent contradicts", []string{"--user=7:7", "--cgroup-parent=/ecs/" + other},
-			evidence.Caller{UID: 7}},
+			evidence.ContainerCaller(7, "", "")},
 	} {
 		c := startContainer(t, image, append(x.args, tools...)...)
 		x.want.ContainerID = c.id
@@ -158,7 +158,7 @@ func TestEvidence(t *testing.T) {
 				t.Fatalf("%s, %s: %v", x.name, way, err)
 			}
 			if v.Nonce != "verified" || v.Binding.Kind != "client" || v.Binding.SPKISHA256.String() != want ||
-				v.Caller != x.want {
+				v.Caller.String() != x.want.String() {
 				t.Errorf("%s, %s: evidence is %+v, want caller %+v and key %s", x.name, way, v, x.want, want)
 			}
 			if _, err := verify(t, r.Text, newNonce()); err == nil {

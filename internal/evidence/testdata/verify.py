@@ -9,15 +9,18 @@ import argparse, base64, hashlib, json, pathlib, re, ssl, struct, subprocess, sy
 def check(ok, text):
     if not ok: raise ValueError(text)
 
-def sha512(label, *parts): return hashlib.sha512(b"sevagent/evidence/v1/" + label + b"\0" + b"".join(parts)).digest()
+def sha512(label, *parts): return hashlib.sha512(b"sevagent/evidence/v2/" + label + b"\0" + b"".join(parts)).digest()
 
 def lp(x): return struct.pack(">I", len(x)) + x
 
 def leaf(d, nonce):
-    key, who = bytes.fromhex(d["binding"].get("spki_sha256", "")), d["caller"]
-    check(len(key) == {"none": 0, "client": 32, "server": 32}[d["binding"]["kind"]], "spki_sha256 does not go with the kind of binding")
-    texts = "%d" % who["uid"], who.get("container_id", ""), who.get("task_arn", "")
-    return sha512(b"leaf", lp(d["purpose"].encode()), lp(nonce), lp(key), *(lp(t.encode()) for t in texts))
+    binding, who, node = d["binding"], d["caller"], d.get("instance", {})
+    key = bytes.fromhex(binding.get("spki_sha256", ""))
+    check(len(key) == {"none": 0, "client": 32, "server": 32}[binding["kind"]], "spki_sha256 does not go with the kind of binding")
+    caller = who["kind"], "%d" % who["uid"] if "uid" in who else "", who.get("container_id", ""), who.get("task_arn", "")
+    texts = *caller, node.get("id", ""), node.get("region", ""), node.get("account_id", "")
+    parts = d["purpose"].encode(), nonce, binding["kind"].encode(), key, *(t.encode() for t in texts)
+    return sha512(b"leaf", *map(lp, parts))
 
 def root(h, index, path):
     check(len(path) <= 16 and 0 <= index < 1 << len(path), "the index does not fit the path")
@@ -41,7 +44,7 @@ def put(path, data):
     return path
 
 def verify(d, roots, nonce):
-    check(d["eat_profile"] == "tag:sevagent,2026:evidence#1", "unknown eat_profile")
+    check(d["eat_profile"] == "tag:sevagent,2026:evidence#2", "unknown eat_profile")
     check(16 <= len(nonce) <= 64, "a nonce has 16 to 64 bytes")
     check(d["eat_nonce"] == base64.urlsafe_b64encode(nonce).rstrip(b"=").decode(), "eat_nonce is another nonce")
     report = base64.b64decode(d["report"], validate=True)
