@@ -25,7 +25,8 @@ var table = map[string][]string{
 	"client":                       {"internal/evidence"},
 	"client/certs":                 {},
 	"internal/snp":                 {},
-	"internal/evidence":            {},
+	"internal/evidence":            {"internal/strictjson"},
+	"internal/strictjson":          {},
 	"internal/ecsconfig":           {},
 	"internal/must":                {},
 	"internal/cli":                 {"internal/atomicfile", cobra, "github.com/spf13/pflag", "golang.org/x/sys"},
@@ -45,7 +46,7 @@ var table = map[string][]string{
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
 	"internal/reload":              {"client", "internal/cgroup", prometheus},
 	"internal/config":              {"internal/appraise", "internal/snp", "go.yaml.in/yaml"},
-	"internal/localapi":            {"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence", prometheus, "golang.org/x/sys", "golang.org/x/sync"},
+	"internal/localapi":            {"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence", "internal/strictjson", prometheus, "golang.org/x/sys", "golang.org/x/sync"},
 	"internal/sim":                 {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":           {"internal/sim", "internal/snp", "github.com/hanwen/go-fuse"},
 	"internal/sim/cuse":            {"internal/sim", "golang.org/x/sys"},
@@ -89,7 +90,7 @@ const (
 )
 
 // pure packages do no I/O.
-var pure = []string{"internal/snp", "internal/ecsconfig", "internal/mtls/certset"}
+var pure = []string{"internal/snp", "internal/strictjson", "internal/ecsconfig", "internal/mtls/certset"}
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
