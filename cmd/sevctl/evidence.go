@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -146,14 +147,13 @@ func verifyFile(stdin io.Reader, file string, v *appraise.Verifier, now time.Tim
 // what the document says, the nonce among it. Without a nonce, that one is not checked.
 func verifyDocument(data []byte, v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
 	doc, err := evidence.Parse(data)
+	if errors.Is(err, evidence.ErrReportData) {
+		return nil, fmt.Errorf("%s: %w", appraise.CodeReportDataMismatch, err)
+	}
 	if err != nil {
 		return nil, err
 	}
 	certs, err := doc.Certs()
-	if err != nil {
-		return nil, err
-	}
-	root, err := doc.Root()
 	if err != nil {
 		return nil, err
 	}
@@ -162,10 +162,6 @@ func verifyDocument(data []byte, v *appraise.Verifier, now time.Time, nonce []by
 	r.Purpose, r.Binding, r.Caller = doc.Purpose, &doc.Binding, &doc.Caller
 	if doc.Instance != (evidence.Instance{}) {
 		r.Instance = &doc.Instance
-	}
-	if r.Verdict.Report != nil && r.Verdict.Report.ReportData != root {
-		r.reject(appraise.CodeReportDataMismatch,
-			"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller, instance and batch")
 	}
 	if len(nonce) > 0 {
 		r.checkNonce(bytes.Equal(doc.Nonce, nonce),

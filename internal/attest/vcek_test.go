@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -22,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/evidence"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
@@ -483,6 +485,54 @@ func TestWorkerWithVCEKFromKDS(t *testing.T) {
 	}
 	if n := len(k.asked()); n != 1 {
 		t.Errorf("KDS was asked %d times, want once", n)
+	}
+}
+
+// tabled is a Dedicated Host that adds a table of its own to its reports.
+type tabled struct {
+	dedicated
+	table snp.CertTable
+}
+
+func (d tabled) Report(reportData [snp.ReportDataSize]byte) (Quote, error) {
+	q, err := d.dedicated.Report(reportData)
+	q.CertTable = d.table.Encode()
+	return q, err
+}
+
+// TestDocumentBeginsWithTheSigningKey: whatever else the host adds, and wherever the VCEK comes from, a document begins
+// with the certificate of the key that signed, as its readers require.
+func TestDocumentBeginsWithTheSigningKey(t *testing.T) {
+	shared := must.Get(sim.New(sim.DefaultOptions(time.Now())))(t, "make a simulator")
+	vlek := must.Get(snp.ParseCertTable(shared.CertTable()))(t, "parse the certificate table").Find(snp.GUIDVLEK)
+	d := newDedicated(t, nil)
+	cached := newVCEKs("", t.TempDir())
+	request, ok := requestFor(d.report(t))
+	if !ok {
+		t.Fatal("there is no VCEK to ask AMD for")
+	}
+	cached.last.Store(must.Get(request.check(d.vcek(t), time.Now()))(t, "check the VCEK"))
+	for _, c := range []struct {
+		name  string
+		table snp.CertTable
+		vceks *VCEKs
+	}{
+		{"VCEK alone", snp.CertTable{{GUID: snp.GUIDVCEK, Data: d.vcek(t)}}, nil},
+		{"VLEK first", snp.CertTable{{GUID: snp.GUIDVLEK, Data: vlek}, {GUID: snp.GUIDVCEK, Data: d.vcek(t)}}, nil},
+		{"VLEK in the table, VCEK from AMD", snp.CertTable{{GUID: snp.GUIDVLEK, Data: vlek}}, cached},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorker(t, tabled{d, c.table}, 50, 64)
+			w.cfg.VCEKs = c.vceks
+			run(t, w)
+			doc, _, err := w.Evidence(t.Context(), claims(1, 1))
+			must.Do(t, err, "get evidence")
+			doc = must.Get(evidence.Parse(must.Get(json.Marshal(doc))(t, "encode the document")))(t, "parse the document")
+			certs := must.Get(doc.Certs())(t, "take the certificates out of the document")
+			if !bytes.Equal(certs[0], d.vcek(t)) {
+				t.Errorf("the first of %d certificates is not the VCEK's", len(certs))
+			}
+		})
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -258,14 +259,18 @@ func (w *Worker) ask(root [evidence.Size]byte) (report []byte, certs [][]byte, v
 	if err != nil {
 		return nil, nil, nil, &appraise.Rejection{Code: appraise.CodeCertificateMalformed, Reason: err.Error()}
 	}
-	for _, id := range []snp.GUID{snp.GUIDVLEK, snp.GUIDVCEK} {
+	keys := []snp.GUID{snp.GUIDVLEK, snp.GUIDVCEK}
+	if r.SigningKey == snp.SignedByVCEK {
+		slices.Reverse(keys) // a document begins with the signing key's certificate
+	}
+	for _, id := range keys {
 		if der := table.Find(id); der != nil {
 			certs = append(certs, der)
 		}
 	}
 	if v := w.cfg.VCEKs; v != nil && r.SigningKey == snp.SignedByVCEK && table.Find(snp.GUIDVCEK) == nil {
 		if der, ok := v.Find(r); ok {
-			certs = append(certs, der)
+			certs = slices.Insert(certs, 0, der)
 		} else if v.Want(r) {
 			return nil, nil, nil, fmt.Errorf("find the report's endorsement: %w", ErrVCEKPending)
 		}

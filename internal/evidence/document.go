@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
@@ -9,8 +10,11 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
+	"reflect"
+	"strings"
 	"time"
+
+	"sevagent/internal/strictjson"
 )
 
 // Profile is the eat_profile of the document (RFC 9711, section 4.3.2): a name, not an address to fetch.
@@ -19,8 +23,21 @@ const Profile = "tag:sevagent,2026:evidence#2"
 // profile1 is that of leaf version 1, which did not commit to the kinds of binding and caller and to the instance.
 const profile1 = "tag:sevagent,2026:evidence#1"
 
-// ErrOlder is returned for a document of profile 1.
-var ErrOlder = errors.New("eat_profile is " + profile1 + ", made by an older agent; upgrade the node's sevagent")
+// Errors of Parse for documents that are not just malformed.
+var (
+	// ErrOlder: the document is of profile 1.
+	ErrOlder = errors.New("eat_profile is " + profile1 + ", made by an older agent; upgrade the node's sevagent")
+	// ErrProfile: the document is of a profile that this code does not know.
+	ErrProfile = errors.New("unknown eat_profile")
+	// ErrNitroTPM: the document has the member nitrotpm, which is reserved for a NitroTPM attestation beside the
+	// report. Who cannot verify it must not pass over it.
+	ErrNitroTPM = errors.New("the document has the member nitrotpm, which this version cannot verify; upgrade the verifier")
+	// ErrContradiction: report_data, cmw or certificates does not agree with the report.
+	ErrContradiction = errors.New("the document contradicts itself")
+	// ErrReportData: the report's REPORT_DATA is for other claims than the document's.
+	ErrReportData = errors.New(
+		"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller, instance and batch")
+)
 
 // MaxDocument bounds an evidence document in bytes.
 const MaxDocument = 256 << 10
@@ -97,32 +114,109 @@ func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte
 	return d, nil
 }
 
-// Parse reads a document and checks its form, not its truth.
+// The ATTESTATION_REPORT: AMD publication 56860, "ATTESTATION_REPORT Structure". Parse looks at no more of it.
+const (
+	reportSize       = 0x4A0
+	reportDataOffset = 0x050
+	signingKeyOffset = 0x048 // bits 4:2, SIGNING_KEY: 0 is the VCEK, 1 the VLEK
+)
+
+// Parse reads a document and checks its form: docs/evidence.md has the rules. It does not check whether the report is
+// genuine. But the report's REPORT_DATA commits to the claims of a document that it returns, every member is spelled
+// in the one way that the profile has for it, and none contradicts another. Verdict and IssuedAt are the node's word.
 func Parse(data []byte) (*Document, error) {
-	if len(data) > MaxDocument {
-		return nil, fmt.Errorf("parse evidence: %d bytes, at most %d are allowed", len(data), MaxDocument)
-	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	d := new(Document)
-	if err := dec.Decode(d); err != nil {
+	d, err := parse(data)
+	if err != nil {
 		return nil, fmt.Errorf("parse evidence: %w", err)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("parse evidence: more than one JSON value")
-	}
-	if d.EATProfile == profile1 {
-		return nil, fmt.Errorf("parse evidence: %w", ErrOlder)
-	}
-	if d.EATProfile != Profile {
-		return nil, fmt.Errorf("parse evidence: eat_profile is %q, want %q", d.EATProfile, Profile)
-	}
-	if err := d.Claims().Check(); err != nil {
-		return nil, fmt.Errorf("parse evidence: %w", err)
-	}
-	if _, err := d.root(); err != nil {
-		return nil, fmt.Errorf("parse evidence: batch: %w", err)
 	}
 	return d, nil
+}
+
+func parse(data []byte) (*Document, error) {
+	if len(data) > MaxDocument {
+		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(data), MaxDocument)
+	}
+	var doc struct {
+		Document
+		NitroTPM json.RawMessage `json:"nitrotpm,omitempty"`
+	}
+	d := &doc.Document
+	if err := strictjson.Unmarshal(data, &doc); err != nil {
+		return nil, cmp.Or(otherProfile(data), err)
+	}
+	if err := checkProfile(d.EATProfile); err != nil {
+		return nil, err
+	}
+	if doc.NitroTPM != nil {
+		return nil, ErrNitroTPM
+	}
+	if d.Binding.Kind == "" { // Claims.Check takes it for none
+		return nil, errors.New("binding: no kind")
+	}
+	if err := d.Claims().Check(); err != nil {
+		return nil, err
+	}
+	root, err := d.Root()
+	if err != nil {
+		return nil, fmt.Errorf("batch: %w", err)
+	}
+	if len(d.Report) != reportSize {
+		return nil, fmt.Errorf("report: %d bytes, want %d", len(d.Report), reportSize)
+	}
+	certs, err := d.Certs()
+	if err != nil {
+		return nil, err
+	}
+	if d.Verdict != nil && d.Verdict[0] != '{' {
+		return nil, errors.New("verdict: not an object")
+	}
+	if err := d.sameCMW(certs); err != nil {
+		return nil, err
+	}
+	switch reported := d.Report[reportDataOffset:][:Size]; {
+	case !bytes.Equal(d.ReportData, reported):
+		return nil, fmt.Errorf("%w: report_data is not the report's REPORT_DATA", ErrContradiction)
+	case !bytes.Equal(root[:], reported):
+		return nil, ErrReportData
+	}
+	return d, nil
+}
+
+// otherProfile returns why a document that is none of ours may be one of another profile, or nil.
+func otherProfile(data []byte) error {
+	var d struct {
+		Profile string `json:"eat_profile"`
+	}
+	if json.Unmarshal(data, &d) != nil || d.Profile == "" {
+		return nil
+	}
+	return checkProfile(d.Profile)
+}
+
+func checkProfile(profile string) error {
+	switch profile {
+	case Profile:
+		return nil
+	case profile1:
+		return ErrOlder
+	}
+	return fmt.Errorf("%w %q, want %q", ErrProfile, profile, Profile)
+}
+
+// sameCMW checks that the collection says what report and certificates say.
+func (d *Document) sameCMW(certs [][]byte) error {
+	text, err := cmw(d.Report, certs)
+	if err != nil {
+		return err
+	}
+	var got, want any
+	if err := cmp.Or(json.Unmarshal(d.CMW, &got), json.Unmarshal(text, &want)); err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(got, want) {
+		return fmt.Errorf("%w: cmw is not the collection of report and certificates", ErrContradiction)
+	}
+	return nil
 }
 
 // Claims returns what the document says it was made for.
@@ -130,11 +224,8 @@ func (d *Document) Claims() Claims {
 	return Claims{Purpose: d.Purpose, Nonce: d.Nonce, Binding: d.Binding, Caller: d.Caller, Instance: d.Instance}
 }
 
-// Root recomputes from the claims and the batch what REPORT_DATA must be. Only that of the report itself is
-// worth comparing with; the document's own report_data is information.
-func (d *Document) Root() ([Size]byte, error) { return d.root() }
-
-func (d *Document) root() ([Size]byte, error) {
+// Root recomputes from the claims and the batch what REPORT_DATA must be.
+func (d *Document) Root() ([Size]byte, error) {
 	path := make([][Size]byte, len(d.Batch.Path))
 	for i, p := range d.Batch.Path {
 		if len(p) != Size {
@@ -145,22 +236,46 @@ func (d *Document) root() ([Size]byte, error) {
 	return Root(d.Claims().Leaf(), d.Batch.Index, path)
 }
 
-// Certs returns the certificates of the document, DER, at most eight.
+const maxCerts = 8
+
+// Certs returns the certificates of the document, DER. The first is that of the endorsement key that the report names;
+// nothing is known of those behind it.
 func (d *Document) Certs() ([][]byte, error) {
 	var certs [][]byte
-	for rest := []byte(d.Certificates); len(bytes.TrimSpace(rest)) > 0; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
+	for rest := d.Certificates; rest != ""; {
+		block, _ := pem.Decode([]byte(rest))
+		if block == nil || block.Type != "CERTIFICATE" || len(block.Headers) > 0 {
 			return nil, errors.New("certificates: not a sequence of PEM certificates")
 		}
-		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return nil, fmt.Errorf("certificates: entry %d: %w", len(certs), err)
+		var ok bool
+		if rest, ok = strings.CutPrefix(rest, string(pem.EncodeToMemory(block))); !ok {
+			return nil, fmt.Errorf("certificates: entry %d is not in canonical form", len(certs))
 		}
-		if certs = append(certs, block.Bytes); len(certs) > 8 {
-			return nil, errors.New("certificates: more than 8")
+		if certs = append(certs, block.Bytes); len(certs) > maxCerts {
+			return nil, fmt.Errorf("certificates: more than %d", maxCerts)
 		}
 	}
-	return certs, nil
+	if len(certs) == 0 {
+		return nil, nil
+	}
+	return certs, d.checkFirst(certs[0])
+}
+
+// checkFirst reports why a certificate is not for the kind of key that signed the report.
+func (d *Document) checkFirst(der []byte) error {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("certificates: entry 0: %w", err)
+	}
+	if len(d.Report) != reportSize {
+		return nil
+	}
+	// The common names are AMD's: publications 57230 (VCEK) and 58369 (VLEK).
+	want, ok := map[byte]string{0: "SEV-VCEK", 1: "SEV-VLEK"}[d.Report[signingKeyOffset]>>2&7]
+	if ok && cert.Subject.CommonName != want {
+		return fmt.Errorf("%w: certificates: the first is not a %s certificate", ErrContradiction, want)
+	}
+	return nil
 }
 
 // Media types of the records in the CMW collection.
@@ -197,9 +312,13 @@ type Hex []byte
 func (h Hex) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (h *Hex) UnmarshalText(text []byte) (err error) {
-	*h, err = hex.AppendDecode(nil, text)
-	return err
+func (h *Hex) UnmarshalText(text []byte) error {
+	raw, err := hex.AppendDecode(nil, text)
+	if err != nil || hex.EncodeToString(raw) != string(text) {
+		return fmt.Errorf("a text of %d characters is not lower-case hexadecimal", len(text))
+	}
+	*h = raw
+	return nil
 }
 
 func (h Hex) String() string { return hex.EncodeToString(h) }
@@ -211,7 +330,11 @@ type B64URL []byte
 func (b B64URL) MarshalText() ([]byte, error) { return base64.RawURLEncoding.AppendEncode(nil, b), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
-func (b *B64URL) UnmarshalText(text []byte) (err error) {
-	*b, err = base64.RawURLEncoding.Strict().AppendDecode(nil, text)
-	return err
+func (b *B64URL) UnmarshalText(text []byte) error {
+	raw, err := base64.RawURLEncoding.AppendDecode(nil, text)
+	if err != nil || base64.RawURLEncoding.EncodeToString(raw) != string(text) { // the decoder skips line breaks
+		return fmt.Errorf("a text of %d characters is not base64url without padding", len(text))
+	}
+	*b = raw
+	return nil
 }

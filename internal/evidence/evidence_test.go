@@ -2,22 +2,26 @@ package evidence_test
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"flag"
-	"fmt"
+	"maps"
 	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/sim"
 )
 
-var update = flag.Bool("update", false, "rewrite testdata/vectors.json from the code")
+const vectorsFile = "../../docs/evidence/vectors.json"
 
-// vector is one entry of testdata/vectors.json, the published test vectors: docs/evidence.md explains them.
+var update = flag.Bool("update", false, "rewrite docs/evidence/vectors.json from the code")
+
+// vector is one entry of docs/evidence/vectors.json, the published test vectors: docs/evidence.md explains them.
 type vector struct {
 	Name       string         `json:"name"`
 	Leaves     []vectorLeaf   `json:"leaves"`
@@ -106,14 +110,12 @@ func TestVectors(t *testing.T) {
 		got = append(got, compute(v))
 	}
 	text := must.Get(json.MarshalIndent(got, "", "  "))(t, "encode the vectors")
-	const file = "testdata/vectors.json"
 	if *update {
-		must.Do(t, os.MkdirAll("testdata", 0o755), "make a directory")
-		must.Do(t, os.WriteFile(file, append(text, '\n'), 0o644), "write a file")
+		must.Do(t, os.WriteFile(vectorsFile, append(text, '\n'), 0o644), "write a file")
 	}
-	want := must.Get(os.ReadFile(file))(t, "read a file")
+	want := must.Get(os.ReadFile(vectorsFile))(t, "read a file")
 	if string(want) != string(text)+"\n" {
-		t.Errorf("%s differs from what the code computes: a change of the format needs a new label and profile", file)
+		t.Errorf("%s differs from what the code computes: a change of the format needs a new label and profile", vectorsFile)
 	}
 }
 
@@ -250,86 +252,22 @@ func TestClaimsCheck(t *testing.T) {
 	}
 }
 
-func document(t testing.TB) *evidence.Document {
-	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.HostCaller(12)}
-	d := must.Get(evidence.Build(claims, 0, nil, []byte("report"), [][]byte{[]byte("certificate")},
-		map[string]string{"status": "pass"}, time.Unix(1780000000, 0)))(t, "build a document")
-	return d
-}
-
 func TestDocumentRoundTrip(t *testing.T) {
-	d := document(t)
+	n := newNode(t, sim.DefaultOptions(time.Now()))
+	d := n.evidence(requests()...)[3]
 	text := must.Get(json.Marshal(d))(t, "encode the document")
 	got := must.Get(evidence.Parse(text))(t, "parse a document")
-	root, err := got.Root()
-	if err != nil || hex.EncodeToString(root[:]) != d.ReportData.String() {
-		t.Errorf("root %x, err %v, want %v", root[:8], err, d.ReportData)
+	if !reflect.DeepEqual(got, d) {
+		t.Errorf("written and read again, the document is %+v, want %+v", got, d)
 	}
 	var fields map[string]any
 	must.Do(t, json.Unmarshal(text, &fields), "decode the document")
-	for _, name := range []string{"eat_profile", "eat_nonce", "iat", "purpose", "binding", "caller", "batch", "report_data", "report", "certificates", "cmw", "verdict"} {
-		if _, ok := fields[name]; !ok {
-			t.Errorf("the document has no %q", name)
-		}
+	want := []string{"batch", "binding", "caller", "certificates", "cmw", "eat_nonce", "eat_profile", "iat", "instance", "purpose",
+		"report", "report_data"}
+	if names := slices.Sorted(maps.Keys(fields)); !slices.Equal(names, want) {
+		t.Errorf("the document has members %q, want %q", names, want)
 	}
-	if got := fields["eat_nonce"]; got != "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc" {
-		t.Errorf("eat_nonce = %v, want base64url without padding", got)
+	if got, want := fields["eat_nonce"], "BAQE"; !strings.HasPrefix(got.(string), want) || strings.Contains(got.(string), "=") {
+		t.Errorf("eat_nonce = %v, want base64url without padding that begins with %s", got, want)
 	}
-}
-
-func TestParseRefuses(t *testing.T) {
-	good := must.Get(json.Marshal(document(t)))(t, "encode the document")
-	change := func(old, new string) []byte {
-		if !bytes.Contains(good, []byte(old)) {
-			t.Fatalf("the document has no %q", old)
-		}
-		return bytes.Replace(good, []byte(old), []byte(new), 1)
-	}
-	for _, c := range []struct {
-		name string
-		data []byte
-		want string
-	}{
-		{"nothing", nil, "EOF"},
-		{"profile 1", change(evidence.Profile, "tag:sevagent,2026:evidence#1"), "made by an older agent"},
-		{"other profile", change(evidence.Profile, "tag:example,2026:x"), "eat_profile"},
-		{"two values", append(bytes.Clone(good), good...), "more than one JSON value"},
-		{"too large", bytes.Repeat([]byte(" "), evidence.MaxDocument+1), "at most"},
-		{"short nonce", change("BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc", "BwcH"), "nonce of 3 bytes"},
-		{"index without path", change(`"index":0`, `"index":1`), "does not fit"},
-		{"negative index", change(`"index":0`, `"index":-1`), "does not fit"},
-		{"short step", change(`"path":[]`, `"path":["00"]`), "step 0 of the path has 1 bytes"},
-		{"long path", change(`"path":[]`, fmt.Sprintf(`"path":[%s]`, strings.TrimSuffix(strings.Repeat(`"`+strings.Repeat("00", 64)+`",`, 17), ","))), "17 steps"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			if _, err := evidence.Parse(c.data); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("err = %v, want one that says %q", err, c.want)
-			}
-		})
-	}
-}
-
-// FuzzParse: a document that parses says the same after it was written and read again.
-func FuzzParse(f *testing.F) {
-	good := must.Get(json.Marshal(document(f)))(f, "encode the document")
-	f.Add(good)
-	f.Add([]byte("{}"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		d, err := evidence.Parse(data)
-		if err != nil {
-			return
-		}
-		d.Certs()
-		text, err := json.Marshal(d)
-		if err != nil {
-			t.Skip("raw JSON that the encoder refuses")
-		}
-		again, err := evidence.Parse(text)
-		if err != nil {
-			t.Fatalf("written and read again: %v", err)
-		}
-		if again.Claims().Leaf() != d.Claims().Leaf() {
-			t.Error("written and read again, the claims hash differently")
-		}
-	})
 }

@@ -144,6 +144,13 @@ func TestRequests(t *testing.T) {
 		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "peer"}`, nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "report_data": "00"}`, nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", "{" + nonce + "}{}", nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "NONCE": "` + strings.Repeat("A", 22) + `"}`, nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, "nonce", "Nonce", 1) + "}", nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + nonce + "," + nonce + "}", nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "none", "bind": "client"}`, nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": null}`, nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, "AAEC", `AAEC\n`, 1) + "}", nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, `Dw"`, `Dx"`, 1) + "}", nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", `{"nonce": "AAECAwQFBgcICQoLDA0O"}`, nil, nil, 400, "bad_request"}, // 15 bytes
 		{"unix", "POST", "/v1/evidence", `{"nonce": "` + strings.Repeat("A", 87) + `"}`, nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", `{"nonce": "+++++++++++++++++++++w=="}`, nil, nil, 400, "bad_request"},

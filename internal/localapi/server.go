@@ -30,6 +30,7 @@ import (
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
+	"sevagent/internal/strictjson"
 )
 
 // Limits of a request.
@@ -291,7 +292,7 @@ func (s *Server) readyz(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
-	var body client.EvidenceRequest
+	var body evidenceRequest
 	if p := readJSON(r.Body, &body); p != nil {
 		refuse(w, p)
 		return
@@ -301,18 +302,22 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 		// The caller is looked up once everything else is in order.
 		Caller: evidence.Caller{Kind: evidence.CallerUnknown},
 	}
-	switch body.Bind {
+	bind := evidence.BindNone
+	if body.Bind != nil {
+		bind = *body.Bind
+	}
+	switch bind {
 	case "", evidence.BindNone:
 	case evidence.BindClient, evidence.BindServer:
-		key, ok := s.cfg.BoundKey(body.Bind)
+		key, ok := s.cfg.BoundKey(bind)
 		if !ok {
-			detail := fmt.Sprintf("bind evidence: no %s certificate is published", body.Bind)
+			detail := fmt.Sprintf("bind evidence: no %s certificate is published", bind)
 			refuse(w, problem(http.StatusConflict, "no_certificate", detail))
 			return
 		}
-		claims.Binding = evidence.Binding{Kind: body.Bind, SPKISHA256: key}
+		claims.Binding = evidence.Binding{Kind: bind, SPKISHA256: key}
 	default:
-		detail := fmt.Sprintf("bind is %q, want none, client or server", body.Bind)
+		detail := fmt.Sprintf("bind is %q, want none, client or server", bind)
 		refuse(w, problem(http.StatusBadRequest, "bad_request", detail))
 		return
 	}
@@ -364,18 +369,20 @@ func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, change)
 }
 
-// readJSON decodes exactly one JSON object without unknown fields.
+// evidenceRequest is client.EvidenceRequest as it may arrive: with bind, which may be empty, or without.
+type evidenceRequest struct {
+	Nonce evidence.B64URL `json:"nonce"`
+	Bind  *string         `json:"bind,omitempty"`
+}
+
+// readJSON decodes exactly one JSON value, which nothing that reads it on its way can take for another.
 func readJSON(body io.Reader, into any) *client.Problem {
-	dec := json.NewDecoder(body)
-	dec.DisallowUnknownFields()
-	err := dec.Decode(into)
+	text, err := io.ReadAll(body)
 	if err == nil {
-		if _, err = dec.Token(); errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err == nil {
-			err = errors.New("more than one JSON value")
-		}
+		err = strictjson.Unmarshal(text, into)
+	}
+	if err == nil {
+		return nil
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return problem(http.StatusRequestEntityTooLarge, "bad_request",
