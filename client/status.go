@@ -81,7 +81,9 @@ type Attestation struct {
 	// Transport is how the SNP device is reached: configfs or ioctl.
 	Transport string `json:"transport,omitempty"`
 	// Region is the one that the policy compares CSP_ID with. Empty: it does not, or the region is not known yet.
-	Region     string `json:"region,omitempty"`
+	Region string `json:"region,omitempty"`
+	// InstanceID is the EC2 instance that evidence names, by the metadata service. Empty: not known, or there is none.
+	InstanceID string `json:"instance_id,omitempty"`
 	GatePassed bool   `json:"gate_passed"`
 	// GateError is why the gate is not passed, or what mode warn let through.
 	GateError string `json:"gate_error,omitempty"`

@@ -54,6 +54,9 @@ func printStatus(w io.Writer, s *client.Status) {
 		fmt.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
 	}
 	fmt.Fprintln(w)
+	if t.InstanceID != "" {
+		fmt.Fprintf(w, "instance        %s\n", t.InstanceID)
+	}
 	if t.ReportVersion != 0 {
 		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n",
 			t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)

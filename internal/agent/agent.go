@@ -102,6 +102,7 @@ func Run(ctx context.Context, c Config) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return api.Run(ctx, socket, tcp) })
 	group.Go(func() error { return attestation.run(ctx) })
+	group.Go(func() error { attestation.identify(ctx); return nil })
 	group.Go(func() error {
 		if err := attestation.passGate(ctx); err != nil || ctx.Err() != nil {
 			return err

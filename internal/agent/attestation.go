@@ -225,19 +225,28 @@ func (a *attestation) prove(ctx context.Context) (*appraise.Verdict, error) {
 	if err := a.locate(ctx); err != nil {
 		return nil, err
 	}
-	_, verdict, err := a.worker.Evidence(ctx, ownClaims(evidence.PurposeBoot, evidence.Binding{}))
+	_, verdict, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeBoot, evidence.Binding{}))
 	if err != nil {
 		return nil, err
 	}
 	return verdict, verdict.Err()
 }
 
+// identify learns which instance this is. Nothing waits for it, since there may be no metadata service.
+func (a *attestation) identify(ctx context.Context) {
+	if !a.off() {
+		a.cloud.identify(ctx, a.log)
+	}
+}
+
 // ownClaims returns the agent's own claims: a fresh nonce, and its own user as the caller.
-func ownClaims(purpose evidence.Purpose, binding evidence.Binding) evidence.Claims {
+func (a *attestation) ownClaims(purpose evidence.Purpose, binding evidence.Binding) evidence.Claims {
 	nonce := make([]byte, 32)
 	rand.Read(nonce)
-	caller := evidence.HostCaller(uint32(os.Getuid()))
-	return evidence.Claims{Purpose: purpose, Nonce: nonce, Binding: binding, Caller: caller}
+	return evidence.Claims{
+		Purpose: purpose, Nonce: nonce, Binding: binding,
+		Caller: evidence.HostCaller(uint32(os.Getuid())), Instance: a.cloud.instance(),
+	}
 }
 
 // evidence serves a caller of the local API.
@@ -250,6 +259,7 @@ func (a *attestation) evidence(
 	case !a.gate.Load().passed:
 		return nil, nil, attest.ErrNotReady
 	}
+	claims.Instance = a.cloud.instance()
 	return a.worker.Evidence(ctx, claims)
 }
 
@@ -262,7 +272,7 @@ func (a *attestation) publishedEvidence(
 		return nil, nil
 	}
 	binding := evidence.Binding{Kind: kind, SPKISHA256: spki[:]}
-	doc, _, err := a.worker.Evidence(ctx, ownClaims(evidence.PurposeMTLS, binding))
+	doc, _, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeMTLS, binding))
 	if err != nil {
 		if a.mode == config.ModeWarn {
 			return nil, nil
@@ -302,7 +312,7 @@ func (a *attestation) recheck(ctx context.Context) error {
 			a.log.Warn("self-check without the node's region", "err", err)
 		}
 		// The worker records the outcome, good or bad, except for a full queue: then others get reports.
-		_, _, _ = a.worker.Evidence(ctx, ownClaims(evidence.PurposeBoot, evidence.Binding{}))
+		_, _, _ = a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeBoot, evidence.Binding{}))
 	}
 }
 

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -17,6 +19,7 @@ import (
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"sevagent/internal/evidence"
 	"sevagent/internal/mtls/source"
 )
 
@@ -29,6 +32,8 @@ type cloud struct {
 	mu      sync.Mutex
 	region  string                 // empty: not found yet
 	secrets *secretsmanager.Client // nil: not found yet
+
+	identity atomic.Pointer[evidence.Instance] // nil: not known yet
 }
 
 // find reads the SDK's usual configuration and returns the region and the client of Secrets Manager. Without a region
@@ -44,18 +49,60 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 		return "", nil, fmt.Errorf("load the AWS configuration: %w", err)
 	}
 	if cfg.Region == "" {
-		metadata := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		answer, err := metadata.GetRegion(ctx, nil)
-		if err != nil {
+		if cfg.Region, err = c.askMetadata(ctx, cfg); err != nil {
 			return "", nil, fmt.Errorf(
 				"ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
 		}
-		cfg.Region = answer.Region
 	}
 	c.region, c.secrets = cfg.Region, secretsmanager.NewFromConfig(cfg)
 	return c.region, c.secrets, nil
+}
+
+// askMetadata gets the instance identity document, keeps who we are and returns the region.
+func (c *cloud) askMetadata(ctx context.Context, cfg aws.Config) (region string, err error) {
+	metadata := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	answer, err := metadata.GetInstanceIdentityDocument(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	if answer.Region == "" {
+		return "", errors.New("the instance identity document has no region")
+	}
+	i := evidence.Instance{ID: answer.InstanceID, Region: answer.Region, AccountID: answer.AccountID}
+	if i.Check() == nil { // what evidence cannot name is unknown
+		c.identity.Store(&i)
+	}
+	return answer.Region, nil
+}
+
+// instance returns which EC2 instance this is, as far as is known: the zero value until the metadata service has
+// answered, and for ever where there is none.
+func (c *cloud) instance() evidence.Instance {
+	if i := c.identity.Load(); i != nil {
+		return *i
+	}
+	return evidence.Instance{}
+}
+
+// identify asks the metadata service which instance this is, until it answers; find has done so where the region came
+// from there. It gives up after some two hours: then there is no such service.
+func (c *cloud) identify(ctx context.Context, log *slog.Logger) {
+	for wait := time.Second; wait < 2*time.Hour && c.identity.Load() == nil; wait *= 2 {
+		cfg, err := awsconfig.LoadDefaultConfig(ctx)
+		if err == nil {
+			_, err = c.askMetadata(ctx, cfg)
+		}
+		if err != nil && wait == time.Second {
+			log.Info("evidence does not name the instance yet: the metadata service does not answer", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
 }
 
 // secretSource is one secret of Secrets Manager, by ARN or name.

@@ -42,6 +42,7 @@ func (a *attestation) status() client.Attestation {
 	if r := a.region.Load(); r != nil {
 		s.Region = *r
 	}
+	s.InstanceID = a.cloud.instance().ID
 	state := a.worker.State()
 	s.LastReport, s.Drift, s.DriftSinceStart = state.At, state.Drift, state.SinceStart
 	if state.Err != nil {
