@@ -130,7 +130,7 @@ func (a *attestation) verifier(policy appraise.Policy) (*appraise.Verifier, erro
 	if r := a.region.Load(); r != nil {
 		region = *r
 	}
-	return appraise.New(appraise.Config{Policy: policy, Region: region})
+	return appraise.New(appraise.Config{Policy: policy, Region: region, Own: true})
 }
 
 // locate finds the node's region if the policy compares with it, and sets the verifier's region. In mode enforce the

@@ -237,31 +237,6 @@ func TestCustomRootsAreChecked(t *testing.T) {
 	}
 }
 
-// FuzzAppraise: whatever the host sends, the verdict is a failure with a code unless the signature holds, which no
-// mutation of it does; and nothing panics past the verifier.
-func FuzzAppraise(f *testing.F) {
-	now := time.Now()
-	s := simulate(f, now, "", nil)
-	v := verifier(f, appraise.AWSShared, func(p *appraise.Policy) { p.RootsPEM = s.psp.Roots() })
-	f.Add(s.report, s.cert)
-	f.Add(bytes.Repeat([]byte{0xff}, snp.ReportSize), s.cert)
-	f.Fuzz(func(t *testing.T, report, cert []byte) {
-		got := v.Appraise(now, report, [][]byte{cert})
-		if got.Status == "" {
-			t.Fatal("no status")
-		}
-		if got.Status != appraise.Pass && got.Code == "" {
-			t.Fatalf("%s without a code", got.Status)
-		}
-		if got.Code == appraise.CodeVerificationPanicking {
-			t.Fatalf("%s", got.Reason)
-		}
-		if got.Status == appraise.Pass && len(report) == snp.ReportSize && !bytes.Equal(report[:snp.SignedSize+144], s.report[:snp.SignedSize+144]) {
-			t.Fatal("a report that the simulator has not signed passes")
-		}
-	})
-}
-
 // TestHostileReports: whatever the length and the content, the answer is a code.
 func TestHostileReports(t *testing.T) {
 	now := time.Now()

@@ -55,15 +55,21 @@ type Policy struct {
 	PlatformUnknown Rule[string] `yaml:"platform_unknown"`
 	// MinReportedTCB, MinCommittedTCB and MinLaunchTCB bound REPORTED_TCB, COMMITTED_TCB and LAUNCH_TCB from below,
 	// component by component.
-	MinReportedTCB  Rule[snp.TCB] `yaml:"min_reported_tcb"`
-	MinCommittedTCB Rule[snp.TCB] `yaml:"min_committed_tcb"`
-	MinLaunchTCB    Rule[snp.TCB] `yaml:"min_launch_tcb"`
+	MinReportedTCB  ProductRule[snp.TCB] `yaml:"min_reported_tcb"`
+	MinCommittedTCB ProductRule[snp.TCB] `yaml:"min_committed_tcb"`
+	MinLaunchTCB    ProductRule[snp.TCB] `yaml:"min_launch_tcb"`
+	// TCBContradiction applies to reports whose TCBs contradict each other, as no firmware makes them: COMMITTED_TCB,
+	// REPORTED_TCB or LAUNCH_TCB above CURRENT_TCB in a component. Its value must be "none".
+	TCBContradiction Rule[string] `yaml:"tcb_contradiction"`
 	// ProvisionalFirmware applies to firmware that is not committed, COMMITTED_TCB other than CURRENT_TCB; its value
 	// must be "none".
 	ProvisionalFirmware Rule[string] `yaml:"provisional_firmware"`
 	// MitigationVector are bits that LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR must have, in reports that carry
 	// them (VERSION 5 and later).
-	MitigationVector Rule[uint64] `yaml:"mitigation_vector"`
+	MitigationVector ProductRule[uint64] `yaml:"mitigation_vector"`
+	// Pinned applies to policies that do not say whose machine or image it must be: it holds if chip_ids or
+	// measurement is enforced. Its value must be "chip_ids or measurement".
+	Pinned Rule[string] `yaml:"pinned"`
 	// Measurement lists acceptable values of MEASUREMENT.
 	Measurement Rule[[]Measurement] `yaml:"measurement"`
 	// IDKeys and AuthorKeys list acceptable values of ID_KEY_DIGEST and AUTHOR_KEY_DIGEST, 96 hex digits.
@@ -97,6 +103,45 @@ type Rule[T any] struct {
 	Value T    `yaml:"value"`
 }
 
+// ProductRule is a Rule whose value differs between products. Their security versions cannot be compared.
+type ProductRule[T comparable] struct {
+	Mode Mode `yaml:"mode"`
+	// Value is for all products. Zero: ByProduct says it.
+	Value T `yaml:"value"`
+	// ByProduct has a value for each product that the policy covers; zero: it does not.
+	ByProduct ByProduct[T] `yaml:"by_product"`
+}
+
+// ByProduct is a value for each product.
+type ByProduct[T comparable] struct {
+	Milan   T `yaml:"Milan"`
+	Genoa   T `yaml:"Genoa"`
+	Bergamo T `yaml:"Bergamo"`
+	Turin   T `yaml:"Turin"`
+}
+
+// For returns the rule's value for a product. It reports false if the rule does not cover it.
+func (r ProductRule[T]) For(product snp.Product) (value T, ok bool) {
+	var zero T
+	if r.Value != zero {
+		return r.Value, true
+	}
+	switch product {
+	case snp.Milan:
+		value = r.ByProduct.Milan
+	case snp.Genoa:
+		value = r.ByProduct.Genoa
+	case snp.Bergamo:
+		value = r.ByProduct.Bergamo
+	case snp.Turin:
+		value = r.ByProduct.Turin
+	}
+	return value, value != zero
+}
+
+// pinnedValue is the one value of the rule pinned.
+const pinnedValue = "chip_ids or measurement"
+
 // Names of the built-in profiles.
 const (
 	AWSShared    = "aws-shared"
@@ -105,7 +150,11 @@ const (
 
 // Builtin returns a built-in profile.
 func Builtin(name string) (Policy, error) {
-	// What EC2's reports of 2025 and 2026 carry; docs/policy.md has the reasons.
+	// What EC2's reports of 2025 and 2026 carry; docs/policy.md has the reasons, and the sources of other products.
+	minimum := ProductRule[snp.TCB]{Mode: Enforce, ByProduct: ByProduct[snp.TCB]{
+		Milan: snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217},
+		Genoa: snp.TCB{Bootloader: 10, TEE: 0, SNP: 23, Microcode: 84},
+	}}
 	p := Policy{
 		Name:             name,
 		Profile:          name,
@@ -114,10 +163,11 @@ func Builtin(name string) (Policy, error) {
 		PolicyForbidden:  Rule[[]string]{Enforce, []string{"DEBUG", "MIGRATE_MA"}},
 		PlatformRequired: Rule[[]string]{Enforce, []string{"ALIAS_CHECK_COMPLETE"}},
 		PlatformUnknown:  Rule[string]{Warn, "none"},
-		MinReportedTCB:   Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
-		MinCommittedTCB:  Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
-		MinLaunchTCB:     Rule[snp.TCB]{Enforce, snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 217}},
-		MitigationVector: Rule[uint64]{Enforce, 0xF},
+		MinReportedTCB:   minimum,
+		MinCommittedTCB:  minimum,
+		MinLaunchTCB:     minimum,
+		TCBContradiction: Rule[string]{Warn, "none"},
+		MitigationVector: ProductRule[uint64]{Mode: Enforce, ByProduct: ByProduct[uint64]{Milan: 0xF}},
 	}
 	switch name {
 	case AWSShared:
@@ -127,6 +177,7 @@ func Builtin(name string) (Policy, error) {
 	case AWSDedicated:
 		p.Signer = Rule[string]{Enforce, snp.SignedByVCEK.String()}
 		p.ChipID = Rule[string]{Enforce, "set"}
+		p.Pinned = Rule[string]{Enforce, pinnedValue}
 	default:
 		return Policy{}, fmt.Errorf("no built-in policy %q (there are %s and %s)", name, AWSShared, AWSDedicated)
 	}

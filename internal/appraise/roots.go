@@ -6,8 +6,11 @@ import (
 	"encoding/pem"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/google/go-sev-guest/verify/trust"
+
+	"sevagent/internal/snp"
 )
 
 // Names of the trust anchors in a verdict.
@@ -21,7 +24,9 @@ type roots map[string][]*trust.AMDRootCerts
 
 // amdRoots builds AMD's embedded roots. The library's own defaults know the ASK but no ASVK and so refuse
 // every report signed by a VLEK, as all of EC2's shared tenancy are (go-sev-guest v0.15.0, verify/trust).
-func amdRoots() (roots, error) {
+//
+// They are constants, so they are read once.
+var amdRoots = sync.OnceValues(func() (roots, error) {
 	embedded := map[string][2][]byte{
 		"Milan": {trust.AskArkMilanVcekBytes, trust.AskArkMilanVlekBytes},
 		"Genoa": {trust.AskArkGenoaVcekBytes, trust.AskArkGenoaVlekBytes},
@@ -41,6 +46,19 @@ func amdRoots() (roots, error) {
 		r[product] = []*trust.AMDRootCerts{certs}
 	}
 	return r, nil
+})
+
+// issuer returns the ARK of a product line and the intermediate that endorses keys of this kind. Either is nil where
+// there is none.
+func (r roots) issuer(line string, kind snp.SigningKey) (ark, intermediate *x509.Certificate) {
+	if r[line] == nil {
+		return nil, nil
+	}
+	certs := r[line][0].ProductCerts
+	if kind == snp.SignedByVLEK {
+		return certs.Ark, certs.Asvk
+	}
+	return certs.Ark, certs.Ask
 }
 
 // customRoots builds roots from PEM certificates named as AMD names its own: ARK-<product>, SEV-<product> and

@@ -14,6 +14,12 @@ import (
 // apply applies the policy's rules to a genuine report and sets the verdict's status.
 func (v *Verdict) apply(cfg Config, r *snp.Report, now time.Time) {
 	p := cfg.Policy
+	if rules := p.silent(r, v.Product); rules != nil {
+		v.unsupported(CodeUnsupportedProduct, fmt.Sprintf(
+			"the report is genuine, but the policy has no %s for %[2]s processors; set by_product.%[2]s in a policy file",
+			strings.Join(rules, ", "), v.Product))
+		return
+	}
 	versions := p.ReportVersion.Value
 	v.rule("report_version", p.ReportVersion.Mode, r.Version >= versions.Min && r.Version <= versions.Max,
 		fmt.Sprint(r.Version), fmt.Sprintf("%d to %d", versions.Min, versions.Max))
@@ -37,15 +43,25 @@ func (v *Verdict) apply(cfg Config, r *snp.Report, now time.Time) {
 	v.allOf("platform_required", p.PlatformRequired, on, r.PlatformInfo.String())
 	v.noneOf("platform_forbidden", p.PlatformForbidden, on, r.PlatformInfo.String())
 	unknown := r.PlatformInfo.Unknown()
-	v.rule("platform_unknown", p.PlatformUnknown.Mode, unknown == 0, fmt.Sprintf("%#x", uint64(unknown)), "no unknown bits")
+	v.rule("platform_unknown", p.PlatformUnknown.Mode, unknown == 0,
+		fmt.Sprintf("%#x", uint64(unknown)), "no unknown bits")
 
 	v.atLeast("min_reported_tcb", p.MinReportedTCB, r.ReportedTCB)
 	v.atLeast("min_committed_tcb", p.MinCommittedTCB, r.CommittedTCB)
 	v.atLeast("min_launch_tcb", p.MinLaunchTCB, r.LaunchTCB)
+	found, contradiction := "none", false
+	for _, other := range []struct {
+		name string
+		tcb  snp.TCBVersion
+	}{{"COMMITTED_TCB", r.CommittedTCB}, {"REPORTED_TCB", r.ReportedTCB}, {"LAUNCH_TCB", r.LaunchTCB}} {
+		if !contradiction && !r.CurrentTCB.Components().AtLeast(other.tcb.Components()) {
+			found, contradiction = fmt.Sprintf("%s %v above CURRENT_TCB %v", other.name, other.tcb, r.CurrentTCB), true
+		}
+	}
+	v.rule("tcb_contradiction", p.TCBContradiction.Mode, !contradiction, found, "none")
 	v.rule("provisional_firmware", p.ProvisionalFirmware.Mode, r.CommittedTCB == r.CurrentTCB,
 		fmt.Sprintf("committed %v, current %v", r.CommittedTCB, r.CurrentTCB), "committed as current")
-	if r.Version >= 5 { // older reports carry no mitigation vectors
-		want := p.MitigationVector.Value
+	if want, ok := p.MitigationVector.For(v.Product); ok && r.Version >= mitigationVersion {
 		v.rule("mitigation_vector", p.MitigationVector.Mode, r.LaunchMitVector&r.CurrentMitVector&want == want,
 			fmt.Sprintf("launch %#x, current %#x", r.LaunchMitVector, r.CurrentMitVector),
 			fmt.Sprintf("all bits of %#x", want))
@@ -54,6 +70,12 @@ func (v *Verdict) apply(cfg Config, r *snp.Report, now time.Time) {
 	v.rule("measurement", p.Measurement.Mode, ok, fmt.Sprintf("%x", r.Measurement), want)
 	v.oneOf("id_keys", p.IDKeys, r.IDKeyDigest[:])
 	v.oneOf("author_keys", p.AuthorKeys, r.AuthorKeyDigest[:])
+
+	if !cfg.Own {
+		pinned := p.ChipIDs.Mode == Enforce || p.Measurement.Mode == Enforce
+		v.rule("pinned", p.Pinned.Mode, pinned, pinnedText(pinned, r), pinnedValue+
+			", so that it is your machine and not any in the world; 'sevctl policy pin --report FILE --cert FILE' writes them")
+	}
 
 	v.Status = Pass
 	var failed, warned []string
@@ -89,8 +111,40 @@ func (v *Verdict) oneOf(name string, r Rule[[]string], observed []byte) {
 	v.rule(name, r.Mode, slices.Contains(r.Value, text), text, fmt.Sprintf("one of %d known values", len(r.Value)))
 }
 
-func (v *Verdict) atLeast(name string, r Rule[snp.TCB], observed snp.TCBVersion) {
-	v.rule(name, r.Mode, observed.Components().AtLeast(r.Value), observed.String(), "at least "+r.Value.String())
+func (v *Verdict) atLeast(name string, r ProductRule[snp.TCB], observed snp.TCBVersion) {
+	min, _ := r.For(v.Product)
+	v.rule(name, r.Mode, observed.Components().AtLeast(min),
+		observed.String(), "at least "+observed.Layout.Pack(min).String())
+}
+
+// mitigationVersion is the VERSION from which reports carry mitigation vectors.
+const mitigationVersion = 5
+
+// silent returns the rules that are applied and have no value for the product.
+func (p Policy) silent(r *snp.Report, product snp.Product) (rules []string) {
+	for _, min := range []struct {
+		name string
+		rule ProductRule[snp.TCB]
+	}{
+		{"min_reported_tcb", p.MinReportedTCB}, {"min_committed_tcb", p.MinCommittedTCB}, {"min_launch_tcb", p.MinLaunchTCB},
+	} {
+		if _, ok := min.rule.For(product); min.rule.Mode != "" && !ok {
+			rules = append(rules, min.name)
+		}
+	}
+	_, ok := p.MitigationVector.For(product)
+	if p.MitigationVector.Mode != "" && !ok && r.Version >= mitigationVersion {
+		rules = append(rules, "mitigation_vector")
+	}
+	return rules
+}
+
+// pinnedText says what a policy could pin.
+func pinnedText(pinned bool, r *snp.Report) string {
+	if pinned {
+		return "pinned"
+	}
+	return fmt.Sprintf("nothing (the report has CHIP_ID %x, MEASUREMENT %x)", r.ChipID, r.Measurement)
 }
 
 // measured looks a measurement up among those that are not retired on the day of now.

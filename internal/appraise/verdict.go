@@ -2,6 +2,7 @@ package appraise
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"sevagent/internal/snp"
@@ -17,7 +18,8 @@ const (
 	Warned Status = "warn"
 	// Fail: not genuine, or an enforced rule does not hold.
 	Fail Status = "fail"
-	// Unsupported: newer than this code can appraise. Neither accepted nor refused; the raw evidence is passed on.
+	// Unsupported: of a report version or a product that this code or the policy cannot appraise. Neither accepted nor
+	// refused; the raw evidence is passed on.
 	Unsupported Status = "unsupported_report_version"
 )
 
@@ -33,6 +35,7 @@ const (
 	CodeChainInvalid          = "chain_invalid"
 	CodePolicyRejected        = "policy_rejected"
 	CodeUnsupportedVersion    = string(Unsupported)
+	CodeUnsupportedProduct    = "unsupported_product"
 	CodeReportDataMismatch    = "report_data_mismatch"
 	CodeVerificationPanicking = "verifier_panic"
 )
@@ -53,6 +56,8 @@ type Verdict struct {
 	// Rules has one entry for each rule of the policy that was applied, in a fixed order.
 	Rules []RuleResult `json:"rules"`
 
+	// Product is the processor's, once the report is known to be genuine.
+	Product snp.Product `json:"-"`
 	// Report is the parsed report, nil if it could not be parsed.
 	Report *snp.Report `json:"-"`
 }
@@ -68,11 +73,14 @@ type RuleResult struct {
 
 // String describes v in one line.
 func (v *Verdict) String() string {
-	tcb := ""
-	if v.Report != nil {
-		tcb = ", TCB " + v.Report.ReportedTCB.String()
+	text := fmt.Sprintf("%s (policy %s, roots: %s", v.Status, v.Policy, v.Roots)
+	if v.Signer != "" {
+		text += ", signed by " + strings.TrimSpace(v.Signer+" "+v.CSPID)
 	}
-	return fmt.Sprintf("%s (policy %s, roots: %s, signed by %s %s%s)", v.Status, v.Policy, v.Roots, v.Signer, v.CSPID, tcb)
+	if v.Report != nil {
+		text += ", TCB " + v.Report.ReportedTCB.String()
+	}
+	return text + ")"
 }
 
 // Err returns nil for evidence that may be relied on (pass and warn), else a *Rejection.

@@ -10,10 +10,8 @@ package appraise
 
 import (
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/sha256"
 	"crypto/sha512"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"math/big"
@@ -21,10 +19,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/go-sev-guest/abi"
-	"github.com/google/go-sev-guest/kds"
-	spb "github.com/google/go-sev-guest/proto/sevsnp"
-	"github.com/google/go-sev-guest/verify"
 	"github.com/google/logger"
 
 	"sevagent/internal/snp"
@@ -36,29 +30,29 @@ type Config struct {
 	// Region is the EC2 region that evidence must come from, for the rule csp_id with the value "node". If it is
 	// empty, only the form of CSP_ID is checked.
 	Region string
+	// Own is set by a node that appraises its own reports: the rule pinned, which keeps a relying party from taking
+	// any machine for its own, is then not applied.
+	Own bool
 }
 
-// Verifier appraises reports by one policy. It is safe for concurrent use.
+// Verifier appraises reports by one policy. It is safe for concurrent use, and its verdicts do not depend on what it has
+// appraised before.
 type Verifier struct {
 	cfg   Config
 	roots roots
 	kind  string
+	// signed verifies a report's signature, and second has go-sev-guest verify it with its chain. They are all that
+	// takes time, so that tests replace them.
+	signed func(*snp.Report, *ecdsa.PublicKey) bool
+	second func(roots, *snp.Report, *endorsement, string) error
 
 	mu sync.Mutex
-	// chains remembers endorsement certificates whose chain has been verified, by SHA-256 of the DER and the
-	// product line; it is emptied when it reaches maxChains.
-	chains map[[sha256.Size]byte]*chain
+	// chains remembers endorsement certificates whose chain has been verified, by chainKey; it is emptied when it
+	// reaches maxChains.
+	chains map[[sha256.Size]byte]*endorsement
 }
 
 const maxChains = 256
-
-// chain is an endorsement certificate that leads to a root.
-type chain struct {
-	leaf     *x509.Certificate
-	exts     *kds.Extensions
-	key      *ecdsa.PublicKey
-	notAfter time.Time // the earliest in the chain
-}
 
 // quietLibrary keeps go-sev-guest from writing to standard error by itself.
 var quietLibrary = sync.OnceFunc(func() { logger.Init("go-sev-guest", false, false, io.Discard) })
@@ -66,7 +60,9 @@ var quietLibrary = sync.OnceFunc(func() { logger.Init("go-sev-guest", false, fal
 // New returns a Verifier; it fails if the policy's own roots do not parse.
 func New(cfg Config) (*Verifier, error) {
 	quietLibrary()
-	v := &Verifier{cfg: cfg, kind: RootsAMD, chains: make(map[[sha256.Size]byte]*chain)}
+	v := &Verifier{
+		cfg: cfg, kind: RootsAMD, signed: signed, second: secondOpinion, chains: make(map[[sha256.Size]byte]*endorsement),
+	}
 	var err error
 	if cfg.Policy.RootsPEM != nil {
 		v.kind = RootsCustom
@@ -81,8 +77,8 @@ func New(cfg Config) (*Verifier, error) {
 }
 
 // Appraise verifies a report at the time now and applies the policy to it. certs are DER, from the host's certificate
-// table or from an evidence document; the first that fits the report's signing key is used, and none of them is trusted
-// as a root.
+// table or from an evidence document, in any order; the one that endorses the report is used, and none of them is
+// trusted as a root.
 func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdict *Verdict) {
 	verdict = &Verdict{Policy: v.cfg.Policy.Name, Roots: v.kind, Rules: []RuleResult{}}
 	// Bytes made by the host enter a library here that has panicked on such bytes before (go-sev-guest
@@ -101,153 +97,104 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	verdict.Report = r
 	verdict.Signer = r.SigningKey.String()
 	if !r.Known() {
-		verdict.unsupported(fmt.Sprintf("report version %d is newer than %d", r.Version, snp.MaxKnownVersion))
+		verdict.unsupported(CodeUnsupportedVersion,
+			fmt.Sprintf("report version %d is newer than %d", r.Version, snp.MaxKnownVersion))
+		return verdict
+	}
+	if err := r.CheckUnsigned(); err != nil {
+		verdict.fail(CodeReportMalformed, err.Error())
 		return verdict
 	}
 	if r.SigningKey != snp.SignedByVCEK && r.SigningKey != snp.SignedByVLEK {
 		verdict.failf(CodeSignatureInvalid, "the report is not signed by an endorsement key (SIGNING_KEY %v)", r.SigningKey)
 		return verdict
 	}
-	c := v.cached(r, certs)
-	if c == nil {
-		leaf, err := pickLeaf(r.SigningKey, certs)
-		if err != nil {
-			verdict.fail(CodeCertificateMalformed, err.Error())
-			return verdict
-		}
-		if leaf == nil {
-			verdict.failf(CodeCertificateMissing, "no %v certificate came with the report", r.SigningKey)
-			return verdict
-		}
-		if c, err = describeLeaf(r, leaf); err != nil {
-			verdict.fail(CodeChainInvalid, err.Error())
-			return verdict
-		}
-	}
-	// The signature comes first: the chain does not matter if the report was altered.
-	if !signed(r, c.key) {
-		if tcb := certTCB(c); tcb != r.ReportedTCB.Components() {
-			verdict.failf(CodeCertificateMismatch,
-				"the %v certificate is for TCB %v, the report's REPORTED_TCB is %v: they do not belong together",
-				r.SigningKey, tcb, r.ReportedTCB)
-		} else {
-			verdict.failf(CodeSignatureInvalid, "the report's signature is not by the key of the %v certificate", r.SigningKey)
-		}
+	if r.Version >= 3 && r.CPUID.Product() == "" {
+		verdict.unsupported(CodeUnsupportedProduct,
+			fmt.Sprintf("the processor, CPUID %v, is of a product that this version does not know; update it", r.CPUID))
 		return verdict
 	}
-	if c.notAfter.IsZero() {
-		proto, err := abi.ReportToProto(report)
-		if err != nil {
-			// Well signed, yet with bits that the library has no name for.
-			verdict.unsupported(err.Error())
-			return verdict
-		}
-		if err := v.verifyChain(r, c, proto); err != nil {
-			verdict.fail(CodeChainInvalid, err.Error())
-			return verdict
-		}
+	candidates, code, err := v.candidates(r, certs)
+	if len(candidates) == 0 {
+		verdict.fail(code, err.Error())
+		return verdict
 	}
-	verdict.CSPID = c.exts.CspID
-	verdict.NotAfter = c.notAfter
-	switch {
-	case now.After(c.notAfter):
-		verdict.failf(CodeCertificateExpired, "the %v certificate expired at %s",
-			r.SigningKey, c.notAfter.UTC().Format(time.RFC3339))
-	case now.Before(c.leaf.NotBefore):
-		verdict.failf(CodeCertificateNotYet, "the %v certificate is valid from %s",
-			r.SigningKey, c.leaf.NotBefore.UTC().Format(time.RFC3339))
-	case certTCB(c) != r.ReportedTCB.Components():
-		verdict.failf(CodeCertificateMismatch, "the %v certificate is for TCB %v, REPORTED_TCB is %v",
-			r.SigningKey, certTCB(c), r.ReportedTCB)
-	case r.SigningKey == snp.SignedByVCEK && !r.MaskChipKey && !slices.Equal(c.exts.HWID, r.ChipID[:]):
-		verdict.fail(CodeCertificateMismatch, "the VCEK certificate is for another chip than CHIP_ID")
-	default:
-		verdict.apply(v.cfg, r, now)
+	blank := *verdict
+	for i, e := range candidates {
+		attempt := blank
+		if v.judge(now, r, e, &attempt) {
+			attempt.apply(v.cfg, r, now)
+			*verdict = attempt
+			break
+		}
+		if i == 0 { // the likeliest says why
+			*verdict = attempt
+		}
 	}
 	return verdict
 }
 
-// cached returns the chain of the first certificate that has been verified before, for a report like this one.
-func (v *Verifier) cached(r *snp.Report, certs [][]byte) *chain {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, der := range certs {
-		if c := v.chains[chainKey(r, der)]; c != nil {
-			return c
+// judge reports whether e endorses the report now. If it does not, verdict says why.
+func (v *Verifier) judge(now time.Time, r *snp.Report, e *endorsement, verdict *Verdict) bool {
+	product := e.product(r)
+	line := product.Line()
+	// The signature comes first: the chain does not matter if the report was altered.
+	if !v.signed(r, e.key) {
+		switch {
+		case e.tcb != r.ReportedTCB:
+			verdict.failf(CodeCertificateMismatch,
+				"the %v certificate is for TCB %v, the report's REPORTED_TCB is %v: they do not belong together",
+				r.SigningKey, e.tcb, r.ReportedTCB)
+		case !e.endorsesChip(r):
+			verdict.failf(CodeCertificateMismatch, "the %v certificate is for another chip than CHIP_ID", r.SigningKey)
+		default:
+			verdict.failf(CodeSignatureInvalid, "the report's signature is not by the key of the %v certificate", r.SigningKey)
+		}
+		return false
+	}
+	if err := r.CheckSigned(); err != nil { // well signed, yet with bits that have no name here
+		verdict.unsupported(CodeUnsupportedVersion, err.Error())
+		return false
+	}
+	if v.roots[line] == nil {
+		verdict.unsupported(CodeUnsupportedProduct, fmt.Sprintf("the %s roots do not cover %q", v.kind, line))
+		return false
+	}
+	if e.period.notAfter.IsZero() { // not from the cache
+		if err := v.verifyChain(r, e, line); err != nil {
+			verdict.fail(CodeChainInvalid, err.Error())
+			return false
 		}
 	}
-	return nil
+	verdict.Product, verdict.CSPID, verdict.NotAfter = product, e.cspID, e.period.notAfter
+	switch {
+	case now.After(e.period.notAfter):
+		verdict.failf(CodeCertificateExpired, "the %s certificate expired at %s",
+			shortName(e.period.last), e.period.notAfter.UTC().Format(time.RFC3339))
+	case now.Before(e.period.notBefore):
+		verdict.failf(CodeCertificateNotYet, "the %s certificate is valid from %s",
+			shortName(e.period.first), e.period.notBefore.UTC().Format(time.RFC3339))
+	case e.tcb != r.ReportedTCB:
+		verdict.failf(CodeCertificateMismatch, "the %v certificate is for TCB %v, REPORTED_TCB is %v",
+			r.SigningKey, e.tcb, r.ReportedTCB)
+	case !e.ofLine(line):
+		verdict.failf(CodeCertificateMismatch, "the %v certificate is for the product %q, the report's processor is a %s",
+			r.SigningKey, e.line, product)
+	case !e.endorsesChip(r):
+		verdict.failf(CodeCertificateMismatch, "the %v certificate is for another chip than CHIP_ID", r.SigningKey)
+	default:
+		return true
+	}
+	return false
 }
 
-// chainKey covers all that verifyChain looks at: the certificate, and of the report the processor and the kind of key.
-func chainKey(r *snp.Report, der []byte) [sha256.Size]byte {
-	h := sha256.New()
-	h.Write([]byte{byte(r.SigningKey), r.CPUID.Family, r.CPUID.Model, r.CPUID.Stepping, byte(min(r.Version, 3))})
-	h.Write(der)
-	return [sha256.Size]byte(h.Sum(nil))
-}
-
-// verifyChain checks that c leads to a root, at a time inside the leaf's validity: its dates are checked separately, to
-// distinguish an expired certificate from a foreign one. It sets c.notAfter and remembers c.
-func (v *Verifier) verifyChain(r *snp.Report, c *chain, report *spb.Report) error {
-	att := &spb.Attestation{Report: report, CertificateChain: new(spb.CertificateChain)}
-	if r.SigningKey == snp.SignedByVLEK {
-		att.CertificateChain.VlekCert = c.leaf.Raw
-	} else {
-		att.CertificateChain.VcekCert = c.leaf.Raw
+// shortName is the name by which people know a certificate: VLEK for SEV-VLEK, but SEV-Milan as it stands.
+func shortName(commonName string) string {
+	switch commonName {
+	case "SEV-VCEK", "SEV-VLEK":
+		return commonName[len("SEV-"):]
 	}
-	// A fresh Options each time: the library writes to it. Without DisableCertFetching it would ask AMD's
-	// servers although roots are given.
-	err := verify.SnpAttestation(att, &verify.Options{
-		TrustedRoots:        v.roots,
-		DisableCertFetching: true,
-		Now:                 c.leaf.NotBefore.Add(c.leaf.NotAfter.Sub(c.leaf.NotBefore) / 2),
-	})
-	if err != nil {
-		return fmt.Errorf("verify the %v certificate against %s roots: %w", r.SigningKey, v.kind, err)
-	}
-	c.notAfter = c.leaf.NotAfter
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if len(v.chains) >= maxChains {
-		clear(v.chains)
-	}
-	v.chains[chainKey(r, c.leaf.Raw)] = c
-	return nil
-}
-
-// describeLeaf reads the fields of an endorsement certificate that is not verified yet.
-func describeLeaf(r *snp.Report, leaf *x509.Certificate) (*chain, error) {
-	key, ok := leaf.PublicKey.(*ecdsa.PublicKey)
-	if !ok || key.Curve != elliptic.P384() {
-		return nil, fmt.Errorf("the %v certificate has no P-384 key", r.SigningKey)
-	}
-	signer := abi.VcekReportSigner
-	if r.SigningKey == snp.SignedByVLEK {
-		signer = abi.VlekReportSigner
-	}
-	exts, err := kds.CertificateExtensions(leaf, signer)
-	if err != nil {
-		return nil, fmt.Errorf("read the extensions of the %v certificate: %w", r.SigningKey, err)
-	}
-	return &chain{leaf: leaf, exts: exts, key: key}, nil
-}
-
-func certTCB(c *chain) snp.TCB { return snp.TCBVersion(c.exts.TCBVersion).Components() }
-
-// pickLeaf returns the first certificate issued for an endorsement key of the given kind, or nil.
-func pickLeaf(kind snp.SigningKey, certs [][]byte) (*x509.Certificate, error) {
-	want := "SEV-" + kind.String() // the common name that AMD gives: publications 57230 (VCEK) and 58369 (VLEK)
-	for i, der := range certs {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d that came with the report: %w", i, err)
-		}
-		if cert.Subject.CommonName == want {
-			return cert, nil
-		}
-	}
-	return nil, nil
+	return commonName
 }
 
 // signed verifies SIGNATURE, ECDSA on P-384 with SHA-384 over bytes 0 to 0x29F. R and S are 72 bytes each,
@@ -272,6 +219,6 @@ func (v *Verdict) fail(code, reason string) { v.Status, v.Code, v.Reason = Fail,
 
 func (v *Verdict) failf(code, format string, args ...any) { v.fail(code, fmt.Sprintf(format, args...)) }
 
-func (v *Verdict) unsupported(reason string) {
-	v.Status, v.Code, v.Reason = Unsupported, CodeUnsupportedVersion, reason
+func (v *Verdict) unsupported(code, reason string) {
+	v.Status, v.Code, v.Reason = Unsupported, code, reason
 }

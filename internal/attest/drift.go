@@ -48,10 +48,10 @@ func compare(old, new observation) []client.Drift {
 		return client.Drift{At: new.at, What: what, From: text(old), To: text(new)}
 	}
 	return []client.Drift{
-		pair("current_tcb", func(o observation) string { return tcbText(o.currentTCB) }),
-		pair("committed_tcb", func(o observation) string { return tcbText(o.committedTCB) }),
-		pair("launch_tcb", func(o observation) string { return tcbText(o.launchTCB) }),
-		pair("reported_tcb", func(o observation) string { return tcbText(o.reportedTCB) }),
+		pair("current_tcb", func(o observation) string { return o.currentTCB.String() }),
+		pair("committed_tcb", func(o observation) string { return o.committedTCB.String() }),
+		pair("launch_tcb", func(o observation) string { return o.launchTCB.String() }),
+		pair("reported_tcb", func(o observation) string { return o.reportedTCB.String() }),
 		pair("report_version", func(o observation) string { return fmt.Sprint(o.reportVersion) }),
 		pair("firmware", func(o observation) string { return o.firmware.String() }),
 		pair("committed_firmware", func(o observation) string { return o.committedFirmware.String() }),
@@ -64,14 +64,6 @@ func compare(old, new observation) []client.Drift {
 			return o.cspID
 		}),
 	}
-}
-
-// tcbText adds the number where the four components do not cover it: bytes that are reserved on Milan and Genoa.
-func tcbText(v snp.TCBVersion) string {
-	if v != v.Components().Version() {
-		return fmt.Sprintf("%v (%#016x)", v, uint64(v))
-	}
-	return v.String()
 }
 
 // genuine reports whether v's report is genuine, whatever the policy says of it. The values of any other report are

@@ -113,7 +113,7 @@ func TestChanges(t *testing.T) {
 		{"committed TCB", func(v *appraise.Verdict) { v.Report.CommittedTCB = newTCB }, []client.Drift{drift(at, "committed_tcb", "4.0.24.217", "4.0.29.222")}},
 		{"launch TCB", func(v *appraise.Verdict) { v.Report.LaunchTCB = newTCB }, []client.Drift{drift(at, "launch_tcb", "4.0.24.217", "4.0.29.222")}},
 		{"reported TCB", func(v *appraise.Verdict) { v.Report.ReportedTCB = newTCB }, []client.Drift{drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222")}},
-		{"reserved byte of a TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB |= 7 << 24 }, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.24.217 (0xd918000007000004)")}},
+		{"reserved byte of a TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB.Raw |= 7 << 24 }, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.24.217 (0xd918000007000004)")}},
 		{"report version", func(v *appraise.Verdict) { v.Report.Version = 5 }, []client.Drift{drift(at, "report_version", "3", "5")}},
 		{"firmware, not committed", func(v *appraise.Verdict) { v.Report.CurrentVersion.Build = 30 }, []client.Drift{drift(at, "firmware", "1.55.29", "1.55.30")}},
 		{"committed firmware", func(v *appraise.Verdict) { v.Report.CommittedVersion.Build = 30 }, []client.Drift{drift(at, "committed_firmware", "1.55.29", "1.55.30")}},

@@ -274,7 +274,7 @@ func (v *VCEKs) keep(found *vcek) error {
 }
 
 func (v *VCEKs) path(r vcekRequest) string {
-	return filepath.Join(v.cfg.Dir, fmt.Sprintf("%x-%016x.der", r.chipID, uint64(r.tcb)))
+	return filepath.Join(v.cfg.Dir, fmt.Sprintf("%x-%016x.der", r.chipID, r.tcb.Raw))
 }
 
 // readCertificate reads at most maxVCEK bytes.

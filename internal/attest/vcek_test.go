@@ -147,7 +147,7 @@ func TestVCEKURL(t *testing.T) {
 	if want := "https://kdsintf.amd.com/vcek/v1/Genoa/ab" + strings.Repeat("00", 62) + "01?blSPL=04&teeSPL=00&snpSPL=29&ucodeSPL=222"; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	theirs := must.Get(url.Parse(kds.VCEKCertURL("Genoa", r.ChipID[:], kds.TCBVersion(r.ReportedTCB))))(t, "parse a URL")
+	theirs := must.Get(url.Parse(kds.VCEKCertURL("Genoa", r.ChipID[:], kds.TCBVersion(r.ReportedTCB.Raw))))(t, "parse a URL")
 	ours := must.Get(url.Parse(got))(t, "parse a URL")
 	if ours.Host != theirs.Host || ours.Path != theirs.Path || len(ours.Query()) != len(theirs.Query()) {
 		t.Errorf("go-sev-guest asks %v", theirs)
@@ -161,7 +161,7 @@ func TestVCEKURL(t *testing.T) {
 		}
 	}
 	parsed, err := kds.ParseVCEKCertURL(got)
-	if err != nil || !bytes.Equal(parsed.HWID, r.ChipID[:]) || parsed.TCB != uint64(r.ReportedTCB) || parsed.ProductLine != "Genoa" {
+	if err != nil || !bytes.Equal(parsed.HWID, r.ChipID[:]) || parsed.TCB != r.ReportedTCB.Raw || parsed.ProductLine != "Genoa" {
 		t.Errorf("go-sev-guest reads it as %+v, %v", parsed, err)
 	}
 }
@@ -257,7 +257,7 @@ func TestFetchVCEK(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				name := filepath.Join(dir, fmt.Sprintf("%x-%016x.der", r.ChipID, uint64(r.ReportedTCB)))
+				name := filepath.Join(dir, fmt.Sprintf("%x-%016x.der", r.ChipID, r.ReportedTCB.Raw))
 				if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, good) {
 					t.Errorf("on disk: %d bytes, %v", len(got), err)
 				}
@@ -442,7 +442,7 @@ func TestWorkerWithVCEKFromKDS(t *testing.T) {
 	d := newDedicated(t, nil)
 	policy := must.Get(appraise.Builtin(appraise.AWSDedicated))(t, "take a built-in policy")
 	policy.RootsPEM = d.Roots()
-	verifier := must.Get(appraise.New(appraise.Config{Policy: policy}))(t, "make a verifier")
+	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Own: true}))(t, "make a verifier")
 	k := &fakeKDS{answers: []http.HandlerFunc{gives(d.vcek(t))}}
 	server := httptest.NewServer(k)
 	defer server.Close()
@@ -554,7 +554,7 @@ func FuzzVCEK(f *testing.F) {
 		f.Add(der, binary.LittleEndian.Uint64([]byte{3, 0, 0, 0, 0, 0, 8, 115}))
 	}
 	f.Fuzz(func(t *testing.T, der []byte, tcb uint64) {
-		found, err := vcekRequest{chipID: [64]byte{1}, tcb: snp.TCBVersion(tcb)}.check(der, time.Now())
+		found, err := vcekRequest{chipID: [64]byte{1}, tcb: snp.TCBVersion{Raw: tcb}}.check(der, time.Now())
 		if err == nil && (!bytes.Contains(der, found.request.chipID[:]) || !bytes.Equal(found.der, der)) {
 			t.Errorf("accepted %x", der)
 		}

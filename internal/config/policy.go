@@ -44,7 +44,9 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 	}
 
 	d := newDecoder()
+	spread(&policy)
 	d.read(file, data, &policy)
+	d.settle(&policy)
 	policy.Name = file
 	if profileErr != nil {
 		_, isYAML := d.places[""]
@@ -54,6 +56,9 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 			d.at(d.line(1), "profile", "not set; a file starts from %s or %s",
 				appraise.AWSShared, appraise.AWSDedicated)
 		}
+	}
+	if _, set := d.places["roots"]; set && policy.Roots == "" && !d.failed["roots"] {
+		d.bad("roots", "empty; name a PEM file, or remove roots for AMD's")
 	}
 	if policy.Roots != "" {
 		roots := policy.Roots
@@ -74,6 +79,58 @@ func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (a
 		return appraise.Policy{}, errors.Join(errs...)
 	}
 	return policy, nil
+}
+
+// productRule is an appraise.ProductRule whatever the type of its values.
+type productRule struct {
+	name   string
+	mode   *appraise.Mode
+	spread func()                 // offers Milan's value as the one for all products, for a file to set parts of
+	settle func(all bool)         // leaves the one value for all products, or that of each
+	empty  func(snp.Product) bool // whether there is no value for a product
+	value  func(snp.Product) any  // the value for a product
+}
+
+func productRules(p *appraise.Policy) []productRule {
+	return []productRule{
+		productRuleOf("min_reported_tcb", &p.MinReportedTCB), productRuleOf("min_committed_tcb", &p.MinCommittedTCB),
+		productRuleOf("min_launch_tcb", &p.MinLaunchTCB), productRuleOf("mitigation_vector", &p.MitigationVector),
+	}
+}
+
+func productRuleOf[T comparable](name string, r *appraise.ProductRule[T]) productRule {
+	return productRule{
+		name:   name,
+		mode:   &r.Mode,
+		spread: func() { r.Value = r.ByProduct.Milan },
+		settle: func(all bool) {
+			if all {
+				r.ByProduct = appraise.ByProduct[T]{}
+			} else {
+				r.Value = *new(T)
+			}
+		},
+		empty: func(product snp.Product) bool { _, ok := r.For(product); return !ok },
+		value: func(product snp.Product) any { value, _ := r.For(product); return value },
+	}
+}
+
+func spread(p *appraise.Policy) {
+	for _, r := range productRules(p) {
+		r.spread()
+	}
+}
+
+// settle leaves each rule the one value for all products that the file has set, or else a value for each product.
+func (d *decoder) settle(p *appraise.Policy) {
+	for _, r := range productRules(p) {
+		_, all := d.places[r.name+".value"]
+		at, each := d.places[r.name+".by_product"]
+		if all && each {
+			d.at(at, r.name+".by_product", "value is there, too, and is for all products; give one of them")
+		}
+		r.settle(all)
+	}
 }
 
 // checkPEM checks that a file holds certificates and nothing else. Package appraise checks that they can be roots.
@@ -127,13 +184,25 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 	if matters("provisional_firmware.value", p.ProvisionalFirmware.Mode) {
 		m.oneOf("provisional_firmware.value", p.ProvisionalFirmware.Value, "none")
 	}
-	if r := p.ReportVersion; r.Mode != "" && r.Value.Min > r.Value.Max {
-		m.bad("report_version.value", "min %d is above max %d", r.Value.Min, r.Value.Max)
+	if matters("tcb_contradiction.value", p.TCBContradiction.Mode) {
+		m.oneOf("tcb_contradiction.value", p.TCBContradiction.Value, "none")
 	}
-	m.bits("policy_required.value", p.PolicyRequired.Value, snp.PolicyBits)
-	m.bits("policy_forbidden.value", p.PolicyForbidden.Value, snp.PolicyBits)
-	m.bits("platform_required.value", p.PlatformRequired.Value, snp.PlatformBits)
-	m.bits("platform_forbidden.value", p.PlatformForbidden.Value, snp.PlatformBits)
+	if matters("pinned.value", p.Pinned.Mode) {
+		m.oneOf("pinned.value", p.Pinned.Value, "chip_ids or measurement")
+	}
+	switch r := p.ReportVersion; {
+	case r.Mode != "" && r.Value.Min > r.Value.Max:
+		m.bad("report_version.value", "min %d is above max %d", r.Value.Min, r.Value.Max)
+	case r.Value.Max > snp.MaxKnownVersion:
+		m.bad("report_version.value.max", "%d is above %d, the newest version that can be appraised", r.Value.Max, snp.MaxKnownVersion)
+	}
+	m.bits("policy_required", p.PolicyRequired, snp.PolicyBits)
+	m.bits("policy_forbidden", p.PolicyForbidden, snp.PolicyBits)
+	m.bits("platform_required", p.PlatformRequired, snp.PlatformBits)
+	m.bits("platform_forbidden", p.PlatformForbidden, snp.PlatformBits)
+	for _, r := range productRules(&p) {
+		m.productRule(r, matters(r.name+".value", *r.mode))
+	}
 	m.digests("chip_ids", p.ChipIDs, 64)
 	m.digests("id_keys", p.IDKeys, 48)
 	m.digests("author_keys", p.AuthorKeys, 48)
@@ -147,6 +216,35 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 			m.bad(key+".not_after", "%s is not a day such as \"2027-01-31\"", quote(v.NotAfter))
 		}
 	}
+}
+
+// productRule checks the values of a rule that has one for each product. None may be empty: it would say nothing.
+func (m *mistakes) productRule(r productRule, matters bool) {
+	covered := slices.ContainsFunc(snp.Products, func(p snp.Product) bool { return !r.empty(p) })
+	if matters && !covered && !m.failedBelow(r.name) {
+		m.bad(r.name+".value", "empty, so that it requires nothing; give a value, or remove %s", r.name)
+	}
+	for _, product := range snp.Products {
+		key := r.name + ".by_product." + string(product)
+		if _, set := m.places[key]; set && r.empty(product) && !m.failedBelow(key) {
+			m.bad(key, "empty; give a value, or remove %s", product)
+		}
+		if tcb, ok := r.value(product).(snp.TCB); ok && tcb.FMC != 0 && product != snp.Turin {
+			if _, set := m.places[key+".fmc"]; set {
+				m.bad(key+".fmc", "only Turin has an FMC")
+			}
+		}
+	}
+}
+
+// failedBelow reports whether a value within key could not be decoded, which is reported already.
+func (m *mistakes) failedBelow(key string) bool {
+	for failed := range m.failed {
+		if strings.HasPrefix(failed, key) && m.failed[failed] {
+			return true
+		}
+	}
+	return false
 }
 
 // digests checks a rule that lists acceptable values of a field of size bytes.
@@ -174,17 +272,43 @@ func (m *mistakes) validateModes(p appraise.Policy) {
 		if rule.Kind() != reflect.Struct {
 			continue
 		}
+		if at, set := m.places[name]; set && !m.setBelow(name) && !m.failed[name] {
+			m.at(at, name, "empty, so that it changes nothing; give it a mode or a value, or remove it")
+			continue
+		}
 		mode := rule.FieldByName("Mode").String()
 		if _, set := m.places[name+".mode"]; set && mode != "" {
 			m.oneOf(name+".mode", mode, string(appraise.Enforce), string(appraise.Warn))
-		} else if at, valueSet := m.places[name+".value"]; valueSet && !set && mode == "" {
+		} else if at, valueSet := m.value(name); valueSet && !set && mode == "" {
 			m.at(at, name+".mode", "not set; choose %s or %s", appraise.Enforce, appraise.Warn)
 		}
 	}
 }
 
-// bits checks that values are names of bits.
-func (m *mistakes) bits(key string, values []string, known []snp.BitName) {
+// setBelow reports whether a file has set a key within key.
+func (m *mistakes) setBelow(key string) bool {
+	for at := range m.places {
+		if strings.HasPrefix(at, key+".") {
+			return true
+		}
+	}
+	return false
+}
+
+// value returns where a rule's value was set, in either form.
+func (m *mistakes) value(rule string) (at place, set bool) {
+	if at, set = m.places[rule+".value"]; !set {
+		at, set = m.places[rule+".by_product"]
+	}
+	return at, set
+}
+
+// bits checks that values are names of bits, and that there are any.
+func (m *mistakes) bits(name string, r appraise.Rule[[]string], known []snp.BitName) {
+	key, values := name+".value", r.Value
+	if _, set := m.places[key]; (set || r.Mode != "") && len(values) == 0 {
+		m.bad(key, "empty, so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied")
+	}
 	var names []string
 	for _, b := range known {
 		names = append(names, b.Name)

@@ -66,24 +66,25 @@ signer: {mode: warn, value: VCEK}
 csp_id: {value: us-east-2}
 vmpl: {mode: enforce, value: 1}
 policy_forbidden: {value: [DEBUG, SMT]}
-platform_required: {value: []}
+min_committed_tcb: {by_product: {Genoa: {snp: 27}, Turin: {fmc: 1, bootloader: 1, tee: 1, snp: 4, microcode: 81}}}
 mitigation_vector: {value: 0xffffffffffffffff}
 measurement: {mode: enforce, value: [{value: `+measurement+`, vcpus: 2, not_after: "2027-01-31"}]}
 id_keys: {mode: warn, value: [`+measurement+`]}
 report_version: {value: {min: 4}}
 platform_unknown: {mode: ""}
-min_launch_tcb:
 `)
 	got := must.Get(LoadPolicy(file))(t, "load a policy")
 	want := builtin(t, appraise.AWSShared)
 	want.Name, want.Roots, want.RootsPEM = file, "pki/roots.pem", []byte(roots)
-	want.MinReportedTCB.Value = snp.TCB{Bootloader: 4, SNP: 25, Microcode: 217}
+	// One value is for all products, and starts from Milan's.
+	want.MinReportedTCB = appraise.ProductRule[snp.TCB]{Mode: appraise.Enforce, Value: snp.TCB{Bootloader: 4, SNP: 25, Microcode: 217}}
+	want.MinCommittedTCB.ByProduct.Genoa.SNP = 27
+	want.MinCommittedTCB.ByProduct.Turin = snp.TCB{FMC: 1, Bootloader: 1, TEE: 1, SNP: 4, Microcode: 81}
 	want.Signer = appraise.Rule[string]{Mode: appraise.Warn, Value: "VCEK"}
 	want.CSPID.Value = "us-east-2"
 	want.VMPL = appraise.Rule[uint32]{Mode: appraise.Enforce, Value: 1}
 	want.PolicyForbidden.Value = []string{"DEBUG", "SMT"}
-	want.PlatformRequired.Value = []string{}
-	want.MitigationVector.Value = 1<<64 - 1
+	want.MitigationVector = appraise.ProductRule[uint64]{Mode: appraise.Enforce, Value: 1<<64 - 1}
 	want.PlatformUnknown.Mode = ""
 	want.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce, Value: []appraise.Measurement{{Value: measurement, VCPUs: 2, NotAfter: "2027-01-31"}}}
 	want.IDKeys = appraise.Rule[[]string]{Mode: appraise.Warn, Value: []string{measurement}}
@@ -134,8 +135,8 @@ func TestPolicyRefuses(t *testing.T) {
 			"1: vmpl.value: 9 is not between 0 and 3\n2: profile: no built-in policy \"gcp\" (there are aws-shared and aws-dedicated)"},
 		{"profile of another type", "profile: 1\n", "1: profile: 1 is not text; put it in quotes"},
 		{"not YAML", "a: [\n", "1: not YAML: did not find expected node content"},
-		{"not a mapping", "[]\n", "1: want a mapping with the keys profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, provisional_firmware, mitigation_vector, measurement, id_keys, author_keys"},
-		{"field that is not a key", p + "name: x\n", "2: name: unknown key; there are profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, provisional_firmware, mitigation_vector, measurement, id_keys, author_keys"},
+		{"not a mapping", "[]\n", "1: want a mapping with the keys profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, tcb_contradiction, provisional_firmware, mitigation_vector, pinned, measurement, id_keys, author_keys"},
+		{"field that is not a key", p + "name: x\n", "2: name: unknown key; there are profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, tcb_contradiction, provisional_firmware, mitigation_vector, pinned, measurement, id_keys, author_keys"},
 		{"unknown rule", p + "mesurement: {}\n", "2: mesurement: unknown key; did you mean measurement?"},
 		{"rule without its mapping", p + "signer: VCEK\n", "2: signer: want a mapping with the keys mode, value"},
 		{"mode", p + "signer: {mode: off}\n", "2: signer.mode: \"off\" is not one of enforce, warn"},
@@ -151,8 +152,23 @@ func TestPolicyRefuses(t *testing.T) {
 		{"platform bit", p + "platform_required: {value: [SMT]}\n", "2: platform_required.value[0]: \"SMT\" is not one of " + platformBits},
 		{"platform unknown", p + "platform_unknown: {value: some}\n", "2: platform_unknown.value: \"some\" is not one of none"},
 		{"TCB component out of range", p + "min_reported_tcb: {value: {snp: 256}}\n", "2: min_reported_tcb.value.snp: \"256\" is not a whole number from 0 to 255"},
-		{"TCB component unknown", p + "min_launch_tcb:\n  value: {fmc: 1}\n", "3: min_launch_tcb.value.fmc: unknown key; there are bootloader, tee, snp, microcode"},
-		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n", "2: min_launch_tcb.value: want a mapping with the keys bootloader, tee, snp, microcode"},
+		{"TCB component unknown", p + "min_launch_tcb:\n  value: {psp: 1}\n", "3: min_launch_tcb.value.psp: unknown key; did you mean snp?"},
+		{"TCB component unknown and far", p + "min_launch_tcb:\n  value: {component: 1}\n", "3: min_launch_tcb.value.component: unknown key; there are fmc, bootloader, tee, snp, microcode"},
+		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n", "2: min_launch_tcb.value: want a mapping with the keys fmc, bootloader, tee, snp, microcode"},
+		{"rule that says nothing", p + "signer: ~\nvmpl: {}\nmin_launch_tcb:\n",
+			"2: signer: empty, so that it changes nothing; give it a mode or a value, or remove it\n3: vmpl: empty, so that it changes nothing; give it a mode or a value, or remove it\n4: min_launch_tcb: empty, so that it changes nothing; give it a mode or a value, or remove it"},
+		{"version that nobody knows", p + "report_version: {value: {max: 4294967295}}\n", "2: report_version.value.max: 4294967295 is above 5, the newest version that can be appraised"},
+		{"nothing forbidden", p + "policy_forbidden: {value: []}\n", "2: policy_forbidden.value: empty, so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied"},
+		{"nothing required", p + "platform_forbidden:\n  mode: enforce\n", "3: platform_forbidden.value: empty, so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied"},
+		{"no mitigation", p + "mitigation_vector: {value: 0}\n", "2: mitigation_vector.value: empty, so that it requires nothing; give a value, or remove mitigation_vector"},
+		{"no TCB", p + "min_launch_tcb: {value: {bootloader: 0, snp: 0, microcode: 0}}\n", "2: min_launch_tcb.value: empty, so that it requires nothing; give a value, or remove min_launch_tcb"},
+		{"no TCB for a product", p + "min_launch_tcb:\n  by_product:\n    Turin: {}\n", "4: min_launch_tcb.by_product.Turin: empty; give a value, or remove Turin"},
+		{"unknown product", p + "min_launch_tcb: {by_product: {Rome: {snp: 1}}}\n", "2: min_launch_tcb.by_product.Rome: unknown key; there are Milan, Genoa, Bergamo, Turin"},
+		{"FMC of another product", p + "min_launch_tcb: {by_product: {Genoa: {fmc: 1}}}\n", "2: min_launch_tcb.by_product.Genoa.fmc: only Turin has an FMC"},
+		{"all products and each", p + "mitigation_vector: {value: 1, by_product: {Turin: 2}}\n", "2: mitigation_vector.by_product: value is there, too, and is for all products; give one of them"},
+		{"roots that name no file", p + "roots: \"\"\n", "2: roots: empty; name a PEM file, or remove roots for AMD's"},
+		{"contradiction", p + "tcb_contradiction: {value: some}\n", "2: tcb_contradiction.value: \"some\" is not one of none"},
+		{"pinned", p + "pinned: {mode: warn, value: vmpl}\n", "2: pinned.value: \"vmpl\" is not one of chip_ids or measurement"},
 		{"mitigation vector", p + "mitigation_vector: {value: 0x10000000000000000}\n", "2: mitigation_vector.value: \"0x10000000000000000\" is not a whole number from 0 to 18446744073709551615"},
 		{"measurement", p + "measurement:\n  mode: enforce\n  value:\n  - {value: ABCD}\n", "5: measurement.value[0].value: \"ABCD\" is not 96 lower-case hexadecimal digits"},
 		{"retired on no day", p + "measurement: {mode: warn, value: [{value: " + strings.Repeat("0a", 48) + ", not_after: \"soon\"}]}\n", "2: measurement.value[0].not_after: \"soon\" is not a day such as \"2027-01-31\""},

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,7 +38,8 @@ var (
 	rootNotAfter  = time.Date(2045, 10, 22, 0, 0, 0, 0, time.UTC)
 )
 
-func newAuthority() (*authority, error) {
+// newAuthority makes the root of a product line. Its intermediates are valid until notAfter.
+func newAuthority(line string, notAfter time.Time) (*authority, error) {
 	a := new(authority)
 	var making sync.WaitGroup
 	members := a.members()
@@ -50,13 +52,13 @@ func newAuthority() (*authority, error) {
 		return nil, err
 	}
 	var err error
-	if a.ark, err = makeCA("ARK-Milan", "vcek", a.arkKey, nil, a.arkKey); err != nil {
+	if a.ark, err = makeCA("ARK-"+line, "vcek", rootNotAfter, a.arkKey, nil, a.arkKey); err != nil {
 		return nil, err
 	}
-	if a.ask, err = makeCA("SEV-Milan", "vcek", a.askKey, a.ark, a.arkKey); err != nil {
+	if a.ask, err = makeCA("SEV-"+line, "vcek", notAfter, a.askKey, a.ark, a.arkKey); err != nil {
 		return nil, err
 	}
-	a.asvk, err = makeCA("SEV-VLEK-Milan", "vlek", a.asvkKey, a.ark, a.arkKey)
+	a.asvk, err = makeCA("SEV-VLEK-"+line, "vlek", notAfter, a.asvkKey, a.ark, a.arkKey)
 	return a, err
 }
 
@@ -70,13 +72,14 @@ func amdName(commonName string) pkix.Name {
 // makeCA makes a root's certificate. endpoint is the part of AMD's key distribution service that serves its revocation
 // list: AMD publication 57230.
 func makeCA(
-	name, endpoint string, key *rsa.PrivateKey, parent *x509.Certificate, signer *rsa.PrivateKey,
+	name, endpoint string, notAfter time.Time, key *rsa.PrivateKey, parent *x509.Certificate, signer *rsa.PrivateKey,
 ) (*x509.Certificate, error) {
+	line := name[strings.LastIndexByte(name, '-')+1:]
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: amdName(name),
-		NotBefore: rootNotBefore, NotAfter: rootNotAfter,
+		NotBefore: rootNotBefore, NotAfter: notAfter,
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		CRLDistributionPoints: []string{"https://kdsintf.amd.com/" + endpoint + "/v1/Milan/crl"},
+		CRLDistributionPoints: []string{"https://kdsintf.amd.com/" + endpoint + "/v1/" + line + "/crl"},
 		SignatureAlgorithm:    x509.SHA384WithRSAPSS,
 	}
 	if parent == nil {
@@ -106,27 +109,38 @@ func (a *authority) endorse(o Options) (*ecdsa.PrivateKey, *x509.Certificate, er
 	if err != nil {
 		return nil, nil, err
 	}
-	extensions := []pkix.Extension{
-		extension(0, "", 1),          // structVersion
-		extension("Milan", "ia5", 2), // productName
-		extension(int(o.TCB.Bootloader), "", 3, 1),
-		extension(int(o.TCB.TEE), "", 3, 2),
-		extension(0, "", 3, 4), extension(0, "", 3, 5), extension(0, "", 3, 6), extension(0, "", 3, 7),
-		extension(int(o.TCB.SNP), "", 3, 3),
-		extension(int(o.TCB.Microcode), "", 3, 8),
-	}
+	line := o.Product.Line()
 	name, issuer, signer := "SEV-VLEK", a.asvk, a.asvkKey
+	productName, identity := line, extension("CN=cc-"+o.Region+".amazonaws.com", "ia5", 5)
 	if o.Signer == snp.SignedByVCEK {
 		name, issuer, signer = "SEV-VCEK", a.ask, a.askKey
-		hwid := pkix.Extension{Id: append(append(asn1.ObjectIdentifier{}, amdOID...), 4), Value: o.ChipID[:]}
-		extensions = append(extensions, hwid)
-		extensions[1] = extension("Milan-B1", "ia5", 2)
-	} else {
-		extensions = append(extensions, extension("CN=cc-"+o.Region+".amazonaws.com", "ia5", 5))
+		hwid := o.ChipID[:]
+		if o.Product == snp.Turin {
+			hwid = hwid[:8]
+		} else {
+			productName += "-B1"
+		}
+		identity = pkix.Extension{Id: append(append(asn1.ObjectIdentifier{}, amdOID...), 4), Value: hwid}
 	}
+	structVersion, free := 0, []int{4, 5, 6, 7} // the arcs of reserved bytes of the TCB
+	if o.Product == snp.Turin {
+		structVersion, free = 1, []int{5, 6, 7}
+	}
+	extensions := []pkix.Extension{extension(structVersion, "", 1), extension(productName, "ia5", 2)}
+	if o.Product == snp.Turin {
+		extensions = append(extensions, extension(int(o.TCB.FMC), "", 3, 9))
+	}
+	extensions = append(extensions, extension(int(o.TCB.Bootloader), "", 3, 1), extension(int(o.TCB.TEE), "", 3, 2))
+	for _, arc := range free {
+		extensions = append(extensions, extension(0, "", 3, arc))
+	}
+	extensions = append(extensions, extension(int(o.TCB.SNP), "", 3, 3), extension(int(o.TCB.Microcode), "", 3, 8), identity)
 	template := &x509.Certificate{ // AMD's serial number is 0, which RFC 5280 forbids and crypto/x509 refuses
 		SerialNumber: big.NewInt(1), Subject: amdName(name), NotBefore: o.NotBefore, NotAfter: o.NotAfter,
 		SignatureAlgorithm: x509.SHA384WithRSAPSS, ExtraExtensions: extensions,
+	}
+	if o.AlterCertificate != nil {
+		o.AlterCertificate(template)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &key.PublicKey, signer)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha512"
+	"crypto/x509"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -23,6 +24,8 @@ import (
 
 // Options set what a report shows, besides REPORT_DATA. DefaultOptions returns those of EC2's shared tenancy.
 type Options struct {
+	// Product is the processor's. The root is that of the product line that New has been given.
+	Product snp.Product
 	// Region is in the VLEK's CSP_ID.
 	Region       string
 	Signer       snp.SigningKey
@@ -39,6 +42,12 @@ type Options struct {
 	MitVector uint64
 	// NotBefore and NotAfter are those of the endorsement key's certificate. The roots are valid from 1999 to 2045.
 	NotBefore, NotAfter time.Time
+	// IssuerNotAfter is when the ASK and the ASVK that New makes expire; zero: with the root.
+	IssuerNotAfter time.Time
+	// Alter, if set, changes a report before it is signed, AlterCertificate the endorsement key's certificate: for
+	// what no firmware and no AMD has signed.
+	Alter            func(report []byte)
+	AlterCertificate func(*x509.Certificate)
 	// Latency is how long a report takes; hardware needs 8 ms.
 	Latency time.Duration
 }
@@ -46,7 +55,7 @@ type Options struct {
 // DefaultOptions returns what EC2 shows in 2026, with a certificate issued the day before now.
 func DefaultOptions(now time.Time) Options {
 	return Options{
-		Region: "us-east-2", Signer: snp.SignedByVLEK, Version: 5, Policy: 0x2030000, PlatformInfo: 0x27,
+		Product: snp.Milan, Region: "us-east-2", Signer: snp.SignedByVLEK, Version: 5, Policy: 0x2030000, PlatformInfo: 0x27,
 		TCB:         snp.TCB{Bootloader: 4, TEE: 0, SNP: 29, Microcode: 222},
 		Firmware:    snp.FirmwareVersion{Major: 1, Minor: 58, Build: 1},
 		Measurement: [48]byte(bytes.Repeat([]byte{0x51}, 48)), MitVector: 0xF,
@@ -77,7 +86,11 @@ type endorsement struct {
 
 // New returns a PSP with a fresh root.
 func New(o Options) (*PSP, error) {
-	auth, err := newAuthority()
+	notAfter := o.IssuerNotAfter
+	if notAfter.IsZero() {
+		notAfter = rootNotAfter
+	}
+	auth, err := newAuthority(o.Product.Line(), notAfter)
 	if err != nil {
 		return nil, fmt.Errorf("make the simulator's root: %w", err)
 	}
@@ -197,6 +210,9 @@ func (p *PSP) ReportContext(
 		binary.LittleEndian.PutUint32(certs[16:], 0xFFFFFF00) // an offset that overflows with its length
 	}
 	report = e.o.marshal(version, p.id, reportData, vmpl)
+	if e.o.Alter != nil {
+		e.o.Alter(report)
+	}
 	if err := sign(report, e.key); err != nil {
 		return nil, nil, err
 	}
@@ -226,7 +242,7 @@ func pause(ctx context.Context, d time.Duration) error {
 func (o Options) marshal(version uint32, id [32]byte, reportData [snp.ReportDataSize]byte, vmpl uint32) []byte {
 	r := make([]byte, snp.ReportSize)
 	le := binary.LittleEndian
-	tcb := uint64(o.TCB.Version())
+	tcb := o.Product.Layout().Pack(o.TCB).Raw
 	le.PutUint32(r[0x00:], version)
 	le.PutUint64(r[0x08:], uint64(o.Policy))
 	le.PutUint32(r[0x30:], vmpl)
@@ -240,7 +256,9 @@ func (o Options) marshal(version uint32, id [32]byte, reportData [snp.ReportData
 	copy(r[0x160:], bytes.Repeat([]byte{0xff}, 32)) // REPORT_ID_MA: no migration agent
 	le.PutUint64(r[0x180:], tcb)
 	if version >= 3 {
-		r[0x188], r[0x189], r[0x18A] = 0x19, 0x01, 0x01 // Milan-B1
+		copy(r[0x188:], map[snp.Product][]byte{ // family, model, stepping
+			snp.Milan: {0x19, 0x01, 0x01}, snp.Genoa: {0x19, 0x11, 0x01}, snp.Bergamo: {0x19, 0xA0, 0x02}, snp.Turin: {0x1A, 0x02, 0x01},
+		}[o.Product])
 	}
 	copy(r[0x1A0:], o.ChipID[:])
 	le.PutUint64(r[0x1E0:], tcb)

@@ -57,8 +57,8 @@ type CertEntry struct {
 type CertTable []CertEntry
 
 // ParseCertTable reads a certificate table. The host writes it, so it is treated as an attacker's: at most
-// 16 entries that lie within the table behind its header and do not overlap. An empty or all-zero table
-// has no entries.
+// 16 entries that lie within the table behind its header and do not overlap. Entries of length 0, as hosts write for a
+// certificate that they do not have, are passed over. An empty or all-zero table has no entries.
 func ParseCertTable(raw []byte) (CertTable, error) {
 	if len(raw) > MaxCertTableSize {
 		return nil, fmt.Errorf("parse certificate table: %d bytes, at most %d are allowed", len(raw), MaxCertTableSize)
@@ -70,6 +70,8 @@ func ParseCertTable(raw []byte) (CertTable, error) {
 	var (
 		table CertTable
 		spans []span
+		// header is its length in bytes, the terminating entry included.
+		header uint64 = certEntrySize
 	)
 	for at := 0; ; at += certEntrySize {
 		if at+certEntrySize > len(raw) {
@@ -82,18 +84,21 @@ func ParseCertTable(raw []byte) (CertTable, error) {
 		if g == (GUID{}) && from == 0 && size == 0 {
 			break
 		}
-		if len(table) == maxCertEntries {
+		if at/certEntrySize == maxCertEntries {
 			return nil, fmt.Errorf("parse certificate table: more than %d entries", maxCertEntries)
 		}
-		if size == 0 || from+size > uint64(len(raw)) {
+		header += certEntrySize
+		if size == 0 {
+			continue
+		}
+		if from+size > uint64(len(raw)) {
 			return nil, fmt.Errorf(
 				"parse certificate table: entry %d (%v): offset %d and length %d lie outside the table of %d bytes",
-				len(table), g, from, size, len(raw))
+				at/certEntrySize, g, from, size, len(raw))
 		}
 		table = append(table, CertEntry{GUID: g, Data: append([]byte(nil), raw[from:from+size]...)})
 		spans = append(spans, span{from, from + size})
 	}
-	header := uint64(len(table)+1) * certEntrySize
 	for i, s := range spans {
 		if s.from < header {
 			return nil, fmt.Errorf("parse certificate table: entry %d starts within the header", i)

@@ -23,6 +23,8 @@ const (
 	ReportDataSize = 64
 	// MaxKnownVersion is the newest VERSION whose every field this package knows.
 	MaxKnownVersion = 5
+	// minVersion is the VERSION of the first firmware that was published.
+	minVersion = 2
 )
 
 // Offsets within the report.
@@ -103,15 +105,11 @@ func ParseReport(raw []byte) (*Report, error) {
 		Policy:        GuestPolicy(le.Uint64(raw[policyOffset:])),
 		VMPL:          le.Uint32(raw[vmplOffset:]),
 		SignatureAlgo: le.Uint32(raw[signatureAlgoOffset:]),
-		CurrentTCB:    TCBVersion(le.Uint64(raw[currentTCBOffset:])),
 		PlatformInfo:  PlatformInfo(le.Uint64(raw[platformInfoOffset:])),
-		ReportedTCB:   TCBVersion(le.Uint64(raw[reportedTCBOffset:])),
-		CommittedTCB:  TCBVersion(le.Uint64(raw[committedTCBOffset:])),
-		LaunchTCB:     TCBVersion(le.Uint64(raw[launchTCBOffset:])),
 	}
 	copy(r.raw[:], raw)
-	if r.Version == 0 {
-		return nil, fmt.Errorf("parse attestation report: version 0 does not exist")
+	if r.Version < minVersion {
+		return nil, fmt.Errorf("parse attestation report: version %d does not exist", r.Version)
 	}
 	// Flags, bits of the word at 0x48: 0 AUTHOR_KEY_EN, 1 MASK_CHIP_KEY, 4..2 SIGNING_KEY.
 	flags := le.Uint32(raw[flagsOffset:])
@@ -135,6 +133,13 @@ func ParseReport(raw []byte) (*Report, error) {
 		id := raw[cpuidFamilyOffset:]
 		r.CPUID = CPUID{Family: id[0], Model: id[1], Stepping: id[2]}
 	}
+	layout := LayoutMilan // of the products whose firmware writes version 2, which has no CPUID
+	if r.Version >= 3 {
+		layout = r.CPUID.Product().Layout()
+	}
+	tcb := func(at int) TCBVersion { return TCBVersion{Raw: le.Uint64(raw[at:]), Layout: layout} }
+	r.CurrentTCB, r.ReportedTCB = tcb(currentTCBOffset), tcb(reportedTCBOffset)
+	r.CommittedTCB, r.LaunchTCB = tcb(committedTCBOffset), tcb(launchTCBOffset)
 	if r.Version >= 5 {
 		r.LaunchMitVector = le.Uint64(raw[launchMitOffset:])
 		r.CurrentMitVector = le.Uint64(raw[currentMitOffset:])
@@ -158,43 +163,6 @@ func firmwareVersion(b []byte) FirmwareVersion {
 func (v FirmwareVersion) String() string {
 	return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Build)
 }
-
-// CPUID is the combined family, the combined model and the stepping of the processor.
-type CPUID struct{ Family, Model, Stepping uint8 }
-
-// TCBVersion packs the security versions of the platform's components into 64 bits, one byte each.
-// This is the layout of Milan and Genoa; Turin's differs.
-type TCBVersion uint64
-
-// TCB is a TCBVersion taken apart: bits 7..0 bootloader, 15..8 TEE, 55..48 SNP firmware, 63..56 microcode.
-type TCB struct {
-	Bootloader uint8 `json:"bootloader" yaml:"bootloader"`
-	TEE        uint8 `json:"tee" yaml:"tee"`
-	SNP        uint8 `json:"snp" yaml:"snp"`
-	Microcode  uint8 `json:"microcode" yaml:"microcode"`
-}
-
-// Components takes v apart.
-func (v TCBVersion) Components() TCB {
-	return TCB{Bootloader: uint8(v), TEE: uint8(v >> 8), SNP: uint8(v >> 48), Microcode: uint8(v >> 56)}
-}
-
-// Version puts the components together.
-func (t TCB) Version() TCBVersion {
-	return TCBVersion(t.Bootloader) | TCBVersion(t.TEE)<<8 | TCBVersion(t.SNP)<<48 | TCBVersion(t.Microcode)<<56
-}
-
-// AtLeast reports whether no component of t is below that of min.
-func (t TCB) AtLeast(min TCB) bool {
-	return t.Bootloader >= min.Bootloader && t.TEE >= min.TEE && t.SNP >= min.SNP && t.Microcode >= min.Microcode
-}
-
-// String gives the components in the order bootloader.tee.snp.microcode, for example "4.0.29.222".
-func (t TCB) String() string {
-	return fmt.Sprintf("%d.%d.%d.%d", t.Bootloader, t.TEE, t.SNP, t.Microcode)
-}
-
-func (v TCBVersion) String() string { return v.Components().String() }
 
 // SigningKey says which key signed a report (SIGNING_KEY).
 type SigningKey uint8

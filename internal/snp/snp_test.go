@@ -45,10 +45,10 @@ func agreesWithLibrary(t *testing.T, raw []byte) {
 		{"policy", uint64(r.Policy), p.Policy},
 		{"VMPL", uint64(r.VMPL), uint64(p.Vmpl)},
 		{"signature algorithm", uint64(r.SignatureAlgo), uint64(p.SignatureAlgo)},
-		{"current TCB", uint64(r.CurrentTCB), p.CurrentTcb},
-		{"reported TCB", uint64(r.ReportedTCB), p.ReportedTcb},
-		{"committed TCB", uint64(r.CommittedTCB), p.CommittedTcb},
-		{"launch TCB", uint64(r.LaunchTCB), p.LaunchTcb},
+		{"current TCB", r.CurrentTCB.Raw, p.CurrentTcb},
+		{"reported TCB", r.ReportedTCB.Raw, p.ReportedTcb},
+		{"committed TCB", r.CommittedTCB.Raw, p.CommittedTcb},
+		{"launch TCB", r.LaunchTCB.Raw, p.LaunchTcb},
 		{"platform info", uint64(r.PlatformInfo), p.PlatformInfo},
 		{"launch mitigation vector", r.LaunchMitVector, p.LaunchMitVector},
 		{"current mitigation vector", r.CurrentMitVector, p.CurrentMitVector},
@@ -101,12 +101,12 @@ func TestNewerVersionIsKept(t *testing.T) {
 
 func TestTCB(t *testing.T) {
 	// REPORTED_TCB of EC2's reports of 2026: 4/0/29/222.
-	v := snp.TCBVersion(0xde1d000000000004)
+	v := snp.TCBVersion{Raw: 0xde1d000000000004}
 	if got := v.String(); got != "4.0.29.222" {
 		t.Errorf("String = %q", got)
 	}
 	if got := v.Components().Version(); got != v {
-		t.Errorf("taken apart and put together: %#x, was %#x", got, v)
+		t.Errorf("taken apart and put together: %#x, was %#x", got.Raw, v.Raw)
 	}
 	min := snp.TCB{Bootloader: 4, SNP: 24, Microcode: 217}
 	if !v.Components().AtLeast(min) {
@@ -114,6 +114,37 @@ func TestTCB(t *testing.T) {
 	}
 	if (snp.TCB{Bootloader: 5, SNP: 24, Microcode: 216}).AtLeast(min) {
 		t.Error("a higher component makes up for a lower one")
+	}
+}
+
+// TestTCBLayouts: each product's bytes by their own names, and no names for those of a product without one.
+func TestTCBLayouts(t *testing.T) {
+	for _, c := range []struct {
+		cpuid snp.CPUID
+		line  string
+		raw   uint64
+		want  string
+	}{
+		{snp.CPUID{Family: 0x19, Model: 0x01, Stepping: 1}, "Milan", 0xde1d000000000004, "4.0.29.222"},
+		{snp.CPUID{Family: 0x19, Model: 0x11, Stepping: 1}, "Genoa", 0x541700000000000a, "10.0.23.84"},
+		{snp.CPUID{Family: 0x19, Model: 0xA0, Stepping: 2}, "Genoa", 0x191700000000000a, "10.0.23.25"},
+		{snp.CPUID{Family: 0x1A, Model: 0x02, Stepping: 1}, "Turin", 0x5100000004010101, "1.1.1.4.81"},
+		{snp.CPUID{Family: 0x1A, Model: 0x11}, "Turin", 0x5100000004010200, "0.2.1.4.81"},
+		{snp.CPUID{Family: 0x1A, Model: 0x02}, "Turin", 0x5101000004010101, "1.1.1.4.81 (0x5101000004010101)"},
+		{snp.CPUID{Family: 0x19, Model: 0x01}, "Milan", 0xde1d010000000004, "4.0.29.222 (0xde1d010000000004)"},
+		{snp.CPUID{Family: 0x1A, Model: 0x50}, "", 0x5100000004010101, "0x5100000004010101"},
+		{snp.CPUID{Family: 0x19, Model: 0x20}, "", 1, "0x0000000000000001"},
+		{snp.CPUID{Family: 0x17, Model: 0x31}, "", 1, "0x0000000000000001"},
+		{snp.CPUID{}, "", 1, "0x0000000000000001"},
+	} {
+		product := c.cpuid.Product()
+		v := snp.TCBVersion{Raw: c.raw, Layout: product.Layout()}
+		if product.Line() != c.line || v.String() != c.want {
+			t.Errorf("%v: line %q, TCB %v, want %q, %s", c.cpuid, product.Line(), v, c.line, c.want)
+		}
+		if again := v.Layout.Pack(v.Components()).Raw | v.Reserved(); again != c.raw && product != "" {
+			t.Errorf("%v: taken apart and put together: %#x, was %#x", c.cpuid, again, c.raw)
+		}
 	}
 }
 
@@ -155,6 +186,33 @@ func parseGUID(t *testing.T, s string) (g [16]byte) {
 	return g
 }
 
+// TestEmptyEntriesArePassedOver: hosts write one for a certificate that they do not have.
+func TestEmptyEntriesArePassedOver(t *testing.T) {
+	entry := func(g snp.GUID, offset, length uint32) []byte {
+		b := append([]byte(nil), g[:]...)
+		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(b, offset), length)
+	}
+	end := make([]byte, 24)
+	raw := concat(entry(snp.GUIDASK, 72, 0), entry(snp.GUIDVCEK, 72+24, 4), end, make([]byte, 24), []byte("leaf"))
+	for name, raw := range map[string][]byte{
+		"before the certificate": raw,
+		"with an offset outside": concat(entry(snp.GUIDASK, 1<<31, 0), raw[24:]),
+		"after the certificate":  concat(raw[24:48], raw[:24], raw[48:]),
+	} {
+		table, err := snp.ParseCertTable(raw)
+		if err != nil || len(table) != 1 || string(table.Find(snp.GUIDVCEK)) != "leaf" {
+			t.Errorf("%s: %v, %v, want the one certificate", name, table, err)
+		}
+	}
+	// An empty entry is part of the header, which no certificate may overlap.
+	if table, err := snp.ParseCertTable(concat(entry(snp.GUIDASK, 72, 0), entry(snp.GUIDVCEK, 48, 4), end)); err == nil {
+		t.Errorf("a certificate within the header: %v, want an error", table)
+	}
+	if table, err := snp.ParseCertTable(concat(bytes.Repeat(entry(snp.GUIDASK, 0, 0), 17), end)); err == nil {
+		t.Errorf("17 empty entries: %v, want an error", table)
+	}
+}
+
 func TestHostileCertTables(t *testing.T) {
 	entry := func(g snp.GUID, offset, length uint32) []byte {
 		b := append([]byte(nil), g[:]...)
@@ -174,7 +232,6 @@ func TestHostileCertTables(t *testing.T) {
 		{"no end", entry(snp.GUIDVLEK, 0, 24), "no terminating entry"},
 		{"offset overflows", concat(entry(snp.GUIDVLEK, 0xFFFFFF00, 0x200), end, body), "outside the table"},
 		{"length overflows", concat(entry(snp.GUIDVLEK, 48, 0xFFFFFFFF), end, body), "outside the table"},
-		{"empty entry", concat(entry(snp.GUIDVLEK, 48, 0), end, body), "outside the table"},
 		{"within the header", concat(entry(snp.GUIDVLEK, 24, 16), end, body), "within the header"},
 		{"overlap", concat(entry(snp.GUIDVLEK, 72, 8), entry(snp.GUIDARK, 79, 8), end, body), "overlap"},
 		{"many entries", concat(many, end), "more than 16 entries"},
