@@ -17,7 +17,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	evidence := &cobra.Command{Use: "evidence", Short: "Work with attestation evidence"}
 	evidence.AddCommand(evidenceCommand())
 	policy := &cobra.Command{Use: "policy", Short: "Work with appraisal policies"}
-	policy.AddCommand(explainCommand())
+	policy.AddCommand(explainCommand(), pinCommand())
 	root.AddCommand(evidence, policy, clusterCommand())
 	return cli.Execute(ctx, root, formatAlias(args, stderr), stdin, stdout, stderr)
 }

@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REAL", real)
+			env.Setenv("CASES", filepath.Join(real, "../../cases/attestation"))
 			return writeEvidence(env.WorkDir)
 		},
 		Condition: func(name string) (bool, error) {

@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"sevagent/internal/appraise"
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 )
@@ -16,10 +19,11 @@ func explainCommand() *cobra.Command {
 	var raw reportFlags
 	cmd := &cobra.Command{
 		Use:   "explain POLICY",
-		Short: "Show a policy's verdict on a report, rule by rule",
-		Long: `Show a policy's verdict on a report, rule by rule: the result, what was
-observed, what is required. POLICY is a built-in profile (aws-shared,
-aws-dedicated) or a policy file, which is checked in any case.
+		Short: "Show a policy's rules, and its verdict on a report",
+		Long: `Show a policy's rules and, with --report, its verdict rule by rule: the result,
+what was observed, what is required; then the fields of the report, verified or
+not. POLICY is a built-in profile (aws-shared, aws-dedicated) or a policy file,
+which is checked in any case. Rules that are looser than the profile's are named.
 
 Exit status 0 if the report is acceptable or none is given, 1 if it is not, 2 if
 the policy is wrong.`,
@@ -50,7 +54,10 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 		if raw.certs != nil {
 			return cli.Usagef("--cert needs --report")
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is valid, from the profile %s\n", a.policy, policy.Profile)
+		var b bytes.Buffer
+		rulesText(&b, policy)
+		fmt.Fprintf(&b, "%s is valid, from the profile %s\n", a.policy, policy.Profile)
+		_, err = b.WriteTo(cmd.OutOrStdout())
 		return err
 	}
 	verifier, err := a.verifier()
@@ -69,9 +76,19 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 		fmt.Fprintf(&b, row, rule.Status, rule.Mode, rule.Rule, rule.Observed, rule.Required)
 	}
 	if len(r.Verdict.Rules) == 0 {
-		fmt.Fprintln(&b, "No rule was applied: the report is not genuine, or its version is not supported.")
+		fmt.Fprintln(&b, "No rule was applied: the report is not genuine, or cannot be judged.")
 	}
 	fmt.Fprintf(&b, "verdict %s, roots: %s%s\n", r.Verdict.Status, r.Verdict.Roots, because(r.Verdict))
+	if report := r.Verdict.Report; report != nil {
+		trust := "not verified: whoever made the report may have made these up"
+		if r.Verdict.Genuine() {
+			trust = "verified: " + string(r.Verdict.Product)
+		}
+		fmt.Fprintf(&b, "\nreport (%s)\n", trust)
+		for _, f := range report.Fields() {
+			fmt.Fprintf(&b, "  %-18s %s\n", f.Name, f.Value)
+		}
+	}
 	if _, err := b.WriteTo(cmd.OutOrStdout()); err != nil {
 		return err
 	}
@@ -79,4 +96,105 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 		return fmt.Errorf("explain %s: %w", a.policy, err)
 	}
 	return nil
+}
+
+// rulesText writes the rules of a policy, then those that are not applied and those that are looser than its profile's.
+func rulesText(b *bytes.Buffer, policy appraise.Policy) {
+	const row = "%-7s %-22s %s\n"
+	fmt.Fprintf(b, row, "MODE", "RULE", "REQUIRED")
+	var unused, looser []string
+	for _, r := range policy.Requirements() {
+		if r.Mode == "" {
+			unused = append(unused, r.Rule)
+		} else {
+			fmt.Fprintf(b, row, r.Mode, r.Rule, r.Required)
+		}
+		if r.Looser != "" {
+			looser = append(looser, fmt.Sprintf("%s is looser than in %s: %s", r.Rule, policy.Profile, r.Looser))
+		}
+	}
+	fmt.Fprintf(b, "not applied: %s\n", strings.Join(unused, ", "))
+	for _, text := range looser {
+		fmt.Fprintln(b, text)
+	}
+	if policy.RootsPEM != nil {
+		fmt.Fprintln(b, "roots: custom; reports are judged by the policy's own roots, not by AMD's")
+	}
+}
+
+// pinCommand writes a policy that accepts only machines and images like that of a report.
+func pinCommand() *cobra.Command {
+	var (
+		appraisal appraisal
+		raw       reportFlags
+		file      string
+	)
+	cmd := &cobra.Command{
+		Use:   "pin --report FILE --cert FILE",
+		Short: "Write a policy that pins the chip and measurement of a report",
+		Long: `Write a policy file that pins CHIP_ID and MEASUREMENT of a report, after it was
+verified: it must be genuine and meet every other rule of the profile. Without
+such pins aws-dedicated fails, since any machine in the world with the right
+firmware would pass. Take the report from a node that you trust; add the values
+of further hosts to the file.
+
+Exit status 0 if the policy was written, 1 if the report is not acceptable, 2 for
+wrong usage.`,
+		Example: `  sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if raw.report == "" {
+				return cli.Usagef("--report is missing, as in 'sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml'")
+			}
+			if _, err := appraise.Builtin(appraisal.policy); err != nil {
+				return cli.Usagef("--profile: %w", err)
+			}
+			text, err := pin(&appraisal, &raw)
+			if err != nil {
+				return err
+			}
+			return cli.WriteOutput(cmd.Context(), file, cmd.OutOrStdout(), text)
+		},
+	}
+	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes")
+	f := cmd.Flags()
+	f.StringVar(&appraisal.policy, "profile", appraise.AWSDedicated, "the `PROFILE` to start from: aws-shared or aws-dedicated\n")
+	f.StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the report must come from")
+	f.StringVarP(&file, "output", "o", "", "write to `FILE` instead of standard output")
+	return cmd
+}
+
+// pin verifies the report and returns a policy file for it.
+func pin(a *appraisal, raw *reportFlags) ([]byte, error) {
+	now, err := raw.time()
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := a.verifier()
+	if err != nil {
+		return nil, err
+	}
+	r, err := raw.verify(verifier, now, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !r.Verdict.Genuine() || len(r.Verdict.Rules) == 0 {
+		return nil, fmt.Errorf("pin: %w", r.Verdict.Err())
+	}
+	for _, rule := range r.Verdict.Rules {
+		if rule.Status == appraise.Fail && rule.Rule != "pinned" {
+			return nil, fmt.Errorf("pin: the report does not meet %s: %s is %s, want %s",
+				a.policy, rule.Rule, rule.Observed, rule.Required)
+		}
+	}
+	report := r.Verdict.Report
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# What a report that was verified on %s shows. Add the values of further hosts.\nprofile: %s\n",
+		now.UTC().Format(time.DateOnly), a.policy)
+	if report.ChipID != [64]byte{} { // zero where the host masks it
+		fmt.Fprintf(&b, "chip_ids: # CHIP_ID\n  mode: enforce\n  value:\n  - \"%x\"\n", report.ChipID)
+	}
+	fmt.Fprintf(&b, "measurement: # of the firmware and the number of vCPUs\n  mode: enforce\n  value:\n  - value: \"%x\"\n",
+		report.Measurement)
+	return b.Bytes(), nil
 }

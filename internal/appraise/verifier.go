@@ -166,7 +166,7 @@ func (v *Verifier) judge(now time.Time, r *snp.Report, e *endorsement, verdict *
 			return false
 		}
 	}
-	verdict.Product, verdict.CSPID, verdict.NotAfter = product, e.cspID, e.period.notAfter
+	verdict.CSPID, verdict.NotAfter = e.cspID, e.period.notAfter
 	switch {
 	case now.After(e.period.notAfter):
 		verdict.failf(CodeCertificateExpired, "the %s certificate expired at %s",
@@ -183,6 +183,7 @@ func (v *Verifier) judge(now time.Time, r *snp.Report, e *endorsement, verdict *
 	case !e.endorsesChip(r):
 		verdict.failf(CodeCertificateMismatch, "the %v certificate is for another chip than CHIP_ID", r.SigningKey)
 	default:
+		verdict.Product = product
 		return true
 	}
 	return false

@@ -153,6 +153,40 @@ func (r *Report) Raw() []byte { return append([]byte(nil), r.raw[:]...) }
 // Known reports whether every field of the report's version is known to this package.
 func (r *Report) Known() bool { return r.Version <= MaxKnownVersion }
 
+// Field is a field of a report in words, by AMD's name.
+type Field struct{ Name, Value string }
+
+// Fields returns what r shows, for people. It is the report's claim and no more.
+func (r *Report) Fields() []Field {
+	x := func(b []byte) string { return fmt.Sprintf("%x", b) }
+	fields := []Field{
+		{"VERSION", fmt.Sprint(r.Version)}, {"SIGNING_KEY", r.SigningKey.String()}, {"VMPL", fmt.Sprint(r.VMPL)},
+		{"POLICY", r.Policy.String()}, {"PLATFORM_INFO", r.PlatformInfo.String()},
+	}
+	if r.Version >= 3 {
+		product := string(r.CPUID.Product())
+		if product == "" {
+			product = "unknown"
+		}
+		fields = append(fields, Field{"CPUID", r.CPUID.String() + " (" + product + ")"})
+	}
+	fields = append(fields, []Field{
+		{"CURRENT_TCB", r.CurrentTCB.String()}, {"COMMITTED_TCB", r.CommittedTCB.String()},
+		{"LAUNCH_TCB", r.LaunchTCB.String()}, {"REPORTED_TCB", r.ReportedTCB.String()},
+		{"CURRENT_VERSION", r.CurrentVersion.String()}, {"COMMITTED_VERSION", r.CommittedVersion.String()},
+	}...)
+	if r.Version >= 5 {
+		fields = append(fields, Field{"LAUNCH_MIT_VECTOR", fmt.Sprintf("%#x", r.LaunchMitVector)},
+			Field{"CURRENT_MIT_VECTOR", fmt.Sprintf("%#x", r.CurrentMitVector)})
+	}
+	return append(fields, []Field{
+		{"MEASUREMENT", x(r.Measurement[:])}, {"CHIP_ID", x(r.ChipID[:])}, {"REPORT_DATA", x(r.ReportData[:])},
+		{"HOST_DATA", x(r.HostData[:])}, {"GUEST_SVN", fmt.Sprint(r.GuestSVN)}, {"FAMILY_ID", x(r.FamilyID[:])},
+		{"IMAGE_ID", x(r.ImageID[:])}, {"ID_KEY_DIGEST", x(r.IDKeyDigest[:])},
+		{"AUTHOR_KEY_DIGEST", x(r.AuthorKeyDigest[:])}, {"REPORT_ID", x(r.ReportID[:])}, {"REPORT_ID_MA", x(r.ReportIDMA[:])},
+	}...)
+}
+
 // FirmwareVersion is the version of the SEV firmware, for example 1.55.29.
 type FirmwareVersion struct{ Major, Minor, Build uint8 }
 
