@@ -144,7 +144,8 @@ wrong usage.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if raw.report == "" {
-				return cli.Usagef("--report is missing, as in 'sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml'")
+				return cli.Usagef(
+					"--report is missing, as in 'sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml'")
 			}
 			if _, err := appraise.Builtin(appraisal.policy); err != nil {
 				return cli.Usagef("--profile: %w", err)
@@ -158,7 +159,8 @@ wrong usage.`,
 	}
 	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes")
 	f := cmd.Flags()
-	f.StringVar(&appraisal.policy, "profile", appraise.AWSDedicated, "the `PROFILE` to start from: aws-shared or aws-dedicated\n")
+	f.StringVar(&appraisal.policy, "profile", appraise.AWSDedicated,
+		"the `PROFILE` to start from: aws-shared or aws-dedicated\n")
 	f.StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the report must come from")
 	f.StringVarP(&file, "output", "o", "", "write to `FILE` instead of standard output")
 	return cmd
@@ -194,7 +196,7 @@ func pin(a *appraisal, raw *reportFlags) ([]byte, error) {
 	if report.ChipID != [64]byte{} { // zero where the host masks it
 		fmt.Fprintf(&b, "chip_ids: # CHIP_ID\n  mode: enforce\n  value:\n  - \"%x\"\n", report.ChipID)
 	}
-	fmt.Fprintf(&b, "measurement: # of the firmware and the number of vCPUs\n  mode: enforce\n  value:\n  - value: \"%x\"\n",
+	fmt.Fprintf(&b, "measurement: # firmware and number of vCPUs\n  mode: enforce\n  value:\n  - value: \"%x\"\n",
 		report.Measurement)
 	return b.Bytes(), nil
 }

@@ -52,20 +52,21 @@ func (p Policy) rules() []rule {
 	allBits := func(bits, base uint64) bool { return bits&base == base }
 	tcb := func(min snp.TCB, product snp.Product) string { return product.Layout().Pack(min).String() }
 	vector := func(bits uint64, _ snp.Product) string { return fmt.Sprintf("all bits of %#x", bits) }
-	region := p.CSPID.Value
+	versions, region := p.ReportVersion.Value, p.CSPID.Value
 	if region == "node" {
 		region = "<the verifier's region>"
 	}
 	return []rule{
-		{"report_version", p.ReportVersion.Mode, fmt.Sprintf("%d to %d", p.ReportVersion.Value.Min, p.ReportVersion.Value.Max),
+		{"report_version", p.ReportVersion.Mode, fmt.Sprintf("%d to %d", versions.Min, versions.Max),
 			func(b Policy) bool {
-				return p.ReportVersion.Value.Min >= b.ReportVersion.Value.Min && p.ReportVersion.Value.Max <= b.ReportVersion.Value.Max
+				return versions.Min >= b.ReportVersion.Value.Min && versions.Max <= b.ReportVersion.Value.Max
 			}},
 		{"signer", p.Signer.Mode, p.Signer.Value, func(b Policy) bool { return p.Signer.Value == b.Signer.Value }},
 		{"csp_id", p.CSPID.Mode, "CN=cc-" + region + ".amazonaws.com", same},
 		{"chip_id", p.ChipID.Mode, p.ChipID.Value, func(b Policy) bool { return p.ChipID.Value == b.ChipID.Value }},
 		{"chip_ids", p.ChipIDs.Mode, known(len(p.ChipIDs.Value)), same},
-		{"vmpl", p.VMPL.Mode, fmt.Sprintf("at most %d", p.VMPL.Value), func(b Policy) bool { return p.VMPL.Value <= b.VMPL.Value }},
+		{"vmpl", p.VMPL.Mode, fmt.Sprintf("at most %d", p.VMPL.Value),
+			func(b Policy) bool { return p.VMPL.Value <= b.VMPL.Value }},
 		{"policy_required", p.PolicyRequired.Mode, "all of " + strings.Join(p.PolicyRequired.Value, ", "),
 			func(b Policy) bool { return containsAll(p.PolicyRequired.Value, b.PolicyRequired.Value) }},
 		{"policy_forbidden", p.PolicyForbidden.Mode, "none of " + strings.Join(p.PolicyForbidden.Value, ", "),

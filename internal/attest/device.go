@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,32 @@ type Device struct {
 	// Platform is the directory that the kernel shows in every SNP guest, whether or not the driver is loaded;
 	// empty: /sys/devices/platform/sev-guest.
 	Platform string
+	// Parameters is the directory of the driver's parameters; empty: /sys/module/sev_guest/parameters.
+	Parameters string
+}
+
+// vmpl returns the VMPL that the driver's key may speak for. With vmpck_id=N the kernel has key N, which the firmware
+// takes for no VMPL below N: AMD 56860, "Guest Messages". Without it, or where it cannot be read, the key is 0's; an
+// SVSM that leaves the guest another one is only visible in configfs.
+func (d Device) vmpl() uint32 {
+	dir := d.Parameters
+	if dir == "" {
+		dir = "/sys/module/sev_guest/parameters"
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "vmpck_id"))
+	if err != nil {
+		return 0
+	}
+	id, err := parseVMPL(text)
+	if err != nil {
+		return 0 // -1, the default of newer kernels
+	}
+	return id
+}
+
+func parseVMPL(text []byte) (uint32, error) {
+	level, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 2) // VMPL 0 to 3
+	return uint32(level), err
 }
 
 // Open opens the device and locks it against other agents.
@@ -159,6 +186,9 @@ func (t *configfs) withEntry(do func(entry string) error) error {
 // Report implements Transport: one firmware request, made by the first read of outblob.
 func (t *configfs) Report(reportData [snp.ReportDataSize]byte) (q Quote, err error) {
 	err = t.withEntry(func(entry string) (err error) {
+		if err := raisePrivlevel(entry); err != nil {
+			return err
+		}
 		if err := os.WriteFile(filepath.Join(entry, "inblob"), reportData[:], 0); err != nil {
 			return err
 		}
@@ -185,6 +215,25 @@ func (t *configfs) Report(reportData [snp.ReportDataSize]byte) (q Quote, err err
 		q.Report = q.Report[:snp.ReportSize]
 	}
 	return q, nil
+}
+
+// raisePrivlevel asks for the lowest VMPL that the kernel's key may speak for, unless that is 0 anyway.
+func raisePrivlevel(entry string) error {
+	text, err := os.ReadFile(filepath.Join(entry, "privlevel_floor"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	floor, err := parseVMPL(text)
+	if err != nil {
+		return fmt.Errorf("read privlevel_floor: %w", err)
+	}
+	if floor == 0 {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(entry, "privlevel"), fmt.Appendf(nil, "%d", floor), 0)
 }
 
 // deviceError translates an errno of the driver. exitInfo2 is the word that the ioctl returns beside it:

@@ -64,6 +64,44 @@ func TestErrorsSayWhatTheyMean(t *testing.T) {
 	}
 }
 
+// TestAdviceOfFirmwareErrors: each leads to what helps.
+func TestAdviceOfFirmwareErrors(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		errno     error
+		exitInfo2 uint64
+		want, not string
+	}{
+		{"a VMPL below the guest's", unix.EIO, 0x16, "below the one that the guest may speak for", "another host"},
+		{"another status", unix.EIO, 0x27, "moves to another host", "VMPL"},
+		{"destroyed key", unix.ENOTTY, 0, "modprobe sev-guest vmpck_id=1' and start the agent: its reports then have VMPL 1", "another host"},
+	} {
+		advice := Advice(deviceError(c.errno, c.exitInfo2))
+		if !strings.Contains(advice, c.want) || strings.Contains(advice, c.not) {
+			t.Errorf("%s: the advice is %q, want %q and nothing of %q", c.name, advice, c.want, c.not)
+		}
+	}
+}
+
+// TestPrivlevel: the entry asks for the lowest VMPL that the kernel allows, and for none where the kernel says nothing.
+func TestPrivlevel(t *testing.T) {
+	for floor, want := range map[string]string{"0\n": "", "1\n": "1", "3\n": "3", "": ""} {
+		entry := t.TempDir()
+		if floor != "" {
+			must.Do(t, os.WriteFile(filepath.Join(entry, "privlevel_floor"), []byte(floor), 0o444), "write the floor")
+		}
+		must.Do(t, raisePrivlevel(entry), "raise the privlevel")
+		if got, _ := os.ReadFile(filepath.Join(entry, "privlevel")); string(got) != want {
+			t.Errorf("floor %q: privlevel %q, want %q", floor, got, want)
+		}
+	}
+	entry := t.TempDir()
+	must.Do(t, os.WriteFile(filepath.Join(entry, "privlevel_floor"), []byte("4\n"), 0o444), "write the floor")
+	if err := raisePrivlevel(entry); err == nil {
+		t.Error("a floor of 4: no error, and there are VMPLs 0 to 3")
+	}
+}
+
 func TestMissingDevice(t *testing.T) {
 	dir := t.TempDir()
 	d := Device{Transport: "auto", Path: filepath.Join(dir, "sev-guest"), Configfs: filepath.Join(dir, "tsm"), Platform: filepath.Join(dir, "platform")}

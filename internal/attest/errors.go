@@ -25,6 +25,10 @@ var (
 	ErrNotReady           = errors.New("the node has not proved itself yet")
 )
 
+// statusInvalidParam is what the firmware answers to a request for a VMPL below the sender's: AMD 56860,
+// "MSG_REPORT_REQ".
+const statusInvalidParam = 0x16
+
 // FirmwareError is a status that the SEV firmware answered a request with.
 type FirmwareError struct {
 	// Status is the firmware's status code: AMD 56860, "Status Codes". Zero: the kernel did not return it.
@@ -38,7 +42,7 @@ func (e *FirmwareError) Error() string {
 		return fmt.Sprintf("the SEV firmware refused the request: %v", e.Cause)
 	}
 	name := map[uint32]string{
-		0x01: "INVALID_PLATFORM_STATE", 0x16: "INVALID_PARAM", 0x1D: "AEAD_OFLOW", 0x27: "INVALID_KEY",
+		0x01: "INVALID_PLATFORM_STATE", statusInvalidParam: "INVALID_PARAM", 0x1D: "AEAD_OFLOW", 0x27: "INVALID_KEY",
 	}[e.Status]
 	if name == "" {
 		name = "unnamed"
@@ -60,7 +64,9 @@ var kinds = []kind{
 	{ErrNoDevice, "device_missing", "load the driver with 'modprobe sev-guest' and check attestation.device"},
 	{ErrInUse, "device_in_use", "stop the other program; only sevagent may use the device"},
 	{ErrVMPCKDisabled, "vmpck_disabled",
-		"reload the driver with 'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1', or stop and start the instance"},
+		"stop and start the instance; or stop the agent, reload the driver with " +
+			"'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1' and start the agent: its reports then have VMPL 1, " +
+			"which the built-in policies warn of"},
 	{ErrThrottled, "throttled", "wait and try again; lower attestation.rate if it lasts"},
 	{ErrVCEKPending, "vcek_pending", "the VCEK is being fetched from AMD's KDS; " +
 		"allow outbound HTTPS to it or put the certificate into the cache directory"},
@@ -97,7 +103,11 @@ func Advice(err error) string {
 			return k.advice
 		}
 	}
-	if _, ok := errors.AsType[*FirmwareError](err); ok {
+	if f, ok := errors.AsType[*FirmwareError](err); ok {
+		if f.Status == statusInvalidParam {
+			return "the agent asked for a VMPL below the one that the guest may speak for: if the driver was loaded with " +
+				"vmpck_id, restart the agent, which reads it; under an SVSM set attestation.transport to configfs"
+		}
 		return "stop and start the instance so that it moves to another host; report the status to AWS if it comes back"
 	}
 	if r, ok := errors.AsType[*appraise.Rejection](err); ok && r.Code == appraise.CodePolicyRejected {

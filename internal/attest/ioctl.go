@@ -52,7 +52,8 @@ const (
 // One SNP_GET_EXT_REPORT with a buffer that holds any table costs one firmware request; asking for the length
 // first costs two, and the host allows about one a second.
 type ioctl struct {
-	f *os.File
+	f    *os.File
+	vmpl uint32 // that is asked for
 	// arena is page-aligned memory outside of Go's heap, since the kernel is given addresses within it.
 	arena []byte
 }
@@ -75,7 +76,7 @@ func (d Device) openIoctl() (*ioctl, error) {
 		f.Close()
 		return nil, fmt.Errorf("map memory for the SNP device: %w", err)
 	}
-	return &ioctl{f: f, arena: arena}, nil
+	return &ioctl{f: f, vmpl: d.vmpl(), arena: arena}, nil
 }
 
 func (t *ioctl) Name() string { return "ioctl" }
@@ -93,6 +94,7 @@ func (t *ioctl) Report(reportData [snp.ReportDataSize]byte) (Quote, error) {
 	resp := (*reportResp)(unsafe.Pointer(&page[os.Getpagesize()]))
 
 	ext.reportData = reportData
+	ext.vmpl = t.vmpl
 	ext.certsAddress = uint64(uintptr(unsafe.Pointer(&certs[0])))
 	ext.certsLen = uint32(len(certs))
 	request.msgVersion = msgVersion

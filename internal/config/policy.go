@@ -194,7 +194,8 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 	case r.Mode != "" && r.Value.Min > r.Value.Max:
 		m.bad("report_version.value", "min %d is above max %d", r.Value.Min, r.Value.Max)
 	case r.Value.Max > snp.MaxKnownVersion:
-		m.bad("report_version.value.max", "%d is above %d, the newest version that can be appraised", r.Value.Max, snp.MaxKnownVersion)
+		m.bad("report_version.value.max", "%d is above %d, the newest version that can be appraised",
+			r.Value.Max, snp.MaxKnownVersion)
 	}
 	m.bits("policy_required", p.PolicyRequired, snp.PolicyBits)
 	m.bits("policy_forbidden", p.PolicyForbidden, snp.PolicyBits)

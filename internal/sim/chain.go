@@ -134,7 +134,8 @@ func (a *authority) endorse(o Options) (*ecdsa.PrivateKey, *x509.Certificate, er
 	for _, arc := range free {
 		extensions = append(extensions, extension(0, "", 3, arc))
 	}
-	extensions = append(extensions, extension(int(o.TCB.SNP), "", 3, 3), extension(int(o.TCB.Microcode), "", 3, 8), identity)
+	extensions = append(extensions,
+		extension(int(o.TCB.SNP), "", 3, 3), extension(int(o.TCB.Microcode), "", 3, 8), identity)
 	template := &x509.Certificate{ // AMD's serial number is 0, which RFC 5280 forbids and crypto/x509 refuses
 		SerialNumber: big.NewInt(1), Subject: amdName(name), NotBefore: o.NotBefore, NotAfter: o.NotAfter,
 		SignatureAlgorithm: x509.SHA384WithRSAPSS, ExtraExtensions: extensions,

@@ -40,6 +40,8 @@ type Options struct {
 	// ChipID is zero with a VLEK on EC2; it is also the VCEK's HWID.
 	ChipID    [64]byte
 	MitVector uint64
+	// VMPL is the lowest that the guest's key may speak for: 1 after the driver was loaded with vmpck_id=1.
+	VMPL uint32
 	// NotBefore and NotAfter are those of the endorsement key's certificate. The roots are valid from 1999 to 2045.
 	NotBefore, NotAfter time.Time
 	// IssuerNotAfter is when the ASK and the ASVK that New makes expire; zero: with the root.
@@ -143,6 +145,9 @@ func (p *PSP) endorsement() endorsement {
 // CertTable returns the table that the host hands out: the endorsement key's certificate and nothing else, as on EC2.
 func (p *PSP) CertTable() []byte { return slices.Clone(p.endorsement().table) }
 
+// VMPL returns the lowest that the guest's key may speak for.
+func (p *PSP) VMPL() uint32 { return p.endorsement().o.VMPL }
+
 // HostError means that the hypervisor or the firmware refused a request, with the kernel's exitinfo2.
 type HostError struct {
 	Wiped     bool   // the kernel has destroyed its key and makes no request
@@ -199,6 +204,9 @@ func (p *PSP) ReportContext(
 	}
 	if err := f.refusal(); err != nil {
 		return nil, nil, err
+	}
+	if vmpl < e.o.VMPL {
+		return nil, nil, &HostError{ExitInfo2: 0x16} // INVALID_PARAM
 	}
 	version, certs := e.o.Version, slices.Clone(e.table)
 	switch f.name {
@@ -257,7 +265,8 @@ func (o Options) marshal(version uint32, id [32]byte, reportData [snp.ReportData
 	le.PutUint64(r[0x180:], tcb)
 	if version >= 3 {
 		copy(r[0x188:], map[snp.Product][]byte{ // family, model, stepping
-			snp.Milan: {0x19, 0x01, 0x01}, snp.Genoa: {0x19, 0x11, 0x01}, snp.Bergamo: {0x19, 0xA0, 0x02}, snp.Turin: {0x1A, 0x02, 0x01},
+			snp.Milan: {0x19, 0x01, 0x01}, snp.Genoa: {0x19, 0x11, 0x01},
+			snp.Bergamo: {0x19, 0xA0, 0x02}, snp.Turin: {0x1A, 0x02, 0x01},
 		}[o.Product])
 	}
 	copy(r[0x1A0:], o.ChipID[:])

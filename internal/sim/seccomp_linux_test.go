@@ -46,7 +46,7 @@ func TestMain(m *testing.M) {
 
 // ask is the product's own client of the device.
 func ask(path string) error {
-	t, err := attest.Device{Transport: "ioctl", Path: path}.Open()
+	t, err := attest.Device{Transport: "ioctl", Path: path, Parameters: filepath.Dir(path)}.Open()
 	if err != nil {
 		return err
 	}
@@ -121,6 +121,27 @@ func TestIoctlThroughTheKernel(t *testing.T) {
 		if out := run(); !strings.Contains(out, c.want) {
 			t.Errorf("%s: the program prints %q, want %q", c.fault, out, c.want)
 		}
+	}
+}
+
+// TestIoctlAsksForItsOwnVMPL: once the driver was loaded with vmpck_id=1, because key 0 is destroyed, the firmware refuses
+// VMPL 0.
+func TestIoctlAsksForItsOwnVMPL(t *testing.T) {
+	psp, socket, device, _ := serveDevice(t)
+	o := sim.DefaultOptions(time.Now())
+	o.VMPL = 1
+	must.Do(t, psp.SetOptions(o), "reload the driver")
+	out, _ := program(socket, device).CombinedOutput()
+	if !strings.Contains(string(out), "status 0x16 (INVALID_PARAM)") {
+		t.Errorf("without vmpck_id the program prints %q, want status 0x16", out)
+	}
+	for text, want := range map[string]string{"1\n": "", "-1\n": "status 0x16", "one\n": "status 0x16", "7\n": "status 0x16"} {
+		must.Do(t, os.WriteFile(filepath.Join(filepath.Dir(device), "vmpck_id"), []byte(text), 0o444), "set vmpck_id")
+		out, _ := program(socket, device).CombinedOutput()
+		if !strings.Contains(string(out), want) || want == "" && len(out) > 0 {
+			t.Errorf("with vmpck_id %q the program prints %q, want %q", text, out, want)
+		}
+		must.Do(t, os.Remove(filepath.Join(filepath.Dir(device), "vmpck_id")), "remove vmpck_id")
 	}
 }
 

@@ -23,8 +23,8 @@ const (
 // Products are all that have a name here.
 var Products = []Product{Milan, Genoa, Bergamo, Turin}
 
-// Product returns the processor's product, or "" if it has no name here: AMD publication 57230, "Determining the Product
-// Name", with the models of each family that AMD's processor programming references assign.
+// Product returns the processor's product, or "" if it has no name here: AMD publication 57230, "Determining the
+// Product Name", with the models of each family that AMD's processor programming references assign.
 func (c CPUID) Product() Product {
 	switch model := c.Model; {
 	case c.Family == 0x19 && model <= 0x0F:
@@ -136,7 +136,8 @@ func (t TCB) AtLeast(min TCB) bool {
 		t.Microcode >= min.Microcode
 }
 
-// String gives the components that all products have in the order bootloader.tee.snp.microcode, for example "4.0.29.222".
+// String gives the components that all products have in the order bootloader.tee.snp.microcode, for example
+// "4.0.29.222".
 func (t TCB) String() string {
 	return fmt.Sprintf("%d.%d.%d.%d", t.Bootloader, t.TEE, t.SNP, t.Microcode)
 }

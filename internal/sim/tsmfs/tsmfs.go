@@ -179,7 +179,7 @@ func (a *attribute) load(ctx context.Context) ([]byte, syscall.Errno) {
 	case "provider":
 		return []byte("sev_guest\n"), 0
 	case "privlevel_floor":
-		return []byte("0\n"), 0
+		return fmt.Appendf(nil, "%d\n", e.psp.VMPL()), 0
 	}
 	if errno := e.report(ctx); errno != 0 {
 		return nil, errno

@@ -176,7 +176,7 @@ func TestFaults(t *testing.T) {
 func TestTheProductsClient(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("requests", func(t *testing.T) {
-		dir, _ := mount(t)
+		dir, psp := mount(t)
 		transport := must.Get(attest.Device{Transport: "configfs", Configfs: dir}.Open())(t, "open the configfs transport")
 		defer transport.Close()
 		for i := range 20 {
@@ -184,6 +184,14 @@ func TestTheProductsClient(t *testing.T) {
 			if r, err := snp.ParseReport(q.Report); err != nil || r.ReportData[0] != byte(i) {
 				t.Fatalf("report %d: %v", i, err)
 			}
+		}
+		// After the driver was loaded with vmpck_id=1, only VMPL 1 gets a report.
+		o := sim.DefaultOptions(time.Now())
+		o.VMPL = 1
+		must.Do(t, psp.SetOptions(o), "reload the driver")
+		q := must.Get(transport.Report([snp.ReportDataSize]byte{21}))(t, "ask for a report with key 1")
+		if r, err := snp.ParseReport(q.Report); err != nil || r.VMPL != 1 {
+			t.Errorf("with key 1: VMPL %d, %v, want 1", r.VMPL, err)
 		}
 		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 			t.Errorf("left: %v, %v", left, err)
