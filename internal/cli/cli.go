@@ -47,7 +47,7 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 	if err == nil {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+	fmt.Fprintf(os.Stderr, "%s: %s\n", name, explain(err))
 	status := statusFailed
 	if m, ok := errors.AsType[marked](err); ok {
 		status = m.status
