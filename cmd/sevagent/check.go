@@ -11,6 +11,7 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/agent"
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 )
 
@@ -37,7 +38,7 @@ func check(ctx context.Context, o *options, configOnly bool, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "configuration   ok (%s)\n", o.config)
+	cli.Fprintf(out, "configuration   ok (%s)\n", o.config)
 	if configOnly {
 		return nil
 	}
@@ -65,8 +66,8 @@ func checkDevice(ctx context.Context, o *options, cfg config.Config, out io.Writ
 		Config: cfg, Path: o.config, Log: slog.New(slog.DiscardHandler), OpenDevice: testOnlyOpenDevice,
 	})
 	if verdict != nil {
-		fmt.Fprintf(out, "device          ok (%s)\n", transport)
-		fmt.Fprintf(out, "report          %s\n", verdict)
+		cli.Fprintf(out, "device          ok (%s)\n", transport)
+		cli.Fprintf(out, "report          %s\n", verdict)
 	}
 	return err
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 
 	"github.com/spf13/cobra"
 
@@ -57,7 +56,7 @@ func refreshCommand(o *options) *cobra.Command {
 			if err != nil {
 				return markUnreachable(err)
 			}
-			return json.NewEncoder(cmd.OutOrStdout()).Encode(answer)
+			return cli.JSON(cmd.OutOrStdout()).Encode(answer)
 		},
 	}
 }

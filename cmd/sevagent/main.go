@@ -18,6 +18,7 @@ import (
 	"sevagent/internal/attest"
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
+	"sevagent/internal/visible"
 )
 
 func main() { cli.Main("sevagent", run) }
@@ -99,7 +100,7 @@ func newLogger(w io.Writer, cfg config.Log, level *slog.LevelVar) *slog.Logger {
 	level.Set(cfg.SlogLevel())
 	o := &slog.HandlerOptions{Level: level}
 	if cfg.Format == "text" || cfg.Format == "auto" && cli.IsTerminal(w) {
-		return slog.New(slog.NewTextHandler(w, o))
+		return slog.New(slog.NewTextHandler(visible.Writer(w, visible.Lines), o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sevagent/client"
+	"sevagent/internal/cli"
 )
 
 func statusCommand(o *options) *cobra.Command {
@@ -26,7 +26,7 @@ func statusCommand(o *options) *cobra.Command {
 				return markUnreachable(err)
 			}
 			if asJSON {
-				enc := json.NewEncoder(cmd.OutOrStdout())
+				enc := cli.JSON(cmd.OutOrStdout())
 				enc.SetIndent("", "  ")
 				if err := enc.Encode(s); err != nil {
 					return err
@@ -46,31 +46,31 @@ func statusCommand(o *options) *cobra.Command {
 
 // printStatus writes the status for people.
 func printStatus(w io.Writer, s *client.Status) {
-	fmt.Fprintf(w, "sevagent %s, started %s\n", s.Version, date(s.StartedAt))
-	fmt.Fprintf(w, "ready           %s\n", s.Health.Status)
+	cli.Fprintf(w, "sevagent %s, started %s\n", s.Version, date(s.StartedAt))
+	cli.Fprintf(w, "ready           %s\n", s.Health.Status)
 	t := s.Attestation
-	fmt.Fprintf(w, "attestation     %s, gate passed: %v", t.Mode, t.GatePassed)
+	cli.Fprintf(w, "attestation     %s, gate passed: %v", t.Mode, t.GatePassed)
 	if t.Verdict != "" {
-		fmt.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
+		cli.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
 	}
 	fmt.Fprintln(w)
 	if t.InstanceID != "" {
 		fmt.Fprintf(w, "instance        %s\n", t.InstanceID)
 	}
 	if t.ReportVersion != 0 {
-		fmt.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n",
+		cli.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n",
 			t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
-		fmt.Fprintf(w, "measurement     %s\n", t.Measurement)
+		cli.Fprintf(w, "measurement     %s\n", t.Measurement)
 	}
 	printCertificates(w, &s.MTLS)
 	for _, e := range s.Endpoints {
-		fmt.Fprintf(w, "endpoint        %s: %s%s\n", e.Endpoint, e.Result, reason(e.Reason))
+		cli.Fprintf(w, "endpoint        %s: %s%s\n", e.Endpoint, e.Result, reason(e.Reason))
 	}
 	for _, r := range s.Readers.Stale {
-		fmt.Fprintf(w, "stale reader    %s\n", r)
+		cli.Fprintf(w, "stale reader    %s\n", r)
 	}
 	for _, o := range s.Reload.Last {
-		fmt.Fprintf(w, "reload          %s: %s at %s%s\n", o.Name, o.Signal, date(o.At), reason(o.Error))
+		cli.Fprintf(w, "reload          %s: %s at %s%s\n", o.Name, o.Signal, date(o.At), reason(o.Error))
 	}
 	fmt.Fprintln(w)
 	printHealth(w, &s.Health)
@@ -78,43 +78,43 @@ func printStatus(w io.Writer, s *client.Status) {
 
 func printCertificates(w io.Writer, m *client.Publication) {
 	if m.Generation != "" {
-		fmt.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, date(m.PublishedAt), date(m.NotAfter))
+		cli.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, date(m.PublishedAt), date(m.NotAfter))
 		for _, c := range m.Certificates {
-			fmt.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
+			cli.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
 		}
 		for _, o := range m.CAOverlap {
-			fmt.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))
+			cli.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))
 		}
-		fmt.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n",
+		cli.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n",
 			m.Guard.State, m.Guard.Immutable, m.Guard.Repairs, reason(m.Guard.Error))
 		for _, f := range m.Guard.Findings {
-			fmt.Fprintf(w, "                found at %s: %s\n", date(m.Guard.At), f)
+			cli.Fprintf(w, "                found at %s: %s\n", date(m.Guard.At), f)
 		}
 	}
 	for _, c := range m.Consumers {
-		fmt.Fprintf(w, "consumer        %s: %s, guard %s%s\n",
+		cli.Fprintf(w, "consumer        %s: %s, guard %s%s\n",
 			c.Name, strings.Join(c.Files, " "), c.Guard.State, reason(c.Error))
 	}
 	for _, secret := range m.Secrets {
-		fmt.Fprintf(w, "secret          %s: %s%s\n", secret.Name, secret.State, reason(secret.Error))
+		cli.Fprintf(w, "secret          %s: %s%s\n", secret.Name, secret.State, reason(secret.Error))
 		if p := secret.Preflight; p != nil {
-			fmt.Fprintf(w, "                pending version %s: %s%s\n", p.Version, p.Result, reason(p.Reason))
+			cli.Fprintf(w, "                pending version %s: %s%s\n", p.Version, p.Result, reason(p.Reason))
 		}
 	}
 	if m.Cost.CallsPerMonth > 0 {
-		fmt.Fprintf(w, "polling         about %d calls, USD %.2f a month\n", m.Cost.CallsPerMonth, m.Cost.USDPerMonth)
+		cli.Fprintf(w, "polling         about %d calls, USD %.2f a month\n", m.Cost.CallsPerMonth, m.Cost.USDPerMonth)
 	}
 	if m.Clock.Error != "" {
-		fmt.Fprintf(w, "clock           %s\n", m.Clock.Error)
+		cli.Fprintf(w, "clock           %s\n", m.Clock.Error)
 	}
 }
 
-// reason returns the end of a line that gives a reason, if there is one.
+// reason returns the end of a line that gives a reason, if there is one. Several reasons stand on lines of their own.
 func reason(text string) string {
 	if text == "" {
 		return ""
 	}
-	return ": " + text
+	return ": " + strings.ReplaceAll(text, "\n", "; ")
 }
 
 func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
@@ -126,7 +126,7 @@ func printHealth(w io.Writer, h *client.Health) {
 			if c.ComponentID != "" {
 				title += " " + c.ComponentID
 			}
-			fmt.Fprintf(w, "%-4s  %s%s\n", c.Status, title, reason(c.Output))
+			cli.Fprintf(w, "%-4s  %s%s\n", c.Status, title, reason(c.Output))
 		}
 	}
 }

@@ -56,7 +56,7 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 		}
 		var b bytes.Buffer
 		rulesText(&b, policy)
-		fmt.Fprintf(&b, "%s is valid, from the profile %s\n", a.policy, policy.Profile)
+		cli.Fprintf(&b, "%s is valid, from the profile %s\n", a.policy, policy.Profile)
 		_, err = b.WriteTo(cmd.OutOrStdout())
 		return err
 	}
@@ -71,22 +71,22 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 
 	var b bytes.Buffer
 	const row = "%-7s %-7s %-22s %-60s %s\n"
-	fmt.Fprintf(&b, row, "RESULT", "MODE", "RULE", "OBSERVED", "REQUIRED")
+	cli.Fprintf(&b, row, "RESULT", "MODE", "RULE", "OBSERVED", "REQUIRED")
 	for _, rule := range r.Verdict.Rules {
-		fmt.Fprintf(&b, row, rule.Status, rule.Mode, rule.Rule, rule.Observed, rule.Required)
+		cli.Fprintf(&b, row, rule.Status, rule.Mode, rule.Rule, rule.Observed, rule.Required)
 	}
 	if len(r.Verdict.Rules) == 0 {
 		fmt.Fprintln(&b, "No rule was applied: the report is not genuine, or cannot be judged.")
 	}
-	fmt.Fprintf(&b, "verdict %s, roots: %s%s\n", r.Verdict.Status, r.Verdict.Roots, because(r.Verdict))
+	cli.Fprintf(&b, "verdict %s, roots: %s%s\n", r.Verdict.Status, r.Verdict.Roots, because(r.Verdict))
 	if report := r.Verdict.Report; report != nil {
-		trust := "not verified: whoever made the report may have made these up"
+		trust := "not verified: its maker can have made these up"
 		if r.Verdict.Genuine() {
 			trust = "verified: " + string(r.Verdict.Product)
 		}
-		fmt.Fprintf(&b, "\nreport (%s)\n", trust)
+		cli.Fprintf(&b, "\nreport (%s)\n", trust)
 		for _, f := range report.Fields() {
-			fmt.Fprintf(&b, "  %-18s %s\n", f.Name, f.Value)
+			cli.Fprintf(&b, "  %-18s %s\n", f.Name, f.Value)
 		}
 	}
 	if _, err := b.WriteTo(cmd.OutOrStdout()); err != nil {

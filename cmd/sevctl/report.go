@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	_ "embed"
-	"encoding/json"
 	"fmt"
 	"html/template"
 	"io"
@@ -13,6 +12,7 @@ import (
 
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
+	"sevagent/internal/visible"
 )
 
 // clusterReport is the JSON output of sevctl verify, and what the table and the page are made from.
@@ -87,9 +87,8 @@ func (r *clusterReport) finish(calls cluster.Calls, took time.Duration) {
 
 // encode writes v as indented JSON.
 func encode(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
+	enc := cli.JSON(w)
 	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
 }
 
@@ -101,35 +100,36 @@ var colours = map[cluster.Status]string{
 const shown = 5
 
 func (r *clusterReport) table(w io.Writer, colour bool) error {
-	paint := func(status cluster.Status, text string) string {
-		if !colour {
-			return text
+	paint := func(status cluster.Status, text string) cli.Sequence {
+		text = cli.Visible(text)
+		if colour {
+			text = colours[status] + text + "\033[0m"
 		}
-		return colours[status] + text + "\033[0m"
+		return cli.Sequence(text)
 	}
 	var b bytes.Buffer
 	wide := 0
 	for _, c := range r.Checks {
 		wide = max(wide, len(c.ID))
 	}
-	fmt.Fprintf(&b, "cluster %s, %s, %s\n\n", r.Cluster, r.Region, r.Time.Format(time.RFC3339))
+	cli.Fprintf(&b, "cluster %s, %s, %s\n\n", r.Cluster, r.Region, r.Time.Format(time.RFC3339))
 	for _, c := range r.Checks {
 		status := paint(c.Status, fmt.Sprintf("%-7s", c.Status))
-		fmt.Fprintf(&b, "%s  %-*s  %s: %s\n", status, wide, c.ID, c.Title, clean(c.Detail))
+		cli.Fprintf(&b, "%s  %-*s  %s: %s\n", status, wide, c.ID, c.Title, c.Detail)
 		indent := strings.Repeat(" ", 9+wide+2)
 		if len(c.Resources) > 1 {
 			for _, resource := range c.Resources[:min(len(c.Resources), shown)] {
-				fmt.Fprintf(&b, "%s- %s: %s\n", indent, clean(resource.ID), clean(resource.Detail))
+				cli.Fprintf(&b, "%s- %s: %s\n", indent, resource.ID, resource.Detail)
 			}
 			if more := len(c.Resources) - shown; more > 0 {
-				fmt.Fprintf(&b, "%s- and %d more, see --format json\n", indent, more)
+				cli.Fprintf(&b, "%s- and %d more, see --format json\n", indent, more)
 			}
 		}
 		if c.Advice != "" {
-			fmt.Fprintf(&b, "%s> %s\n", indent, clean(c.Advice))
+			cli.Fprintf(&b, "%s> %s\n", indent, c.Advice)
 		}
 	}
-	fmt.Fprintf(&b, "\n%s: %s. %d nodes, %d API calls, %.1f s\n",
+	cli.Fprintf(&b, "\n%s: %s. %d nodes, %d API calls, %.1f s\n",
 		paint(r.Status, string(r.Status)), r.summary(), len(r.Nodes), r.Calls.Total, r.Seconds)
 	_, err := b.WriteTo(w)
 	return err
@@ -143,16 +143,6 @@ func (r *clusterReport) summary() string {
 		}
 	}
 	return strings.Join(parts, ", ")
-}
-
-// clean keeps text of others, such as tags and errors, from moving the terminal's cursor.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, s)
 }
 
 //go:embed verify.html
@@ -176,8 +166,14 @@ func (r *clusterReport) html(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	return page.Execute(w, struct {
+	var b strings.Builder
+	err = page.Execute(&b, struct {
 		*clusterReport
 		Summary string
 	}{r, r.summary()})
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(w, visible.Lines(b.String()))
+	return err
 }

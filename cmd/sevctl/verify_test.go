@@ -21,6 +21,7 @@ import (
 	"sevagent/internal/cluster/clustertest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/visible/visibletest"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
@@ -258,11 +259,34 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// TestTerminal: what a node says does not move the cursor.
-func TestTerminal(t *testing.T) {
-	var b bytes.Buffer
-	must.Do(t, reportOf(t).table(&b, false), "write the table")
-	if strings.ContainsRune(b.String(), '\x1b') {
-		t.Errorf("the table has an escape in it:\n%q", b.String())
+// TestHostile: neither AWS nor a node paints the terminal or the page.
+func TestHostile(t *testing.T) {
+	r := new(clusterReport)
+	visibletest.Fill(r, visibletest.Hostile)
+	sequences := []string{"\x1b[0m"}
+	for _, sequence := range colours {
+		sequences = append(sequences, sequence)
 	}
+	for form, write := range map[string]func(io.Writer) error{
+		"table":          func(w io.Writer) error { return r.table(w, false) },
+		"coloured table": func(w io.Writer) error { return r.table(w, true) },
+		"JSON":           func(w io.Writer) error { return encode(w, r) },
+		"HTML":           r.html,
+	} {
+		t.Run(form, func(t *testing.T) {
+			var b strings.Builder
+			must.Do(t, write(&b), "write the report")
+			allowed := sequences
+			if form == "HTML" {
+				allowed = []string{"verdict pass"} // on a line of its own, which is none on a page
+			}
+			visibletest.Check(t, b.String(), allowed...)
+		})
+	}
+
+	policy := filepath.Join(t.TempDir(), visibletest.Hostile)
+	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\n"), 0o600), "write a policy")
+	var stdout strings.Builder
+	must.Do(t, run(t.Context(), []string{"policy", "explain", policy}, nil, &stdout, io.Discard), "explain the policy")
+	visibletest.Check(t, stdout.String())
 }

@@ -83,7 +83,7 @@ func (a *agent) alive(now time.Time) error {
 
 // oneLine is the state that `systemctl status` shows.
 func (a *agent) oneLine() string {
-	flat := func(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+	flat := func(text string) string { return cli.Visible(strings.ReplaceAll(text, "\n", "; ")) }
 	line := "attestation " + a.attestation.mode
 	switch g := a.attestation.gate.Load(); {
 	case g.passed && g.err == nil:

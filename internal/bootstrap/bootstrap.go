@@ -83,7 +83,7 @@ type report func(step, format string, args ...any)
 
 func reportTo(out io.Writer) report {
 	return func(step, format string, args ...any) {
-		fmt.Fprintf(out, "%-12s %s\n", step, fmt.Sprintf(format, args...))
+		cli.Fprintf(out, "%-12s %s\n", step, fmt.Sprintf(format, args...))
 	}
 }
 

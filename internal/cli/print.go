@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"reflect"
@@ -45,6 +46,13 @@ type formatted struct{ value any }
 
 func (f formatted) Format(s fmt.State, verb rune) {
 	io.WriteString(s, Visible(fmt.Sprintf(fmt.FormatString(s, verb), f.value)))
+}
+
+// JSON returns an encoder whose output can be printed too; it encodes the same values.
+func JSON(w io.Writer) *json.Encoder {
+	enc := json.NewEncoder(visible.Writer(w, visible.JSON))
+	enc.SetEscapeHTML(false)
+	return enc
 }
 
 // explain returns the text of an error. It has line feeds only where errors.Join has put them, which is how several

@@ -20,6 +20,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
 	ssmtypes "github.com/aws/aws-sdk-go-v2/service/ssm/types"
+
+	"sevagent/internal/visible"
 )
 
 // Answer is a node's answer to a request for evidence.
@@ -175,7 +177,7 @@ func (in *Inspector) output(ctx context.Context, command, id string, timeout tim
 	status := cmp.Or(aws.ToString(out.StatusDetails), string(out.Status))
 	reason, _, _ := strings.Cut(strings.TrimSpace(aws.ToString(out.StandardErrorContent)), "\n")
 	return nil, fmt.Errorf("the command has ended there with %s, exit status %d: %s",
-		status, out.ResponseCode, cmp.Or(printable(reason), "it gave no reason"))
+		status, out.ResponseCode, cmp.Or(visible.Text(reason[:min(len(reason), 300)]), "it gave no reason"))
 }
 
 // unpack undoes what script does. The text is the node's: hostile until verified.
@@ -200,17 +202,6 @@ func unpack(text string, maxDocument int64) ([]byte, error) {
 		return nil, fmt.Errorf("its output unpacks to more than %d bytes", maxDocument)
 	}
 	return doc, nil
-}
-
-// printable keeps a node from writing to the operator's terminal.
-func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
-	return s[:min(len(s), 300)]
 }
 
 // Attestation is the result of verifying one node's answer.

@@ -82,7 +82,7 @@ func TestCollect(t *testing.T) {
 				t.Errorf("unmanaged node %d: %v", i, answer.Err)
 			}
 		case i == 3:
-			if answer.Err == nil || !strings.HasSuffix(answer.Err.Error(), "exit status 1: sevagent: ?[2Jdevice_missing") {
+			if answer.Err == nil || !strings.HasSuffix(answer.Err.Error(), `exit status 1: sevagent: \x1b[2Jdevice_missing`) {
 				t.Errorf("failing node: %v", answer.Err)
 			}
 		case answer.Err != nil || string(answer.Document) != answer.ID+" "+answer.Hex():

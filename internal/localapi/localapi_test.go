@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,6 +22,7 @@ import (
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/visible/visibletest"
 )
 
 // node is a server over fixed responses, on a socket and on loopback TCP, that can be made to fail.
@@ -150,6 +152,18 @@ func TestPageIsSelfContained(t *testing.T) {
 	}
 	if !strings.Contains(body, "&lt;b&gt;reason") {
 		t.Error("the page lacks the escaped reason")
+	}
+}
+
+// TestHostilePage: neither a container, a server, a certificate nor a secret paints the page.
+func TestHostilePage(t *testing.T) {
+	status := new(client.Status)
+	visibletest.Fill(status, visibletest.Hostile)
+	page := httptest.NewRecorder()
+	New(Config{Version: "v1", Status: func(time.Time) *client.Status { return status }}).page(page, nil)
+	visibletest.Check(t, page.Body.String(), "verdict pass") // on a line of its own, which is none on a page
+	if _, pre, _ := strings.Cut(page.Body.String(), "<pre>"); strings.Contains(pre, "\nverdict pass") {
+		t.Errorf("the data has made a line where lines count:\n%s", pre)
 	}
 }
 

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"html"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+
+	"sevagent/internal/visible"
 )
 
 // pageSource has a place for each value, filled in once with escaped text. It is not an html/template: that package
@@ -38,11 +41,12 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'")
-	strings.NewReplacer(
+	content := strings.NewReplacer(
 		"{{health}}", html.EscapeString(string(health.Status)),
 		"{{version}}", html.EscapeString(s.cfg.Version),
 		"{{now}}", now.UTC().Format(time.RFC3339),
 		"{{rows}}", rows.String(),
 		"{{status}}", html.EscapeString(string(text)),
-	).WriteString(w, pageSource)
+	).Replace(pageSource)
+	io.WriteString(w, visible.Lines(content))
 }

@@ -135,7 +135,7 @@ func verify(chain []*x509.Certificate, roots *x509.CertPool, host string) (clien
 }
 
 func fail(r *client.Endpoint, code client.ProbeResult, err error) {
-	r.Result, r.Reason = code, printable(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "tls: "), "x509: "))
+	r.Result, r.Reason = code, clip(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "tls: "), "x509: "))
 }
 
 func dialCode(err error) client.ProbeResult {

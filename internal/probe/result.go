@@ -5,16 +5,16 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"strings"
-	"unicode"
 
 	"sevagent/client"
+	"sevagent/internal/visible"
 )
 
 func describe(c *x509.Certificate) *client.ServerCertificate {
 	sum := sha256.Sum256(c.Raw)
 	return &client.ServerCertificate{
-		Subject:   printable(c.Subject.String()),
-		Issuer:    printable(c.Issuer.String()),
+		Subject:   clip(c.Subject.String()),
+		Issuer:    clip(c.Issuer.String()),
 		NotBefore: c.NotBefore,
 		NotAfter:  c.NotAfter,
 		SHA256:    hex.EncodeToString(sum[:]),
@@ -24,14 +24,9 @@ func describe(c *x509.Certificate) *client.ServerCertificate {
 // maxText bounds, in bytes, a text that a server may have influenced.
 const maxText = 512
 
-// printable makes such a text safe for a terminal: the server at the endpoint is not authenticated yet.
-func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, s)
+// clip makes such a text visible, and no longer than that: the server at the endpoint is not authenticated yet.
+func clip(s string) string {
+	s = visible.Text(s)
 	if len(s) > maxText {
 		s = strings.ToValidUTF8(s[:maxText], "") + "..."
 	}

@@ -24,16 +24,19 @@ func Lines(s string) string { return escape(s, "\n", goSpelling) }
 
 // JSON returns the encoding of a JSON value so that it can be printed too: what is not visible in its strings is
 // spelled as JSON has it, and the value stays the same.
-func JSON(data []byte) []byte { return []byte(escape(string(data), "\t\n\r", jsonSpelling)) }
+func JSON(s string) string { return escape(s, "\t\n\r", jsonSpelling) }
 
-// Writer returns a writer that makes what is written to w visible, as Lines does. A character must not be split between
-// two writes.
-func Writer(w io.Writer) io.Writer { return writer{w} }
+// Writer returns a writer to w that makes visible what is written, by one of the functions above. No character may be
+// split between two writes.
+func Writer(w io.Writer, by func(string) string) io.Writer { return writer{w, by} }
 
-type writer struct{ io.Writer }
+type writer struct {
+	to io.Writer
+	by func(string) string
+}
 
 func (w writer) Write(p []byte) (int, error) {
-	if _, err := io.WriteString(w.Writer, Lines(string(p))); err != nil {
+	if _, err := io.WriteString(w.to, w.by(string(p))); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -45,7 +45,7 @@ func TestLines(t *testing.T) {
 		t.Errorf("Lines(%q) = %q, want %q", text, got, want)
 	}
 	var b bytes.Buffer
-	n := must.Get(visible.Writer(&b).Write([]byte(text)))(t, "write")
+	n := must.Get(visible.Writer(&b, visible.Lines).Write([]byte(text)))(t, "write")
 	if n != len(text) || b.String() != visible.Lines(text) {
 		t.Errorf("Writer wrote %d bytes and %q, want %d and %q", n, b.String(), len(text), visible.Lines(text))
 	}
@@ -71,13 +71,13 @@ func FuzzVisible(f *testing.F) {
 		encoded := must.Get(json.MarshalIndent(map[string]string{text: text}, "", "\t"))(t, "encode")
 		var before, after map[string]string
 		must.Do(t, json.Unmarshal(encoded, &before), "decode what was encoded")
-		must.Do(t, json.Unmarshal(visible.JSON(encoded), &after), "decode what was made visible")
+		must.Do(t, json.Unmarshal([]byte(visible.JSON(string(encoded))), &after), "decode what was made visible")
 		for key := range before {
 			if after[key] != before[key] || len(after) != 1 {
 				t.Fatalf("JSON changed %+q to %+q", before, after)
 			}
 		}
-		for _, r := range string(visible.JSON(encoded)) {
+		for _, r := range visible.JSON(string(encoded)) {
 			if !unicode.IsPrint(r) && r != '\n' && r != '\t' {
 				t.Fatalf("JSON(%+q) has %U", encoded, r)
 			}

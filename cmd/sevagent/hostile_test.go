@@ -1,0 +1,45 @@
+package main
+
+import (
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"sevagent/client"
+	"sevagent/internal/cli"
+	"sevagent/internal/config"
+	"sevagent/internal/must"
+	"sevagent/internal/visible/visibletest"
+)
+
+// TestHostile: neither a container, a server, a certificate nor a secret paints the terminal.
+func TestHostile(t *testing.T) {
+	s := new(client.Status)
+	visibletest.Fill(s, visibletest.Hostile)
+
+	t.Run("status", func(t *testing.T) {
+		var b strings.Builder
+		printStatus(&b, s)
+		visibletest.Check(t, b.String())
+	})
+	t.Run("status as JSON", func(t *testing.T) {
+		var b strings.Builder
+		must.Do(t, cli.JSON(&b).Encode(s), "encode the status")
+		visibletest.Check(t, b.String())
+	})
+	t.Run("log in text form", func(t *testing.T) {
+		var b strings.Builder
+		log := newLogger(&b, config.Log{Format: "text"}, new(slog.LevelVar))
+		log.Error("constant", "quoted", visibletest.Hostile, "err", errors.New(visibletest.Hostile))
+		log.Error("constant", "delete", "\x7f", "zero_width", "\u200b", "override", "\u202e")
+		visibletest.Check(t, b.String())
+	})
+}
+
+// TestSeveralReasons: the lines of a reason stay readable on one.
+func TestSeveralReasons(t *testing.T) {
+	if got, want := reason("one\ntwo"), ": one; two"; got != want {
+		t.Errorf("reason = %q, want %q", got, want)
+	}
+}
