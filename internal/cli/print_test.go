@@ -44,7 +44,8 @@ func TestExplain(t *testing.T) {
 	}{
 		{"one line", one, "first"},
 		{"joined", errors.Join(one, two), "first\nsecond\\nline"},
-		{"joined and wrapped", fmt.Errorf("load: %w, twice", Usage(errors.Join(one, two))), "load: first\nsecond\\nline, twice"},
+		{"joined and wrapped", fmt.Errorf("load: %w, twice", Usage(errors.Join(one, two))),
+			"load: first\nsecond\\nline, twice"},
 		{"two in one", fmt.Errorf("%w: %w", one, two), `first: second\nline`},
 		{"a line feed between two", fmt.Errorf("a\n%w", one), `a\nfirst`},
 		{"another text than the cause's", renamed{two}, `renamed\n`},

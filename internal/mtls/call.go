@@ -15,13 +15,14 @@ const (
 	evidenceTimeout = 20 * time.Second
 )
 
-// caller makes calls that may take long, and keeps an eye on the published directories while it waits: that AWS takes
-// ten seconds to answer is no reason to leave a changed key file for as long.
+// caller does what may take long, and keeps an eye on the published directories while it waits: that AWS takes ten
+// seconds to answer, or a set of certificates one to verify, is no reason to leave a changed key file for as long.
 type caller struct {
 	metrics  *metrics
 	progress atomic.Int64  // when the loop last moved on, Unix time in ns
 	alarm    chan struct{} // size one: a guard has seen something
 	onAlarm  func()
+	judging  func() // for tests: called as each judgment begins
 	running  sync.WaitGroup
 }
 
@@ -36,15 +37,34 @@ func await[T any](ctx context.Context, c *caller, limit time.Duration, call answ
 	c.movedOn(time.Now())
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	c.beside(func() { v, err = call(ctx) })
+	return v, err
+}
+
+// judge makes one judgment of certificates, which is a pure function and bounded by certset. It must not touch what Run
+// owns.
+func judge[T any](c *caller, judgment func() (T, error)) (v T, err error) {
+	c.movedOn(time.Now())
+	c.beside(func() {
+		if c.judging != nil {
+			c.judging()
+		}
+		v, err = judgment()
+	})
+	return v, err
+}
+
+// beside returns when f does, and answers alarms until then.
+func (c *caller) beside(f func()) {
 	done := make(chan struct{})
 	c.running.Go(func() {
 		defer close(done)
-		v, err = call(ctx)
+		f()
 	})
 	for {
 		select {
 		case <-done:
-			return v, err
+			return
 		case <-c.alarm:
 			c.onAlarm()
 		}

@@ -32,6 +32,8 @@ type Config struct {
 	// newGuard returns the guard of a directory. Tests replace it, since the real one makes system calls that synctest
 	// does not know to wait for.
 	newGuard func(path string) sentinel
+	// judging is called as each judgment of certificates begins. Tests make it slow.
+	judging func()
 }
 
 // sentinel is what a target needs of a guard.Guard.

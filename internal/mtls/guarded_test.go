@@ -54,12 +54,11 @@ func (g *fakeGuard) find(findings ...guard.Finding) {
 }
 
 // guarded starts a Rotator with a fake guard for the node's own directory.
-func guarded(t *testing.T, s source.Source) (*node, *fakeGuard) {
+func guarded(t *testing.T, s source.Source, change ...func(*Config)) (*node, *fakeGuard) {
 	t.Helper()
 	g := &fakeGuard{changed: make(chan struct{}, 1)}
-	n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, func(c *Config) {
-		c.newGuard = func(string) sentinel { return g }
-	})
+	change = append(change, func(c *Config) { c.newGuard = func(string) sentinel { return g } })
+	n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s}, change...)
 	n.isReady(t, true)
 	return n, g
 }
@@ -136,6 +135,41 @@ func TestGuardRepairs(t *testing.T) {
 		n.after(6 * time.Minute)
 		if n.subject(t) != "second" {
 			t.Error("a rotation is not published in quarantine")
+		}
+	})
+}
+
+// TestGuardWhileJudging: a set that takes long to verify, current or pending, does not delay a repair.
+func TestGuardWhileJudging(t *testing.T) {
+	const long = time.Minute
+	synctest.Test(t, func(t *testing.T) {
+		var slow atomic.Bool
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		n, g := guarded(t, s, func(c *Config) {
+			c.judging = func() {
+				if slow.Load() {
+					time.Sleep(long)
+				}
+			}
+		})
+		slow.Store(true)
+		s.put("version-2", ca.ClientSecret(t, "second"))
+		s.pend("version-3", ca.ClientSecret(t, "third"))
+		n.Hint()
+		for _, step := range []string{"parse the current version", "parse the pending version",
+			"assemble a set with the pending version", "assemble the set"} {
+			n.after(long / 2) // in the middle of the step
+			before := n.Status().Guard.Repairs
+			g.find(changed)
+			synctest.Wait()
+			if got := n.Status().Guard.Repairs; got != before+1 {
+				t.Errorf("%s: a changed file is not put back until that ends", step)
+			}
+			n.after(long / 2)
+		}
+		if got := n.subject(t); got != "second" {
+			t.Errorf("published %q at the end of the last step, want the second", got)
 		}
 	})
 }

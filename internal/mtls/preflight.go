@@ -43,7 +43,7 @@ func (s *secret) fetchPending(ctx context.Context, c *caller) (fetched bool) {
 		return false
 	}
 	s.preflight = preflight{version: pending, at: time.Now()}
-	b, err := certset.Parse(s.name, pending, content())
+	b, err := judge(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, pending, content()) })
 	s.preflight.bundle = b
 	s.setPreflight(err, s.preflight.at)
 	return true
@@ -60,10 +60,10 @@ func (s *secret) setPreflight(err error, now time.Time) {
 }
 
 // verifyPending verifies all pending versions again, since what they have to fit with has changed.
-func (list secrets) verifyPending(now time.Time) {
+func (list secrets) verifyPending(c *caller, now time.Time) {
 	for _, s := range list {
 		if s.preflight.bundle != nil {
-			s.setPreflight(list.tryPending(s, now), now)
+			s.setPreflight(list.tryPending(c, s, now), now)
 		}
 	}
 }
@@ -71,7 +71,7 @@ func (list secrets) verifyPending(now time.Time) {
 // tryPending verifies the pending version of a secret together with what else would be published: with what the other
 // secrets give now, and failing that with their pending versions, since those that belong together are rotated
 // together. What is wrong without it, too, is not its fault.
-func (list secrets) tryPending(s *secret, now time.Time) error {
+func (list secrets) tryPending(c *caller, s *secret, now time.Time) error {
 	try := func(pending func(*secret) bool) error {
 		var bundles []*certset.Bundle
 		for _, o := range list {
@@ -86,7 +86,8 @@ func (list secrets) tryPending(s *secret, now time.Time) error {
 				bundles = append(bundles, &certset.Bundle{Secret: o.name})
 			}
 		}
-		_, err := certset.Assemble(bundles, list.published(), now, nil)
+		published := list.published()
+		_, err := judge(c, func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, nil) })
 		if isHeld(err) {
 			return nil
 		}

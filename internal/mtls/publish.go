@@ -54,7 +54,7 @@ func (r *Rotator) publishAll(ctx context.Context, now time.Time) {
 			}
 		}
 	}
-	r.secrets.verifyPending(now)
+	r.secrets.verifyPending(r.caller, now)
 }
 
 // compose puts together the newest versions that fit with each other.
@@ -64,7 +64,8 @@ func (r *Rotator) compose(now time.Time) (*certset.Set, error) {
 		was = g.Set
 	}
 	return r.secrets.compose(r.isReady(), now, func(bundles, published []*certset.Bundle) (*certset.Set, error) {
-		return certset.Assemble(bundles, published, now, r.overlap.Carry(was, bundles, r.settings.CAOverlap, now))
+		carried := r.overlap.Carry(was, bundles, r.settings.CAOverlap, now)
+		return judge(r.caller, func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, carried) })
 	})
 }
 

@@ -71,7 +71,7 @@ func New(c Config) *Rotator {
 		inbox:   newInbox(),
 		clock:   clock{log: log},
 	}
-	r.caller = &caller{metrics: m, alarm: make(chan struct{}, 1), onAlarm: r.answerAlarms}
+	r.caller = &caller{metrics: m, alarm: make(chan struct{}, 1), onAlarm: r.answerAlarms, judging: c.judging}
 	r.apply(c.Settings)
 	r.caller.movedOn(time.Now())
 	r.updateStatus()
@@ -255,7 +255,7 @@ func (r *Rotator) withdraw(c config.Consumer) {
 func (r *Rotator) look(ctx context.Context, s *secret) {
 	err := s.refresh(ctx, r.caller, &r.clock)
 	if err == nil && s.fetchPending(ctx, r.caller) {
-		r.secrets.verifyPending(s.preflight.at) // it may be what another one was waiting for
+		r.secrets.verifyPending(r.caller, s.preflight.at) // it may be what another one was waiting for
 	}
 	now := time.Now()
 	if ctx.Err() != nil {

@@ -81,7 +81,7 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 			return s.source.Fetch(ctx, version, source.Current)
 		})
 		if err == nil {
-			s.receive(version, content)
+			s.receive(c, version, content)
 			return nil
 		}
 		clock.hearError(err, asked, time.Now())
@@ -93,9 +93,9 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 }
 
 // receive makes a new version the candidate, or notes that it cannot be one.
-func (s *secret) receive(version string, content source.Secret) {
+func (s *secret) receive(c *caller, version string, content source.Secret) {
 	s.dropCandidate()
-	b, err := certset.Parse(s.name, version, content())
+	b, err := judge(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, version, content()) })
 	if err != nil {
 		s.unfit = version
 		s.reject(version, err)

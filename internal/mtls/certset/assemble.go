@@ -1,6 +1,7 @@
 package certset
 
 import (
+	"bytes"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -34,6 +35,9 @@ func (e *HeldError) Error() string {
 //
 // Bundles that are published already may have expired since: that is no reason to keep the others from being renewed.
 // Carried anchors go into ca.crt beside its own; no leaf may need one of them.
+//
+// It takes less than a second, whatever the bundles hold: keys, anchors, chains and the times to look for a chain are
+// bounded, before any signature is verified. A clock would make the verdict depend on what else the node does.
 func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*Set, error) {
 	a := assembly{
 		Set:       &Set{Bundles: bundles, Leaves: make(map[string]*x509.Certificate)},
@@ -56,6 +60,12 @@ func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*
 		}
 		if p := b.fields[plain]; p != nil {
 			a.add(b, plainFile(i), p)
+		}
+	}
+	if b := a.fields[caCert]; b != nil {
+		if n := len(b.fields[caCert].certs); n > maxAnchors {
+			reason := fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)
+			return nil, &RejectError{b.Secret, caCert, reason}
 		}
 	}
 	for _, kind := range kinds {
@@ -159,7 +169,7 @@ func (a *assembly) addAnchors(b *Bundle) error {
 			continue
 		}
 		valid = true
-		root = root || c.CheckSignatureFrom(c) == nil
+		root = root || bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil
 	}
 	switch {
 	case !valid && !next.IsZero():

@@ -44,8 +44,11 @@ func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certifica
 	return from, nil
 }
 
+// maxTries bounds how often verify looks for a chain, for which crypto/x509 verifies up to a hundred signatures.
+const maxTries = 3
+
 // validFrom returns the first moment, now or later, at which leaf leads to one of anchors. Any certificate of the chain
-// may begin in the future, so each of their dates is tried.
+// may begin in the future, so each of their dates is tried at which names and dates allow a chain.
 func validFrom(
 	leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time,
 ) (time.Time, error) {
@@ -72,7 +75,15 @@ func validFrom(
 	slices.SortFunc(moments, time.Time.Compare)
 
 	var first error
+	tries := 0
 	for _, t := range slices.CompactFunc(moments, time.Time.Equal) {
+		if first != nil && !mayLead(leaf, intermediates, anchors, t) {
+			continue
+		}
+		if tries == maxTries {
+			return time.Time{}, fmt.Errorf("%w, nor at the next %d times at which a certificate begins", first, maxTries-1)
+		}
+		tries++
 		opts.CurrentTime = t
 		_, err := leaf.Verify(opts)
 		if err == nil {
@@ -83,6 +94,25 @@ func validFrom(
 		}
 	}
 	return time.Time{}, first
+}
+
+// mayLead reports whether there is a chain at t, going by names and dates alone.
+func mayLead(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, t time.Time) bool {
+	reached := []*x509.Certificate{leaf}
+	for i := 0; i < len(reached); i++ {
+		issues := func(c *x509.Certificate) bool {
+			return bytes.Equal(c.RawSubject, reached[i].RawIssuer) && !t.Before(c.NotBefore) && !t.After(c.NotAfter)
+		}
+		if slices.ContainsFunc(anchors, issues) {
+			return true
+		}
+		for _, c := range intermediates {
+			if issues(c) && !slices.Contains(reached, c) {
+				reached = append(reached, c)
+			}
+		}
+	}
+	return false
 }
 
 // orderChain returns leaf followed by the certificates of rest that lead up from it, and those that do not.

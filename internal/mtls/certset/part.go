@@ -8,8 +8,12 @@ import (
 	"slices"
 )
 
-// maxChain bounds the certificates in client_cert or server_cert, and with them the work of putting them in order.
-const maxChain = 16
+// maxChain bounds the certificates in client_cert or server_cert, and with them the work of putting them in order,
+// maxAnchors those of ca_cert.
+const (
+	maxChain   = 16
+	maxAnchors = 100
+)
 
 // part is the content of one field: blocks in canonical form, without the text around them.
 type part struct {

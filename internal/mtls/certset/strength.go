@@ -11,15 +11,27 @@ import (
 	"fmt"
 )
 
-// minRSABits is the least that NIST SP 800-57 part 1, table 4, still allows for signatures.
-const minRSABits = 2048
+// minRSABits is the least that NIST SP 800-57 part 1, table 4, still allows for signatures. The others bound the work
+// of verifying one signature to about a millisecond, which is that of P-521, too. A key of 32,000 bits takes thirty.
+const (
+	minRSABits = 2048
+	maxRSABits = 8192
+	// Above bigRSABits, the public exponent must not be larger than the one that everybody uses.
+	bigRSABits  = 4096
+	maxExponent = 65537
+)
 
-// checkStrength rejects keys that TLS peers reject, or should.
+// checkStrength rejects keys that TLS peers reject, or should, and keys that take long to verify with.
 func checkStrength(key crypto.PublicKey) error {
 	switch key := key.(type) {
 	case *rsa.PublicKey:
-		if n := key.N.BitLen(); n < minRSABits {
+		switch n := key.N.BitLen(); {
+		case n < minRSABits:
 			return fmt.Errorf("RSA key of %d bits, want at least %d", n, minRSABits)
+		case n > maxRSABits:
+			return fmt.Errorf("RSA key of %d bits, want at most %d", n, maxRSABits)
+		case n > bigRSABits && key.E > maxExponent:
+			return fmt.Errorf("RSA key of %d bits with the exponent %d, want at most %d", n, key.E, maxExponent)
 		}
 	case *ecdsa.PublicKey:
 		switch key.Curve {
