@@ -101,21 +101,21 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 // rulesText writes the rules of a policy, then those that are not applied and those that are looser than its profile's.
 func rulesText(b *bytes.Buffer, policy appraise.Policy) {
 	const row = "%-7s %-22s %s\n"
-	fmt.Fprintf(b, row, "MODE", "RULE", "REQUIRED")
+	cli.Fprintf(b, row, "MODE", "RULE", "REQUIRED")
 	var unused, looser []string
 	for _, r := range policy.Requirements() {
 		if r.Mode == "" {
 			unused = append(unused, r.Rule)
 		} else {
-			fmt.Fprintf(b, row, r.Mode, r.Rule, r.Required)
+			cli.Fprintf(b, row, r.Mode, r.Rule, r.Required)
 		}
 		if r.Looser != "" {
 			looser = append(looser, fmt.Sprintf("%s is looser than in %s: %s", r.Rule, policy.Profile, r.Looser))
 		}
 	}
-	fmt.Fprintf(b, "not applied: %s\n", strings.Join(unused, ", "))
+	cli.Fprintf(b, "not applied: %s\n", strings.Join(unused, ", "))
 	for _, text := range looser {
-		fmt.Fprintln(b, text)
+		cli.Fprintf(b, "%s\n", text)
 	}
 	if policy.RootsPEM != nil {
 		fmt.Fprintln(b, "roots: custom; reports are judged by the policy's own roots, not by AMD's")

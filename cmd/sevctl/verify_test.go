@@ -21,10 +21,10 @@ import (
 	"sevagent/internal/cluster/clustertest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
-	"sevagent/internal/visible/visibletest"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
+	"sevagent/internal/visible/visibletest"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
