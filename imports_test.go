@@ -57,7 +57,7 @@ var table = map[string][]string{
 	"internal/sim/simca":           {},
 	"internal/sim/simscript":       {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
-		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
+		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config", "internal/ecsconfig", "internal/evidence",
 		"internal/localapi", "internal/mtls", "internal/mtls/source", "internal/probe", "internal/readers", "internal/reload",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync",
 	},

@@ -91,6 +91,7 @@ func Run(ctx context.Context, c Config) error {
 		Evidence:     attestation.evidence,
 		Callers: localapi.NewCallers(localapi.CallersConfig{
 			Introspection: "http://127.0.0.1:51678", // the ECS agent's fixed port
+			Node:          func() localapi.Node { return node(cloud.instance(), ecsConfigFile) },
 			Log:           c.Log.With("component", "api"),
 		}),
 		BoundKey: a.publishing.boundKey,

@@ -11,11 +11,11 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"sevagent/internal/cgroup"
 )
 
-// maxConnections is how many connections one caller may have open: on the Unix socket a container, whichever of its
-// processes connects, or outside of containers a user; on loopback all callers together. maxCallers is how many counted
+// maxConnections is how many connections one caller may have open on the Unix socket: a container, whichever of its
+// processes connects, a user on the host, or all callers together that are unknown; on loopback all callers together. maxCallers is how many counted
 // connections may be open in total. With the agent's other files that stays below LimitNOFILE= of sevagent.service, so
 // that a flood locks out neither root nor the agent itself.
 const (
@@ -91,36 +91,22 @@ func (l *limiter) leave(caller string) {
 // loopbackKey names all callers on loopback, where none can be identified.
 func loopbackKey(net.Conn) string { return "loopback" }
 
-// limitKey names the caller on the Unix socket for the limit. Neither root outside of containers nor the agent's own
-// user is counted. A process that cannot be identified, perhaps because it has ended, does not pass for one outside of
-// containers.
+// limitKey names the caller on the Unix socket for the limit. Neither root of the host nor, there, the agent's own user
+// is counted.
 func (c *Callers) limitKey(conn net.Conn) string {
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
+	p := newPeer(conn, c)
+	if p == nil {
 		return "unknown"
 	}
-	cred := credentials(unixConn)
-	if cred == nil {
+	switch place := c.place(p); {
+	case place.Kind == cgroup.Container:
+		return "container " + place.ContainerID
+	case place.Kind != cgroup.Host:
 		return "unknown"
-	}
-	container, ok := c.container(cred.Pid)
-	switch {
-	case !ok:
-		return "unknown"
-	case container != "":
-		return "container " + container
-	case cred.Uid == 0 || cred.Uid == ownUID:
+	case p.uid == 0 || p.uid == ownUID:
 		return ""
 	}
-	return "uid " + strconv.FormatUint(uint64(cred.Uid), 10)
-}
-
-// credentials returns the process that connected, or nil.
-func credentials(conn *net.UnixConn) (cred *unix.Ucred) {
-	if raw, err := conn.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	}
-	return cred
+	return "uid " + strconv.FormatUint(uint64(p.uid), 10)
 }
 
 // tooMany is the response on a rejected connection, whatever its request.

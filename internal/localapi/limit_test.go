@@ -11,15 +11,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"sevagent/internal/must"
 )
 
-// A container may have maxConnections, whichever process asks; root outside of containers, and in the agent's own, any
-// number.
+// A container may have maxConnections, whichever process asks, and so may all callers together that are unknown; root on
+// the host may have any number.
 func TestConnectionsOfOneCaller(t *testing.T) {
 	callers, proc := newCallers(t, "")
-	callers.own = idB
+	callers.own = []byte("0::/docker/" + idB + "\n")
 	path := filepath.Join(t.TempDir(), "s")
 	socket := must.Get(net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}))(t, "listen on the socket")
 	l := newLimiter(socket, callers.limitKey, slog.New(slog.DiscardHandler))
@@ -43,7 +44,9 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 	}
 	refused := func(caller string) {
 		t.Helper()
-		resp := must.Get(http.ReadResponse(bufio.NewReader(dial()), nil))(t, "read the response to %s", caller)
+		conn := dial()
+		conn.SetReadDeadline(time.Now().Add(2 * time.Minute)) // who is not refused has no response
+		resp := must.Get(http.ReadResponse(bufio.NewReader(conn), nil))(t, "read the response to %s", caller)
 		body := must.Get(io.ReadAll(resp.Body))(t, "read the body for %s", caller)
 		if resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") != "1" ||
 			!strings.Contains(string(body), `"too_many_connections"`) {
@@ -56,8 +59,8 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 		limited             bool
 	}{
 		{"container", "0::/docker/" + idA + "\n", "S", true},
-		{"process that has ended", "0::/\n", "Z", true},
-		{"outside", "0::/system.slice/x.service\n", "S", false},
+		{"process that has ended", "0::/system.slice/x.service\n", "Z", true},
+		{"service", "0::/system.slice/x.service\n", "S", false},
 		{"the agent's own container", "0::/docker/" + idB + "\n", "S", false},
 	} {
 		proc.set(os.Getpid(), x.cgroup, stat("app", x.state, 5))
@@ -77,6 +80,8 @@ func TestConnectionsOfOneCaller(t *testing.T) {
 		held[len(held)-1] = <-accepted
 		refused(x.name)
 	}
+	proc.set(os.Getpid(), "0::/x\n", stat("app", "S", 5))
+	refused("unknown as the one that has ended")
 	for _, c := range held {
 		c.Close()
 	}

@@ -3,13 +3,13 @@ package localapi
 import (
 	"context"
 	"errors"
-	"math"
+	"fmt"
 	"net"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"sevagent/internal/cgroup"
 	"sevagent/internal/evidence"
 )
 
@@ -24,78 +24,64 @@ type peer struct {
 	pid   int32 // in the agent's PID namespace; 0 if the process is not visible there
 	uid   uint32
 	start uint64 // of pid when the connection was accepted; 0: unknown
+}
 
-	mu     sync.Mutex
-	caller evidence.Caller
-	known  bool // caller is final
+// newPeer returns the process at the other end of a connection that was just accepted, or nil.
+func newPeer(conn net.Conn, callers *Callers) *peer {
+	if c, ok := conn.(*counted); ok {
+		conn = c.Conn
+	}
+	socket, ok := conn.(*net.UnixConn)
+	if !ok {
+		return nil
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var cred *unix.Ucred
+	raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil || cred == nil {
+		return nil
+	}
+	p := &peer{conn: socket, pid: cred.Pid, uid: cred.Uid}
+	p.start, _ = callers.startTime(p.pid)
+	return p
 }
 
 // withPeer records the process at the other end of a connection on the Unix socket.
 func (s *Server) withPeer(ctx context.Context, c net.Conn) context.Context {
-	if l, ok := c.(*counted); ok {
-		c = l.Conn
+	if p := newPeer(c, s.cfg.Callers); p != nil {
+		return context.WithValue(ctx, peerKey{}, p)
 	}
-	conn, ok := c.(*net.UnixConn)
-	if !ok {
-		return ctx
-	}
-	cred := credentials(conn)
-	if cred == nil {
-		return ctx
-	}
-	p := &peer{conn: conn, pid: cred.Pid, uid: cred.Uid}
-	if s.cfg.Callers != nil {
-		p.start, _ = s.cfg.Callers.startTime(p.pid)
-	}
-	return context.WithValue(ctx, peerKey{}, p)
+	return ctx
 }
 
-// callerUID returns the user whose process sent a request. An unknown one gets nobody's rights.
-func callerUID(ctx context.Context) uint32 {
+// caller returns the caller that sent a request. It is found anew for each: the process that opened the connection may
+// have ended and left it to another, and the ECS agent may know more by now.
+func (s *Server) caller(ctx context.Context) evidence.Caller {
 	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
-		return p.uid
-	}
-	return math.MaxUint32
-}
-
-// inContainer reports whether a request may come from a container. It may if that is unknown.
-func (s *Server) inContainer(ctx context.Context) bool {
-	p, ok := ctx.Value(peerKey{}).(*peer)
-	if !ok {
-		return true
-	}
-	if s.cfg.Callers == nil {
-		return false
-	}
-	container, ok := s.cfg.Callers.container(p.pid)
-	return !ok || container != "" || !p.lives(s.cfg.Callers)
-}
-
-// hostOrUnknown returns the caller where no container is looked up.
-func hostOrUnknown(ctx context.Context) evidence.Caller {
-	if p, ok := ctx.Value(peerKey{}).(*peer); ok {
-		return evidence.HostCaller(p.uid)
+		return s.cfg.Callers.identify(ctx, p)
 	}
 	return evidence.Caller{Kind: evidence.CallerUnknown}
 }
 
-// caller returns the caller that sent a request, with container and task where they are known. They are looked up once
-// for a connection; only a task that the ECS agent did not know is looked up again, with the connection's next request.
-func (s *Server) caller(ctx context.Context) evidence.Caller {
+// mayRefresh reports whether a request comes from root of the node. If not, it returns the reason.
+func (s *Server) mayRefresh(ctx context.Context) (reason string, ok bool) {
 	p, ok := ctx.Value(peerKey{}).(*peer)
-	if !ok || s.cfg.Callers == nil {
-		return hostOrUnknown(ctx)
+	if !ok {
+		return "refresh is for root of the node, and the caller is unknown", false
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.known {
-		p.caller = s.cfg.Callers.Identify(ctx, p.pid, p.uid)
-		if p.caller.ContainerID != "" && !p.lives(s.cfg.Callers) {
-			p.caller = evidence.HostCaller(p.uid)
-		}
-		p.known = p.caller.ContainerID == "" || p.caller.TaskARN != ""
+	if p.uid != 0 && p.uid != ownUID {
+		return fmt.Sprintf("refresh is for root, not for uid %d", p.uid), false
 	}
-	return p.caller
+	switch s.cfg.Callers.place(p).Kind {
+	case cgroup.Host:
+		return "", true
+	case cgroup.Container:
+		return "refresh is for root of the node, not of a container", false
+	}
+	return "refresh is for root of the node, and the caller is neither in a systemd service nor in a login session", false
 }
 
 // lives reports whether the process that connected still exists. If it does, its pid has been its own ever since, and

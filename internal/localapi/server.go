@@ -56,7 +56,7 @@ type Config struct {
 	Certificates func() *client.Certificates
 	// Evidence serves /v1/evidence.
 	Evidence func(context.Context, evidence.Claims) (*evidence.Document, *appraise.Verdict, error)
-	// Callers identifies the container and task of a caller that asks for evidence. Nil: callers are known by uid only.
+	// Callers identifies the callers on the Unix socket.
 	Callers *Callers
 	// BoundKey returns the SHA-256 of the published client's or server's SubjectPublicKeyInfo.
 	BoundKey func(kind string) ([]byte, bool)
@@ -113,10 +113,7 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 			return nil
 		})
 	}
-	if s.cfg.Callers != nil {
-		socket = newLimiter(socket, s.cfg.Callers.limitKey, s.cfg.Log)
-	}
-	serve(socket, s.socketHandler())
+	serve(newLimiter(socket, s.cfg.Callers.limitKey, s.cfg.Log), s.socketHandler())
 	if tcp != nil {
 		serve(newLimiter(tcp, loopbackKey, s.cfg.Log), s.tcpHandler())
 	}
@@ -349,12 +346,8 @@ func attestProblem(err error) *client.Problem {
 }
 
 func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
-	if uid := callerUID(r.Context()); uid != 0 && uid != ownUID {
-		refuse(w, problem(http.StatusForbidden, "forbidden", fmt.Sprintf("refresh is for root, not for uid %d", uid)))
-		return
-	}
-	if s.inContainer(r.Context()) {
-		refuse(w, problem(http.StatusForbidden, "forbidden", "refresh is for root of the node, not of a container"))
+	if reason, ok := s.mayRefresh(r.Context()); !ok {
+		refuse(w, problem(http.StatusForbidden, "forbidden", reason))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)

@@ -185,7 +185,7 @@ func namespace(proc string, pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, id := cgroup.Parse(text); id != "" {
+	if id := cgroup.Of(text, nil).ContainerID; id != "" {
 		return id, nil
 	}
 	return "pid:" + strconv.Itoa(pid), nil
@@ -247,18 +247,18 @@ func (r *reader) identify(p *os.Root, pid int) error {
 	if err != nil {
 		return err
 	}
-	taskID, containerID := cgroup.Parse(groups)
-	if r.PID != 0 && containerID == "" {
+	place := cgroup.Of(groups, nil)
+	if r.PID != 0 && place.ContainerID == "" {
 		return nil
 	}
 	comm, _, err := readSome(p.Open, "comm", maxSmallFile)
 	if err != nil {
 		return err
 	}
-	r.TaskID, r.ContainerID = taskID, containerID
+	r.TaskID, r.ContainerID = place.TaskID, place.ContainerID
 	r.PID, r.Comm = pid, cut(strings.TrimSuffix(string(comm), "\n"))
-	if containerID != "" {
-		r.key = containerID
+	if r.ContainerID != "" {
+		r.key = r.ContainerID
 	}
 	return nil
 }

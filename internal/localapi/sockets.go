@@ -1,0 +1,97 @@
+package localapi
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// States of a TCP socket (Linux: include/net/tcp_states.h).
+const (
+	tcpEstablished = 1
+	tcpListen      = 10
+)
+
+// tcpSocket is a TCP socket of the agent's network namespace.
+type tcpSocket struct {
+	local, remote netip.AddrPort
+	state         uint64
+	uid           uint32 // of who made it; 0, too, once it is closed and only the kernel still holds it
+	inode         uint64 // 0 then
+}
+
+// eachSocket calls f with every TCP socket, from proc_net_tcp(5) for IPv4 and then for IPv6, until f fails or, of the
+// one and of the other, wants no more.
+func eachSocket(proc string, f func(tcpSocket) (more bool, err error)) error {
+	for _, name := range []string{"tcp", "tcp6"} {
+		err := sockets(filepath.Join(proc, "net", name), f)
+		if name == "tcp6" && errors.Is(err, fs.ErrNotExist) {
+			err = nil // a machine without IPv6
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sockets(path string, f func(tcpSocket) (more bool, err error)) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	lines := bufio.NewScanner(file)
+	lines.Scan() // the column's names
+	for lines.Scan() {
+		s, err := parseSocket(lines.Text())
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if more, err := f(s); err != nil || !more {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+// parseSocket reads a line "sl local remote st tx:rx tr:when retrnsmt uid timeout inode …".
+func parseSocket(line string) (s tcpSocket, err error) {
+	fields := strings.Fields(line)
+	if len(fields) < 10 {
+		return s, fmt.Errorf("%d fields, want 10", len(fields))
+	}
+	local, err1 := parseAddrPort(fields[1])
+	remote, err2 := parseAddrPort(fields[2])
+	state, err3 := strconv.ParseUint(fields[3], 16, 8)
+	uid, err4 := strconv.ParseUint(fields[7], 10, 32)
+	inode, err5 := strconv.ParseUint(fields[9], 10, 64)
+	return tcpSocket{local, remote, state, uint32(uid), inode}, errors.Join(err1, err2, err3, err4, err5)
+}
+
+// parseAddrPort reads an address as 8 or 32 hexadecimal digits, of which eight at a time are a number in the machine's
+// byte order, and a port as 4. An IPv4 address in IPv6 becomes one of IPv4.
+func parseAddrPort(text string) (netip.AddrPort, error) {
+	host, port, _ := strings.Cut(text, ":")
+	var address []byte
+	for len(host) >= 8 {
+		word, err := strconv.ParseUint(host[:8], 16, 32)
+		if err != nil {
+			return netip.AddrPort{}, err
+		}
+		address, host = binary.NativeEndian.AppendUint32(address, uint32(word)), host[8:]
+	}
+	addr, ok := netip.AddrFromSlice(address)
+	number, err := strconv.ParseUint(port, 16, 16)
+	if !ok || host != "" || err != nil {
+		return netip.AddrPort{}, fmt.Errorf("%q is not an address and a port", text)
+	}
+	return netip.AddrPortFrom(addr.Unmap(), uint16(number)), nil
+}
