@@ -15,7 +15,7 @@ import (
 )
 
 // maxConnections is how many connections one caller may have open on the Unix socket: a container, whichever of its
-// processes connects, a user on the host, or all callers together that are unknown; on loopback all callers together. maxCallers is how many counted
+// processes connects, a user on the host, or all callers together that are unknown. maxCallers is how many counted
 // connections may be open in total. With the agent's other files that stays below LimitNOFILE= of sevagent.service, so
 // that a flood locks out neither root nor the agent itself.
 const (
@@ -88,9 +88,6 @@ func (l *limiter) leave(caller string) {
 	}
 }
 
-// loopbackKey names all callers on loopback, where none can be identified.
-func loopbackKey(net.Conn) string { return "loopback" }
-
 // limitKey names the caller on the Unix socket for the limit. Neither root of the host nor, there, the agent's own user
 // is counted.
 func (c *Callers) limitKey(conn net.Conn) string {
@@ -112,7 +109,7 @@ func (c *Callers) limitKey(conn net.Conn) string {
 // tooMany is the response on a rejected connection, whatever its request.
 var tooMany = func() []byte {
 	p := problem(http.StatusTooManyRequests, "too_many_connections",
-		fmt.Sprintf("too many connections: at most %d per container or user, and on loopback in total", maxConnections))
+		fmt.Sprintf("too many connections: at most %d per container or user", maxConnections))
 	p.Advice, p.RetryAfter = "try again later", time.Second
 	var body answer
 	refuse(&body, p)

@@ -1,7 +1,6 @@
 package localapi
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"io"
@@ -196,25 +195,5 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines, %d before the slow clients came", runtime.NumGoroutine(), before)
 		}
-	}
-}
-
-// On loopback callers cannot be told apart: all together have 64 connections.
-func TestConnectionsOnLoopback(t *testing.T) {
-	n := newNode(t, nil)
-	n.do("tcp", "GET", "/healthz", "") // the server is up; it keeps one connection, or none
-	var last net.Conn
-	for range 64 + 1 {
-		c := must.Get(net.Dial("tcp", n.tcp))(t, "connect over loopback")
-		defer c.Close()
-		last = c
-	}
-	resp := must.Get(http.ReadResponse(bufio.NewReader(last), nil))(t, "read the answer on the last connection")
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusTooManyRequests {
-		t.Errorf("the response to one more is %s, want 429", resp.Status)
-	}
-	if got := n.do("unix", "GET", "/healthz", ""); got.status != http.StatusOK {
-		t.Errorf("on the socket at that time: %d, want 200", got.status)
 	}
 }

@@ -115,7 +115,7 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	}
 	serve(newLimiter(socket, s.cfg.Callers.limitKey, s.cfg.Log), s.socketHandler())
 	if tcp != nil {
-		serve(newLimiter(tcp, loopbackKey, s.cfg.Log), s.tcpHandler())
+		serve(newLoopback(tcp, s.cfg.Callers.cfg.Proc, s.cfg.Log), s.tcpHandler())
 	}
 	return group.Wait()
 }
