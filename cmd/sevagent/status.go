@@ -55,7 +55,7 @@ func printStatus(w io.Writer, s *client.Status) {
 	}
 	fmt.Fprintln(w)
 	if t.InstanceID != "" {
-		fmt.Fprintf(w, "instance        %s\n", t.InstanceID)
+		cli.Fprintf(w, "instance        %s\n", t.InstanceID)
 	}
 	if t.ReportVersion != 0 {
 		cli.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n",

@@ -72,7 +72,12 @@ type Server struct {
 }
 
 // New returns a Server. Run starts it.
-func New(cfg Config) *Server { return &Server{cfg: cfg} }
+func New(cfg Config) *Server {
+	if cfg.Callers == nil {
+		cfg.Callers = NewCallers(CallersConfig{Log: cfg.Log})
+	}
+	return &Server{cfg: cfg}
+}
 
 // Run serves on the listeners until ctx ends, then lets requests finish for a second. tcp may be nil. It closes
 // both listeners; the socket file stays, so that clients of a restarted agent find it.
