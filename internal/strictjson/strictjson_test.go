@@ -35,6 +35,7 @@ type document struct {
 
 type inner struct {
 	Kind string `json:"kind"`
+	In   *inner `json:"in,omitempty"`
 }
 
 // hexText takes capitals, as encoding/hex does.
@@ -98,6 +99,8 @@ func cases(t testing.TB) []struct {
 		{"first half of a pair", change(t, `"n"`, `"\ud83d"`), "half a surrogate pair", false},
 		{"first half, then a letter", change(t, `"n"`, `"\ud83d\u0041"`), "half a surrogate pair", false},
 		{"two first halves", change(t, `"n"`, `"\ud83d\ud83d\ude00"`), "half a surrogate pair", false},
+		{"two second halves", change(t, `"n"`, `"\ude00\ude00"`), "half a surrogate pair", false},
+		{"first half, then one above", change(t, `"n"`, `"\ud83d\uffff"`), "half a surrogate pair", false},
 		{"second half of a pair", change(t, `"n"`, `"\ude00"`), "half a surrogate pair", false},
 		{"half a pair in free JSON", change(t, `"two"`, `"\uDFFF"`), "half a surrogate pair", false},
 
@@ -117,6 +120,7 @@ func cases(t testing.TB) []struct {
 		{"the field's name", change(t, `"on"`, `"On"`), `unknown or empty member "On"`, true},
 		{"unknown", more(`"extra":1`), "unknown or empty member extra", true},
 		{"unknown inside", change(t, `{"kind":"k"}`, `{"kind":"k","a":{}}`), "inner: unknown or empty member a", true},
+		{"unknown further inside", change(t, `{"kind":"b"}`, `{"kind":"b","in":{"kind":"c","a":0}}`), "list[1].in: unknown or empty member a", true},
 		{"unknown, empty name", more(`"":1`), `unknown or empty member ""`, true},
 		{"missing", change(t, `"count":-7,`, ""), "missing member count", true},
 		{"missing inside", change(t, `{"kind":"k"}`, `{}`), "inner: missing member kind", true},
@@ -179,8 +183,8 @@ func TestUnmarshalDecodes(t *testing.T) {
 	must.Do(t, strictjson.Unmarshal([]byte(more(`"uid":0`)), &got), "read the document")
 	uid := uint32(0)
 	want := document{
-		Name: "n", Count: -7, Small: 255, On: true, Raw: []byte{0, 1}, Hex: hexText{0, 0xff}, Inner: inner{"k"},
-		List: []inner{{"a"}, {"b"}}, Numbers: map[string]int{"x": 0}, Free: json.RawMessage(`{"a":[1,"two",true,{}]}`), UID: &uid,
+		Name: "n", Count: -7, Small: 255, On: true, Raw: []byte{0, 1}, Hex: hexText{0, 0xff}, Inner: inner{Kind: "k"},
+		List: []inner{{Kind: "a"}, {Kind: "b"}}, Numbers: map[string]int{"x": 0}, Free: json.RawMessage(`{"a":[1,"two",true,{}]}`), UID: &uid,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("Unmarshal gives %+v, want %+v", got, want)
