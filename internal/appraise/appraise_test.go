@@ -117,10 +117,16 @@ func simulate(t testing.TB, now time.Time, fault string, change func(*sim.Option
 	}
 	psp := must.Get(sim.New(o))(t, "make a simulator")
 	psp.SetFault(fault)
+	report, cert := take(t, psp)
+	return simulated{psp, report, cert}
+}
+
+// take gets a report with its certificate.
+func take(t testing.TB, psp *sim.PSP) (report, cert []byte) {
+	t.Helper()
 	report, raw, err := psp.Report([snp.ReportDataSize]byte{1}, 0)
 	must.Do(t, err, "get a report")
-	table := must.Get(snp.ParseCertTable(raw))(t, "parse the certificate table")
-	return simulated{psp, report, table[0].Data}
+	return report, must.Get(snp.ParseCertTable(raw))(t, "parse the certificate table")[0].Data
 }
 
 // TestSyntheticReports covers the ground of the real ones with the simulator.

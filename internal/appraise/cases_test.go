@@ -97,8 +97,8 @@ func TestReportsOfOtherMachines(t *testing.T) {
 		{"Turin", "ms-turin-report.bin", []string{"ms-turin-vcek.pem"}, true, nil, appraise.Unsupported, "unsupported_product",
 			"genuine|min_reported_tcb, min_committed_tcb, min_launch_tcb, mitigation_vector for Turin"},
 		{"Turin, nothing pinned", "ms-turin-report.bin", []string{"ms-turin-vcek.pem"}, false, nil, appraise.Unsupported, "unsupported_product", "Turin"},
-		{"Turin beside its ASK", "ms-turin-report.bin", []string{"ms-turin-ask.pem", "ms-turin-vcek.pem"}, true, turin, appraise.Pass, "", ""},
-		{"Turin by a policy for it", "ms-turin-report.bin", []string{"ms-turin-vcek.pem"}, true, turin, appraise.Pass, "", ""},
+		{"Turin beside its ASK", "ms-turin-report.bin", []string{"ms-turin-ask.pem", "ms-turin-vcek.pem"}, true, turin, appraise.Warned, "policy_rejected", "platform_unknown is 0x40"},
+		{"Turin by a policy for it", "ms-turin-report.bin", []string{"ms-turin-vcek.pem"}, true, turin, appraise.Warned, "policy_rejected", "platform_unknown is 0x40"},
 		{"Turin by a stricter policy", "ms-turin-report.bin", []string{"ms-turin-vcek.pem"}, true, newerTurin, appraise.Fail, "policy_rejected",
 			"min_launch_tcb is 1.1.1.4.81, want at least 2.1.1.4.81|mitigation_vector is launch 0x3f, current 0x3f, want all bits of 0x7f"},
 		{"certificate of another Turin", "ms-turin-report.bin", []string{"virtee-turin-vcek.der"}, true, turin, appraise.Fail, "certificate_mismatch", "1.1.1.4.81"},
@@ -222,6 +222,7 @@ func TestOddReports(t *testing.T) {
 		})
 	}
 	vcek := func(o *sim.Options) { o.Signer, o.ChipID = snp.SignedByVCEK, [64]byte{1} }
+	shared := simulate(t, now, "", nil)
 	for _, c := range []struct {
 		name   string
 		change func(*sim.Options)
@@ -268,7 +269,15 @@ func TestOddReports(t *testing.T) {
 		{"HWID of 63 bytes", func(o *sim.Options) { vcek(o); extension("4", make([]byte, 63)...)(o) }, now, appraise.Fail, appraise.CodeChainInvalid, "hardware ID"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := simulate(t, now, "", c.change)
+			o := sim.DefaultOptions(now)
+			c.change(&o)
+			s := shared
+			if o.IssuerNotAfter.IsZero() {
+				must.Do(t, s.psp.SetOptions(o), "set the options")
+				s.report, s.cert = take(t, s.psp)
+			} else { // the issuer is part of the root
+				s = simulate(t, now, "", c.change)
+			}
 			v := verifier(t, appraise.AWSShared, func(p *appraise.Policy) { p.RootsPEM = s.psp.Roots() })
 			got := v.Appraise(c.at, s.report, [][]byte{s.cert})
 			if got.Status != c.status || got.Code != c.code || !strings.Contains(got.Reason, c.reason) {
@@ -311,6 +320,7 @@ func TestSimulatedProducts(t *testing.T) {
 		{snp.Milan, minimum.Milan, 0xF, "4.0.24.217"}, {snp.Genoa, minimum.Genoa, 0x1F, "10.0.23.84"},
 		{snp.Bergamo, minimum.Bergamo, 0x2F, "10.0.23.25"}, {snp.Turin, minimum.Turin, 0x3F, "1.1.1.4.81"},
 	} {
+		psp := simulate(t, now, "", func(o *sim.Options) { o.Product = c.product }).psp
 		for _, signer := range []snp.SigningKey{snp.SignedByVLEK, snp.SignedByVCEK} {
 			for _, below := range []bool{false, true} {
 				tcb, vector := c.tcb, c.vector
@@ -318,23 +328,20 @@ func TestSimulatedProducts(t *testing.T) {
 					tcb.SNP--
 					vector &^= 1
 				}
-				s := simulate(t, now, "", func(o *sim.Options) {
-					o.Product, o.TCB, o.MitVector, o.Signer = c.product, tcb, vector, signer
-					if signer == snp.SignedByVCEK {
-						o.ChipID[0] = 7
-					}
-				})
-				profile := appraise.AWSShared
+				o, profile := sim.DefaultOptions(now), appraise.AWSShared
+				o.Product, o.TCB, o.MitVector, o.Signer = c.product, tcb, vector, signer
 				if signer == snp.SignedByVCEK {
-					profile = appraise.AWSDedicated
+					o.ChipID[0], profile = 7, appraise.AWSDedicated
 				}
+				must.Do(t, psp.SetOptions(o), "set the options")
+				report, cert := take(t, psp)
 				v := verifier(t, profile, func(p *appraise.Policy) {
-					p.RootsPEM = s.psp.Roots()
+					p.RootsPEM = psp.Roots()
 					p.MinReportedTCB.ByProduct, p.MinCommittedTCB.ByProduct, p.MinLaunchTCB.ByProduct = minimum, minimum, minimum
 					p.MitigationVector.ByProduct = vectors
 					p.Pinned.Mode = ""
 				})
-				got := v.Appraise(now, s.report, [][]byte{s.cert})
+				got := v.Appraise(now, report, [][]byte{cert})
 				if !below && (got.Status != appraise.Pass || got.Product != c.product) {
 					t.Errorf("%s by %v: %s: %s, want pass", c.product, signer, got.Status, got.Reason)
 				}
