@@ -213,6 +213,18 @@ func TestEmptyEntriesArePassedOver(t *testing.T) {
 	}
 }
 
+// TestTableOfARealHost has an empty entry before its one certificate.
+func TestTableOfARealHost(t *testing.T) {
+	raw, err := os.ReadFile("../../../shared/cases/attestation/ms-milan-table-empty-ask.bin")
+	if err != nil {
+		t.Skipf("no real table: %v", err)
+	}
+	table, err := snp.ParseCertTable(raw)
+	if err != nil || len(table) != 1 || len(table.Find(snp.GUIDVCEK)) < 1000 {
+		t.Errorf("%d entries, %v, want the VCEK alone", len(table), err)
+	}
+}
+
 func TestHostileCertTables(t *testing.T) {
 	entry := func(g snp.GUID, offset, length uint32) []byte {
 		b := append([]byte(nil), g[:]...)
