@@ -70,7 +70,7 @@ func agree(t *testing.T, raw []byte) {
 	if err != nil || !r.Known() || r.SigningKey > snp.SignedByVLEK && r.SigningKey != snp.Unsigned {
 		return // refused before the form is looked at
 	}
-	if raw[0x34] != 1 {
+	if r.SignatureAlgo != 1 {
 		return // another algorithm, which no signature verifies by
 	}
 	mine, theirs := check(raw), libraryAccepts(raw)
