@@ -223,11 +223,14 @@ func (w *Worker) serve(batch []*request) {
 	report, certs, verdict, err := w.ask(tree.Root())
 	w.metrics.batch.Observe(float64(len(batch)))
 	w.note(verdict, err)
-	now := time.Now()
+	var shared *evidence.Shared
+	if err == nil {
+		shared, err = evidence.Share(report, certs, verdict, time.Now())
+	}
 	for i, r := range batch {
 		a := answer{verdict: verdict, err: err}
 		if err == nil {
-			a.doc, a.err = evidence.Build(r.claims, i, tree.Path(i), report, certs, verdict, now)
+			a.doc, a.err = shared.Document(r.claims, i, tree.Path(i))
 		}
 		r.done <- a
 	}

@@ -67,6 +67,9 @@ type Document struct {
 	Certificates string          `json:"certificates"`
 	CMW          json.RawMessage `json:"cmw"`
 	Verdict      json.RawMessage `json:"verdict,omitempty"`
+
+	// shared is the end of the JSON, from the report on, if it was encoded for the whole batch.
+	shared []byte
 }
 
 // Batch places the request's leaf in the tree whose root is REPORT_DATA.
@@ -78,31 +81,26 @@ type Batch struct {
 // Build puts a document together. certs are DER, the endorsement key's first.
 func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte, verdict any, now time.Time) (
 	*Document, error) {
-	c.Binding.Kind = c.Binding.kind()
-	d := &Document{
-		EATProfile: Profile,
-		Nonce:      c.Nonce,
-		IssuedAt:   now.Unix(),
-		Purpose:    c.Purpose,
-		Binding:    c.Binding,
-		Caller:     c.Caller,
-		Instance:   c.Instance,
-		Batch:      Batch{Index: index, Path: []Hex{}},
-		Report:     report,
-	}
-	for _, p := range path {
-		d.Batch.Path = append(d.Batch.Path, p[:])
-	}
-	root, err := Root(c.Leaf(), index, path)
+	s, err := Share(report, certs, verdict, now)
 	if err != nil {
 		return nil, err
 	}
-	d.ReportData = root[:]
+	return s.Document(c, index, path)
+}
+
+// Shared is what all documents of a batch have in common, which is most of them. It is made and encoded once: thousands
+// of callers wait together.
+type Shared struct{ document Document }
+
+// Share starts the documents of a batch. certs are DER, the endorsement key's first.
+func Share(report []byte, certs [][]byte, verdict any, now time.Time) (*Shared, error) {
+	d := Document{EATProfile: Profile, IssuedAt: now.Unix(), Report: report}
 	var text bytes.Buffer
 	for _, der := range certs {
 		pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der})
 	}
 	d.Certificates = text.String()
+	var err error
 	if d.CMW, err = cmw(report, certs); err != nil {
 		return nil, err
 	}
@@ -111,7 +109,49 @@ func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte
 			return nil, err
 		}
 	}
-	return d, nil
+	if _, d.shared, err = d.Encode(); err != nil {
+		return nil, err
+	}
+	return &Shared{d}, nil
+}
+
+// Document puts the document of one leaf together.
+func (s *Shared) Document(c Claims, index int, path [][Size]byte) (*Document, error) {
+	c.Binding.Kind = c.Binding.kind()
+	root, err := Root(c.Leaf(), index, path)
+	if err != nil {
+		return nil, err
+	}
+	d := s.document
+	d.Nonce, d.Purpose, d.Binding, d.Caller, d.Instance = c.Nonce, c.Purpose, c.Binding, c.Caller, c.Instance
+	d.Batch = Batch{Index: index, Path: make([]Hex, len(path))}
+	for i := range path {
+		d.Batch.Path[i] = path[i][:]
+	}
+	d.ReportData = root[:]
+	return &d, nil
+}
+
+// sharedMembers is how the members at the end of a document are encoded if they are empty.
+const sharedMembers = `,"report":null,"certificates":"","cmw":null}`
+
+// Encode returns the document as JSON with a line feed, in two parts: its own, and the one that it shares with all
+// documents of its batch, which must not be changed. Together they are what json.Encoder writes.
+func (d *Document) Encode() (own, shared []byte, err error) {
+	head := *d
+	head.Report, head.Certificates, head.CMW, head.Verdict = nil, "", nil, nil
+	if own, err = json.Marshal(head); err != nil {
+		return nil, nil, err
+	}
+	own = bytes.TrimSuffix(own, []byte(sharedMembers))
+	if d.shared != nil {
+		return own, d.shared, nil
+	}
+	whole, err := json.Marshal(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	return own, append(whole[len(own):], '\n'), nil
 }
 
 // The ATTESTATION_REPORT: AMD publication 56860, "ATTESTATION_REPORT Structure". Parse looks at no more of it.

@@ -118,11 +118,27 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 			return nil
 		})
 	}
-	serve(newLimiter(socket, s.cfg.Callers.limitKey, s.cfg.Log), s.socketHandler())
+	serve(newLimiter(frugal{socket}, s.cfg.Callers.limitKey, s.cfg.Log), s.socketHandler())
 	if tcp != nil {
 		serve(newLoopback(tcp, s.cfg.Callers.cfg.Proc, s.cfg.Log), s.tcpHandler())
 	}
 	return group.Wait()
+}
+
+// writeBuffer bounds what the kernel keeps of a response that is not read, in bytes: two pieces, each with its header in
+// a page (the kernel takes twice this number, and pieces of half of that). Left alone it keeps 17 KB of evidence, and
+// that counts as memory of the agent.
+const writeBuffer = 3584
+
+// frugal is a listener whose connections take little memory of the kernel.
+type frugal struct{ net.Listener }
+
+func (l frugal) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if c, ok := conn.(*net.UnixConn); ok {
+		c.SetWriteBuffer(writeBuffer) // if not, it takes more
+	}
+	return conn, err
 }
 
 // How long a stopping server waits for requests: on idle connections, and on those that have sent nothing yet or are
@@ -336,7 +352,14 @@ func (s *Server) evidence(w http.ResponseWriter, r *http.Request) {
 		refuse(w, attestProblem(err))
 		return
 	}
-	writeJSON(w, doc)
+	own, shared, err := doc.Encode()
+	if err != nil {
+		refuse(w, notEncoded(err))
+		return
+	}
+	startJSON(w, len(own)+len(shared))
+	w.Write(own)
+	w.Write(shared)
 }
 
 func attestProblem(err error) *client.Problem {
@@ -389,14 +412,22 @@ func readJSON(body io.Reader, into any) *client.Problem {
 	return problem(http.StatusBadRequest, "bad_request", "read the body: "+err.Error())
 }
 
-// writeJSON sends Content-Length, so that no client takes half a response for the whole.
 func writeJSON(w http.ResponseWriter, v any) {
 	var text bytes.Buffer
 	if err := json.NewEncoder(&text).Encode(v); err != nil {
-		refuse(w, problem(http.StatusInternalServerError, "internal", "encode the response: "+err.Error()))
+		refuse(w, notEncoded(err))
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
+	startJSON(w, text.Len())
 	w.Write(text.Bytes())
+}
+
+func notEncoded(err error) *client.Problem {
+	return problem(http.StatusInternalServerError, "internal", "encode the response: "+err.Error())
+}
+
+// startJSON begins a response of JSON. It sends the size, so that no client takes half of it for the whole.
+func startJSON(w http.ResponseWriter, size int) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(size))
 }
