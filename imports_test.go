@@ -59,7 +59,7 @@ var table = map[string][]string{
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config", "internal/ecsconfig", "internal/evidence",
 		"internal/localapi", "internal/mtls", "internal/mtls/source", "internal/probe", "internal/readers", "internal/reload",
-		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync",
+		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
 		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence", "internal/visible",

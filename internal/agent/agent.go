@@ -61,6 +61,7 @@ type agent struct {
 func Run(ctx context.Context, c Config) error {
 	log := c.Log.With("component", "agent")
 	log.Info("starting", "version", cli.Version(), "config", c.Path)
+	prepareProcess(log)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 

@@ -19,8 +19,9 @@ import (
 )
 
 // A seccomp filter diverts the three ioctls of /dev/sev-guest from an unmodified program to a PSP in another process.
-// The program opens any file in place of the device, and its other system calls are not affected. This needs no
-// privileges: the filter requires no_new_privs, and the program's memory is accessible to an ancestor of the same user.
+// The program opens any file in place of the device, and its other system calls are not affected but for one. This needs
+// no privileges: the filter requires no_new_privs, and the program's memory is accessible to an ancestor of the same user,
+// since a call of PR_SET_DUMPABLE succeeds without an effect.
 
 // seccomp user notification: include/uapi/linux/seccomp.h.
 const (
@@ -28,6 +29,7 @@ const (
 	filterWaitKillable = 1 << 5
 	setModeFilter      = 1
 	retUserNotif       = 0x7fc00000
+	retErrno           = 0x00050000 // with errno 0, success
 	retAllow           = 0x7fff0000
 
 	notifSize      = 80 // struct seccomp_notif: id u64, pid u32, flags u32, struct seccomp_data
@@ -72,16 +74,21 @@ func installFilter() (listener int, err error) {
 	if arch == 0 {
 		return -1, fmt.Errorf("no filter for %s", runtime.GOARCH)
 	}
-	// struct seccomp_data: nr u32 at 0, arch u32 at 4, args from 16; the command is the low half of args[1].
+	// struct seccomp_data: nr u32 at 0, arch u32 at 4, args from 16; the command of an ioctl is the low half of args[1].
 	program := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 4},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: arch, Jf: 6},
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_IOCTL, Jf: 4},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_IOCTL, Jf: 5},
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 24},
 		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: cmdGetReport, Jf: 2},
 		{Code: unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K, K: cmdGetExtReport, Jt: 1},
 		{Code: unix.BPF_RET, K: retUserNotif},
+		{Code: unix.BPF_RET, K: retAllow},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_PRCTL, Jf: 3},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 16},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.PR_SET_DUMPABLE, Jf: 1},
+		{Code: unix.BPF_RET, K: retErrno},
 		{Code: unix.BPF_RET, K: retAllow},
 	}
 	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sevagent/internal/attest"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
@@ -46,6 +48,12 @@ func TestMain(m *testing.M) {
 
 // ask is the product's own client of the device.
 func ask(path string) error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil { // as the agent does
+		return err
+	}
+	if dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || dumpable != 1 {
+		return fmt.Errorf("dumpable is %d, %v, so only root could serve the device", dumpable, err)
+	}
 	t, err := attest.Device{Transport: "ioctl", Path: path, Parameters: filepath.Dir(path)}.Open()
 	if err != nil {
 		return err
