@@ -68,8 +68,11 @@ func TestMemoryServer(t *testing.T) {
 	device := gated{simdevice.Transport{PSP: psp}, make(chan struct{})}
 	worker := attest.New(attest.Config{Transport: device, Verifier: verifier, Enforce: true, Rate: 100, Burst: 100,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+	// The callers are one service of the node's own user, which has no limit of connections.
+	callers, proc := newCallers(t, "")
+	proc.set(os.Getppid(), service, stat("x", "S", 1))
 	server := New(Config{
-		Evidence: worker.Evidence, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Callers: callers, Evidence: worker.Evidence, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 		BoundKey: func(string) ([]byte, bool) { return make([]byte, sha256.Size), true },
 	})
 	listener := must.Get(net.Listen("unix", socket))(t, "listen")
