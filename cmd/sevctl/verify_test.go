@@ -290,3 +290,30 @@ func TestHostile(t *testing.T) {
 	must.Do(t, run(t.Context(), []string{"policy", "explain", policy}, nil, &stdout, io.Discard), "explain the policy")
 	visibletest.Check(t, stdout.String())
 }
+
+// Evidence is a node's own only if its root asked for it, for the nonce alone. A caller that is unknown may be anyone.
+func TestAskedByRoot(t *testing.T) {
+	container := strings.Repeat("c0", 32)
+	none, client := evidence.Binding{Kind: evidence.BindNone}, evidence.Binding{Kind: evidence.BindClient}
+	for _, c := range []struct {
+		name    string
+		purpose evidence.Purpose
+		binding evidence.Binding
+		caller  evidence.Caller
+		want    bool
+	}{
+		{"root", evidence.PurposeClient, none, evidence.HostCaller(0), true},
+		{"another user", evidence.PurposeClient, none, evidence.HostCaller(1000), false},
+		{"root in a container", evidence.PurposeClient, none, evidence.ContainerCaller(0, container, ""), false},
+		{"unknown", evidence.PurposeClient, none, evidence.Caller{Kind: evidence.CallerUnknown}, false},
+		{"the agent itself", evidence.PurposeBoot, none, evidence.HostCaller(0), false},
+		{"root, for a certificate", evidence.PurposeClient, client, evidence.HostCaller(0), false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := &result{Purpose: c.purpose, Binding: &c.binding, Caller: &c.caller}
+			if got := askedByRoot(r); got != c.want {
+				t.Errorf("askedByRoot = %v, want %v", got, c.want)
+			}
+		})
+	}
+}

@@ -12,8 +12,8 @@ import (
 // ecsConfigFile has the settings of the ECS agent.
 const ecsConfigFile = "/etc/ecs/ecs.config"
 
-// node returns where the node is, for the tasks that can run on it: where instance is, and in the cluster of file, which
-// is in ecs.config's format. What these do not say, the ECS agent is asked for.
+// node returns where the node is, for the tasks that can run on it: where instance is, and in the cluster that file
+// names, in ecs.config's format. What these do not say, the ECS agent is asked for.
 func node(instance evidence.Instance, file string) localapi.Node {
 	n := localapi.Node{Region: instance.Region, AccountID: instance.AccountID}
 	text, err := os.ReadFile(file)

@@ -61,6 +61,8 @@ var texts = []struct {
 		"1:name=systemd:/system.slice/sshd.service\n0::/system.slice/sshd.service\n", Place{Kind: Host}},
 	{"v1 session, other hierarchies coarser", "5:cpu:/user.slice\n4:pids:/user.slice/user-1000.slice/session-3.scope\n" +
 		"1:name=systemd:/user.slice/user-1000.slice/session-3.scope\n", Place{Kind: Host}},
+	{"v2 service, in a machine of a host with v1", v1("/") + "0::/system.slice/sshd.service\n", Place{Kind: Host}},
+	{"v1 and v2 name different services", v1("/system.slice/a.service") + "0::/system.slice/b.service\n", Place{}},
 	{"beside the reader", own, Place{Kind: Host}},
 
 	{"root", "0::/\n", Place{}},

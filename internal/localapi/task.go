@@ -32,7 +32,7 @@ const (
 	taskKept  = 10 * time.Minute
 	// The ECS agent restarts whenever this agent does, and listens once it is registered, after some five seconds. For
 	// restartWait, a caller whose cgroup names a task waits for it, and asks every retryTask.
-	restartWait = 8 * time.Second
+	restartWait = 6 * time.Second
 	retryTask   = 250 * time.Millisecond
 )
 

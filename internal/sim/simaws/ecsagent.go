@@ -2,12 +2,14 @@ package simaws
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"sync"
 )
 
-// ECSAgent is the part of the ECS agent's introspection endpoint that reports where the node is registered
-// (aws/amazon-ecs-agent: agent/handlers/v1/response.go). The zero value is an agent that is not registered yet.
+// ECSAgent is the part of the ECS agent's introspection endpoint that reports where the node is registered, and that
+// there are no tasks (aws/amazon-ecs-agent: ecs-agent/introspection/v1). The zero value is an agent that is not
+// registered yet.
 type ECSAgent struct {
 	mu           sync.Mutex
 	cluster, arn string
@@ -23,7 +25,13 @@ func (a *ECSAgent) Register(cluster, arn string) {
 
 // ServeHTTP implements http.Handler.
 func (a *ECSAgent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != "/v1/metadata" {
+	switch {
+	case r.URL.Path == "/v1/tasks" && r.URL.Query().Has("dockerid"):
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusNotFound)
+		io.WriteString(w, `{"Arn":"","KnownStatus":"","Family":"","Version":"","Containers":null}`)
+		return
+	case r.URL.Path != "/v1/metadata":
 		http.NotFound(w, r)
 		return
 	}
