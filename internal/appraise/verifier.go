@@ -27,6 +27,9 @@ import (
 // Config is what a Verifier needs.
 type Config struct {
 	Policy Policy
+	// RevocationLists are AMD's, DER or PEM, each signed by an ARK of the roots. If there are any, a certificate that
+	// they list is refused, and so is one that none of them covers. Without them revocation is not checked.
+	RevocationLists [][]byte
 	// Region is the EC2 region that evidence must come from, for the rule csp_id with the value "node". If it is
 	// empty, only the form of CSP_ID is checked.
 	Region string
@@ -39,6 +42,7 @@ type Config struct {
 // appraised before.
 type Verifier struct {
 	cfg   Config
+	lists revocations
 	roots roots
 	kind  string
 	// signed verifies a report's signature, and second has go-sev-guest verify it with its chain. They are all that
@@ -71,6 +75,9 @@ func New(cfg Config) (*Verifier, error) {
 		v.roots, err = amdRoots()
 	}
 	if err != nil {
+		return nil, err
+	}
+	if v.lists, err = readRevocations(cfg.RevocationLists, v.roots); err != nil {
 		return nil, err
 	}
 	return v, nil
@@ -123,7 +130,11 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	for i, e := range candidates {
 		attempt := blank
 		if v.judge(now, r, e, &attempt) {
-			attempt.apply(v.cfg, r, now)
+			if code, reason := v.lists.revoked(e.leaf, v.roots, now); code != "" {
+				attempt.fail(code, reason)
+			} else {
+				attempt.apply(v.cfg, r, now)
+			}
 			*verdict = attempt
 			break
 		}

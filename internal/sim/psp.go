@@ -14,6 +14,7 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"fmt"
+	"math/big"
 	"slices"
 	"sync"
 	"syscall"
@@ -119,6 +120,12 @@ func (p *PSP) Save(dir string) error { return p.auth.save(dir) }
 
 // Roots returns the trust anchors as PEM: ARK, ASK and ASVK.
 func (p *PSP) Roots() []byte { return p.auth.roots() }
+
+// RevocationList returns list in DER, signed by the root as AMD's is.
+func (p *PSP) RevocationList(list x509.RevocationList) ([]byte, error) {
+	list.Number, list.SignatureAlgorithm = big.NewInt(1), x509.SHA384WithRSAPSS
+	return x509.CreateRevocationList(rand.Reader, &list, p.auth.ark, p.auth.arkKey)
+}
 
 // SetOptions changes what reports show, with a new endorsement key: what a firmware update does.
 func (p *PSP) SetOptions(o Options) error {
