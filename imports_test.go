@@ -24,6 +24,7 @@ import (
 var table = map[string][]string{
 	"client":                       {"internal/evidence"},
 	"client/certs":                 {},
+	"verify":                       {"internal/appraise", "internal/config", "internal/evidence", "internal/snp"},
 	"internal/snp":                 {},
 	"internal/evidence":            {"internal/strictjson"},
 	"internal/strictjson":          {},
@@ -67,7 +68,7 @@ var table = map[string][]string{
 	},
 	"cmd/bootstrap":      {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, "github.com/aws/smithy-go", systemd},
-	"cmd/sevctl":         {"internal/cli", "internal/cluster", aws, "internal/appraise", "internal/config", "internal/evidence", "internal/snp", "internal/visible", cobra},
+	"cmd/sevctl":         {"internal/cli", "internal/cluster", aws, "internal/appraise", "internal/config", "internal/evidence", "internal/snp", "internal/visible", "verify", cobra, "github.com/spf13/pflag", "golang.org/x/sync"},
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices":  {},
 
@@ -78,9 +79,7 @@ var table = map[string][]string{
 	"examples/enclave-gateway/processor": {"client/certs", "examples/program"},
 	"examples/attested-tls":              {},
 	"examples/attested-tls/client":       {"client", "client/certs", "examples/attested-tls", "examples/program"},
-	"examples/attested-tls/server": {
-		"examples/attested-tls", "examples/program", "internal/appraise", "internal/config", "internal/evidence",
-	},
+	"examples/attested-tls/server":       {"examples/attested-tls", "examples/program", "verify"},
 }
 
 const (

@@ -213,7 +213,7 @@ func TestPrograms(t *testing.T) {
 		{"accepted", "", "accepted", n.simulator(), 0},
 		{"flipped bit", sim.FaultFlip, "signature_invalid", n.simulator(), 1},
 		{"other region", "", "policy_rejected", append(n.simulator(), "--region", "eu-west-1"), 1},
-		{"AMD's roots", "", "chain_invalid", nil, 1},
+		{"AMD's roots", "", "chain_invalid", []string{"--region", sim.DefaultOptions(time.Now()).Region}, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			n.psp.SetFault(c.fault)
@@ -240,13 +240,17 @@ func exitCode(err error) int {
 	return -1
 }
 
-// TestCustomRoots: a policy with roots other than AMD's needs a flag.
-func TestCustomRoots(t *testing.T) {
+// TestUsage: a policy with roots other than AMD's needs a flag, and one that compares regions needs the region.
+func TestUsage(t *testing.T) {
 	n := newNode(t)
-	out, err := exec.Command(filepath.Join(bin, "server"),
-		n.serverArgs("--policy", n.path("policy.yaml"))...).CombinedOutput()
-	if exitCode(err) != 2 || !strings.Contains(string(out), "--allow-custom-roots") {
-		t.Errorf("the server ends with %v and %q, want exit status 2", err, out)
+	for want, args := range map[string][]string{
+		"--allow-custom-roots": {"--policy", n.path("policy.yaml"), "--region", "us-east-2"},
+		"compares regions":     nil,
+	} {
+		out, err := exec.Command(filepath.Join(bin, "server"), n.serverArgs(args...)...).CombinedOutput()
+		if exitCode(err) != 2 || !strings.Contains(string(out), want) {
+			t.Errorf("the server with %q ends with %v and %q, want exit status 2 and …%s…", args, err, out, want)
+		}
 	}
 }
 
@@ -265,21 +269,21 @@ func TestRefused(t *testing.T) {
 		}, attestedtls.Accepted},
 		{"another key with the victim's evidence", n.other, func(conn *tls.Conn, random []byte) []byte {
 			return n.evidence(n.nonce(conn, random), client.BindClient)
-		}, "it is bound to key"},
+		}, "is bound to key"},
 		{"evidence of another connection", n.victim, func(*tls.Conn, []byte) []byte {
 			conn, random := n.dial(address, n.victim)
 			return n.evidence(n.nonce(conn, random), client.BindClient)
-		}, "another nonce"},
+		}, "nonce_mismatch"},
 		{"relayed: this random number, the exporter of another connection", n.victim, func(_ *tls.Conn, random []byte) []byte {
 			conn, _ := n.dial(address, n.victim)
 			return n.evidence(n.nonce(conn, random), client.BindClient)
-		}, "another nonce"},
+		}, "nonce_mismatch"},
 		{"the random number itself as nonce", n.victim, func(_ *tls.Conn, random []byte) []byte {
 			return n.evidence(random, client.BindClient)
-		}, "another nonce"},
+		}, "nonce_mismatch"},
 		{"bound to no key", n.victim, func(conn *tls.Conn, random []byte) []byte {
 			return n.evidence(n.nonce(conn, random), client.BindNone)
-		}, `binding "none"`},
+		}, "binds no key"},
 		{"bound to no key, edited", n.victim, func(conn *tls.Conn, random []byte) []byte {
 			key := keyHash(n.victim)
 			return bytes.Replace(n.evidence(n.nonce(conn, random), client.BindNone), []byte(`"binding":{"kind":"none"`),
@@ -298,7 +302,7 @@ func TestRefused(t *testing.T) {
 			defer n.psp.SetFault("")
 			return n.evidence(n.nonce(conn, random), client.BindClient)
 		}, "unsupported_report_version"},
-		{"nothing", n.victim, func(*tls.Conn, []byte) []byte { return nil }, "parse evidence"},
+		{"nothing", n.victim, func(*tls.Conn, []byte) []byte { return nil }, "document_foreign"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			conn, random := n.dial(address, c.pair)

@@ -27,14 +27,14 @@ func LoadPolicy(nameOrPath string) (appraise.Policy, error) {
 	if err != nil {
 		return appraise.Policy{}, fmt.Errorf("read the policy: %w", err)
 	}
-	return parsePolicy(nameOrPath, data, readFile)
+	return ParsePolicy(nameOrPath, data, readFile)
 }
 
 // isProfile reports whether it is the name of a built-in profile, and not the path of a file.
 func isProfile(nameOrPath string) bool { return !strings.ContainsAny(nameOrPath, "/.") }
 
-// parsePolicy is LoadPolicy for a file that has been read; read reads the roots that it names.
-func parsePolicy(file string, data []byte, read func(string) ([]byte, error)) (appraise.Policy, error) {
+// ParsePolicy is LoadPolicy for a file that has been read; read reads the file of roots that it names.
+func ParsePolicy(file string, data []byte, read func(string) ([]byte, error)) (appraise.Policy, error) {
 	// The profile first, since everything else is read over it. The second reading reports what else is wrong.
 	var named appraise.Policy
 	newDecoder().read(file, data, &named)

@@ -44,7 +44,7 @@ func TestBuiltinPolicy(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 		// What a profile says stands as a file, too.
-		got = must.Get(parsePolicy("c.yaml", []byte("profile: "+name), noRoots))(t, "read the profile as a file")
+		got = must.Get(ParsePolicy("c.yaml", []byte("profile: "+name), noRoots))(t, "read the profile as a file")
 		if got.Name != "c.yaml" || got.Profile != name {
 			t.Errorf("got name %q and profile %q, want c.yaml and %s", got.Name, got.Profile, name)
 		}
@@ -185,7 +185,7 @@ func TestPolicyRefuses(t *testing.T) {
 		{"roots that are too large", p + "roots: /etc/large\n", "2: roots: /etc/large is larger than 1048576 bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			policy, err := parsePolicy("c.yaml", []byte(tt.text), read)
+			policy, err := ParsePolicy("c.yaml", []byte(tt.text), read)
 			if err == nil {
 				t.Fatal("read, want an error")
 			}
@@ -199,7 +199,7 @@ func TestPolicyRefuses(t *testing.T) {
 	}
 }
 
-// FuzzPolicy holds parsePolicy to: whatever is in a file, it gives a policy that validates or mistakes that say where.
+// FuzzPolicy holds ParsePolicy to: whatever is in a file, it gives a policy that validates or mistakes that say where.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
 		"profile: aws-shared\n", "profile: aws-dedicated\nroots: x\nsigner: {mode: warn, value: VLEK}\n", "measurement: {value: [a, ~]}\n",
@@ -208,7 +208,7 @@ func FuzzPolicy(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		policy, err := parsePolicy("c.yaml", data, noRoots)
+		policy, err := ParsePolicy("c.yaml", data, noRoots)
 		if err != nil {
 			checkLocated(t, err)
 			return

@@ -8,16 +8,18 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
 	attestedtls "sevagent/examples/attested-tls"
 	"sevagent/examples/program"
-	"sevagent/internal/appraise"
-	"sevagent/internal/config"
+	"sevagent/verify"
 )
 
 func main() { program.Main("server", run) }
@@ -33,7 +35,7 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	var o options
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8443", "address to listen on")
 	o.files.Flags(f)
-	f.StringVar(&o.policy, "policy", appraise.AWSShared,
+	f.StringVar(&o.policy, "policy", "aws-shared",
 		"a built-in policy (aws-shared, aws-dedicated) or a policy file")
 	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
 		"accept a policy with roots of its own, for simulators: such evidence proves nothing about hardware")
@@ -59,15 +61,27 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	return s.serve(ctx, l, o.once)
 }
 
-func (o *options) verifier() (*appraise.Verifier, error) {
-	policy, err := config.LoadPolicy(o.policy)
+// verifier returns a verifier for the flags. --region is required, unless the policy does not compare regions.
+func (o *options) verifier() (*verify.Verifier, error) {
+	policy, err := verify.BuiltinPolicy(o.policy)
+	if strings.ContainsAny(o.policy, "/.") {
+		var file []byte
+		if file, err = os.ReadFile(o.policy); err == nil {
+			policy, err = verify.ParsePolicy(o.policy, file, o.readRoots)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	if policy.RootsPEM != nil && !o.allowCustomRoots {
-		return nil, fmt.Errorf("policy %s has roots of its own; for a simulator, give --allow-custom-roots", o.policy)
+	return verify.New(verify.Config{Policy: policy, Region: o.region, AllowCustomRoots: o.allowCustomRoots})
+}
+
+// readRoots reads the roots that a policy names, if they are accepted.
+func (o *options) readRoots(path string) ([]byte, error) {
+	if !o.allowCustomRoots {
+		return nil, errors.New("they are not AMD's; for a simulator, give --allow-custom-roots")
 	}
-	return appraise.New(appraise.Config{Policy: policy, Region: o.region})
+	return os.ReadFile(path)
 }
 
 // maxConnections bounds how many clients are served at a time. Others wait in the kernel's backlog.
@@ -75,7 +89,7 @@ const maxConnections = 64
 
 type server struct {
 	tlsConfig *tls.Config
-	verifier  *appraise.Verifier
+	verifier  *verify.Verifier
 
 	mu  sync.Mutex // guards out
 	out io.Writer
@@ -161,5 +175,5 @@ func (s *server) attest(ctx context.Context, conn *tls.Conn) (*x509.Certificate,
 	if err != nil {
 		return leaf, err
 	}
-	return leaf, verifyPeer(doc, nonce, leaf, s.verifier, time.Now())
+	return leaf, verifyPeer(s.verifier, doc, nonce, leaf)
 }

@@ -1,0 +1,219 @@
+package verify
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"sevagent/internal/appraise"
+	"sevagent/internal/evidence"
+)
+
+// Result is what was found. Its JSON form is the output of sevctl evidence verify --format json.
+//
+// What it says of purpose, binding, caller and instance is what the document claims. The report vouches for that only
+// if Verdict.Err returns nil: that is the error which came with the Result.
+type Result struct {
+	Verdict *Verdict `json:"verdict"`
+	// Nonce, Key and Region say whether what was wanted was found.
+	Nonce   Check    `json:"nonce"`
+	Key     Check    `json:"key"`
+	Region  Check    `json:"region"`
+	Purpose Purpose  `json:"purpose,omitempty"`
+	Binding *Binding `json:"binding,omitempty"`
+	// Caller is who asked for the evidence on the node. It is the word of the node's agent, not of the hardware.
+	Caller *Caller `json:"caller,omitempty"`
+	// Instance is the EC2 instance that the node says it is, nil if it does not say: its word, too.
+	Instance *Instance `json:"instance,omitempty"`
+	Report   Report    `json:"report"`
+}
+
+// Check says what became of a comparison.
+type Check string
+
+// The outcomes of a comparison.
+const (
+	NotChecked Check = "not_checked" // not asked for, or not reached
+	Verified   Check = "verified"
+	Mismatch   Check = "mismatch"
+)
+
+// Report has the fields of the attestation report that people compare. They are genuine only under a verdict of pass or
+// warn.
+type Report struct {
+	Version     uint32       `json:"version"`
+	VMPL        uint32       `json:"vmpl"`
+	Measurement evidence.Hex `json:"measurement"`
+	ReportedTCB string       `json:"reported_tcb"`
+	ReportData  evidence.Hex `json:"report_data"`
+	ReportID    evidence.Hex `json:"report_id"`
+	ChipID      evidence.Hex `json:"chip_id"`
+}
+
+// Parts of a Result.
+type (
+	// Verdict has the outcome of the appraisal, and of each rule of the policy.
+	Verdict = appraise.Verdict
+	// RuleResult says what became of one rule of the policy.
+	RuleResult = appraise.RuleResult
+	// Status is the outcome of an appraisal or of one rule.
+	Status = appraise.Status
+	// Rejection is the error for evidence that must not be relied on: a Code for programs, a Reason for people.
+	Rejection = appraise.Rejection
+	// Binding names the key that the evidence speaks of.
+	Binding = evidence.Binding
+	// Caller identifies a process on the node.
+	Caller = evidence.Caller
+	// CallerKind says where on the node a caller runs.
+	CallerKind = evidence.CallerKind
+	// Instance is an EC2 instance.
+	Instance = evidence.Instance
+	// Purpose says what evidence was made for.
+	Purpose = evidence.Purpose
+)
+
+// Outcomes. Pass and Warn may be relied on.
+const (
+	Pass        = appraise.Pass
+	Warn        = appraise.Warned
+	Fail        = appraise.Fail
+	Unsupported = appraise.Unsupported
+)
+
+// Purposes.
+const (
+	PurposeBoot   = evidence.PurposeBoot   // the agent's own check before the node joins the cluster
+	PurposeMTLS   = evidence.PurposeMTLS   // evidence.json beside the published certificates
+	PurposeClient = evidence.PurposeClient // asked for over the local API
+)
+
+// Kinds of binding.
+const (
+	BindNone   = evidence.BindNone
+	BindClient = evidence.BindClient
+	BindServer = evidence.BindServer
+)
+
+// Kinds of callers. What is neither of the first two for certain is unknown.
+const (
+	CallerHost      = evidence.CallerHost
+	CallerContainer = evidence.CallerContainer
+	CallerUnknown   = evidence.CallerUnknown
+)
+
+// Codes of a Rejection.
+const (
+	CodeDocumentMalformed = "document_malformed" // a document of ours with something wrong in it
+	CodeDocumentForeign   = "document_foreign"   // not a document of ours
+	CodeDocumentOlder     = "document_older"     // of an earlier profile, made by an agent that is to be upgraded
+	CodeNonceRequired     = "nonce_required"     // by the caller of this package
+	// CodeDocumentContradicts: members of the document do not agree with each other.
+	CodeDocumentContradicts = "document_contradicts"
+	// CodeNitroTPM: the document has evidence of a NitroTPM, which this version cannot verify.
+	CodeNitroTPM        = "nitrotpm_unsupported"
+	CodeNonceMismatch   = "nonce_mismatch"
+	CodeBindingMismatch = "binding_mismatch"
+	CodePurposeMismatch = "purpose_mismatch"
+	CodeTooOld          = "too_old"
+	CodeFromFuture      = "from_future"
+
+	CodeReportDataMismatch   = appraise.CodeReportDataMismatch
+	CodeReportMalformed      = appraise.CodeReportMalformed
+	CodeCertificateMissing   = appraise.CodeCertificateMissing
+	CodeCertificateMalformed = appraise.CodeCertificateMalformed
+	CodeCertificateMismatch  = appraise.CodeCertificateMismatch
+	CodeCertificateExpired   = appraise.CodeCertificateExpired
+	CodeCertificateNotYet    = appraise.CodeCertificateNotYet
+	CodeCertificateRevoked   = appraise.CodeCertificateRevoked
+	CodeRevocationUnknown    = appraise.CodeRevocationUnknown
+	CodeSignatureInvalid     = appraise.CodeSignatureInvalid
+	CodeChainInvalid         = appraise.CodeChainInvalid
+	CodePolicyRejected       = appraise.CodePolicyRejected
+	CodeUnsupportedVersion   = appraise.CodeUnsupportedVersion
+)
+
+// appraise judges the report, and says which region it comes from.
+func (v *Verifier) appraise(now time.Time, report []byte, certs [][]byte) *Result {
+	r := v.result(v.appraiser.Appraise(now, report, certs))
+	if p := r.Verdict.Report; p != nil {
+		r.Report = Report{
+			Version: p.Version, VMPL: p.VMPL, Measurement: p.Measurement[:], ReportedTCB: p.ReportedTCB.String(),
+			ReportData: p.ReportData[:], ReportID: p.ReportID[:], ChipID: p.ChipID[:],
+		}
+	}
+	for _, rule := range r.Verdict.Rules {
+		if v.region && rule.Rule == "csp_id" {
+			if r.Region = Mismatch; rule.Status == Pass {
+				r.Region = Verified
+			}
+		}
+	}
+	return r
+}
+
+func (v *Verifier) result(verdict *Verdict) *Result {
+	return &Result{Verdict: verdict, Nonce: NotChecked, Key: NotChecked, Region: NotChecked}
+}
+
+// rejected is the result for what was never appraised.
+func (v *Verifier) rejected(code, reason string) (*Result, error) {
+	roots := appraise.RootsAMD
+	if v.policy.RootsPEM != nil {
+		roots = appraise.RootsCustom
+	}
+	r := v.result(&Verdict{
+		Status: Fail, Code: code, Reason: reason, Policy: v.policy.Name, Roots: roots, Rules: []RuleResult{},
+	})
+	return r, r.Verdict.Err()
+}
+
+// compare records an outcome, and rejects the evidence if it is not equal.
+func (r *Result) compare(equal bool, code, reason string) Check {
+	if equal {
+		return Verified
+	}
+	r.reject(code, reason)
+	return Mismatch
+}
+
+// reject overrides a verdict that is not a failure yet: a report may be genuine and still not be the answer.
+func (r *Result) reject(code, reason string) {
+	if r.Verdict.Status != Fail {
+		r.Verdict.Status, r.Verdict.Code, r.Verdict.Reason = Fail, code, reason
+	}
+}
+
+// form says what is wrong with a document that does not parse: whether it is one of ours at all.
+func form(doc []byte, err error) (code, reason string) {
+	var named struct {
+		Profile *string `json:"eat_profile"`
+	}
+	for known, code := range map[error]string{
+		evidence.ErrOlder:         CodeDocumentOlder,
+		evidence.ErrNitroTPM:      CodeNitroTPM,
+		evidence.ErrContradiction: CodeDocumentContradicts,
+		evidence.ErrReportData:    CodeReportDataMismatch,
+	} {
+		if errors.Is(err, known) {
+			return code, err.Error()
+		}
+	}
+	family, _, _ := strings.Cut(evidence.Profile, "#")
+	switch json.Unmarshal(doc, &named) {
+	case nil:
+		if named.Profile == nil {
+			return CodeDocumentForeign, "JSON, and not sevagent's evidence: it has no eat_profile"
+		}
+		if !strings.HasPrefix(*named.Profile, family) {
+			return CodeDocumentForeign, fmt.Sprintf("not sevagent's evidence: its eat_profile is %.64q", *named.Profile)
+		}
+	default:
+		if !bytes.HasPrefix(bytes.TrimSpace(doc), []byte("{")) {
+			return CodeDocumentForeign, "not JSON, and so not sevagent's evidence"
+		}
+	}
+	return CodeDocumentMalformed, err.Error()
+}
