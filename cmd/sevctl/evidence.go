@@ -2,202 +2,341 @@ package main
 
 import (
 	"bytes"
-	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
-	"sevagent/internal/snp"
+	"sevagent/verify"
 )
 
 // appraisal holds the flags that say how evidence is appraised.
 type appraisal struct {
 	policy, region   string
 	allowCustomRoots bool
+	crls             []string
 }
 
 // reportFlags name a bare report and the time to appraise it at.
 type reportFlags struct {
 	report, at string
 	certs      []string
+	cmd        *cobra.Command // for its standard input
 }
 
 func (r *reportFlags) add(cmd *cobra.Command, report string) {
+	r.cmd = cmd
 	f := cmd.Flags()
 	f.StringVar(&r.report, "report", "", report)
-	f.StringArrayVar(&r.certs, "cert", nil,
-		"a `FILE` with the report's VLEK or VCEK certificate,\nPEM or DER; repeatable")
+	f.StringArrayVar(&r.certs, "cert", nil, "a `FILE` with the report's VLEK or VCEK certificate,\n"+
+		"PEM, DER or a certificate table; or a directory\nwith vcek.pem or vlek.pem; repeatable")
 	f.StringVar(&r.at, "at", "", "verify as of this `TIME`, RFC 3339 (default: now)")
 }
 
+// evidenceFlags are the flags of sevctl evidence verify.
+type evidenceFlags struct {
+	appraisal
+	raw                 reportFlags
+	nonce, peer         string
+	purpose             string
+	maxAge              time.Duration
+	anyNonce, anyRegion bool
+	out                 *output
+}
+
 func evidenceCommand() *cobra.Command {
-	var (
-		appraisal appraisal
-		raw       reportFlags
-		nonceHex  string
-		out       *output
-	)
+	var o evidenceFlags
 	cmd := &cobra.Command{
-		Use:   "verify [FILE]",
+		Use:   "verify FILE|DIR|-",
 		Short: "Verify evidence offline",
 		Long: `Verify evidence offline, against AMD's embedded roots and a policy. Evidence is
-a document (FILE, or - for standard input) or, with --report, a raw attestation
-report that another tool made, with its certificate.
+a document (FILE, or - for standard input), or all documents *.json of a
+directory, one line each.
 
-Exit status 0 if the evidence is acceptable, 1 if not, 2 for wrong usage.`,
+Verification needs the nonce that the evidence was asked for with, and the
+region that it must come from. --any-nonce accepts a replay, as of
+evidence.json beside published certificates, whose nonce the node chose;
+--any-region accepts evidence of every region. A nonce that consists of
+hexadecimal digits alone is read as hexadecimal, any other as base64url.
+
+With --report, a bare attestation report that another tool made is verified.
+What REPORT_DATA means is that tool's: --nonce requires it to be the nonce
+padded with zeros, and without --nonce and --region neither is checked.
+
+A pass says that an AMD processor signed the report and that the report commits
+to what the document claims. It does not say that the node is one of yours: a
+compromised node may relay a nonce to any SNP guest of the region that its
+attacker owns, in any account. --peer-cert ties evidence to the key that you
+talk to. Revocation is checked only with --crl: AMD's list is a download, and
+nothing here uses the network.
+
+Exit status 0 if all evidence is acceptable, 1 if not, 2 for wrong usage.`,
 		Example: `  sevctl evidence verify evidence.json --region us-east-2 \
-    --nonce 00112233445566778899aabbccddeeff
+    --nonce 00112233445566778899aabbccddeeff --peer-cert peer.pem
+  sevctl evidence verify collected/ --any-nonce --max-age 24h --region us-east-2
   sevctl evidence verify --report report.bin --cert vlek.pem`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if (len(args) == 1) == (raw.report != "") {
-				return cli.Usagef("give either a FILE or --report, as in 'sevctl evidence verify evidence.json'")
-			}
-			if err := out.check(); err != nil {
-				return err
-			}
-			nonce, err := hex.DecodeString(nonceHex)
-			if err != nil {
-				return cli.Usagef("--nonce is not hexadecimal: %w", err)
-			}
-			now, err := raw.time()
-			if err != nil {
-				return err
-			}
-			verifier, err := appraisal.verifier()
-			if err != nil {
-				return err
-			}
-
-			var r *result
-			if raw.report != "" {
-				r, err = raw.verify(verifier, now, nonce)
-			} else {
-				r, err = verifyFile(cmd.InOrStdin(), args[0], verifier, now, nonce)
-			}
-			if err != nil {
-				return err
-			}
-
-			print := r.text
-			if out.format == "json" {
-				print = func(w io.Writer) error { return encode(w, r) }
-			}
-			if err := out.write(cmd, print); err != nil {
-				return err
-			}
-			if err := r.Verdict.Err(); err != nil {
-				return fmt.Errorf("verify evidence: %w", err)
-			}
-			return nil
-		},
+		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
 	}
 	f := cmd.Flags()
-	f.StringVar(&nonceHex, "nonce", "", "the requested nonce in `HEX`; without it, evidence\nmay be a replay")
-	f.StringVar(&appraisal.policy, "policy", appraise.AWSShared,
-		"aws-shared, aws-dedicated or a `FILE`\n")
-	f.StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the evidence must come from")
-	f.BoolVar(&appraisal.allowCustomRoots, "allow-custom-roots", false,
+	f.StringVar(&o.nonce, "nonce", "", "the `NONCE` that was asked for, hexadecimal or\nbase64url")
+	f.BoolVar(&o.anyNonce, "any-nonce", false, "accept evidence for any nonce: it may be a replay")
+	f.StringVar(&o.region, "region", "", "the EC2 `REGION` that the evidence must come from")
+	f.BoolVar(&o.anyRegion, "any-region", false, "accept evidence of any region")
+	f.StringVar(&o.peer, "peer-cert", "",
+		"a `FILE` with the peer's certificate, PEM or DER: the\nevidence must bind its key")
+	f.StringVar(&o.purpose, "purpose", "", "the `PURPOSE` that the evidence must have been made\nfor: client, mtls or boot")
+	f.DurationVar(&o.maxAge, "max-age", 0, "refuse evidence older than this `DURATION`, such as\n"+
+		"24h, by the node's clock, which is the node's word")
+	f.StringVar(&o.policy, "policy", appraise.AWSShared, "aws-shared, aws-dedicated or a `FILE`\n")
+	f.StringArrayVar(&o.crls, "crl", nil, "a `FILE` with AMD's revocation list, PEM or DER:\n"+
+		"refuse what it lists or does not cover; repeatable")
+	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
 		"accept a policy with its own roots, as simulators\nhave: such evidence proves nothing about hardware")
-	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes,\ninstead of a document")
-	out = outputFlags(cmd, "text", "json")
+	o.raw.add(cmd, "a `FILE` with an attestation report of another tool,\n"+
+		"- for standard input: raw, hexadecimal, base64,\nwith its certificate table, in an Azure HCL report")
+	o.out = outputFlags(cmd, "text", "json")
 	return cmd
 }
 
-// verifier returns a verifier for the policy and region of the flags.
-func (a *appraisal) verifier() (*appraise.Verifier, error) {
+func (o *evidenceFlags) run(cmd *cobra.Command, args []string) error {
+	want, err := o.want(cmd, args)
+	if err != nil {
+		return err
+	}
+	verifier, err := o.verifier()
+	if err != nil {
+		return err
+	}
+	if len(args) == 1 {
+		if info, err := os.Stat(args[0]); err == nil && info.IsDir() {
+			return o.directory(cmd, args[0], verifier, want)
+		}
+	}
+
+	var r *verify.Result
+	if o.raw.report != "" {
+		r, err = o.raw.verify(verifier, want.Now, want.Nonce)
+	} else {
+		r, err = verifyFile(cmd.InOrStdin(), args[0], verifier, want)
+	}
+	if err != nil {
+		return err
+	}
+	print := func(w io.Writer) error { return text(w, r) }
+	if o.out.format == "json" {
+		print = func(w io.Writer) error { return encode(w, r) }
+	}
+	if err := o.out.write(cmd, print); err != nil {
+		return err
+	}
+	if err := r.Verdict.Err(); err != nil {
+		return fmt.Errorf("verify evidence: %w", err)
+	}
+	return nil
+}
+
+// want checks the command line, and returns what evidence must be by it.
+func (o *evidenceFlags) want(cmd *cobra.Command, args []string) (w verify.Want, err error) {
+	bare := o.raw.report != ""
+	if (len(args) == 1) == bare {
+		return w, cli.Usagef(
+			"give either a FILE or --report, as in 'sevctl evidence verify evidence.json --nonce HEX --region R'")
+	}
+	if len(args) == 1 && args[0] == "" {
+		return w, cli.Usagef("FILE is empty; is a variable of the shell not set?")
+	}
+	if err := notEmpty(cmd); err != nil {
+		return w, err
+	}
+	if err := o.out.check(); err != nil {
+		return w, err
+	}
+	switch {
+	case o.nonce != "" && o.anyNonce:
+		return w, cli.Usagef("give either --nonce or --any-nonce")
+	case o.region != "" && o.anyRegion:
+		return w, cli.Usagef("give either --region or --any-region")
+	case !bare && o.nonce == "" && !o.anyNonce:
+		if err := foreign(args[0]); err != nil {
+			return w, err
+		}
+		return w, cli.Usagef("--nonce is missing: give the nonce that was asked for, or --any-nonce to accept a replay")
+	case bare && (o.peer != "" || o.purpose != "" || o.maxAge != 0):
+		return w, cli.Usagef("--peer-cert, --purpose and --max-age are for documents; a bare report has no such claims")
+	case !bare && o.raw.certs != nil:
+		return w, cli.Usagef("--cert needs --report; a document has its certificates")
+	case cmd.Flags().Changed("max-age") && o.maxAge <= 0:
+		return w, cli.Usagef("--max-age is %v, want a positive duration such as 24h", o.maxAge)
+	}
+	w = verify.Want{AnyNonce: o.nonce == "", Purpose: verify.Purpose(o.purpose), MaxAge: o.maxAge}
+	switch w.Purpose {
+	case "", verify.PurposeClient, verify.PurposeMTLS, verify.PurposeBoot:
+	default:
+		return w, cli.Usagef("--purpose is %q, want client, mtls or boot", o.purpose)
+	}
+	if o.nonce != "" {
+		least := evidence.MinNonce
+		if bare {
+			least = 1
+		}
+		if w.Nonce, err = parseNonce(o.nonce); err != nil {
+			return w, err
+		}
+		if n := len(w.Nonce); n < least || n > evidence.MaxNonce {
+			return w, cli.Usagef("--nonce has %d bytes, want %d to %d", n, least, evidence.MaxNonce)
+		}
+	}
+	if o.peer != "" {
+		if w.Key, err = peerKey(o.peer); err != nil {
+			return w, err
+		}
+	}
+	if w.Now, err = o.raw.time(); err != nil {
+		return w, err
+	}
+	policy, err := o.load()
+	if err != nil {
+		return w, err
+	}
+	if !bare && policy.NeedsRegion() && o.region == "" && !o.anyRegion {
+		return w, cli.Usagef("--region is missing: give the region that evidence must come from, or --any-region")
+	}
+	return w, nil
+}
+
+// notEmpty refuses a flag whose value is empty, as that of a shell variable that is not set.
+func notEmpty(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, v := range values {
+			if v == "" {
+				err = cli.Usagef("--%s is empty; is a variable of the shell not set?", f.Name)
+			}
+		}
+	})
+	return err
+}
+
+// load reads the policy of the flags.
+func (a *appraisal) load() (appraise.Policy, error) {
 	policy, err := config.LoadPolicy(a.policy)
 	if err != nil {
-		return nil, cli.Usage(err)
+		return policy, cli.Usage(err)
 	}
 	if policy.RootsPEM != nil && !a.allowCustomRoots {
-		return nil, cli.Usagef(
+		return policy, cli.Usagef(
 			"policy %s has its own roots; give --allow-custom-roots to accept them, as for a simulator", a.policy)
 	}
-	v, err := appraise.New(appraise.Config{Policy: policy, Region: a.region})
+	return policy, nil
+}
+
+// verifier returns a verifier for the policy, the region and the revocation lists of the flags. Without a region, any
+// is accepted.
+func (a *appraisal) verifier() (*verify.Verifier, error) {
+	policy, err := a.load()
 	if err != nil {
-		return nil, cli.Usagef("policy %s: %w", a.policy, err)
+		return nil, err
+	}
+	if a.region != "" && !policy.NeedsRegion() {
+		return nil, cli.Usagef("--region cannot be checked: policy %s does not compare the region of evidence", a.policy)
+	}
+	c := verify.Config{
+		Policy: verify.PolicyOf(policy), Region: a.region, AnyRegion: a.region == "", AllowCustomRoots: a.allowCustomRoots,
+	}
+	for _, file := range a.crls {
+		list, err := readInput(nil, file, maxRevocationList)
+		if err != nil {
+			return nil, err
+		}
+		c.RevocationLists = append(c.RevocationLists, list)
+	}
+	v, err := verify.New(c)
+	if err != nil {
+		return nil, cli.Usage(err)
 	}
 	return v, nil
 }
 
+// maxRevocationList bounds a revocation list in bytes.
+const maxRevocationList = 4 << 20
+
 // verifyFile verifies the document in a file, or in stdin if file is "-".
-func verifyFile(stdin io.Reader, file string, v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
+func verifyFile(stdin io.Reader, file string, v *verify.Verifier, want verify.Want) (*verify.Result, error) {
 	data, err := readInput(stdin, file, evidence.MaxDocument)
 	if err != nil {
 		return nil, err
 	}
-	r, err := verifyDocument(data, v, now, nonce)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+	r, err := v.Document(data, want)
+	if rejection, ok := errors.AsType[*verify.Rejection](err); ok && rejection.Code == verify.CodeDocumentForeign {
+		r.Verdict.Reason += whatElse(data)
 	}
 	return r, nil
 }
 
-// verifyDocument checks that the report of a document is genuine and acceptable, and that its REPORT_DATA commits to
-// what the document says, the nonce among it. Without a nonce, that one is not checked.
-func verifyDocument(data []byte, v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
-	doc, err := evidence.Parse(data)
-	if errors.Is(err, evidence.ErrReportData) {
-		return nil, fmt.Errorf("%s: %w", appraise.CodeReportDataMismatch, err)
+// foreign reports that a file is no document of ours, which matters more than the nonce that is missing.
+func foreign(file string) error {
+	info, err := os.Stat(file)
+	if err != nil || !info.Mode().IsRegular() {
+		return nil
 	}
+	v, err := verify.New(verify.Config{AnyRegion: true})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	certs, err := doc.Certs()
-	if err != nil {
-		return nil, err
+	r, err := verifyFile(nil, file, v, verify.Want{AnyNonce: true})
+	if err == nil && r.Verdict.Code == verify.CodeDocumentForeign {
+		return fmt.Errorf("verify evidence: %w", r.Verdict.Err())
 	}
-
-	r := newResult(v.Appraise(now, doc.Report, certs))
-	r.Purpose, r.Binding, r.Caller = doc.Purpose, &doc.Binding, &doc.Caller
-	if doc.Instance != (evidence.Instance{}) {
-		r.Instance = &doc.Instance
-	}
-	if len(nonce) > 0 {
-		r.checkNonce(bytes.Equal(doc.Nonce, nonce),
-			fmt.Sprintf("the evidence is for nonce %x, not for the requested one", doc.Nonce))
-	}
-	return r, nil
+	return err
 }
 
-// verify verifies a bare report. The tool that made it may have put its nonce into REPORT_DATA as it stands.
-func (raw *reportFlags) verify(v *appraise.Verifier, now time.Time, nonce []byte) (*result, error) {
-	report, err := readInput(nil, raw.report, snp.ReportSize)
+// whatElse says what to do with data that is no document of ours.
+func whatElse(data []byte) string {
+	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
+		return reportInJSON(bytes.TrimSpace(data))
+	}
+	if _, _, err := findReport(data); err == nil {
+		return "; it is an attestation report: give it to --report, and its certificate to --cert"
+	}
+	return ""
+}
+
+// verify verifies a bare report, at the time now. The tool that made it may have put its nonce into REPORT_DATA as it
+// stands; without a nonce, REPORT_DATA is not checked.
+func (raw *reportFlags) verify(v *verify.Verifier, now time.Time, nonce []byte) (*verify.Result, error) {
+	data, err := readInput(raw.cmd.InOrStdin(), raw.report, maxReportFile)
 	if err != nil {
 		return nil, err
+	}
+	report, table, err := findReport(data)
+	if err != nil {
+		return nil, fmt.Errorf("read the report: %s: %w", raw.report, err)
 	}
 	var certs [][]byte
-	for _, file := range raw.certs {
-		data, err := readInput(nil, file, snp.MaxCertTableSize)
+	for _, path := range raw.certs {
+		more, err := readCerts(path)
 		if err != nil {
 			return nil, err
 		}
-		block, rest := pem.Decode(data)
-		if block == nil {
-			certs = append(certs, data) // DER
-		}
-		for ; block != nil; block, rest = pem.Decode(rest) {
-			certs = append(certs, block.Bytes)
-		}
+		certs = append(certs, more...)
 	}
-
-	r := newResult(v.Appraise(now, report, certs))
-	if r.Verdict.Report != nil && len(nonce) > 0 {
-		padded := make([]byte, snp.ReportDataSize)
-		fits := copy(padded, nonce) == len(nonce)
-		r.checkNonce(fits && bytes.Equal(padded, r.Verdict.Report.ReportData[:]),
-			"REPORT_DATA is not the nonce padded with zeros")
-	}
+	// The certificates that were given by name come first.
+	r, _ := v.Report(report, append(certs, table...),
+		verify.WantReport{ReportData: nonce, AnyReportData: len(nonce) == 0, Now: now})
 	return r, nil
 }
 
@@ -234,87 +373,69 @@ func readInput(stdin io.Reader, file string, max int64) ([]byte, error) {
 	return data, nil
 }
 
-// result is the verdict on evidence with what it was about, and the JSON output.
-type result struct {
-	Verdict *appraise.Verdict `json:"verdict"`
-	// Nonce is verified, or not_checked if none was given.
-	Nonce   string            `json:"nonce"`
-	Purpose evidence.Purpose  `json:"purpose,omitempty"`
-	Binding *evidence.Binding `json:"binding,omitempty"`
-	Caller  *evidence.Caller  `json:"caller,omitempty"`
-	// Instance is what the node says it is, and nil if it does not.
-	Instance *evidence.Instance `json:"instance,omitempty"`
-	Report   reportSummary      `json:"report"`
-}
-
-type reportSummary struct {
-	Version     uint32       `json:"version"`
-	Measurement evidence.Hex `json:"measurement"`
-	ReportedTCB string       `json:"reported_tcb"`
-	ReportData  evidence.Hex `json:"report_data"`
-	ReportID    evidence.Hex `json:"report_id"`
-	ChipID      evidence.Hex `json:"chip_id"`
-}
-
-func newResult(v *appraise.Verdict) *result {
-	r := &result{Verdict: v, Nonce: "not_checked"}
-	if p := v.Report; p != nil {
-		r.Report = reportSummary{
-			Version: p.Version, Measurement: p.Measurement[:], ReportedTCB: p.ReportedTCB.String(),
-			ReportData: p.ReportData[:], ReportID: p.ReportID[:], ChipID: p.ChipID[:],
-		}
-	}
-	return r
-}
-
-// checkNonce records whether the evidence is for the nonce that was asked for, and if not why.
-func (r *result) checkNonce(equal bool, reason string) {
-	if !equal {
-		r.reject("nonce_mismatch", reason)
-		return
-	}
-	r.Nonce = "verified"
-}
-
-// reject overrides a verdict that is not a failure yet: a report may be genuine and still not be the answer.
-func (r *result) reject(code, reason string) {
-	if r.Verdict.Status != appraise.Fail {
-		r.Verdict.Status, r.Verdict.Code, r.Verdict.Reason = appraise.Fail, code, reason
-	}
-}
-
-// text writes the result for people.
-func (r *result) text(w io.Writer) error {
+// text writes a result for people. What is not vouched for, because the evidence is refused, is said to be so.
+func text(w io.Writer, r *verify.Result) error {
 	var b bytes.Buffer
 	v := r.Verdict
-	fmt.Fprintf(&b, "verdict      %s%s\n", v.Status, because(v))
-	fmt.Fprintf(&b, "policy       %s\nroots        %s\n", v.Policy, v.Roots)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(&b, "%-12s %s\n", name, visible(fmt.Sprintf(format, args...)))
+	}
+	row("verdict", "%s%s", v.Status, because(v))
+	row("policy", "%s", v.Policy)
+	row("roots", "%s", v.Roots)
 	if v.Roots == appraise.RootsCustom {
-		fmt.Fprintln(&b, "             these are not AMD's roots: this proves nothing about real hardware")
+		row("", "these are not AMD's roots: this proves nothing about real hardware")
 	}
-	fmt.Fprintf(&b, "nonce        %s\n", r.Nonce)
+	row("nonce", "%s", inWords(r.Nonce))
+	row("region", "%s", inWords(r.Region))
 	if r.Binding != nil {
-		fmt.Fprintf(&b, "purpose      %s\nbinding      %s %s\n", r.Purpose, r.Binding.Kind, r.Binding.SPKISHA256)
-		fmt.Fprintf(&b, "caller       %s\n", r.Caller)
+		row("peer key", "%s", inWords(r.Key))
+		if v.Err() != nil {
+			row("", "nothing vouches for the following lines, because the evidence is refused")
+		}
+		row("purpose", "%s", r.Purpose)
+		row("binding", "%s %s", r.Binding.Kind, r.Binding.SPKISHA256)
+		row("caller", "%s", r.Caller)
 		if r.Instance != nil {
-			fmt.Fprintf(&b, "instance     %s %s %s\n", r.Instance.ID, r.Instance.Region, r.Instance.AccountID)
+			row("instance", "%s %s %s", r.Instance.ID, r.Instance.Region, r.Instance.AccountID)
 		}
 	}
-	if v.Report != nil {
-		fmt.Fprintf(&b, "report       version %d, TCB %s, measurement %s\n",
-			r.Report.Version, r.Report.ReportedTCB, r.Report.Measurement)
-		fmt.Fprintf(&b, "signed by    %s %s", v.Signer, v.CSPID)
-		if !v.NotAfter.IsZero() {
-			fmt.Fprintf(&b, ", certificate valid until %s", v.NotAfter.UTC().Format(time.RFC3339))
-		}
-		fmt.Fprintln(&b)
-	}
+	reportText(row, r)
 	for _, rule := range v.Rules {
-		fmt.Fprintf(&b, "  %-4s  %s: %s (want %s)\n", rule.Status, rule.Rule, rule.Observed, rule.Required)
+		fmt.Fprintf(&b, "  %-4s  %s\n", rule.Status,
+			visible(fmt.Sprintf("%s: %s (want %s)", rule.Rule, rule.Observed, rule.Required)))
 	}
 	_, err := b.WriteTo(w)
 	return err
 }
+
+// reportText writes what a report says. Until the rules of a policy were applied, it may be a forgery.
+func reportText(row func(name, format string, args ...any), r *verify.Result) {
+	v := r.Verdict
+	if v.Report == nil {
+		return
+	}
+	verified := ""
+	if len(v.Rules) == 0 {
+		verified = " (not verified)"
+	}
+	row("report", "version %d, VMPL %d, TCB %s%s", r.Report.Version, r.Report.VMPL, r.Report.ReportedTCB, verified)
+	row("measurement", "%s", r.Report.Measurement)
+	row("report data", "%s", r.Report.ReportData)
+	row("report ID", "%s", r.Report.ReportID)
+	row("chip ID", "%s", r.Report.ChipID)
+	signer := v.Signer
+	if v.CSPID != "" {
+		signer += " " + v.CSPID
+	}
+	if !v.NotAfter.IsZero() {
+		signer += ", certificate valid until " + v.NotAfter.UTC().Format(time.RFC3339)
+	}
+	row("signed by", "%s%s", signer, verified)
+}
+
+// inWords spells the outcome of a comparison for people.
+func inWords(c verify.Check) string { return strings.ReplaceAll(string(c), "_", " ") }
 
 // because is why a verdict is not a pass, in parentheses.
 func because(v *appraise.Verdict) string {
@@ -322,4 +443,10 @@ func because(v *appraise.Verdict) string {
 		return ""
 	}
 	return fmt.Sprintf(" (%s: %s)", v.Code, v.Reason)
+}
+
+// visible returns text of others as it can be printed: nothing in it moves a cursor, hides or turns what follows.
+func visible(text string) string {
+	quoted := strconv.QuoteToGraphic(text)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }

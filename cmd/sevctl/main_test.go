@@ -2,6 +2,10 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"os"
@@ -14,6 +18,7 @@ import (
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
 )
@@ -25,8 +30,11 @@ func TestMain(m *testing.M) {
 // realReports are reports that are not ours to distribute; scripts that need them are under the condition [real].
 const realReports = "../../../shared/testdata/aws-snp"
 
+// nonce is that of evidence.json.
+var nonce = bytes.Repeat([]byte{7}, 32)
+
 // TestScripts runs the binary as a binary, on a simulated node's evidence: evidence.json (nonce 07 times 32, bound to
-// no key), report.bin and vlek.pem, with roots.pem and policy.yaml.
+// the key of peer.pem), unbound.json, report.bin and vlek.pem, with roots.pem and policy.yaml.
 func TestScripts(t *testing.T) {
 	real := must.Get(filepath.Abs(realReports))(t, "find the real reports")
 	testscript.Run(t, testscript.Params{
@@ -44,29 +52,95 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// claimsOf is what the node's root asks for with a nonce.
+func claimsOf(nonce []byte) evidence.Claims {
+	return evidence.Claims{Purpose: evidence.PurposeClient, Nonce: nonce, Caller: evidence.HostCaller(0)}
+}
+
 func writeEvidence(dir string) error {
 	now := time.Now()
 	psp, err := sim.New(sim.DefaultOptions(now))
 	if err != nil {
 		return err
 	}
-	claims := evidence.Claims{
-		Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{7}, 32), Caller: evidence.HostCaller(1000),
-	}
-	text, report, cert, err := makeEvidence(psp, claims, now)
+	ca, err := simca.New("Test CA", now)
 	if err != nil {
 		return err
 	}
+	peer, err := ca.Issue("peer", now.Add(-time.Hour), now.Add(time.Hour))
+	if err != nil {
+		return err
+	}
+	block, _ := pem.Decode([]byte(peer.Cert))
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return err
+	}
+	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	claims := evidence.Claims{
+		Purpose: evidence.PurposeClient, Nonce: nonce, Caller: evidence.HostCaller(1000),
+		Binding:  evidence.Binding{Kind: evidence.BindClient, SPKISHA256: key[:]},
+		Instance: evidence.Instance{ID: "i-0123456789abcdef0", Region: "us-east-2", AccountID: "123456789012"},
+	}
+	text, _, cert, err := makeEvidence(psp, claims, now)
+	if err != nil {
+		return err
+	}
+	claims = evidence.Claims{Purpose: evidence.PurposeMTLS, Nonce: nonce, Caller: evidence.HostCaller(0)}
+	unbound, report, _, err := makeEvidence(psp, claims, now.Add(-48*time.Hour))
+	if err != nil {
+		return err
+	}
+	endorsement, err := x509.ParseCertificate(cert)
+	if err != nil {
+		return err
+	}
+	inForce := x509.RevocationList{ThisUpdate: now.Add(-time.Hour), NextUpdate: now.Add(time.Hour)}
+	list, err := psp.RevocationList(inForce)
+	if err != nil {
+		return err
+	}
+	inForce.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: endorsement.SerialNumber, RevocationTime: now}}
+	revoking, err := psp.RevocationList(inForce)
+	if err != nil {
+		return err
+	}
+	vlek := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})
+	stolen := bytes.Replace(text, []byte(`"uid":1000`), []byte(`"uid":0`), 1)
+	foreign := `{"platform": "az-snp", "evidence": {"hcl_report": "` + base64.StdEncoding.EncodeToString(report) + `"}}`
 	for name, content := range map[string][]byte{
-		"evidence.json": text,
-		"stolen.json":   bytes.Replace(text, []byte(`"uid":1000`), []byte(`"uid":0`), 1),
-		"report.bin":    report,
-		"vlek.pem":      pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
-		"vlek.der":      cert,
-		"roots.pem":     psp.Roots(),
-		"policy.yaml":   []byte("profile: aws-shared\nroots: roots.pem\n"),
+		"evidence.json":     text,
+		"unbound.json":      unbound,
+		"stolen.json":       stolen,
+		"foreign.json":      []byte(foreign),
+		"good/a.json":       text,
+		"good/b.json":       unbound,
+		"good/readme.txt":   []byte("not evidence"),
+		"bad/a.json":        text,
+		"bad/b\x1b[2J.json": stolen,
+		"bad/c.json":        []byte(foreign),
+		"bad/d.json/inner":  nil,
+		"none/readme.txt":   nil,
+		"report.bin":        report,
+		"report.hex":        []byte(hex.EncodeToString(report)),
+		"vlek.pem":          vlek,
+		"vlek.der":          cert,
+		"certs/vlek.pem":    vlek,
+		"certs/ark.pem":     psp.Roots(),
+		"peer.pem":          []byte(peer.Key + peer.Cert),
+		"peer.der":          leaf.Raw,
+		"ca.pem":            []byte(ca.PEM()),
+		"roots.pem":         psp.Roots(),
+		"list.crl":          list,
+		"revoking.crl":      revoking,
+		"policy.yaml":       []byte("profile: aws-shared\nroots: roots.pem\n"),
+		"dedicated.yaml":    []byte("profile: aws-dedicated\nroots: roots.pem\n"),
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(file, content, 0o644); err != nil {
 			return err
 		}
 	}

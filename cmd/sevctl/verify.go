@@ -18,6 +18,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
 	"sevagent/internal/evidence"
+	"sevagent/verify"
 )
 
 // clusterOptions are the arguments and flags of sevctl verify.
@@ -51,7 +52,10 @@ All that is what AWS says of the nodes, and what the nodes said of themselves at
 boot. With --attest, each node is asked for evidence with a fresh nonce, through
 SSM Run Command (ssm:SendCommand, ssm:ListCommands, ssm:GetCommandInvocation).
 The evidence is verified here, offline, as by 'sevctl evidence verify', for the
-region of the cluster.
+region of the cluster. It finds nodes that are not SEV-SNP guests, and keys that
+are replayed; it cannot prove that a node is the one that was asked. A
+compromised node may relay the nonce to any SNP guest of the region that its
+attacker owns, in any account, and answer with that guest's evidence.
 
 Exit status 0 if every check passed, warnings allowed; 1 if a check failed or is
 unknown, or if there is no such cluster; 2 for wrong usage or configuration; 3
@@ -128,9 +132,9 @@ func (o *clusterOptions) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	var verifier *appraise.Verifier
+	var verifier *verify.Verifier
 	if o.attest {
-		if verifier, err = o.verifier(); err != nil {
+		if verifier, err = o.attestVerifier(); err != nil {
 			return err
 		}
 	}
@@ -197,6 +201,20 @@ func (o *clusterOptions) inspector(ctx context.Context, stderr io.Writer) (*clus
 	return cluster.New(c), nil
 }
 
+// attestVerifier returns the verifier of the nodes' evidence, which must come from the cluster's region if the policy
+// compares regions.
+func (o *clusterOptions) attestVerifier() (*verify.Verifier, error) {
+	policy, err := o.load()
+	if err != nil {
+		return nil, err
+	}
+	a := o.appraisal
+	if !policy.NeedsRegion() {
+		a.region = ""
+	}
+	return a.verifier()
+}
+
 func clearProgress(stderr io.Writer) {
 	if cli.IsTerminal(stderr) {
 		fmt.Fprint(stderr, "\r\033[K")
@@ -204,7 +222,7 @@ func clearProgress(stderr io.Writer) {
 }
 
 // collect asks all nodes for evidence and verifies each answer as sevctl evidence verify does.
-func collect(ctx context.Context, inspector *cluster.Inspector, s *cluster.Snapshot, v *appraise.Verifier) (
+func collect(ctx context.Context, inspector *cluster.Inspector, s *cluster.Snapshot, v *verify.Verifier) (
 	[]cluster.Attestation, error) {
 	answers := inspector.Collect(ctx, s.Running(), evidence.MaxDocument)
 	if ctx.Err() != nil {
@@ -218,7 +236,7 @@ func collect(ctx context.Context, inspector *cluster.Inspector, s *cluster.Snaps
 }
 
 // attestation verifies one node's answer.
-func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Attestation {
+func attestation(verifier *verify.Verifier, answer cluster.Answer) cluster.Attestation {
 	out := cluster.Attestation{ID: answer.ID, Status: cluster.Fail, Nonce: answer.Hex()}
 	if answer.Err != nil {
 		out.Reason = answer.Err.Error()
@@ -227,8 +245,8 @@ func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Att
 		}
 		return out
 	}
-	r, err := verifyDocument(answer.Document, verifier, time.Now(), answer.Nonce)
-	if err != nil {
+	r, err := verifier.Document(answer.Document, verify.Want{Nonce: answer.Nonce, Purpose: verify.PurposeClient})
+	if r.Verdict.Report == nil {
 		out.Reason = "what it sent is not evidence: " + err.Error()
 		return out
 	}
@@ -238,10 +256,12 @@ func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Att
 		out.Reason = fmt.Sprintf("%s: %s", cmp.Or(v.Code, "verdict"), v.Reason)
 	}
 
-	switch accepted := r.Verdict.Err() == nil; {
-	case !accepted: // a verdict that is no verdict, such as unsupported_report_version, is not a pass either
-	case r.Nonce != "verified":
+	switch {
+	case err != nil: // a verdict that is no verdict, such as unsupported_report_version, is not a pass either
+	case r.Nonce != verify.Verified:
 		out.Reason = "the nonce was not verified"
+	case r.Instance != nil && r.Instance.ID != answer.ID:
+		out.Reason = fmt.Sprintf("its evidence says that it is the instance %s", r.Instance.ID)
 	case !askedByRoot(r):
 		// A container elsewhere, with the socket of a genuine node, could answer for a node that is not genuine.
 		out.Reason = fmt.Sprintf(
@@ -258,7 +278,7 @@ func attestation(verifier *appraise.Verifier, answer cluster.Answer) cluster.Att
 }
 
 // askedByRoot reports whether root on the node asked, outside of any container, and for the nonce alone.
-func askedByRoot(r *result) bool {
+func askedByRoot(r *verify.Result) bool {
 	return r.Purpose == evidence.PurposeClient && r.Binding.Kind == evidence.BindNone &&
 		r.Caller.String() == evidence.HostCaller(0).String()
 }

@@ -409,7 +409,8 @@ func (d *demo) evidence(ctx context.Context) error {
 	if _, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", strings.Repeat("00", 32))...); exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with another nonce: %v, want exit status 1", err)
 	}
-	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--format", "json")
+	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--nonce", nonce,
+		"--region", simaws.DefaultInstance().Region, "--format", "json")
 	if exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with AMD's roots: %v, want exit status 1", err)
 	}
