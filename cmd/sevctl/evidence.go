@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -378,7 +377,7 @@ func text(w io.Writer, r *verify.Result) error {
 	var b bytes.Buffer
 	v := r.Verdict
 	row := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%-12s %s\n", name, visible(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(&b, "%-12s %s\n", name, cli.Visible(fmt.Sprintf(format, args...)))
 	}
 	row("verdict", "%s%s", v.Status, because(v))
 	row("policy", "%s", v.Policy)
@@ -403,7 +402,7 @@ func text(w io.Writer, r *verify.Result) error {
 	reportText(row, r)
 	for _, rule := range v.Rules {
 		fmt.Fprintf(&b, "  %-4s  %s\n", rule.Status,
-			visible(fmt.Sprintf("%s: %s (want %s)", rule.Rule, rule.Observed, rule.Required)))
+			cli.Visible(fmt.Sprintf("%s: %s (want %s)", rule.Rule, rule.Observed, rule.Required)))
 	}
 	_, err := b.WriteTo(w)
 	return err
@@ -443,10 +442,4 @@ func because(v *appraise.Verdict) string {
 		return ""
 	}
 	return fmt.Sprintf(" (%s: %s)", v.Code, v.Reason)
-}
-
-// visible returns text of others as it can be printed: nothing in it moves a cursor, hides or turns what follows.
-func visible(text string) string {
-	quoted := strconv.QuoteToGraphic(text)
-	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }

@@ -97,7 +97,7 @@ func verifyRegular(file string, v *verify.Verifier, want verify.Want) (*verify.R
 func lines(w io.Writer, results []fileResult) error {
 	var b bytes.Buffer
 	for _, r := range results {
-		fmt.Fprintf(&b, "%-4s  %s%s\n", r.Verdict.Status, visible(r.File), visible(because(r.Verdict)))
+		fmt.Fprintf(&b, "%-4s  %s%s\n", r.Verdict.Status, cli.Visible(r.File), cli.Visible(because(r.Verdict)))
 	}
 	_, err := b.WriteTo(w)
 	return err

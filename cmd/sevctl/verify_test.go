@@ -25,6 +25,7 @@ import (
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
 	"sevagent/internal/visible/visibletest"
+	"sevagent/verify"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -310,7 +311,7 @@ func TestAskedByRoot(t *testing.T) {
 		{"root, for a certificate", evidence.PurposeClient, client, evidence.HostCaller(0), false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := &result{Purpose: c.purpose, Binding: &c.binding, Caller: &c.caller}
+			r := &verify.Result{Purpose: c.purpose, Binding: &c.binding, Caller: &c.caller}
 			if got := askedByRoot(r); got != c.want {
 				t.Errorf("askedByRoot = %v, want %v", got, c.want)
 			}

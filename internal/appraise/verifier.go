@@ -130,11 +130,7 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 	for i, e := range candidates {
 		attempt := blank
 		if v.judge(now, r, e, &attempt) {
-			if code, reason := v.lists.revoked(e.leaf, v.roots, now); code != "" {
-				attempt.fail(code, reason)
-			} else {
-				attempt.apply(v.cfg, r, now)
-			}
+			attempt.apply(v.cfg, r, now)
 			*verdict = attempt
 			break
 		}
@@ -194,6 +190,10 @@ func (v *Verifier) judge(now time.Time, r *snp.Report, e *endorsement, verdict *
 	case !e.endorsesChip(r):
 		verdict.failf(CodeCertificateMismatch, "the %v certificate is for another chip than CHIP_ID", r.SigningKey)
 	default:
+		if code, reason := v.lists.revoked(e.leaf, v.roots, now); code != "" {
+			verdict.fail(code, reason)
+			return false
+		}
 		verdict.Product = product
 		return true
 	}
