@@ -16,7 +16,7 @@ import (
 
 // prepareProcess does what concerns the process as a whole, before there is a key in its memory.
 func prepareProcess(log *slog.Logger) {
-	// No core dump, and no ptrace, /proc/PID/mem or the like for other processes of the same user: PR_SET_DUMPABLE(2const).
+	// PR_SET_DUMPABLE(2const): no core dump, and no ptrace, /proc/PID/mem or the like for processes of the same user.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		log.Warn("other processes of the agent's user may read its memory", "err", err)
 	}
@@ -33,8 +33,8 @@ func prepareProcess(log *slog.Logger) {
 // kernel takes 12 KB for each of 6,000 connections, which Go does not know of.
 const goShare = 7
 
-// cgroupMemory returns the lowest limit on memory, in bytes, of the process's cgroup and those above it, in both versions
-// of cgroups; math.MaxInt64: none. A file that is missing or says something else limits nothing.
+// cgroupMemory returns the lowest limit on memory, in bytes, of the process's cgroup and those above it, in both
+// versions of cgroups; math.MaxInt64: none. A file that is missing or says something else limits nothing.
 func cgroupMemory(root fs.FS) int64 {
 	lowest := int64(math.MaxInt64)
 	text, _ := fs.ReadFile(root, "proc/self/cgroup")

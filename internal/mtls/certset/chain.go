@@ -45,7 +45,7 @@ func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certifica
 }
 
 // maxTries bounds how often verify looks for a chain, for which crypto/x509 verifies up to a hundred signatures.
-const maxTries = 3
+const maxTries = 2
 
 // validFrom returns the first moment, now or later, at which leaf leads to one of anchors. Any certificate of the chain
 // may begin in the future, so each of their dates is tried at which names and dates allow a chain.
@@ -74,16 +74,17 @@ func validFrom(
 	consider(opts.Intermediates, intermediates)
 	slices.SortFunc(moments, time.Time.Compare)
 
+	moments = slices.CompactFunc(moments, time.Time.Equal)
+	moments = slices.DeleteFunc(moments, func(t time.Time) bool { return !mayLead(leaf, intermediates, anchors, t) })
+	if len(moments) == 0 {
+		moments = []time.Time{start} // for the reason
+	}
+
 	var first error
-	tries := 0
-	for _, t := range slices.CompactFunc(moments, time.Time.Equal) {
-		if first != nil && !mayLead(leaf, intermediates, anchors, t) {
-			continue
+	for i, t := range moments {
+		if i == maxTries {
+			return time.Time{}, fmt.Errorf("%w; %d later dates were not tried", first, len(moments)-i)
 		}
-		if tries == maxTries {
-			return time.Time{}, fmt.Errorf("%w, nor at the next %d times at which a certificate begins", first, maxTries-1)
-		}
-		tries++
 		opts.CurrentTime = t
 		_, err := leaf.Verify(opts)
 		if err == nil {
@@ -98,6 +99,9 @@ func validFrom(
 
 // mayLead reports whether there is a chain at t, going by names and dates alone.
 func mayLead(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, t time.Time) bool {
+	if slices.ContainsFunc(anchors, leaf.Equal) {
+		return true
+	}
 	reached := []*x509.Certificate{leaf}
 	for i := 0; i < len(reached); i++ {
 		issues := func(c *x509.Certificate) bool {
