@@ -133,6 +133,7 @@ const (
 	CodeChainInvalid         = appraise.CodeChainInvalid
 	CodePolicyRejected       = appraise.CodePolicyRejected
 	CodeUnsupportedVersion   = appraise.CodeUnsupportedVersion
+	CodeUnsupportedProduct   = appraise.CodeUnsupportedProduct
 )
 
 // appraise judges the report, and says which region it comes from.

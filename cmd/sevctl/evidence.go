@@ -408,14 +408,14 @@ func text(w io.Writer, r *verify.Result) error {
 	return err
 }
 
-// reportText writes what a report says. Until the rules of a policy were applied, it may be a forgery.
+// reportText writes what a report says. Until it is genuine, its maker can have made that up.
 func reportText(row func(name, format string, args ...any), r *verify.Result) {
 	v := r.Verdict
 	if v.Report == nil {
 		return
 	}
 	verified := ""
-	if len(v.Rules) == 0 {
+	if !v.Genuine() {
 		verified = " (not verified)"
 	}
 	row("report", "version %d, VMPL %d, TCB %s%s", r.Report.Version, r.Report.VMPL, r.Report.ReportedTCB, verified)

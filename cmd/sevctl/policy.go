@@ -36,7 +36,7 @@ the policy is wrong.`,
 			return explain(cmd, &appraisal, &raw)
 		},
 	}
-	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes")
+	raw.add(cmd, "a `FILE` with an attestation report")
 	cmd.Flags().StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the report must come from")
 	return cmd
 }
@@ -157,7 +157,7 @@ wrong usage.`,
 			return cli.WriteOutput(cmd.Context(), file, cmd.OutOrStdout(), text)
 		},
 	}
-	raw.add(cmd, "a `FILE` with a raw attestation report of 1184 bytes")
+	raw.add(cmd, "a `FILE` with an attestation report")
 	f := cmd.Flags()
 	f.StringVar(&appraisal.policy, "profile", appraise.AWSDedicated,
 		"the `PROFILE` to start from: aws-shared or aws-dedicated\n")
