@@ -13,7 +13,8 @@ import (
 
 // TestDocumentLinks: links between the documents lead to a file and, with an anchor, to a heading in it.
 func TestDocumentLinks(t *testing.T) {
-	pages := slices.Concat(must.Get(filepath.Glob("*.md"))(t, "list the pages"), must.Get(filepath.Glob("docs/*.md"))(t, "list docs"))
+	pages := slices.Concat(must.Get(filepath.Glob("*.md"))(t, "list the pages"), must.Get(filepath.Glob("docs/*.md"))(t, "list docs"),
+		must.Get(filepath.Glob("docs/*/*.md"))(t, "list the folders of docs"))
 	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
 	punctuation := regexp.MustCompile("[^a-z0-9 _-]")
 	links := 0

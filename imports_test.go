@@ -72,6 +72,8 @@ var table = map[string][]string{
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices":  {},
 
+	"docs/evidence": {"internal/appraise", "internal/evidence"},
+
 	"examples/program":                   {},
 	"examples/enclave-client":            {"client/certs", "examples/program"},
 	"examples/enclave-client/server":     {"examples/program"},

@@ -1,17 +1,16 @@
-#!/usr/bin/env python3
-"""Verifies sevagent's evidence with nothing but the standard library and openssl 3: see docs/evidence.md.
+"""Verifies sevagent's evidence with nothing but the standard library and openssl 3: see README.md and docs/evidence.md.
 
-    verify.py evidence.json roots.pem --nonce HEX   (roots.pem: AMD's ARK with ASVK, for a VCEK with ASK)
-    verify.py --vectors vectors.json
+    verify.py --roots ROOTS.pem --nonce HEX (--region REGION | --any-region) [--at TIME] DOCUMENT
 """
-import argparse, base64, hashlib, json, pathlib, re, ssl, struct, subprocess, sys, tempfile
+import argparse, base64, datetime, hashlib, json, pathlib, re, struct, subprocess, sys, tempfile
 
 PROFILE = "tag:sevagent,2026:evidence#2"
 MEMBERS = "eat_profile eat_nonce iat purpose binding caller batch report_data report certificates cmw"
 TASK = "arn:aws(-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/([A-Za-z0-9_-]+/)?[0-9a-f-]+"
 
-def check(ok, what):
-    if not ok: raise ValueError(what)
+class Refused(Exception): pass
+def check(ok, what, code="malformed"):
+    if not ok: raise Refused(code, what)
 
 # JSON that has one reading: no name twice, no null, plain integers, valid text, bounded depth.
 def unique(pairs):
@@ -27,8 +26,7 @@ def walk(v, depth=1):
         check(depth <= 16, "nested more than 16 deep")
         for item in [*v, *v.values()] if isinstance(v, dict) else v: walk(item, depth + 1)
     return v
-def read(file):
-    data = pathlib.Path(file).read_bytes()
+def read(data):
     check(len(data) <= 256 << 10, "more than 256 KiB")
     numbers = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), integer)
     return walk(json.loads(data.decode(), object_pairs_hook=unique, **numbers))
@@ -74,76 +72,145 @@ def root(h, index, path):
         step = bytes.fromhex(text(step, "[0-9a-f]{128}", "64 bytes in hexadecimal"))
         h = sha512(b"node", step, h) if index >> i & 1 else sha512(b"node", h, step)
     return h
+def armour(raw):
+    lines = re.findall(".{1,64}", base64.b64encode(raw).decode())
+    return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
 def b64url(raw): return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 def form(d, nonce):  # returns report and certificates of a document whose members agree
-    check(d["eat_profile"] == PROFILE, "eat_profile is not " + PROFILE)
-    check("nitrotpm" not in d, "nitrotpm, which this verifier cannot verify")
+    profile = d.get("eat_profile") if type(d) is dict else None
+    check(type(profile) is not str or profile == PROFILE, "eat_profile is not " + PROFILE, "profile")
+    check(profile == PROFILE, "no eat_profile")
+    check("nitrotpm" not in d, "nitrotpm, which this verifier cannot verify", "nitrotpm")
     claims(members(d, MEMBERS, "instance verdict"))
     check(type(d["iat"]) is int and type(d.get("verdict", {})) is dict, "iat or verdict is of another type")
-    check(16 <= len(nonce) <= 64 and d["eat_nonce"] == b64url(nonce), "eat_nonce is another nonce")
+    own = base64.urlsafe_b64decode(text(d["eat_nonce"], "[A-Za-z0-9_-]{22,86}", "16 to 64 bytes in base64url") + "==")
+    check(b64url(own) == d["eat_nonce"], "eat_nonce is not in canonical base64url")
     report, pem = base64.b64decode(d["report"]), d["certificates"]
     check(base64.b64encode(report).decode() == d["report"], "report is not in canonical base64")
-    check(len(report) == 1184 and report[0x34:0x38] == b"\1\0\0\0", "not a report of 1184 bytes, signed with P-384")
+    check(len(report) == 1184, "report is not 1184 bytes")
     certs = [base64.b64decode(b) for b in re.findall("-----BEGIN CERTIFICATE-----\n([^-]*)-----END", pem)]
-    check("".join(map(ssl.DER_cert_to_PEM_cert, certs)) == pem and 1 <= len(certs) <= 8, "not 1 to 8 PEM certificates")
+    check("".join(map(armour, certs)) == pem and len(certs) <= 8, "not up to 8 PEM certificates")
     cmw = {f"certificate-{i}": ["application/pkix-cert", b64url(c), 2] for i, c in enumerate(certs)}
     cmw |= {"__cmwc_t": PROFILE, "report": ["application/vnd.sevagent.sev-snp-report", b64url(report), 4]}
-    own = {"__cmwc_t", "report", "certificate-0"}  # certificates behind the first may be left out
-    check(own <= d["cmw"].keys() and all(cmw.get(name) == v for name, v in d["cmw"].items()), "cmw says something else")
+    first = cmw.keys() & {"__cmwc_t", "report", "certificate-0"}  # certificates behind the first may be left out
+    check(first <= d["cmw"].keys() and all(cmw.get(name) == v for name, v in d["cmw"].items()), "cmw says something else")
     check(d["report_data"] == report[0x50:0x90].hex(), "report_data is not the report's REPORT_DATA")
-    h = root(leaf(d, nonce), **members(d["batch"], "index path"))
-    check(h == report[0x50:0x90], "REPORT_DATA is not for these claims")
+    h = root(leaf(d, own), **members(d["batch"], "index path"))
+    check(h == report[0x50:0x90], "REPORT_DATA is not for these claims", "report_data")
+    check(own == nonce, "eat_nonce is another nonce", "nonce")
     return report, certs
 
-# The report: signed by the first certificate's key, that by AMD, for the TCB that it reports.
-def der(tag, body): return bytes([tag, len(body)]) + body
-def number(little):  # R or S as a DER INTEGER
-    n = int.from_bytes(little, "little")
-    return der(2, n.to_bytes(n.bit_length() // 8 + 1, "big"))
-def openssl(what, *args):
-    run = subprocess.run(["openssl", *args], capture_output=True)
-    check(run.returncode == 0, what + ": " + " ".join((run.stdout + run.stderr).decode(errors="replace").split()))
-    return run.stdout
-def put(path, data):
-    path.write_bytes(data)
-    return path
+# The report. Its version and bits are known, and so is its processor, which version 2 does not name.
+LINES = {"Milan": range(0x1900, 0x1910), "Genoa": [*range(0x1910, 0x1920), *range(0x19A0, 0x19B0)],
+         "Turin": range(0x1A00, 0x1A12)}  # CPUID family and model
+def described(r):  # returns the kind of the key and the product line
+    def field(at, size): return int.from_bytes(r[at:at + size], "little")
+    version = field(0, 4)
+    zero = [(0x4C, 0x50), (0x18B, 0x1A0), (0x1EB, 0x1EC), (0x1EF, 0x1F0), (0x208, 0x2A0), (0x330, 0x4A0)]
+    zero += [(0x1F8, 0x208)] * (version < 5) + [(0x188, 0x18B)] * (version < 3)
+    check(2 <= version <= 5 and field(0x34, 4) == 1 and not any(any(r[a:b]) for a, b in zero), "version", "report")
+    check(field(8, 8) >> 26 == 0 and r[0x0A] & 2 and field(0x48, 4) < 8 and r[0x18A] < 16, "reserved bits", "report")
+    line = [name for name, models in LINES.items() if r[0x188] << 8 | r[0x189] in models] if version > 2 else [None]
+    check(line, "unknown processor", "product")
+    return "VLEK" if r[0x48] & 4 else "VCEK", line[0]
 
-def verify(d, roots, nonce):
-    report, (own, *_) = form(d, nonce)
+# The endorsement key's certificate, which looks like AMD's in everything but numbers and texts.
+def der(data):  # the tags and values of what stands one after another
+    while data:
+        size, start = data[1], 2
+        if size > 127: size, start = int.from_bytes(data[2:size - 126], "big"), size - 126
+        check(len(data) >= start + size, "not DER", "certificate")
+        yield data[0], data[start:start + size]
+        data = data[start + size:]
+def inner(data, tags):  # the values, whose tags are as the pattern says: 0x30 is SEQUENCE, the digit 0
+    items = list(der(data))
+    check(re.fullmatch(tags, bytes(tag for tag, _ in items), re.S), "other parts than AMD's", "certificate")
+    return [value for _, value in items]
+def amd(common, rdns):  # AMD's name
+    pairs = sorted((oid.hex(), value.decode()) for oid, value in (inner(*inner(rdn, b"0"), b"\6[\x0c\x13]") for rdn in inner(rdns, b"1{6}")))
+    names = [("550403", common), ("550406", "US"), ("550407", "Santa Clara"), ("550408", "CA")]
+    return pairs == names + [("55040a", "Advanced Micro Devices"), ("55040b", "Engineering")]
+def der_integer(n): return bytes([2, n.bit_length() // 8 + 1]) + n.to_bytes(n.bit_length() // 8 + 1, "big")
+def number(value, most=127):
+    n = int.from_bytes(value[2:], "big")
+    check(n <= most and value == der_integer(n), "not a number", "certificate")
+    return n
+def ascii_text(value):
+    check(value[:1] == b"\x16" and len(value) == 2 + value[1] > 2, "not an IA5String", "certificate")
+    return value[2:].decode("ascii")
+PSS = ("06092a864886f70d01010a30(34|39)a00f300d06096086480165030402020500"  # RSASSA-PSS with SHA-384; AMD's older
+       "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130(a303020101)?")  # ones have a trailer field
+P384 = bytes.fromhex("301006072a8648ce3d020106052b81040022036200")
+
+def endorsement(cert, kind):
+    tbs, algorithm, _ = inner(*inner(cert, b"0"), b"00\3")
+    version, serial, algorithm2, issuer, _, subject, key, extensions = inner(tbs, b"\xa0\x0200000\xa3")
+    check(version == b"\2\1\2" and serial[0] < 128 and algorithm == algorithm2 and re.fullmatch(PSS, algorithm.hex()), "algorithm", "certificate")
+    check(amd("SEV-" + kind, subject), "not the certificate of a " + kind, "certificate")
+    check(key.startswith(P384) and len(key) == 118, "no key on P-384", "certificate")
+    entries = [inner(entry, b"\6\4") for entry in inner(*inner(extensions, b"0"), b"0+")]  # critical ones have three parts
+    values = {oid.hex(): value for oid, value in entries}
+    check(len(values) == len(entries), "an extension stands twice", "certificate")
+    values.pop("551d23", None)  # AuthorityKeyIdentifier
+    turin = "2b060104019c78010309" in values
+    def take(arc): return values.pop("2b060104019c7801" + arc)
+    arcs = ("09 01 02 03 05 06 07 08" if turin else "01 02 04 05 06 07 03 08").split()
+    tcb = bytes(number(take("03" + arc), 255 if arc == "08" else 127) for arc in arcs)
+    number(take("01"), 255)
+    product, identity = ascii_text(take("02")).split("-")[0], ascii_text(take("05")) if kind == "VLEK" else take("04")
+    check(kind == "VLEK" or len(identity) == (8 if turin else 64), "a hardware ID of another size", "certificate")
+    check(not values, "an extension that AMD's do not have", "certificate")
+    return issuer, bytes([0x30, len(key)]) + key, product, turin, tcb, identity
+
+def openssl(*args, stdin=b""):
+    run = subprocess.run(["openssl", *args], input=stdin, capture_output=True)
+    return run.returncode == 0, " ".join((run.stdout + run.stderr).decode(errors="replace").split())
+
+def verify(data, o):
+    report, certs = form(read(data), o.nonce)
+    kind, line = described(report)
+    check(certs, "no certificate", "certificate")
+    try: issuer, key, product, turin, tcb, identity = endorsement(certs[0], kind)
+    except (LookupError, ValueError) as e: raise Refused("certificate", f"the first certificate is not AMD's: {e!r}")
+    line = line or product
+    check(not any(report[0x2D0:0x2E8] + report[0x318:0x330]), "R or S has more than 384 bits", "signature")
+    signature = b"".join(der_integer(int.from_bytes(report[a:a + 48], "little")) for a in (0x2A0, 0x2E8))
+    signature = bytes([0x30, len(signature)]) + signature
     with tempfile.TemporaryDirectory() as tmp:
-        tmp = pathlib.Path(tmp)
-        cert, signed = put(tmp / "cert", ssl.DER_cert_to_PEM_cert(own).encode()), put(tmp / "signed", report[:0x2A0])
+        for name, content in {"key": key, "sig": signature, "cert": armour(certs[0]).encode()}.items():
+            pathlib.Path(tmp, name).write_bytes(content)
+        ok, why = openssl("dgst", "-sha384", "-keyform", "DER", "-verify", tmp + "/key", "-signature", tmp + "/sig",
+                          stdin=report[:0x2A0])
+        check(ok, why, "signature")
         # The roots alone: unless told otherwise, openssl trusts those of the system too.
-        openssl("chain", "verify", "-no-CApath", "-no-CAstore", "-CAfile", roots, cert)
-        key = put(tmp / "key", openssl("certificate", "x509", "-in", cert, "-noout", "-pubkey"))
-        signature = put(tmp / "signature", der(0x30, number(report[0x2A0:0x2E8]) + number(report[0x2E8:0x330])))
-        openssl("signature", "dgst", "-sha384", "-verify", key, "-signature", signature, signed)
-    for i, arc in enumerate([1, 2, 4, 5, 6, 7, 3, 8]):  # Milan, Genoa: OID 1.3.6.1.4.1.3704.1.3.arc is REPORTED_TCB[i]
-        oid = re.escape(bytes.fromhex("060a2b060104019c780103") + bytes([arc]))
-        found = re.findall(oid + rb"(?:\x01\x01\xff)?\x04[\x03\x04]\x02(?:\x01|\x02\x00)(.)", own, re.S)
-        check(found == [report[0x180 + i:0x181 + i]], f"certificate and REPORTED_TCB differ (extension 3.{arc})")
+        time = "%d" % o.at.timestamp()
+        ok, why = openssl("verify", "-no-CApath", "-no-CAstore", "-attime", time, "-CAfile", o.roots, tmp + "/cert")
+    above = ("SEV-VLEK-" if kind == "VLEK" else "SEV-") + line
+    check(amd(above, issuer), "the issuer is not " + above, "chain")
+    check(ok, why, "expired" if re.search("error (9|10) at", why) else "chain")
+    check(tcb == report[0x180:0x188] and turin == (line == "Turin"), "the certificate is for another TCB", "mismatch")
+    check(product == line or line == "Genoa" and product in ("Bergamo", "Siena"), "for a " + product, "mismatch")
+    chip = report[0x1A0:0x1E0] if kind == "VCEK" and not report[0x48] & 2 else None
+    check(not chip or identity.ljust(64, b"\0") == chip, "the certificate is for another chip", "mismatch")
+    check(o.any_region or kind == "VLEK" and identity == f"CN=cc-{o.region}.amazonaws.com", "another region", "region")
 
-def vectors(entries):
-    for v in entries:
-        for x in v["leaves"]: claims(x)
-        leaves, want = [leaf(x, bytes.fromhex(x["nonce"])) for x in v["leaves"]], bytes.fromhex(v["report_data"])
-        check(leaves == [bytes.fromhex(x["leaf"]) for x in v["leaves"]], v["name"] + ": a leaf differs")
-        for h, p in zip(leaves, v["paths"], strict=True): check(root(h, **p) == want, v["name"] + ": another root")
-        while len(leaves) & len(leaves) - 1: leaves.append(sha512(b"pad"))
-        while len(leaves) > 1: leaves = [sha512(b"node", *pair) for pair in zip(leaves[::2], leaves[1::2])]
-        check(leaves == [want], v["name"] + ": another root of the tree")
-    check(entries, "no vectors")
-
-p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-for name in "evidence", "roots": p.add_argument(name, nargs="?")
-p.add_argument("--nonce", type=bytes.fromhex)
-p.add_argument("--vectors")
+p = argparse.ArgumentParser(usage=__doc__.split("\n\n")[1].strip(), allow_abbrev=False)
+p.add_argument("document", type=pathlib.Path)
+p.add_argument("--roots", required=True)
+p.add_argument("--nonce", required=True, type=bytes.fromhex)
+where = p.add_mutually_exclusive_group(required=True)
+where.add_argument("--region")
+where.add_argument("--any-region", action="store_true")
+p.add_argument("--at", type=datetime.datetime.fromisoformat, default=datetime.datetime.now(datetime.timezone.utc))
 o = p.parse_args()
-if not o.vectors and not (o.roots and o.nonce): p.error("give evidence, roots and --nonce, or --vectors")
-try:
-    document = read(o.vectors or o.evidence)
-    vectors(document) if o.vectors else verify(document, o.roots, o.nonce)
+if not 16 <= len(o.nonce) <= 64 or o.region == "": p.error("a nonce has 16 to 64 bytes, and a region has a name")
+data = o.document.read_bytes()
+try: verify(data, o)
+except OSError: raise  # no openssl: no answer
 except Exception as e:  # whatever is wrong with a stranger's document, it is not accepted
-    sys.exit(f"refused: {type(e).__name__}: {e}" if not isinstance(e, ValueError) else f"refused: {e}")
-print("vectors: OK" if o.vectors else "evidence: OK")
+    code, why = e.args if type(e) is Refused else ("malformed", repr(e))
+    print("refused", code)
+    print(ascii(why), file=sys.stderr)
+    sys.exit(10)
+print("accepted")

@@ -16,11 +16,11 @@ import (
 	"sevagent/internal/sim"
 )
 
-const vectorsFile = "../../docs/evidence/vectors.json"
+const vectorsFile = "../../docs/evidence/leaves.json"
 
-var update = flag.Bool("update", false, "rewrite docs/evidence/vectors.json from the code")
+var update = flag.Bool("update", false, "rewrite docs/evidence/leaves.json from the code")
 
-// vector is one entry of docs/evidence/vectors.json, the published test vectors: docs/evidence.md explains them.
+// vector is one entry of docs/evidence/leaves.json, the published test vectors: docs/evidence.md explains them.
 type vector struct {
 	Name       string         `json:"name"`
 	Leaves     []vectorLeaf   `json:"leaves"`

@@ -12,9 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -406,43 +403,6 @@ func TestParse(t *testing.T) {
 				t.Errorf("the error has what a terminal obeys: %q", text)
 			}
 		})
-	}
-}
-
-// many runs a script for each line of standard input, which is a file name, with the arguments given, and prints what the
-// script has to say, a line each. One process is faster than two hundred.
-const many = `
-import runpy, sys
-script, *rest = sys.argv[1:]
-for file in sys.stdin:
-    sys.argv = [script, file.strip(), *rest]
-    try: runpy.run_path(script, run_name="__main__")
-    except SystemExit as e: print(e.code)
-`
-
-// TestVariantsInPython: the published verifier accepts and refuses what Parse does.
-func TestVariantsInPython(t *testing.T) {
-	needs(t, "python3", "openssl")
-	n := newNode(t, sim.DefaultOptions(time.Now()))
-	all := variants(n)
-	var files strings.Builder
-	for i, v := range all {
-		file := filepath.Join(n.dir, fmt.Sprint(i))
-		must.Do(t, os.WriteFile(file, []byte(v.text), 0o644), "write a document")
-		fmt.Fprintln(&files, file)
-	}
-	cmd := exec.CommandContext(t.Context(), "python3", "-c", many, script, n.roots, "--nonce", strings.Repeat("07", 17))
-	cmd.Stdin = strings.NewReader(files.String())
-	out := must.Get(cmd.Output())(t, "run %s for %d documents", script, len(all))
-	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
-	if len(lines) != len(all) {
-		t.Fatalf("%d answers for %d documents", len(lines), len(all))
-	}
-	for i, v := range all {
-		refused := strings.HasPrefix(lines[i], "refused: ")
-		if !refused && lines[i] != "evidence: OK" || refused != (v.want != "") {
-			t.Errorf("%s: %q, Parse wants %q", v.name, lines[i], v.want)
-		}
 	}
 }
 
