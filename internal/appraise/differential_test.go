@@ -145,7 +145,7 @@ func encode(t testing.TB, v *Verdict) string {
 	return string(must.Get(json.Marshal(v))(t, "encode a verdict"))
 }
 
-// FuzzAppraise: whatever the host sends, whoever has signed it, a verifier that has seen other reports says the same as
+// FuzzAppraise: whatever the host sends, signed by anyone, a verifier that has seen other reports says the same as
 // one that has not, nothing panics past it, and what it calls genuine has a form and a certificate that go-sev-guest
 // accepts. Signatures of reports count as good here: they are what fuzzing cannot get past, and what takes the time.
 func FuzzAppraise(f *testing.F) {

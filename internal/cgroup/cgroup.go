@@ -39,7 +39,7 @@ func IsContainerID(s string) bool {
 // hierarchy of cgroup v1, and "0::path" for cgroup v2. own is the reader's own such file, or empty.
 //
 // Every line has to agree:
-//   - Host: all lines are the reader's own. Whoever may put a process beside the reader may as well replace it. On a
+//   - Host: all lines are the reader's own. One who may put a process beside the reader may as well replace it. On a
 //     node that is sevagent.service; elsewhere, without systemd, often the root.
 //   - Host: systemd's hierarchy names a unit or session, and each other line the same or a group around it: systemd
 //     makes groups in a controller's hierarchy only where they are needed.
@@ -156,7 +156,7 @@ var (
 //
 // No container and no unprivileged user can choose these. A group below a unit is the service's own, and so may be a
 // container's. Below user@<uid>.service all names are the user's, rootless containers among them. Scopes are made on
-// request by whoever manages processes: Docker, Podman, containerd. Other slices, machine.slice among them, are where
+// request by a manager of processes: Docker, Podman, containerd. Other slices, machine.slice among them, are where
 // operators and machine managers put what they like.
 func name(path string) Place {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")

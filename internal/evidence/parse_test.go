@@ -331,7 +331,7 @@ func variants(n *node) []variant {
 		{name: "host without uid", text: caller(`{"kind":"host"}`), want: "without a uid"},
 	}
 
-	// Well signed, as root on a node can make it: the form counts, whoever signed it.
+	// Well signed, as root on a node can make it: the form counts, for any signer.
 	committed := func(name, want string, change func(c *evidence.Claims)) {
 		c := genuine(n, evidence.HostCaller(0)).Claims()
 		change(&c)

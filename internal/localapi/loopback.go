@@ -12,11 +12,11 @@ import (
 const maxLoopback = 64
 
 // loopback is a listener with places for maxLoopback connections, which never turns a newcomer away. When all places
-// are taken, it closes the older half of the connections of the user who has the most, at work or not: whoever holds
+// are taken, it closes the older half of the connections of the user who has the most, at work or not: one who holds
 // many cannot keep out one who holds few, and among a user's own the newest are served.
 //
 // Whose a connection is, the kernel's table of sockets says, which is long, and is read for this alone: once for every
-// few dozen connections of a flood. That table has the user who made the client's socket, whoever holds it now. It does
+// few dozen connections of a flood. That table has the user who made the client's socket, not its holder now. It does
 // not say which container that is in: root is one user in all that share the node's network.
 type loopback struct {
 	net.Listener

@@ -40,7 +40,7 @@ func TestParseSocket(t *testing.T) {
 	}
 }
 
-// Whoever of all that can be reached there is not root's makes the ECS agent's port one not to be trusted.
+// A listener there that is not root's makes the ECS agent's port one not to be trusted.
 func TestListeners(t *testing.T) {
 	const header = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 	line := func(address, state, uid string) string {

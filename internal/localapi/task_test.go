@@ -130,7 +130,7 @@ func TestTaskARN(t *testing.T) {
 	}
 }
 
-// A task of another region, account or cluster is not one that runs here, whoever says so.
+// A task of another region, account or cluster is not one that runs here, no matter who says so.
 func TestTaskOfAnotherNode(t *testing.T) {
 	const metadata = `{"Cluster":%q,"ContainerInstanceArn":%s}`
 	const instance = `"arn:aws:ecs:eu-west-1:123456789012:container-instance/prod/0123456789abcdef"`
