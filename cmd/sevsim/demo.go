@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -40,6 +41,8 @@ type demo struct {
 	step    int
 	agent   *exec.Cmd
 	poll    time.Duration // mtls.poll_interval
+	// instance is the ID of the EC2 instance that the node is; empty: the default.
+	instance string
 }
 
 const secretName = "demo/mtls"
@@ -76,8 +79,8 @@ func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 }
 
 // runNode brings a node up and leaves it running for experiments.
-func runNode(ctx context.Context, out io.Writer, poll time.Duration) (err error) {
-	d := &demo{out: out, poll: poll}
+func runNode(ctx context.Context, out io.Writer, poll time.Duration, instance string) (err error) {
+	d := &demo{out: out, poll: poll, instance: instance}
 	if err := d.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare the node: %w", err)
 	}
@@ -128,6 +131,7 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	go d.psp.ServeIoctl(ctx, device)
 
 	instance := simaws.DefaultInstance()
+	instance.ID = cmp.Or(d.instance, instance.ID)
 	d.secrets = &simaws.Secrets{Region: instance.Region, AccountID: instance.AccountID}
 	imds, err := serve(ctx, &simaws.IMDS{Instance: instance})
 	if err != nil {

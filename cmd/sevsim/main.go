@@ -12,6 +12,7 @@ import (
 
 	"sevagent/internal/cli"
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simaws"
 )
 
 func main() { cli.Main("sevsim", run) }
@@ -25,11 +26,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	demo.Flags().BoolVar(&keep, "keep", false, "leave the node's directory behind")
 	var poll time.Duration
+	var instance string
 	node := &cobra.Command{
 		Use: "node", Short: "Bring a simulated node up and leave it running until stopped",
-		RunE: func(cmd *cobra.Command, args []string) error { return runNode(cmd.Context(), stdout, poll) },
+		RunE: func(cmd *cobra.Command, args []string) error { return runNode(cmd.Context(), stdout, poll, instance) },
 	}
 	node.Flags().DurationVar(&poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent")
+	node.Flags().StringVar(&instance, "instance-id", simaws.DefaultInstance().ID, "the EC2 instance that the node is")
 	var socket string
 	under := &cobra.Command{
 		Use:   "exec -- PROGRAM [ARGUMENT ...]",

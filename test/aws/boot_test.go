@@ -64,9 +64,9 @@ func newNodes(t *testing.T) *nodes {
 }
 
 // simulatedNode starts a real sevagent and returns its socket.
-func (c *cloud) simulatedNode() (socket string) {
+func (c *cloud) simulatedNode(args ...string) (socket string) {
 	c.t.Helper()
-	node := lab.Start(c.t, "sevsim node", exec.Command(lab.Bin("sevsim"), "node"))
+	node := lab.Start(c.t, "sevsim node", exec.Command(lab.Bin("sevsim"), append([]string{"node"}, args...)...))
 	lab.Until(c.t, "the simulated node", func() error {
 		m := regexp.MustCompile(`sevagent status --socket (\S+)`).FindStringSubmatch(node.Output.String())
 		if m == nil {

@@ -14,6 +14,7 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/must"
+	"sevagent/internal/sim/simaws"
 	"sevagent/test/lab"
 )
 
@@ -200,7 +201,7 @@ func TestAttest(t *testing.T) {
 	if out, status := c.deploy("b", "cluster.yaml", c.basic("b")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
-	socket := c.simulatedNode()
+	socket := c.simulatedNode("--instance-id", c.instances("b")[0])
 	dir := filepath.Dir(filepath.Dir(socket))
 	var node client.Status
 	text := c.must("sevagent", "status", "--json", "--socket", socket)
@@ -227,5 +228,14 @@ func TestAttest(t *testing.T) {
 	}
 	if failing, _, status := c.verify("b", "--attest"); status != 1 || failing["attestation"].Status != "fail" {
 		t.Errorf("by AMD's roots: exit status %d, %v; a simulated device must not pass", status, failing)
+	}
+
+	// Another genuine node answers for this one.
+	other := c.simulatedNode()
+	lab.WriteProgram(t, wrapper, "#!/bin/sh\nexec "+lab.Bin("sevagent")+" --socket "+other+" \"$@\"\n")
+	policy = filepath.Join(filepath.Dir(filepath.Dir(other)), "sim/policy.yaml")
+	failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots")
+	if status != 1 || !strings.Contains(failing["attestation"].Detail, "it is the instance "+simaws.DefaultInstance().ID) {
+		t.Errorf("evidence of another instance: exit status %d, %v", status, failing)
 	}
 }
