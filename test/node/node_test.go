@@ -220,7 +220,7 @@ func TestDemoWithoutRoot(t *testing.T) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	cmd.Dir = "/"
 	out := lab.MustRun(t, cmd)
-	if !strings.Contains(out, "Every step passed.") || !strings.Contains(out, "caller       uid 65534") {
+	if !strings.Contains(out, "Every step passed.") || !strings.Contains(out, "caller       host uid 65534") {
 		t.Errorf("the demonstration as nobody does not end well:\n%s", out)
 	}
 }
