@@ -530,8 +530,12 @@ func (g *generator) structure(b base) {
 			continue // may be absent, but is committed to: see claims
 		}
 		if name != "cmw" { // see E15 and E16
-			g.add(b, "structure", "without "+name, drop(name), "malformed")
-			g.add(b, "structure", "a null for "+name, put(name, "null"), "malformed")
+			refused := []string{"malformed"}
+			if name == "eat_profile" {
+				refused = append(refused, "profile")
+			}
+			g.add(b, "structure", "without "+name, drop(name), refused...)
+			g.add(b, "structure", "a null for "+name, put(name, "null"), refused...)
 		}
 		if member[1][0] == '"' {
 			g.add(b, "structure", "a number for "+name, put(name, "1"), "malformed")
@@ -550,7 +554,7 @@ func (g *generator) json(b base) {
 	}
 	const nothing = "{\n\n}\n"
 	for name, text := range ordered(map[string]string{"an empty file": "", "an empty object": "{}", "an array": "[]", "a null": "null", "a blank": "\n"}) {
-		g.add(b, "json", name, and(vector{Drop: all}, swap(nothing, text)), "malformed")
+		g.add(b, "json", name, and(vector{Drop: all}, swap(nothing, text)), "malformed", "profile")
 	}
 	nested := func(n int) string { return `"verdict":{"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + "}" }
 	for name, v := range ordered(map[string]vector{
@@ -570,12 +574,10 @@ func (g *generator) json(b base) {
 	}
 	g.add(b, "json", "an empty block behind the certificate", put("certificates", quote(b.m.text("certificates")+"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")))
 	for name, v := range ordered(map[string]vector{
-		"byte order mark":              swap("{\n\"eat_profile\"", "\ufeff{\n\"eat_profile\""),
 		"no-break space":               swap("\n}\n", "\n}\u00a0"),
 		"comment":                      swap("\n}\n", "\n}// x"),
 		"comma behind the last":        swap("\n}\n", ",\n}\n"),
 		"no end":                       swap("\n}\n", "\n"),
-		"two documents in an array":    and(swap("{\n\"eat_profile\"", "[{\n\"eat_profile\""), swap("\n}\n", "\n}]")),
 		"single quotes":                swap(`"purpose":"client"`, `'purpose':'client'`),
 		"leading zero":                 swap(`"uid":0`, `"uid":00`),
 		"plus":                         swap(`"uid":0`, `"uid":+0`),
@@ -634,6 +636,8 @@ func (g *generator) json(b base) {
 	}) {
 		g.add(b, "json", name, v, "malformed")
 	}
+	g.add(b, "json", "byte order mark", swap("{\n\"eat_profile\"", "\ufeff{\n\"eat_profile\""), "malformed", "profile")
+	g.add(b, "json", "two documents in an array", and(swap("{\n\"eat_profile\"", "[{\n\"eat_profile\""), swap("\n}\n", "\n}]")), "malformed", "profile")
 	g.add(b, "json", "a block before the certificate", and(put("certificates", quote(anything+b.m.text("certificates"))), vector{Wrap: true}), "malformed", "certificate")
 }
 

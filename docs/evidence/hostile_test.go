@@ -270,6 +270,7 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 		{"with an FMC", with(oid(3, 9), false, 2, 1, 0), append([]string{"mismatch"}, form...)},
 		{"with an unknown extension of AMD's", with(oid(9), false, 2, 1, 0), form},
 		{"with an unknown extension", with(asn1.ObjectIdentifier{1, 2, 3}, false, 5, 0), form},
+		{"with a TCB extension twice", with(oid(3, 1), false, 2, 1, 4), form},
 		{"with a critical extension", with(asn1.ObjectIdentifier{1, 2, 3}, true, 5, 0), form},
 		{"with a critical TCB", func(c *x509.Certificate) { find(c, 3, 1).Critical = true }, form},
 		{"for TLS servers", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, form},
