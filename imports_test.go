@@ -72,7 +72,7 @@ var table = map[string][]string{
 	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices":  {},
 
-	"docs/evidence": {"internal/appraise", "internal/evidence"},
+	"docs/evidence": {"internal/appraise", "verify"},
 
 	"examples/program":                   {},
 	"examples/enclave-client":            {"client/certs", "examples/program"},

@@ -109,6 +109,7 @@ const (
 	CodeDocumentMalformed = "document_malformed" // a document of ours with something wrong in it
 	CodeDocumentForeign   = "document_foreign"   // not a document of ours
 	CodeDocumentOlder     = "document_older"     // of an earlier profile, made by an agent that is to be upgraded
+	CodeDocumentNewer     = "document_newer"     // of a profile of ours that this version does not know
 	CodeNonceRequired     = "nonce_required"     // by the caller of this package
 	// CodeDocumentContradicts: members of the document do not agree with each other.
 	CodeDocumentContradicts = "document_contradicts"
@@ -215,6 +216,9 @@ func form(doc []byte, err error) (code, reason string) {
 		if !bytes.HasPrefix(bytes.TrimSpace(doc), []byte("{")) {
 			return CodeDocumentForeign, "not JSON, and so not sevagent's evidence"
 		}
+	}
+	if errors.Is(err, evidence.ErrProfile) {
+		return CodeDocumentNewer, err.Error()
 	}
 	return CodeDocumentMalformed, err.Error()
 }

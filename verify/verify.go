@@ -124,7 +124,8 @@ func (v *Verifier) Document(doc []byte, w Want) (*Result, error) {
 		return v.rejected(CodeDocumentMalformed, err.Error())
 	}
 
-	r := v.appraise(now, d.Report, certs)
+	// The first is the signing key's, of the others nothing is said: a reader who takes the first must not find another.
+	r := v.appraise(now, d.Report, certs[:min(len(certs), 1)])
 	r.Purpose, r.Binding, r.Caller = d.Purpose, &d.Binding, &d.Caller
 	if d.Instance != (Instance{}) {
 		r.Instance = &d.Instance

@@ -170,7 +170,7 @@ func TestRefused(t *testing.T) {
 		{"a report", n.report, good, verify.CodeDocumentForeign, "not JSON"},
 		{"JSON of others", []byte(`{"platform": "az-snp"}`), good, verify.CodeDocumentForeign, "no eat_profile"},
 		{"another profile", edit(evidence.Profile, "tag:confidential.ai,2026:cvm#1"), good, verify.CodeDocumentForeign, "cvm#1"},
-		{"a later profile", edit("evidence#2", "evidence#3"), good, verify.CodeDocumentMalformed, "evidence#3"},
+		{"a later profile", edit("evidence#2", "evidence#3"), good, verify.CodeDocumentNewer, "evidence#3"},
 		{"an earlier profile", edit("evidence#2", "evidence#1"), good, verify.CodeDocumentOlder, "upgrade"},
 		{"evidence of a NitroTPM", edit(`"batch":`, `"nitrotpm":{},"batch":`), good, verify.CodeNitroTPM, "nitrotpm"},
 		{"members that contradict each other", edit(`"report_data":"`, `"report_data":"00`), good, verify.CodeDocumentContradicts, ""},

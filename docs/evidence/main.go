@@ -2,7 +2,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -12,7 +11,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
-	"sevagent/internal/evidence"
+	"sevagent/verify"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -29,89 +28,79 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	rootsFile := flags.String("roots", "", "trust anchors, PEM")
-	nonceText := flags.String("nonce", "", "the nonce that was sent, hexadecimal")
 	region := flags.String("region", "", "the EC2 region that the evidence must come from")
 	anyRegion := flags.Bool("any-region", false, "accept evidence of any region")
-	at := time.Now()
+	var want verify.Want
+	flags.Func("nonce", "the nonce that was sent, hexadecimal", func(s string) (err error) {
+		want.Nonce, err = hex.DecodeString(s)
+		return err
+	})
 	flags.Func("at", "the time to verify for, RFC 3339", func(s string) (err error) {
-		at, err = time.Parse(time.RFC3339, s)
+		want.Now, err = time.Parse(time.RFC3339, s)
 		return err
 	})
 	if flags.Parse(args) != nil {
 		return usage
 	}
-	nonce, err := hex.DecodeString(*nonceText)
-	if err != nil || len(nonce) < evidence.MinNonce || (*region == "") != *anyRegion || flags.NArg() != 1 {
+	if len(want.Nonce) == 0 || (*region == "") != *anyRegion || flags.NArg() != 1 {
 		fmt.Fprintln(stderr, "usage: verify -roots ROOTS.pem -nonce HEX (-region REGION | -any-region) [-at TIME] DOCUMENT")
 		return usage
 	}
-	roots, err := os.ReadFile(*rootsFile)
-	if err != nil {
-		fmt.Fprintln(stderr, err)
-		return usage
-	}
+	roots, rootsErr := os.ReadFile(*rootsFile)
 	document, err := os.ReadFile(flags.Arg(0))
+	if err := errors.Join(rootsErr, err); err != nil {
+		fmt.Fprintln(stderr, err)
+		return usage
+	}
+	verifier, err := verify.New(verify.Config{Policy: policy(roots, *region), Region: *region, AllowCustomRoots: true})
 	if err != nil {
 		fmt.Fprintln(stderr, err)
 		return usage
 	}
-	policy := appraise.Policy{Name: "conformance", RootsPEM: roots}
-	if *region != "" {
-		policy.CSPID = appraise.Rule[string]{Mode: appraise.Enforce, Value: "node"}
-	}
-	verifier, err := appraise.New(appraise.Config{Policy: policy, Region: *region})
-	if err != nil {
-		fmt.Fprintln(stderr, err)
-		return usage
-	}
-	code, reason := verify(verifier, document, nonce, at)
-	if code == "" {
+	_, err = verifier.Document(document, want)
+	if err == nil {
 		fmt.Fprintln(stdout, "accepted")
 		return accepted
 	}
-	fmt.Fprintln(stdout, "refused", code)
-	fmt.Fprintf(stderr, "%q\n", reason)
+	rejection, ok := errors.AsType[*verify.Rejection](err)
+	if !ok || codes[rejection.Code] == "" {
+		fmt.Fprintf(stderr, "%q\n", err)
+		return usage
+	}
+	fmt.Fprintln(stdout, "refused", codes[rejection.Code])
+	fmt.Fprintf(stderr, "%q\n", err)
 	return refused
 }
 
-// verify returns the code and the reason of a refusal.
-func verify(v *appraise.Verifier, document, nonce []byte, at time.Time) (code string, reason error) {
-	d, err := evidence.Parse(document)
-	switch {
-	case errors.Is(err, evidence.ErrOlder), errors.Is(err, evidence.ErrProfile):
-		return "profile", err
-	case errors.Is(err, evidence.ErrNitroTPM):
-		return "nitrotpm", err
-	case errors.Is(err, evidence.ErrReportData):
-		return "report_data", err
-	case err != nil:
-		return "malformed", err
-	case !bytes.Equal(d.Nonce, nonce):
-		return "nonce", errors.New("eat_nonce is another nonce")
+// policy has the contract's roots and no rule but that of the region: the contract leaves the rest of a genuine report to
+// whoever has a policy.
+func policy(roots []byte, region string) verify.Policy {
+	p := appraise.Policy{Name: "conformance", RootsPEM: roots}
+	if region != "" {
+		p.CSPID = appraise.Rule[string]{Mode: appraise.Enforce, Value: "node"}
 	}
-	certs, err := d.Certs()
-	if err != nil {
-		return "malformed", err
-	}
-	// The first is the signing key's. Appraise would look for it among all, as in a host's certificate table.
-	verdict := v.Appraise(at, d.Report, certs[:min(len(certs), 1)])
-	if verdict.Err() == nil {
-		return "", nil
-	}
-	return codes[verdict.Code], verdict.Err()
+	return verify.PolicyOf(p)
 }
 
-// codes are the contract's, by those of a verdict.
+// codes are the contract's, by those of package verify.
 var codes = map[string]string{
-	appraise.CodeReportMalformed:      "report",
-	appraise.CodeUnsupportedVersion:   "report",
-	appraise.CodeUnsupportedProduct:   "product",
-	appraise.CodeCertificateMissing:   "certificate",
-	appraise.CodeCertificateMalformed: "certificate",
-	appraise.CodeSignatureInvalid:     "signature",
-	appraise.CodeChainInvalid:         "chain",
-	appraise.CodeCertificateExpired:   "expired",
-	appraise.CodeCertificateNotYet:    "expired",
-	appraise.CodeCertificateMismatch:  "mismatch",
-	appraise.CodePolicyRejected:       "region", // the one rule of the policy above
+	verify.CodeDocumentMalformed:    "malformed",
+	verify.CodeDocumentContradicts:  "malformed",
+	verify.CodeDocumentForeign:      "profile",
+	verify.CodeDocumentOlder:        "profile",
+	verify.CodeDocumentNewer:        "profile",
+	verify.CodeNitroTPM:             "nitrotpm",
+	verify.CodeNonceMismatch:        "nonce",
+	verify.CodeReportDataMismatch:   "report_data",
+	verify.CodeReportMalformed:      "report",
+	verify.CodeUnsupportedVersion:   "report",
+	appraise.CodeUnsupportedProduct: "product",
+	verify.CodeCertificateMissing:   "certificate",
+	verify.CodeCertificateMalformed: "certificate",
+	verify.CodeSignatureInvalid:     "signature",
+	verify.CodeChainInvalid:         "chain",
+	verify.CodeCertificateExpired:   "expired",
+	verify.CodeCertificateNotYet:    "expired",
+	verify.CodeCertificateMismatch:  "mismatch",
+	verify.CodePolicyRejected:       "region", // the one rule of the policy
 }
