@@ -256,6 +256,11 @@ func TestOddReports(t *testing.T) {
 		{"a CA", cert(func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }), now, appraise.Fail, appraise.CodeChainInvalid, "2.5.29.19"},
 		{"another extension of AMD's", cert(func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, amdExtension(9, 1)) }), now, appraise.Fail, appraise.CodeChainInvalid, "3704.1.9.1"},
 		{"a critical extension", cert(func(c *x509.Certificate) { c.ExtraExtensions[1].Critical = true }), now, appraise.Fail, appraise.CodeChainInvalid, "a critical extension"},
+		{"the key identifier of another issuer", cert(func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{
+				Id: asn1.ObjectIdentifier{2, 5, 29, 35}, Value: append([]byte{0x30, 22, 0x80, 20}, make([]byte, 20)...),
+			})
+		}), now, appraise.Fail, appraise.CodeChainInvalid, "was not issued by SEV-VLEK-Milan"},
 		{"no SPL", cert(func(c *x509.Certificate) { c.ExtraExtensions = c.ExtraExtensions[:2] }), now, appraise.Fail, appraise.CodeChainInvalid, "lacks the extension 1.3.6.1.4.1.3704.1.3.1"},
 		{"no CSP_ID", cert(func(c *x509.Certificate) { c.ExtraExtensions = c.ExtraExtensions[:len(c.ExtraExtensions)-1] }), now, appraise.Fail, appraise.CodeChainInvalid, "3704.1.5"},
 		{"a HWID in a VLEK", cert(func(c *x509.Certificate) { c.ExtraExtensions = append(c.ExtraExtensions, amdExtension(4)) }), now, appraise.Fail, appraise.CodeChainInvalid, "3704.1.4"},

@@ -241,7 +241,12 @@ func (v *Verifier) verifyChain(r *snp.Report, e *endorsement, line string) error
 		hint = "the policy's own roots are for reports of the simulator or laboratory that they come from"
 	}
 	// The intermediate's own signature was checked when the roots were read, or it is AMD's.
-	if !bytes.Equal(e.leaf.RawIssuer, intermediate.RawSubject) || e.leaf.CheckSignatureFrom(intermediate) != nil {
+	issued := bytes.Equal(e.leaf.RawIssuer, intermediate.RawSubject) && e.leaf.CheckSignatureFrom(intermediate) == nil
+	// AMD's have no AuthorityKeyIdentifier; one that names another key is refused by OpenSSL, too.
+	if id := e.leaf.AuthorityKeyId; id != nil && !bytes.Equal(id, intermediate.SubjectKeyId) {
+		issued = false
+	}
+	if !issued {
 		return fmt.Errorf("the %v certificate was not issued by %s of the %s roots; %s",
 			e.kind, intermediate.Subject.CommonName, v.kind, hint)
 	}
