@@ -149,8 +149,8 @@ func doesIO(pkg string) bool {
 		slices.Contains([]string{"io/fs", "io/ioutil", "syscall"}, pkg)
 }
 
-// registersFlags reports whether a package is go-sev-guest's client, which puts flags into the process and opens devices
-// on its own. Its constants of the kernel's interface are another matter.
+// registersFlags reports whether a package is go-sev-guest's client, which puts flags into the process and opens
+// devices on its own. Its constants of the kernel's interface are another matter.
 func registersFlags(pkg string) bool {
 	return below(pkg, goSEVGuest+"/client") && pkg != goSEVGuest+"/client/linuxabi"
 }

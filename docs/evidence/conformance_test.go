@@ -191,8 +191,8 @@ func command(t testing.TB, name string, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, name, args...)
 }
 
-// TestRunner: run.py makes the documents that this test makes, and reports a verifier that does not keep the contract. It
-// starts a process for each document, so it gets a few of them here.
+// TestRunner: run.py makes the documents that this test makes, and reports a verifier that does not keep the contract.
+// It starts a process for each document, so it gets a few of them here.
 func TestRunner(t *testing.T) {
 	needs(t, "python3", "openssl")
 	k := loadKit(t)

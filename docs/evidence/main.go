@@ -72,8 +72,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return refused
 }
 
-// policy has the contract's roots and no rule but that of the region: the contract leaves the rest of a genuine report to
-// a policy.
+// policy has the contract's roots and no rule but that of the region: the contract leaves the rest of a genuine report
+// to a policy.
 func policy(roots []byte, region string) verify.Policy {
 	p := appraise.Policy{Name: "conformance", RootsPEM: roots}
 	if region != "" {

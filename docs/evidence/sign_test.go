@@ -24,8 +24,8 @@ import (
 	"sevagent/internal/snp"
 )
 
-// signer makes reports and certificates of a simulated processor, with an endorsement key of its own, so that it can also
-// sign what no firmware and no AMD would.
+// signer makes reports and certificates of a simulated processor, with an endorsement key of its own, so that it can
+// also sign what no firmware and no AMD would.
 type signer struct {
 	t         testing.TB
 	psp       *sim.PSP
@@ -79,8 +79,8 @@ func setSignature(report []byte, r, s *big.Int) {
 	}
 }
 
-// certificate returns the certificate of the endorsement key, DER, signed by the authority that the report's kind of key
-// calls for after alter has changed it.
+// certificate returns the certificate of the endorsement key, DER, signed by the authority that the report's kind of
+// key calls for after alter has changed it.
 func (s *signer) certificate(alter func(*x509.Certificate)) []byte {
 	s.t.Helper()
 	issuer := "asvk"
@@ -116,7 +116,8 @@ func (s *signer) use(change func(*sim.Options)) *signer {
 	return &changed
 }
 
-// older spells out the trailer field in the signature algorithm of a certificate, as AMD's older ones do, and signs it again.
+// older spells out the trailer field in the signature algorithm of a certificate, as AMD's older ones do, and signs it
+// again.
 func (s *signer) older(der []byte) []byte {
 	s.t.Helper()
 	type raw = asn1.RawValue

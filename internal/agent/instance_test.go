@@ -65,7 +65,8 @@ func TestInstance(t *testing.T) {
 	}
 }
 
-// TestIdentify: with a region of its own the agent learns the instance beside all else, from a service that comes up late.
+// TestIdentify: with a region of its own the agent learns the instance beside all else, from a service that comes up
+// late.
 func TestIdentify(t *testing.T) {
 	imds := &simaws.IMDS{Instance: simaws.DefaultInstance()}
 	first := true

@@ -87,8 +87,8 @@ func (m *machine) library(report []byte, now time.Time) error {
 		&verify.Options{TrustedRoots: m.warm.roots, DisableCertFetching: true, Now: now})
 }
 
-// TestVerdictsDoNotDependOnHistory changes reports bit by bit, before they are signed and after, and compares a verifier
-// that has seen nothing, one that has appraised a good report, and go-sev-guest.
+// TestVerdictsDoNotDependOnHistory changes reports bit by bit, before they are signed and after, and compares a
+// verifier that has seen nothing, one that has appraised a good report, and go-sev-guest.
 func TestVerdictsDoNotDependOnHistory(t *testing.T) {
 	now := time.Now()
 	for name, change := range map[string]func(*sim.Options){

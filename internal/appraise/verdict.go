@@ -83,8 +83,8 @@ func (v *Verdict) String() string {
 	return text + ")"
 }
 
-// Genuine reports whether the report is genuine, whatever the policy says of it. What any other report shows is only its
-// maker's claim.
+// Genuine reports whether the report is genuine, whatever the policy says of it. What any other report shows is only
+// its maker's claim.
 func (v *Verdict) Genuine() bool { return v.Product != "" }
 
 // Err returns nil for evidence that may be relied on (pass and warn), else a *Rejection.

@@ -38,8 +38,8 @@ type Config struct {
 	Own bool
 }
 
-// Verifier appraises reports by one policy. It is safe for concurrent use, and its verdicts do not depend on what it has
-// appraised before.
+// Verifier appraises reports by one policy. It is safe for concurrent use, and its verdicts do not depend on what it
+// has appraised before.
 type Verifier struct {
 	cfg   Config
 	lists revocations

@@ -108,8 +108,8 @@ func parse(text []byte) (groups []group, ok bool) {
 	return groups, len(groups) > 0
 }
 
-// systemd returns the path in the hierarchy that systemd names units in: its own with cgroup v1, which is empty where it
-// is not that of the systemd that runs, else that of v2.
+// systemd returns the path in the hierarchy that systemd names units in: its own with cgroup v1, which is empty where
+// it is not that of the systemd that runs, else that of v2.
 func systemd(groups []group) (path string) {
 	for _, g := range groups {
 		if g.controllers == "name=systemd" && g.path != "/" {

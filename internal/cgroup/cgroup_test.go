@@ -145,7 +145,8 @@ func TestOf(t *testing.T) {
 	}
 }
 
-// Where the agent runs outside of systemd, the processes beside it are on the host. None is that differs in a hierarchy.
+// Where the agent runs outside of systemd, the processes beside it are on the host. None is that differs in a
+// hierarchy.
 func TestBesideTheReader(t *testing.T) {
 	const memory = "memory:/lab/1\n"
 	for _, c := range []struct {

@@ -16,8 +16,8 @@ import (
 	"sevagent/internal/must"
 )
 
-// A container may have maxConnections, whichever process asks, and so may all callers together that are unknown; root on
-// the host may have any number.
+// A container may have maxConnections, whichever process asks, and so may all callers together that are unknown; root
+// on the host may have any number.
 func TestConnectionsOfOneCaller(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	callers.own = []byte("0::/docker/" + idB + "\n")

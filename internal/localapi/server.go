@@ -125,9 +125,9 @@ func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	return group.Wait()
 }
 
-// writeBuffer bounds what the kernel keeps of a response that is not read, in bytes: two pieces, each with its header in
-// a page (the kernel takes twice this number, and pieces of half of that). Left alone it keeps 17 KB of evidence, and
-// that counts as memory of the agent.
+// writeBuffer bounds what the kernel keeps of a response that is not read, in bytes: two pieces, each with its header
+// in a page (the kernel takes twice this number, and pieces of half of that). Left alone it keeps 17 KB of evidence,
+// and that counts as memory of the agent.
 const writeBuffer = 3584
 
 // frugal is a listener whose connections take little memory of the kernel.

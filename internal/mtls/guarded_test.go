@@ -281,8 +281,8 @@ func (s *slowSource) Describe(ctx context.Context) (source.Version, error) {
 	return s.fakeSecret.Describe(ctx)
 }
 
-// TestGuardForReal changes what a running Rotator has published, with the real guard, and waits for it to be put back. How
-// long that may take is for package guard to test.
+// TestGuardForReal changes what a running Rotator has published, with the real guard, and waits for it to be put back.
+// How long that may take is for package guard to test.
 func TestGuardForReal(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	path := filepath.Join(mtlstest.MemoryDir(t), "mtls")

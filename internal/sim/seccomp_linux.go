@@ -19,9 +19,9 @@ import (
 )
 
 // A seccomp filter diverts the three ioctls of /dev/sev-guest from an unmodified program to a PSP in another process.
-// The program opens any file in place of the device, and its other system calls are not affected but for one. This needs
-// no privileges: the filter requires no_new_privs, and the program's memory is accessible to an ancestor of the same user,
-// since a call of PR_SET_DUMPABLE succeeds without an effect.
+// The program opens any file in place of the device, and its other system calls are not affected but for one. This
+// needs no privileges: the filter requires no_new_privs, and the program's memory is accessible to an ancestor of the
+// same user, since a call of PR_SET_DUMPABLE succeeds without an effect.
 
 // seccomp user notification: include/uapi/linux/seccomp.h.
 const (

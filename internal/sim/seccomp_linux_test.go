@@ -132,8 +132,8 @@ func TestIoctlThroughTheKernel(t *testing.T) {
 	}
 }
 
-// TestIoctlAsksForItsOwnVMPL: once the driver was loaded with vmpck_id=1, because key 0 is destroyed, the firmware refuses
-// VMPL 0.
+// TestIoctlAsksForItsOwnVMPL: once the driver was loaded with vmpck_id=1, because key 0 is destroyed, the firmware
+// refuses VMPL 0.
 func TestIoctlAsksForItsOwnVMPL(t *testing.T) {
 	psp, socket, device, _ := serveDevice(t)
 	o := sim.DefaultOptions(time.Now())

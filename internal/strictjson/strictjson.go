@@ -22,8 +22,8 @@ const MaxDepth = 16
 // section 2.2).
 const maxInteger = 1<<53 - 1
 
-// Unmarshal decodes the one JSON value in data into a pointer to a zero value. It accepts only what encoding/json writes
-// for the decoded value, up to blanks, the order of members and escapes within strings. Hence:
+// Unmarshal decodes the one JSON value in data into a pointer to a zero value. It accepts only what encoding/json
+// writes for the decoded value, up to blanks, the order of members and escapes within strings. Hence:
 //
 //   - Names are spelled as the struct's tags spell them, and none stands twice in an object.
 //   - No member is unknown, and none is missing, except that a member with omitempty or omitzero is there if and only if

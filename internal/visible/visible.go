@@ -2,8 +2,8 @@
 // that a server gives may hold what moves a terminal's cursor, reverses the direction of a page, or hides from the eye.
 // All of that is shown, spelled as in a Go string, and none of it is sent.
 //
-// Whatever prints text that is not its own escapes it here. Printable text stays as it is, backslashes too: the result is
-// for reading, and is not turned back.
+// Whatever prints text that is not its own escapes it here. Printable text stays as it is, backslashes too: the result
+// is for reading, and is not turned back.
 package visible
 
 import (

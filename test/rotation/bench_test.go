@@ -63,8 +63,8 @@ func BenchmarkPublish(b *testing.B) {
 
 // BenchmarkReaders counts loads that fail while a directory rotates, every 50 ms or as fast as the strategy can. The
 // readers by path open one file after the other with 5 ms between, as a JVM that starts does. The others do what a
-// strategy offers: resolve ..data once, or read client.pem in one go. The window is failures / (rotations × load rate):
-// the time in which a load must not fall, whatever the rates.
+// strategy offers: resolve ..data once, or read client.pem in one go. The window is failures / (rotations × load
+// rate): the time in which a load must not fall, whatever the rates.
 func BenchmarkReaders(b *testing.B) {
 	const (
 		readers = 4 // of each kind

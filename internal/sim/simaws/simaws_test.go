@@ -53,8 +53,8 @@ func code(err error) string {
 
 var describeInput = &secretsmanager.DescribeSecretInput{SecretId: aws.String("prod/mtls")}
 
-// TestSDKAgrees: the real SDK gets its region and credentials from the simulated metadata service, and uses them with the
-// simulated Secrets Manager.
+// TestSDKAgrees: the real SDK gets its region and credentials from the simulated metadata service, and uses them with
+// the simulated Secrets Manager.
 func TestSDKAgrees(t *testing.T) {
 	metadata, secrets, cfg := node(t)
 	ctx, api := t.Context(), client(cfg)

@@ -62,8 +62,8 @@ func fill(v reflect.Value, text string, depth int) {
 	}
 }
 
-// Check reports what printed must not have: a control or format character other than the line feed, once what is allowed
-// is taken out, and a line that data has begun. Where the hostile text is not shown either, it proves nothing.
+// Check reports what printed must not have: a control or format character other than the line feed, once what is
+// allowed is taken out, and a line that data has begun. Where the hostile text is not shown either, it proves nothing.
 func Check(t *testing.T, printed string, allowed ...string) {
 	t.Helper()
 	for _, a := range allowed {
