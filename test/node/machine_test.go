@@ -12,10 +12,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -54,20 +57,21 @@ func newMachine(t *testing.T, mount, node bool) *machine {
 		t.Cleanup(func() { os.Remove(devNode) })
 	}
 
+	metadata := freeAddress(t)
+	host, port, _ := net.SplitHostPort(metadata)
 	lab.Start(t, "ec2-metadata-mock", exec.Command(filepath.Join(lab.Repository(), ".cache/bin/ec2-metadata-mock"),
-		"-n", "169.254.169.254", "-p", "80", "--imdsv2", "-c", m.metadata()))
-	free := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "find a free port")
-	m.moto = free.Addr().String()
-	free.Close()
-	_, port, _ := net.SplitHostPort(m.moto)
-	lab.Start(t, "moto_server", exec.Command(lab.Python("moto_server"), "-H", "127.0.0.1", "-p", port))
+		"-n", host, "-p", port, "--imdsv2", "-c", m.metadata()))
+	serialize(t, "169.254.169.254:80", metadata)
+	m.moto = freeAddress(t)
+	host, port, _ = net.SplitHostPort(m.moto)
+	lab.Start(t, "moto_server", exec.Command(lab.Python("moto_server"), "-H", host, "-p", port))
 	args := []string{"device", "--dir", m.dir, "--socket", m.deviceSocket()}
 	if mount {
 		args = append(args, "--configfs", tsm)
 	}
 	device := lab.Start(t, "sevsim", exec.Command(lab.Bin("sevsim"), args...))
 
-	for _, address := range []string{"169.254.169.254:80", m.moto} {
+	for _, address := range []string{metadata, m.moto} {
 		lab.Until(t, "a peer at "+address, func() error {
 			conn, err := net.Dial("tcp", address)
 			if err == nil {
@@ -85,6 +89,32 @@ func newMachine(t *testing.T, mount, node bool) *machine {
 	// The product learns nothing from the environment but where Secrets Manager is.
 	m.env = lab.Environment("AWS_ENDPOINT_URL_SECRETS_MANAGER=http://" + m.moto)
 	return m
+}
+
+// freeAddress is an address of loopback that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	free := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "find a free port")
+	defer free.Close()
+	return free.Addr().String()
+}
+
+// serialize passes requests on one at a time: ec2-metadata-mock keeps its tokens in a map without a lock, and the Go
+// runtime ends it when two are asked for at once.
+func serialize(t *testing.T, address, backend string) {
+	t.Helper()
+	var one sync.Mutex
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: backend})
+	}}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		one.Lock()
+		defer one.Unlock()
+		proxy.ServeHTTP(w, r)
+	})}
+	l := must.Get(net.Listen("tcp", address))(t, "listen where instances find their metadata")
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
 }
 
 func (m *machine) deviceSocket() string { return filepath.Join(m.dir, "device.sock") }
