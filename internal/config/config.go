@@ -86,6 +86,9 @@ type MTLS struct {
 	// CAOverlap is how long ca.crt still holds the anchors that a new version has not, at most 720h. Default 0s: not
 	// at all. A secret with "ca_overlap": false drops them at once.
 	CAOverlap time.Duration `yaml:"ca_overlap"`
+	// AllowRemoval publishes a version of a secret even if it takes away files that the version before gave. Default
+	// false: it is rejected.
+	AllowRemoval bool `yaml:"allow_removal"`
 	// Reload sends the signal that a container's label io.sevagent.reload names, such as SIGHUP, after a publication.
 	// Default false.
 	Reload bool `yaml:"reload"`

@@ -382,7 +382,7 @@ func TestCheck(t *testing.T) {
 func TestNeedsRestart(t *testing.T) {
 	// What SIGHUP takes over; every other key is named.
 	reloadable := []string{"log.level", "attestation.policy", "mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
-		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap", "mtls.reload", "mtls.reload_splay", "mtls.endpoints", "mtls.probe_interval"}
+		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap", "mtls.allow_removal", "mtls.reload", "mtls.reload_splay", "mtls.endpoints", "mtls.probe_interval"}
 	var got, want []string
 	old := Default()
 	if keys := old.NeedsRestart(old); keys != nil {

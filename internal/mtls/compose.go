@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"sevagent/internal/mtls/certset"
@@ -155,6 +156,37 @@ func (list secrets) takeOver(s *certset.Set) {
 			}
 		}
 	}
+}
+
+// checkKept rejects a version that takes files away from their readers, who find them by name: more often than not it was
+// cut or pasted wrongly. What goes because the configuration has changed is no version's mistake.
+func checkKept(was, next *certset.Set) error {
+	var blamed *certset.Bundle
+	var lost []string
+	for _, f := range was.Files {
+		i := slices.IndexFunc(next.Bundles, func(b *certset.Bundle) bool {
+			return b.Secret == f.Origin.Secret && b.Version != "" && b.Version != f.Origin.Version
+		})
+		if i < 0 || gives(next, f, next.Bundles[i]) || blamed != nil && next.Bundles[i] != blamed {
+			continue
+		}
+		blamed = next.Bundles[i]
+		lost = append(lost, f.Name)
+	}
+	if blamed == nil {
+		return nil
+	}
+	return &certset.RejectError{Secret: blamed.Secret, Reason: fmt.Sprintf(
+		"does not give %s, which the version before gave; if that is meant, set mtls.allow_removal", strings.Join(lost, ", "))}
+}
+
+// gives reports whether a set has a file for those who read f. That of a plain secret, b, is named by the secret's place
+// in the configuration.
+func gives(s *certset.Set, f certset.File, b *certset.Bundle) bool {
+	return slices.ContainsFunc(s.Files, func(n certset.File) bool {
+		plain := strings.HasPrefix(f.Name, "cert-") && strings.HasPrefix(n.Name, "cert-")
+		return n.Name == f.Name || plain && n.Origin == certset.Origin{Secret: b.Secret, Version: b.Version}
+	})
 }
 
 // due reports whether compose would see something new.

@@ -59,11 +59,11 @@ func (s *secret) setPreflight(err error, now time.Time) {
 	}
 }
 
-// verifyPending verifies all pending versions again, since what they have to fit with has changed.
-func (list secrets) verifyPending(c *caller, now time.Time) {
+// verifyPending verifies all pending versions.
+func (list secrets) verifyPending(now time.Time, assemble assembler) {
 	for _, s := range list {
 		if s.preflight.bundle != nil {
-			s.setPreflight(list.tryPending(c, s, now), now)
+			s.setPreflight(list.tryPending(s, assemble), now)
 		}
 	}
 }
@@ -71,7 +71,7 @@ func (list secrets) verifyPending(c *caller, now time.Time) {
 // tryPending verifies the pending version of a secret together with what else would be published: with what the other
 // secrets give now, and failing that with their pending versions, since those that belong together are rotated
 // together. What is wrong without it, too, is not its fault.
-func (list secrets) tryPending(c *caller, s *secret, now time.Time) error {
+func (list secrets) tryPending(s *secret, assemble assembler) error {
 	try := func(pending func(*secret) bool) error {
 		var bundles []*certset.Bundle
 		for _, o := range list {
@@ -86,12 +86,10 @@ func (list secrets) tryPending(c *caller, s *secret, now time.Time) error {
 				bundles = append(bundles, &certset.Bundle{Secret: o.name})
 			}
 		}
-		published := list.published()
-		_, err := judge(c, func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, nil) })
-		if isHeld(err) {
-			return nil
+		if _, err := assemble(bundles, list.published()); !isHeld(err) {
+			return err
 		}
-		return err
+		return nil
 	}
 	err := try(func(o *secret) bool { return o == s })
 	if err == nil || try(func(o *secret) bool { return o.preflight.bundle != nil }) == nil {

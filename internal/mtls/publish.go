@@ -54,18 +54,39 @@ func (r *Rotator) publishAll(ctx context.Context, now time.Time) {
 			}
 		}
 	}
-	r.secrets.verifyPending(r.caller, now)
+	r.verifyPending(now)
 }
 
 // compose puts together the newest versions that fit with each other.
 func (r *Rotator) compose(now time.Time) (*certset.Set, error) {
-	var was *certset.Set
-	if g := r.main().Current(); g != nil {
-		was = g.Set
-	}
 	return r.secrets.compose(r.isReady(), now, func(bundles, published []*certset.Bundle) (*certset.Set, error) {
-		carried := r.overlap.Carry(was, bundles, r.settings.CAOverlap, now)
-		return judge(r.caller, func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, carried) })
+		return r.assemble(bundles, published, r.overlap.Carry(r.current(), bundles, r.settings.CAOverlap, now), now)
+	})
+}
+
+// assemble validates bundles together, and with what is published.
+func (r *Rotator) assemble(
+	bundles, published []*certset.Bundle, carried []certset.Carried, now time.Time,
+) (*certset.Set, error) {
+	set, err := judge(r.caller, func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, carried) })
+	if was := r.current(); err == nil && was != nil && !r.settings.AllowRemoval {
+		err = checkKept(was, set)
+	}
+	return set, err
+}
+
+// current returns the set that is published; nil: there is none.
+func (r *Rotator) current() *certset.Set {
+	if g := r.main().Current(); g != nil {
+		return g.Set
+	}
+	return nil
+}
+
+// verifyPending verifies the pending versions again, since what they have to fit with has changed.
+func (r *Rotator) verifyPending(now time.Time) {
+	r.secrets.verifyPending(now, func(bundles, published []*certset.Bundle) (*certset.Set, error) {
+		return r.assemble(bundles, published, nil, now)
 	})
 }
 

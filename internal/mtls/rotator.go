@@ -255,7 +255,7 @@ func (r *Rotator) withdraw(c config.Consumer) {
 func (r *Rotator) look(ctx context.Context, s *secret) {
 	err := s.refresh(ctx, r.caller, &r.clock)
 	if err == nil && s.fetchPending(ctx, r.caller) {
-		r.secrets.verifyPending(r.caller, s.preflight.at) // it may be what another one was waiting for
+		r.verifyPending(s.preflight.at) // it may be what another one was waiting for
 	}
 	now := time.Now()
 	if ctx.Err() != nil {

@@ -361,6 +361,66 @@ func TestRejectedVersion(t *testing.T) {
 	})
 }
 
+// A version that takes files away is rejected, whatever form it has, until the configuration allows it. So is one that
+// is pending.
+func TestVersionTakesFilesAway(t *testing.T) {
+	withNode(t, func(t *testing.T, ca *mtlstest.CA, s *fakeSecret, n *node) {
+		fields := ca.ClientFields(t, "second")
+		plain := fields["client_key"].(string) + fields["client_cert"].(string)
+		anchors := mtlstest.Fields{"ca_cert": fields["ca_cert"]}.JSON(t)
+		broken := strings.ReplaceAll(string(fields.JSON(t)), `\n`, "\n") // as a shell's here document writes it
+		before := n.read(t)
+		for name, c := range map[string]struct{ content, want string }{
+			"broken JSON":  {broken, "secret a: begins as JSON, and is malformed at byte "},
+			"PEM":          {plain, "secret a: does not give ca.crt, client.crt, client.key, client.pem, which "},
+			"anchors only": {string(anchors), "secret a: does not give client.crt, client.key, client.pem, which "},
+		} {
+			s.put(name, []byte(c.content))
+			n.after(6 * time.Minute)
+			if got := n.secret("a"); got.State != client.SecretRejected || !strings.HasPrefix(got.Error, c.want) {
+				t.Errorf("%s: secret %+v, want it rejected: %s", name, got, c.want)
+			}
+			if diff := cmp.Diff(before, n.read(t)); diff != "" {
+				t.Errorf("%s: the directory was changed (-want +got):\n%s", name, diff)
+			}
+		}
+
+		s.put("version-1", ca.ClientSecret(t, "first"))
+		s.pend("anchors only", anchors)
+		n.after(6 * time.Minute)
+		if p := n.secret("a").Preflight; p == nil || p.Result != client.PreflightRejected {
+			t.Errorf("a pending version that takes files away: %+v, want it rejected", p)
+		}
+
+		s.put("anchors only", anchors)
+		n.config.Settings.AllowRemoval = true
+		n.Apply(n.config.Settings)
+		n.after(time.Second)
+		if got := n.read(t); n.secret("a").State != client.SecretCurrent || got["client.crt"] != "" || got["ca.crt"] == "" {
+			t.Errorf("secret %+v, published %q; want what the configuration allows", n.secret("a"), got)
+		}
+	})
+}
+
+// A file of a plain secret changes its name with the secret's place, which takes nothing away.
+func TestPlainSecretMoves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := mtlstest.NewCA(t, "ca", nil)
+		bundle, rest := newFake([]byte(mtlstest.CertPEM(ca.Cert))), newFake([]byte(mtlstest.CertPEM(ca.Cert)))
+		n := start(t, mtlstest.MemoryDir(t), map[string]source.Source{"a": rest, "b": bundle})
+		defer n.stop()
+		n.after(time.Second)
+
+		bundle.put("version-2", []byte(mtlstest.CertPEM(mtlstest.NewCA(t, "other", nil).Cert)))
+		n.config.Settings.Secrets = n.config.Settings.Secrets[1:]
+		n.Apply(n.config.Settings)
+		n.after(time.Second)
+		if got := n.read(t); n.secret("b").State != client.SecretCurrent || subjects(t, []byte(got["cert-0.pem"]))[0] != "other" {
+			t.Errorf("secret %+v, published %q", n.secret("b"), got)
+		}
+	})
+}
+
 // Nothing is published, and the node is not ready, until every secret has given something.
 func TestFirstPublicationIsComplete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -34,8 +34,8 @@ type Bundle struct {
 	warnings  []string
 }
 
-// Parse reads the content of a secret. A JSON object with one of the known keys gives those fields; anything else is
-// taken as PEM and gives the field plain. The error is a *RejectError.
+// Parse reads the content of a secret. What begins with a brace is a JSON object, and gives the fields that it has of
+// the known ones; anything else is PEM, and gives the field plain. The error is a *RejectError.
 func Parse(secret, version string, content []byte) (*Bundle, error) {
 	reject := func(field, format string, args ...any) (*Bundle, error) {
 		return nil, &RejectError{secret, field, fmt.Sprintf(format, args...)}
@@ -47,14 +47,14 @@ func Parse(secret, version string, content []byte) (*Bundle, error) {
 	b := &Bundle{Secret: secret, Version: version, fields: make(map[string]*part)}
 	object := parseObject(content)
 
-	if len(object.known) == 0 {
+	switch {
+	case object.err != nil:
+		return reject(plain, "begins as JSON, and is %v; a line break in a value is written \\n", object.err)
+	case object.is && len(object.known) == 0:
+		return reject(plain, "is a JSON object without any of %s", strings.Join(jsonFields, ", "))
+	case !object.is:
 		p, err := parsePlain(normalise(string(content)))
-		switch {
-		case err != nil && object.is:
-			return reject(plain, "is a JSON object without any of %s", strings.Join(jsonFields, ", "))
-		case err != nil && object.err != nil:
-			return reject(plain, "is neither PEM nor JSON: %v", object.err)
-		case err != nil:
+		if err != nil {
 			return reject(plain, "%v", err)
 		}
 		b.fields[plain] = p
