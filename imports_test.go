@@ -33,6 +33,7 @@ var table = map[string][]string{
 	"internal/visible":             {},
 	"internal/visible/visibletest": {},
 	"internal/cli":                 {"internal/atomicfile", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys"},
+	"internal/cli/clitest":         {"internal/must"},
 	"internal/atomicfile":          {},
 	"internal/appraise":            {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest":              {"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", prometheus, "golang.org/x/sys", "golang.org/x/time"},

@@ -29,7 +29,7 @@ configuration is wrong.`,
 		},
 	}
 	cmd.Flags().BoolVar(&configOnly, "config-only", false,
-		"check the configuration only, without the device and the agent")
+		"check the configuration only, neither the device\nnor the agent")
 	return cmd
 }
 

@@ -40,10 +40,10 @@ func evidenceCommand(o *options) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&nonceHex, "nonce", "",
-		"the relying party's nonce, 16 to 64 bytes in hex (default: a random one)")
+		"the relying party's nonce, 16 to 64 bytes in `HEX`\n(default: a random one)")
 	cmd.Flags().StringVar(&bind, "bind", evidence.BindNone,
-		"bind the evidence to the published client or server certificate")
-	cmd.Flags().StringVarP(&file, "output", "o", "", "write to a file instead of standard output")
+		"bind the evidence to a published certificate: `KIND` is\nnone, client or server")
+	cmd.Flags().StringVarP(&file, "output", "o", "", "write to `FILE` instead of standard output")
 	return cmd
 }
 

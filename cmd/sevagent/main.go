@@ -37,9 +37,9 @@ func command() *cobra.Command {
 	o := new(options)
 	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
 	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent",
-		"configuration: a directory with config.yaml and conf.d, or a file")
+		"the configuration's `PATH`: a directory with\nconfig.yaml and conf.d, or a file\n")
 	root.PersistentFlags().StringVar(&o.socket, "socket", "",
-		"the agent's socket (default: listen.socket of the configuration)")
+		"the agent's `SOCKET`\n(default: listen.socket of the configuration)")
 	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o))
 	return root
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sevagent/internal/attest"
+	"sevagent/internal/cli/clitest"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simca"
@@ -40,6 +41,8 @@ func TestMain(m *testing.M) {
 	}
 	testscript.Main(m, map[string]func(){"sevagent": main})
 }
+
+func TestHelpFits(t *testing.T) { clitest.HelpFits(t, run) }
 
 // TestScripts runs the binary as a binary. Each script has a simulated node of its own: $WORK/sim with the device's
 // root and policy, AWS on loopback, and a configuration in $WORK/etc that scripts extend.

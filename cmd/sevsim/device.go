@@ -52,10 +52,10 @@ func deviceCommand() *cobra.Command {
 			return group.Wait()
 		},
 	}
-	cmd.Flags().StringVar(&dir, "dir", "", "directory of the root, made if missing: roots.pem and policy.yaml are "+
-		"for verifiers, a file named fault makes requests fail")
-	cmd.Flags().StringVar(&socket, "socket", "", "socket for 'sevsim exec'")
-	cmd.Flags().StringVar(&mount, "configfs", "", "mount the configfs-tsm report directory here (needs root)")
+	cmd.Flags().StringVar(&dir, "dir", "", "`DIRECTORY` of the root, made if missing: roots.pem\n"+
+		"and policy.yaml are for verifiers, a file named fault\nmakes requests fail")
+	cmd.Flags().StringVar(&socket, "socket", "", "`SOCKET` for 'sevsim exec'")
+	cmd.Flags().StringVar(&mount, "configfs", "", "mount configfs-tsm's report directory at `PATH`\n(needs root)")
 	cmd.Flags().DurationVar(&latency, "latency", 0, "how long a report takes; hardware needs 8ms")
 	cmd.MarkFlagRequired("dir")
 	cmd.MarkFlagRequired("socket")
