@@ -67,8 +67,9 @@ func TestVectors(t *testing.T) {
 			t.Errorf("no vector of the class %s", class)
 		}
 	}
-	for _, class := range strings.Fields("nitrotpm profile nonce claims batch structure json flip report signature certificate " +
-		"chain expired tcb chip region") {
+	others := "nitrotpm profile nonce claims batch structure json flip report signature certificate " +
+		"chain expired tcb chip region"
+	for _, class := range strings.Fields(others) {
 		if !classes[class] {
 			t.Errorf("no vector of the class %s", class)
 		}
@@ -183,7 +184,8 @@ func inOneProcess(t *testing.T, name string, args ...string) {
 
 func command(t testing.TB, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	for _, script := range []string{"run.py", "verify.py", "verify.mjs"} { // else go test answers from its cache for a changed one
+	// else go test answers from its cache for a changed one
+	for _, script := range []string{"run.py", "verify.py", "verify.mjs"} {
 		must.Get(os.Stat(script))(t, "look at %s", script)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
@@ -208,7 +210,8 @@ func TestRunner(t *testing.T) {
 	}
 
 	runner := func(only string, verifier ...string) (output string, err error) {
-		out, err := command(t, "python3", append([]string{"run.py", "--only", only, "--"}, verifier...)...).CombinedOutput()
+		out, err := command(t, "python3",
+			append([]string{"run.py", "--only", only, "--"}, verifier...)...).CombinedOutput()
 		return string(out), err
 	}
 	t.Setenv(asVerifier, "1")
@@ -217,7 +220,8 @@ func TestRunner(t *testing.T) {
 		t.Run(filepath.Base(verifier[0]), func(t *testing.T) {
 			needs(t, verifier[0])
 			for only, want := range map[string]string{
-				"boot: as it is": "1 vectors, 0 hostile: 0 wrong answers\n", "profile, ": "8 vectors, 8 hostile: 0 wrong answers\n",
+				"boot: as it is": "1 vectors, 0 hostile: 0 wrong answers\n",
+				"profile, ":      "8 vectors, 8 hostile: 0 wrong answers\n",
 			} {
 				if out, err := runner(only, verifier...); err != nil || out != want {
 					t.Errorf("%q, %v, want %q", out, err, want)
@@ -282,7 +286,8 @@ func TestFingerprints(t *testing.T) {
 		trust.AskArkMilanVcekBytes, trust.AskArkMilanVlekBytes, trust.AskArkGenoaVcekBytes, trust.AskArkGenoaVlekBytes,
 		trust.AskArkTurinVcekBytes, trust.AskArkTurinVlekBytes,
 	} {
-		for block, rest := pem.Decode(bytes.ReplaceAll(bundle, []byte("\r"), nil)); block != nil; block, rest = pem.Decode(rest) {
+		bundle = bytes.ReplaceAll(bundle, []byte("\r"), nil)
+		for block, rest := pem.Decode(bundle); block != nil; block, rest = pem.Decode(rest) {
 			cert := must.Get(x509.ParseCertificate(block.Bytes))(t, "parse one of AMD's certificates")
 			row := fmt.Sprintf("| %s | `%x` |", cert.Subject.CommonName, sha256.Sum256(cert.Raw))
 			if !slices.Contains(want, row) {

@@ -46,7 +46,8 @@ func (b base) raw(name string) string {
 }
 
 // request is what the leaf of one document commits to.
-func request(purpose evidence.Purpose, nonce []byte, binding evidence.Binding, caller evidence.Caller, i evidence.Instance) evidence.Claims {
+func request(purpose evidence.Purpose, nonce []byte, binding evidence.Binding,
+	caller evidence.Caller, i evidence.Instance) evidence.Claims {
 	return evidence.Claims{Purpose: purpose, Nonce: nonce, Binding: binding, Caller: caller, Instance: i}
 }
 
@@ -77,13 +78,16 @@ func many(n int) (claims []evidence.Claims) {
 	callers := []evidence.Caller{
 		evidence.HostCaller(0), evidence.HostCaller(1<<32 - 1), evidence.ContainerCaller(0, container, ""),
 		evidence.ContainerCaller(1000, strings.Repeat("0123456789abcdef", 4), task), {Kind: evidence.CallerUnknown},
-		evidence.ContainerCaller(7, container, "arn:aws-us-gov:ecs:us-gov-west-1:111122223333:task/01234567-89ab-cdef-0123-456789abcdef"),
+		evidence.ContainerCaller(7, container,
+			"arn:aws-us-gov:ecs:us-gov-west-1:111122223333:task/01234567-89ab-cdef-0123-456789abcdef"),
 	}
 	bindings := []evidence.Binding{noKey, key(evidence.BindClient, 0xab), key(evidence.BindServer, 0xcd)}
-	instances := []evidence.Instance{instance, {}, {ID: "i-01234567", Region: "us-gov-west-1", AccountID: "000000000000"}}
+	instances := []evidence.Instance{instance, {},
+		{ID: "i-01234567", Region: "us-gov-west-1", AccountID: "000000000000"}}
 	purposes := []evidence.Purpose{evidence.PurposeClient, evidence.PurposeMTLS, evidence.PurposeBoot}
 	for i := range n {
-		claims = append(claims, request(purposes[i%7%3], nonce(i, 16+i%49), bindings[i/6%3], callers[i%6], instances[i/18%3]))
+		claims = append(claims, request(purposes[i%7%3], nonce(i, 16+i%49),
+			bindings[i/6%3], callers[i%6], instances[i/18%3]))
 	}
 	return claims
 }
@@ -91,7 +95,8 @@ func many(n int) (claims []evidence.Claims) {
 // document makes a document in the form of a file of vectors/.
 func (g *generator) document(c evidence.Claims, index int, path [][evidence.Size]byte, report, cert []byte) members {
 	g.t.Helper()
-	d := must.Get(evidence.Build(c, index, path, report, [][]byte{cert}, nil, at().Add(-time.Minute)))(g.t, "build a document")
+	d := must.Get(evidence.Build(c, index, path, report, [][]byte{cert}, nil, at().Add(-time.Minute)))(g.t,
+		"build a document")
 	var m members
 	dec := json.NewDecoder(bytes.NewReader(must.Get(json.Marshal(d))(g.t, "encode a document")))
 	must.Get(dec.Token())(g.t, "read a document")
@@ -154,6 +159,11 @@ func after(member string) vector  { return swap("\n}\n", ",\n"+member+"\n}\n") }
 func drop(name string) vector     { return vector{Drop: []string{name}} }
 func put(name, value string) vector {
 	return vector{Put: map[string]json.RawMessage{name: json.RawMessage(value)}}
+}
+
+// certificates replaces the certificates, in cmw too.
+func certificates(pem string) vector {
+	return and(put("certificates", quote(pem)), vector{Wrap: true})
 }
 
 // flips changes bits of a byte in the report or the certificate.
@@ -237,8 +247,10 @@ func generate(t testing.TB) {
 	inContainer := request("client", nonce(2, 20), noKey, evidence.ContainerCaller(1000, container, task), instance)
 	five := append(many(3), inContainer, many(4)[3])
 	member := g.base("container", milan, nil, 3, five...)
-	server := g.base("server", milan, nil, 0, request("mtls", nonce(3, 64), key(evidence.BindServer, 0xcd), host, evidence.Instance{}))
-	unknown := g.base("unknown", milan, nil, 1, many(1)[0], request("client", nonce(4, 16), noKey, evidence.Caller{Kind: evidence.CallerUnknown}, instance))
+	server := g.base("server", milan, nil, 0,
+		request("mtls", nonce(3, 64), key(evidence.BindServer, 0xcd), host, evidence.Instance{}))
+	unknown := g.base("unknown", milan, nil, 1, many(1)[0],
+		request("client", nonce(4, 16), noKey, evidence.Caller{Kind: evidence.CallerUnknown}, instance))
 	boot := g.base("boot", milan, nil, 0, request("boot", nonce(5, 16), noKey, host, evidence.Instance{}))
 	batch := g.batches(milan)
 	for _, b := range []base{client, member, server, unknown, boot} {
@@ -278,7 +290,8 @@ func (g *generator) write(files map[string][]byte) {
 		must.Do(g.t, os.WriteFile(filepath.Join("vectors", name), data, 0o644), "write %s", name)
 	}
 	var text bytes.Buffer
-	fmt.Fprintf(&text, "{\n\"at\": %q,\n\"region\": \"us-east-2\",\n\"roots\": \"roots.pem\",\n\"vectors\": [\n", at().Format(time.RFC3339))
+	fmt.Fprintf(&text, "{\n\"at\": %q,\n\"region\": \"us-east-2\",\n\"roots\": \"roots.pem\",\n\"vectors\": [\n",
+		at().Format(time.RFC3339))
 	enc := json.NewEncoder(&text)
 	enc.SetEscapeHTML(false)
 	for i, v := range g.vectors {
@@ -359,29 +372,42 @@ func (g *generator) spellings(b base) {
 	}
 	otherCaller := fmt.Sprintf(`{"kind":"container","uid":1000,"container_id":%q}`, strings.Repeat("f", 64))
 	g.add(b, "E1", "name in another case", and(put("binding", forged), after(`"Binding":`+real)), "malformed")
-	g.add(b, "E2", "purpose in another case", and(put("purpose", otherPurpose), after(`"Purpose":`+b.raw("purpose"))), "malformed")
-	g.add(b, "E3", "nonce in another case", and(put("eat_nonce", quote(strings.Repeat("A", 22))), after(`"EAT_NONCE":`+b.raw("eat_nonce"))), "malformed")
-	g.add(b, "E4", "caller in another case", and(put("caller", otherCaller), after(`"CALLER":`+b.raw("caller"))), "malformed")
+	g.add(b, "E2", "purpose in another case",
+		and(put("purpose", otherPurpose), after(`"Purpose":`+b.raw("purpose"))), "malformed")
+	g.add(b, "E3", "nonce in another case",
+		and(put("eat_nonce", quote(strings.Repeat("A", 22))), after(`"EAT_NONCE":`+b.raw("eat_nonce"))), "malformed")
+	g.add(b, "E4", "caller in another case",
+		and(put("caller", otherCaller), after(`"CALLER":`+b.raw("caller"))), "malformed")
 	if bound {
-		g.add(b, "E5", "name within the binding in another case", put("binding", strings.Replace(real, "spki_sha256", "SPKI_SHA256", 1)), "malformed")
-		g.add(b, "E6", "long s in a name", put("binding", strings.Replace(real, "spki_sha256", "\u017fpki_\u017fha256", 1)), "malformed")
-		g.add(b, "E21", "key in upper case", swap(`"spki_sha256":"`+b.spki()+`"`, `"spki_sha256":"`+strings.ToUpper(b.spki())+`"`), "malformed")
+		g.add(b, "E5", "name within the binding in another case",
+			put("binding", strings.Replace(real, "spki_sha256", "SPKI_SHA256", 1)), "malformed")
+		g.add(b, "E6", "long s in a name",
+			put("binding", strings.Replace(real, "spki_sha256", "\u017fpki_\u017fha256", 1)), "malformed")
+		g.add(b, "E21", "key in upper case",
+			swap(`"spki_sha256":"`+b.spki()+`"`, `"spki_sha256":"`+strings.ToUpper(b.spki())+`"`), "malformed")
 	} else {
 		g.add(b, "E5", "name within the binding in another case", put("binding", `{"Kind":"none"}`), "malformed")
-		g.add(b, "E6", "long s in a name", and(put("purpose", otherPurpose), after("\"purpo\u017fe\":"+b.raw("purpose"))), "malformed")
-		g.add(b, "E21", "report_data in upper case", put("report_data", quote(strings.ToUpper(b.m.text("report_data")))), "malformed")
+		g.add(b, "E6", "long s in a name",
+			and(put("purpose", otherPurpose), after("\"purpo\u017fe\":"+b.raw("purpose"))), "malformed")
+		g.add(b, "E21", "report_data in upper case",
+			put("report_data", quote(strings.ToUpper(b.m.text("report_data")))), "malformed")
 	}
-	g.add(b, "E6", "Kelvin sign in a name", put("caller", strings.Replace(b.raw("caller"), `"kind"`, "\"\u212aind\"", 1)), "malformed")
-	g.add(b, "E7", "dotless i in a name", and(put("binding", forged), after("\"b\u0131nding\":"+real)), "malformed", "report_data")
+	g.add(b, "E6", "Kelvin sign in a name",
+		put("caller", strings.Replace(b.raw("caller"), `"kind"`, "\"\u212aind\"", 1)), "malformed")
+	g.add(b, "E7", "dotless i in a name", and(put("binding", forged), after("\"b\u0131nding\":"+real)),
+		"malformed", "report_data")
 	g.add(b, "E8", "binding twice, the forged one first", before(`"binding":`+forged), "malformed")
 	g.add(b, "E9", "binding twice, the forged one last", after(`"binding":`+forged), "malformed")
-	g.add(b, "E10", "binding twice, each with a part", and(put("binding", fmt.Sprintf(`{"kind":%q}`, kind)), before(`"binding":`+real)), "malformed")
-	g.add(b, "E11", "caller twice, once with empty members", before(`"caller":{"kind":"host","uid":0,"container_id":"","task_arn":""}`), "malformed")
+	g.add(b, "E10", "binding twice, each with a part",
+		and(put("binding", fmt.Sprintf(`{"kind":%q}`, kind)), before(`"binding":`+real)), "malformed")
+	g.add(b, "E11", "caller twice, once with empty members",
+		before(`"caller":{"kind":"host","uid":0,"container_id":"","task_arn":""}`), "malformed")
 	g.add(b, "E11", "name twice, once with an escape", after(`"\u0063aller":`+b.raw("caller")), "malformed")
 	g.add(b, "E12", "member that nobody knows", after(`"extra":1`), "malformed")
 	for _, name := range []string{"binding", "caller", "batch", "instance"} {
 		if object := b.raw(name); object != "" {
-			g.add(b, "E12", "member that nobody knows in "+name, put(name, strings.TrimSuffix(object, "}")+`,"extra":1}`), "malformed")
+			g.add(b, "E12", "member that nobody knows in "+name,
+				put(name, strings.TrimSuffix(object, "}")+`,"extra":1}`), "malformed")
 		}
 	}
 	g.add(b, "nitrotpm", "evidence of a NitroTPM", after(`"nitrotpm":{"document":"AAAA"}`), "nitrotpm")
@@ -401,14 +427,17 @@ func (g *generator) encodings(b base) {
 	start := strings.Index(b.text, record) + len(record)
 	g.add(b, "E14", "another report in cmw", swap(record+b.text[start:start+4], record+"AAAA"), "malformed")
 	g.add(b, "E14", "another media type in cmw", swap(`"application/pkix-cert"`, `"application/pkix-crl"`), "malformed")
-	g.add(b, "E14", "a record more in cmw", swap(`"cmw":{`, `"cmw":{"more":["application/pkix-cert","AAAA",2],`), "malformed")
+	g.add(b, "E14", "a record more in cmw",
+		swap(`"cmw":{`, `"cmw":{"more":["application/pkix-cert","AAAA",2],`), "malformed")
 	g.add(b, "E14", "a record less in cmw", swap(`"certificate-0"`, `"certificate-1"`), "malformed")
 	g.add(b, "E14", "another indicator in cmw", swap(`",4]`, `",2]`), "malformed")
 	g.add(b, "E15", "no cmw", drop("cmw"), "malformed")
 	g.add(b, "E16", "a null for cmw", put("cmw", "null"), "malformed")
-	g.add(b, "E17", "another report_data", put("report_data", quote(strings.Repeat("aa", 64))), "malformed", "report_data")
+	g.add(b, "E17", "another report_data", put("report_data", quote(strings.Repeat("aa", 64))),
+		"malformed", "report_data")
 	g.add(b, "E18", "short report_data", put("report_data", `"aa"`), "malformed")
-	g.add(b, "E19", "a verdict of its own", put("verdict", `{"status":"pass","roots":"amd","rules":[],"not_after":"2099-01-01T00:00:00Z"}`))
+	g.add(b, "E19", "a verdict of its own",
+		put("verdict", `{"status":"pass","roots":"amd","rules":[],"not_after":"2099-01-01T00:00:00Z"}`))
 	g.add(b, "E19", "a verdict of failure", put("verdict", `{"status":"fail","code":"chain_invalid"}`))
 	g.add(b, "E19", "a verdict that is no object", put("verdict", `"pass"`), "malformed")
 	g.add(b, "E19", "a verdict with a name twice", after(`"verdict":{"a":{"b":1,"b":1}}`), "malformed")
@@ -418,11 +447,13 @@ func (g *generator) encodings(b base) {
 	n := b.m.text("eat_nonce")
 	g.add(b, "E23", "line break in the nonce", put("eat_nonce", quote(n[:5]+"\n"+n[5:])), "malformed")
 	g.add(b, "E23", "padded nonce", put("eat_nonce", quote(n+"==")), "malformed")
-	g.add(b, "E24", "loose bits in the report's base64", swap("A=\",\n\"certificates\"", "B=\",\n\"certificates\""), "malformed")
+	g.add(b, "E24", "loose bits in the report's base64",
+		swap("A=\",\n\"certificates\"", "B=\",\n\"certificates\""), "malformed")
 	if len(n)%4 != 0 {
 		const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 		last := len(n) - 1
-		g.add(b, "E24", "loose bits in the nonce's base64", put("eat_nonce", quote(n[:last]+string(digits[strings.IndexByte(digits, n[last])|1]))), "malformed")
+		g.add(b, "E24", "loose bits in the nonce's base64",
+			put("eat_nonce", quote(n[:last]+string(digits[strings.IndexByte(digits, n[last])|1]))), "malformed")
 	}
 	index := strings.SplitN(strings.TrimPrefix(b.raw("batch"), `{"index":`), ",", 2)[0]
 	number := func(class, name, spelling string) {
@@ -435,9 +466,11 @@ func (g *generator) encodings(b base) {
 	number("E27", "negative index", "-1")
 	number("E27", "index in a text", quote(index))
 	if strings.Contains(b.text, `"uid":`) {
-		uid := strings.FieldsFunc(b.text[strings.Index(b.text, `"uid":`)+6:], func(r rune) bool { return r == ',' || r == '}' })[0]
+		uid := strings.FieldsFunc(b.text[strings.Index(b.text, `"uid":`)+6:],
+			func(r rune) bool { return r == ',' || r == '}' })[0]
 		for name, spelling := range ordered(map[string]string{
-			"uid with a fraction": uid + ".0", "uid with an exponent": uid + "e0", "uid below zero": "-1", "uid of 33 bits": "4294967296",
+			"uid with a fraction": uid + ".0", "uid with an exponent": uid + "e0",
+			"uid below zero": "-1", "uid of 33 bits": "4294967296",
 			"uid in a text": quote(uid), "uid is true": "true",
 		}) {
 			g.add(b, "E25", name, swap(`"uid":`+uid, `"uid":`+spelling), "malformed")
@@ -457,8 +490,9 @@ func (g *generator) certificateText(b base, own, foreign *signer) {
 	pem := b.m.text("certificates")
 	other := pemText(foreign.authority["asvk"].Raw)
 	first := foreign.issue("asvk", &foreign.key.PublicKey, nil)
-	g.add(b, "E30", "another certificate behind the key's", and(put("certificates", quote(pem+other)), vector{Wrap: true}))
-	g.add(b, "E30", "the certificates above it", and(put("certificates", quote(pem+pemText(own.authority["asvk"].Raw, own.authority["ark"].Raw))), vector{Wrap: true}))
+	g.add(b, "E30", "another certificate behind the key's", certificates(pem+other))
+	g.add(b, "E30", "the certificates above it",
+		certificates(pem+pemText(own.authority["asvk"].Raw, own.authority["ark"].Raw)))
 	behind := put("certificates", quote(pem+anything+anything))
 	g.add(b, "E30", "blocks behind the certificate, not in cmw", behind)
 	g.add(b, "E30", "blocks behind the certificate, the second in cmw",
@@ -467,8 +501,9 @@ func (g *generator) certificateText(b base, own, foreign *signer) {
 		and(behind, swap(`"cmw":{`, `"cmw":{"certificate-1":["application/pkix-cert","AAAB",2],`)), "malformed")
 	g.add(b, "E14", "blocks behind the certificate, a third in cmw",
 		and(behind, swap(`"cmw":{`, `"cmw":{"certificate-3":["application/pkix-cert","AAAA",2],`)), "malformed")
-	g.add(b, "E31", "another certificate before the key's", and(put("certificates", quote(other+pem)), vector{Wrap: true}), "malformed", "certificate")
-	g.add(b, "E31", "another key's certificate first", and(put("certificates", quote(pemText(first)+pem)), vector{Wrap: true}), "malformed", "certificate", "signature")
+	g.add(b, "E31", "another certificate before the key's", certificates(other+pem), "malformed", "certificate")
+	g.add(b, "E31", "another key's certificate first", certificates(pemText(first)+pem),
+		"malformed", "certificate", "signature")
 	const begin, end = `"certificates":"-----BEGIN CERTIFICATE-----`, "-----END CERTIFICATE-----\\n\",\n\"cmw\""
 	text := func(class, name, old, new string) { g.add(b, class, name, swap(old, new), "malformed") }
 	text("E32", "text before the certificates", begin, `"certificates":"see\u001b[2J here\n-----BEGIN CERTIFICATE-----`)
@@ -480,7 +515,7 @@ func (g *generator) certificateText(b base, own, foreign *signer) {
 	text("E33", "PEM headers", begin+`\n`, begin+`\nX-Note: 1\n\n`)
 	text("E33", "another PEM type", begin, `"certificates":"-----BEGIN TRUSTED CERTIFICATE-----`)
 	g.add(b, "certificate", "none", and(put("certificates", `""`), vector{Wrap: true}), "certificate", "malformed")
-	g.add(b, "certificate", "nine", and(put("certificates", quote(strings.Repeat(pem, 9))), vector{Wrap: true}), "malformed")
+	g.add(b, "certificate", "nine", certificates(strings.Repeat(pem, 9)), "malformed")
 }
 
 // claims are documents that claim what the report does not commit to: E13, E34 and more.
@@ -493,16 +528,24 @@ func (g *generator) claims(b base) {
 	if binding.Kind != "none" {
 		hash = binding.SPKISHA256.String()
 	}
-	g.add(b, "E13", "another kind of binding", put("binding", fmt.Sprintf(`{"kind":%q,"spki_sha256":%q}`, swapped[binding.Kind], hash)), "report_data")
+	g.add(b, "E13", "another kind of binding",
+		put("binding", fmt.Sprintf(`{"kind":%q,"spki_sha256":%q}`, swapped[binding.Kind], hash)), "report_data")
 	for name, v := range ordered(map[string]vector{
-		"another key":             put("binding", fmt.Sprintf(`{"kind":"client","spki_sha256":%q}`, forgedKey)),
-		"host instead of caller":  put("caller", `{"kind":"host","uid":33}`),
-		"container instead":       put("caller", fmt.Sprintf(`{"kind":"container","uid":0,"container_id":%q}`, strings.Repeat("f", 64))),
-		"another task":            put("caller", fmt.Sprintf(`{"kind":"container","uid":1000,"container_id":%q,"task_arn":%q}`, container, strings.Replace(task, "prod", "test", 1))),
-		"another instance":        put("instance", `{"id":"i-0123456789abcdef1","region":"us-east-2","account_id":"111122223333"}`),
-		"another region":          put("instance", `{"id":"i-0123456789abcdef0","region":"eu-west-1","account_id":"111122223333"}`),
-		"another account":         put("instance", `{"id":"i-0123456789abcdef0","region":"us-east-2","account_id":"444455556666"}`),
-		"parts of instance moved": put("instance", `{"id":"i-0123456789abcdef","region":"us-east-2","account_id":"011112222333"}`),
+		"another key":            put("binding", fmt.Sprintf(`{"kind":"client","spki_sha256":%q}`, forgedKey)),
+		"host instead of caller": put("caller", `{"kind":"host","uid":33}`),
+		"container instead": put("caller",
+			fmt.Sprintf(`{"kind":"container","uid":0,"container_id":%q}`, strings.Repeat("f", 64))),
+		"another task": put("caller",
+			fmt.Sprintf(`{"kind":"container","uid":1000,"container_id":%q,"task_arn":%q}`,
+				container, strings.Replace(task, "prod", "test", 1))),
+		"another instance": put("instance",
+			`{"id":"i-0123456789abcdef1","region":"us-east-2","account_id":"111122223333"}`),
+		"another region": put("instance",
+			`{"id":"i-0123456789abcdef0","region":"eu-west-1","account_id":"111122223333"}`),
+		"another account": put("instance",
+			`{"id":"i-0123456789abcdef0","region":"us-east-2","account_id":"444455556666"}`),
+		"parts of instance moved": put("instance",
+			`{"id":"i-0123456789abcdef","region":"us-east-2","account_id":"011112222333"}`),
 	}) {
 		g.add(b, "claims", name, v, "report_data")
 	}
@@ -517,8 +560,11 @@ func (g *generator) claims(b base) {
 			g.add(b, "claims", "purpose "+purpose, put("purpose", quote(purpose)), "report_data")
 		}
 	}
-	g.add(b, "E34", "escapes in the purpose", put("purpose", quote("client\x1b[2J\x1b[Hverdict      pass\n")), "malformed")
-	g.add(b, "E34", "escapes in the task", put("caller", fmt.Sprintf(`{"kind":"container","uid":0,"container_id":%q,"task_arn":%s}`, container, quote("\x1b]0;title\x07\x1b[8m"))), "malformed")
+	g.add(b, "E34", "escapes in the purpose",
+		put("purpose", quote("client\x1b[2J\x1b[Hverdict      pass\n")), "malformed")
+	g.add(b, "E34", "escapes in the task",
+		put("caller", fmt.Sprintf(`{"kind":"container","uid":0,"container_id":%q,"task_arn":%s}`,
+			container, quote("\x1b]0;title\x07\x1b[8m"))), "malformed")
 }
 
 // structure are documents whose members are of another form.
@@ -553,26 +599,31 @@ func (g *generator) json(b base) {
 		all = append(all, strings.Trim(member[0], `"`))
 	}
 	const nothing = "{\n\n}\n"
-	for name, text := range ordered(map[string]string{"an empty file": "", "an empty object": "{}", "an array": "[]", "a null": "null", "a blank": "\n"}) {
+	for name, text := range ordered(map[string]string{
+		"an empty file": "", "an empty object": "{}", "an array": "[]", "a null": "null", "a blank": "\n",
+	}) {
 		g.add(b, "json", name, and(vector{Drop: all}, swap(nothing, text)), "malformed", "profile")
 	}
 	nested := func(n int) string { return `"verdict":{"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + "}" }
 	for name, v := range ordered(map[string]vector{
-		"blanks around a colon":          swap(`"purpose":"client"`, "\"purpose\" :\r\n\t \"client\""),
-		"members in another order":       and(drop("purpose"), put("purpose", `"client"`), drop("eat_profile"), put("eat_profile", b.raw("eat_profile"))),
-		"escapes":                        swap(`"purpose":"client"`, `"\u0070urpose":"\u0063lient"`),
-		"escapes in the report":          swap("\n\"report\":\"BQ", "\n\"report\":\"\\u0042Q"),
-		"made before 1970":               put("iat", "-1"),
-		"made at the end of integers":    put("iat", "9007199254740991"),
-		"nested 16 deep":                 after(nested(14)),
-		"a pair of surrogates":           after(`"verdict":{"\ud83d\ude00":"\ud83d\ude00"}`),
-		"cmw in another order":           and(swap(`"cmw":{"__cmwc_t":"tag:sevagent,2026:evidence#2",`, `"cmw":{`), swap(`",4]}`, `",4],"__cmwc_t":"tag:sevagent,2026:evidence#2"}`)),
-		"a block behind the certificate": and(put("certificates", quote(b.m.text("certificates")+anything)), vector{Wrap: true}),
-		"seven blocks behind it":         and(put("certificates", quote(b.m.text("certificates")+strings.Repeat(anything, 7))), vector{Wrap: true}),
+		"blanks around a colon": swap(`"purpose":"client"`, "\"purpose\" :\r\n\t \"client\""),
+		"members in another order": and(drop("purpose"),
+			put("purpose", `"client"`), drop("eat_profile"), put("eat_profile", b.raw("eat_profile"))),
+		"escapes":                     swap(`"purpose":"client"`, `"\u0070urpose":"\u0063lient"`),
+		"escapes in the report":       swap("\n\"report\":\"BQ", "\n\"report\":\"\\u0042Q"),
+		"made before 1970":            put("iat", "-1"),
+		"made at the end of integers": put("iat", "9007199254740991"),
+		"nested 16 deep":              after(nested(14)),
+		"a pair of surrogates":        after(`"verdict":{"\ud83d\ude00":"\ud83d\ude00"}`),
+		"cmw in another order": and(swap(`"cmw":{"__cmwc_t":"tag:sevagent,2026:evidence#2",`, `"cmw":{`),
+			swap(`",4]}`, `",4],"__cmwc_t":"tag:sevagent,2026:evidence#2"}`)),
+		"a block behind the certificate": certificates(b.m.text("certificates") + anything),
+		"seven blocks behind it":         certificates(b.m.text("certificates") + strings.Repeat(anything, 7)),
 	}) {
 		g.add(b, "json", name, v)
 	}
-	g.add(b, "json", "an empty block behind the certificate", put("certificates", quote(b.m.text("certificates")+"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")))
+	g.add(b, "json", "an empty block behind the certificate",
+		put("certificates", quote(b.m.text("certificates")+"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")))
 	for name, v := range ordered(map[string]vector{
 		"no-break space":               swap("\n}\n", "\n}\u00a0"),
 		"comment":                      swap("\n}\n", "\n}// x"),
@@ -626,19 +677,22 @@ func (g *generator) json(b base) {
 		"report in cmw twice":          swap(`"cmw":{`, `"cmw":{"report":[],`),
 		"empty cmw":                    put("cmw", "{}"),
 		"cmw is a list":                put("cmw", "[]"),
-		"cmw of another profile":       swap(`"__cmwc_t":"tag:sevagent,2026:evidence#2"`, `"__cmwc_t":"tag:sevagent,2026:evidence#1"`),
+		"cmw of another profile": swap(`"__cmwc_t":"tag:sevagent,2026:evidence#2"`,
+			`"__cmwc_t":"tag:sevagent,2026:evidence#1"`),
 		"cmw of a longer record":       swap(`",4]`, `",4,4]`),
 		"cmw with a text for a number": swap(`",4]`, `","4"]`),
 		"report without padding":       swap("A=\",\n\"certificates\"", "A\",\n\"certificates\""),
 		"report with two paddings":     swap("A=\",\n\"certificates\"", "A==\",\n\"certificates\""),
-		"eight blocks behind it":       and(put("certificates", quote(b.m.text("certificates")+strings.Repeat(anything, 8))), vector{Wrap: true}),
+		"eight blocks behind it":       certificates(b.m.text("certificates") + strings.Repeat(anything, 8)),
 		"nitrotpm is null":             after(`"nitrotpm":null`),
 	}) {
 		g.add(b, "json", name, v, "malformed")
 	}
 	g.add(b, "json", "byte order mark", swap("{\n\"eat_profile\"", "\ufeff{\n\"eat_profile\""), "malformed", "profile")
-	g.add(b, "json", "two documents in an array", and(swap("{\n\"eat_profile\"", "[{\n\"eat_profile\""), swap("\n}\n", "\n}]")), "malformed", "profile")
-	g.add(b, "json", "a block before the certificate", and(put("certificates", quote(anything+b.m.text("certificates"))), vector{Wrap: true}), "malformed", "certificate")
+	g.add(b, "json", "two documents in an array",
+		and(swap("{\n\"eat_profile\"", "[{\n\"eat_profile\""), swap("\n}\n", "\n}]")), "malformed", "profile")
+	g.add(b, "json", "a block before the certificate", certificates(anything+b.m.text("certificates")),
+		"malformed", "certificate")
 }
 
 // anything is a block of PEM that is no certificate.
@@ -665,15 +719,22 @@ func (g *generator) tree(member, batch base) {
 		g.add(b, "batch", "path upside down", spell(place.Index, reversed), "report_data")
 		g.add(b, "batch", "a bit of a step", spell(place.Index, altered), "report_data")
 		g.add(b, "batch", "a step less", spell(place.Index&(1<<(n-1)-1), place.Path[:n-1]), "report_data")
-		g.add(b, "batch", "a step more", spell(place.Index, append(slices.Clone(place.Path), place.Path[0])), "report_data")
+		g.add(b, "batch", "a step more",
+			spell(place.Index, append(slices.Clone(place.Path), place.Path[0])), "report_data")
 		g.add(b, "batch", "no path", spell(0, []evidence.Hex{}), "report_data")
 		g.add(b, "batch", "index beyond the path", spell(place.Index+1<<n, place.Path), "malformed")
-		g.add(b, "batch", "a short step", spell(place.Index, append([]evidence.Hex{place.Path[0][:63]}, place.Path[1:]...)), "malformed")
-		g.add(b, "batch", "a long step", spell(place.Index, append([]evidence.Hex{append(slices.Clone(place.Path[0]), 0)}, place.Path[1:]...)), "malformed")
-		g.add(b, "batch", "an empty step", spell(place.Index, append([]evidence.Hex{{}}, place.Path[1:]...)), "malformed")
-		g.add(b, "batch", "path in upper case", swap(`"path":["`+place.Path[0].String(), `"path":["`+strings.ToUpper(place.Path[0].String())), "malformed")
-		g.add(b, "batch", "path is no list", put("batch", fmt.Sprintf(`{"index":%d,"path":{}}`, place.Index)), "malformed")
-		g.add(b, "batch", "no index", put("batch", strings.Replace(b.raw("batch"), fmt.Sprintf(`"index":%d,`, place.Index), "", 1)), "malformed")
+		g.add(b, "batch", "a short step",
+			spell(place.Index, append([]evidence.Hex{place.Path[0][:63]}, place.Path[1:]...)), "malformed")
+		g.add(b, "batch", "a long step", spell(place.Index,
+			append([]evidence.Hex{append(slices.Clone(place.Path[0]), 0)}, place.Path[1:]...)), "malformed")
+		g.add(b, "batch", "an empty step",
+			spell(place.Index, append([]evidence.Hex{{}}, place.Path[1:]...)), "malformed")
+		g.add(b, "batch", "path in upper case",
+			swap(`"path":["`+place.Path[0].String(), `"path":["`+strings.ToUpper(place.Path[0].String())), "malformed")
+		g.add(b, "batch", "path is no list",
+			put("batch", fmt.Sprintf(`{"index":%d,"path":{}}`, place.Index)), "malformed")
+		g.add(b, "batch", "no index", put("batch",
+			strings.Replace(b.raw("batch"), fmt.Sprintf(`"index":%d,`, place.Index), "", 1)), "malformed")
 	}
 	// A node of the tree must not pass for a leaf, nor one member for another.
 	g.add(batch, "batch", "claims of another member", put("caller", `{"kind":"host","uid":4294967295}`), "report_data")
@@ -684,27 +745,34 @@ func (g *generator) arguments(lone, member base) {
 	g.t.Helper()
 	for _, b := range []base{lone, member} {
 		for name, v := range ordered(map[string]vector{
-			"another nonce":           {Nonce: strings.Repeat("00", len(b.nonce)/2)},
-			"a shorter nonce":         {Nonce: b.nonce[:32]},
-			"a longer nonce":          {Nonce: b.nonce + "00"},
-			"the last bit of a nonce": {Nonce: b.nonce[:len(b.nonce)-1] + string("0123456789abcdef"[strings.IndexByte("0123456789abcdef", b.nonce[len(b.nonce)-1])^1])},
+			"another nonce":   {Nonce: strings.Repeat("00", len(b.nonce)/2)},
+			"a shorter nonce": {Nonce: b.nonce[:32]},
+			"a longer nonce":  {Nonce: b.nonce + "00"},
+			"the last bit of a nonce": {Nonce: b.nonce[:len(b.nonce)-1] +
+				string("0123456789abcdef"[strings.IndexByte("0123456789abcdef", b.nonce[len(b.nonce)-1])^1])},
 		}) {
 			g.add(b, "nonce", name, v, "nonce")
 		}
-		g.add(b, "nonce", "another nonce in the document", put("eat_nonce", quote(strings.Repeat("A", 22))), "nonce", "report_data")
-		for _, region := range []string{"eu-west-1", "us-east-1", "us-east", "us-east-22", "US-EAST-2", "us.east.2", "x"} {
+		g.add(b, "nonce", "another nonce in the document", put("eat_nonce", quote(strings.Repeat("A", 22))),
+			"nonce", "report_data")
+		for _, region := range strings.Fields("eu-west-1 us-east-1 us-east us-east-22 US-EAST-2 us.east.2 x") {
 			g.add(b, "region", "asked for in "+region, vector{Region: region}, "region")
 		}
 		g.add(b, "region", "any", vector{Region: "any"})
 		g.add(b, "expired", "a year later", vector{At: at().AddDate(1, 0, 0).Format(time.RFC3339)}, "expired")
-		g.add(b, "expired", "a second too late", vector{At: at().AddDate(0, 3, 0).Add(time.Second).Format(time.RFC3339)}, "expired")
-		g.add(b, "expired", "a second too early", vector{At: at().AddDate(0, -9, 0).Add(-time.Second).Format(time.RFC3339)}, "expired")
-		g.add(b, "expired", "before the last second", vector{At: at().AddDate(0, 3, 0).Add(-time.Second).Format(time.RFC3339)})
-		g.add(b, "expired", "after the first second", vector{At: at().AddDate(0, -9, 0).Add(time.Second).Format(time.RFC3339)})
+		g.add(b, "expired", "a second too late",
+			vector{At: at().AddDate(0, 3, 0).Add(time.Second).Format(time.RFC3339)}, "expired")
+		g.add(b, "expired", "a second too early",
+			vector{At: at().AddDate(0, -9, 0).Add(-time.Second).Format(time.RFC3339)}, "expired")
+		g.add(b, "expired", "before the last second",
+			vector{At: at().AddDate(0, 3, 0).Add(-time.Second).Format(time.RFC3339)})
+		g.add(b, "expired", "after the first second",
+			vector{At: at().AddDate(0, -9, 0).Add(time.Second).Format(time.RFC3339)})
 		g.add(b, "chain", "roots of somebody else", vector{Roots: "foreign.pem"}, "chain")
 		g.add(b, "profile", "profile 1", put("eat_profile", `"tag:sevagent,2026:evidence#1"`), "profile")
 		g.add(b, "profile", "a later profile", put("eat_profile", `"tag:sevagent,2026:evidence#3"`), "profile")
-		g.add(b, "profile", "another project's profile", and(put("eat_profile", `"tag:example,2026:x"`), after(`"extra":1`)), "profile")
+		g.add(b, "profile", "another project's profile",
+			and(put("eat_profile", `"tag:example,2026:x"`), after(`"extra":1`)), "profile")
 		g.add(b, "profile", "profile in another case", put("eat_profile", `"Tag:sevagent,2026:evidence#2"`), "profile")
 	}
 }

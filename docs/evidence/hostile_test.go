@@ -111,7 +111,8 @@ func (g *generator) flips(b base, s *signer) {
 		{"serial number", find([]byte{2, 3, 0x12, 0x34, 0x56}) + 4, 8, []string{"chain"}},
 		{"signature algorithm", find([]byte{0x01, 0x01, 0x0A}) + 2, 1, any},
 		{"issuer", find([]byte("SEV-VLEK-Milan")), 1, []string{"chain"}},
-		{"year of the end", find([]byte(cert.NotAfter.Format("060102150405Z"))) + 1, 1, []string{"chain", "expired", "certificate", "malformed"}},
+		{"year of the end", find([]byte(cert.NotAfter.Format("060102150405Z"))) + 1,
+			1, []string{"chain", "expired", "certificate", "malformed"}},
 		{"curve", spki + 10, 1, any},
 		{"key, form", spki + 23, 2, any},
 		{"key, X", spki + 30, 1, any},
@@ -150,8 +151,10 @@ func (g *generator) reports(b base, s *signer) {
 		{"unknown bit 26 of the policy", func(r []byte) { r[0x0B] |= 4 }, []string{"report"}},
 		{"unknown bit 63 of the policy", func(r []byte) { r[0x0F] |= 0x80 }, []string{"report"}},
 		{"unknown flag", func(r []byte) { r[0x48] |= 0x20 }, []string{"report"}},
-		{"signing key 2", func(r []byte) { r[0x48] = 2 << 2 }, []string{"report", "signature", "certificate", "malformed"}},
-		{"signing key 7", func(r []byte) { r[0x48] = 7 << 2 }, []string{"report", "signature", "certificate", "malformed"}},
+		{"signing key 2", func(r []byte) { r[0x48] = 2 << 2 },
+			[]string{"report", "signature", "certificate", "malformed"}},
+		{"signing key 7", func(r []byte) { r[0x48] = 7 << 2 },
+			[]string{"report", "signature", "certificate", "malformed"}},
 		{"reserved byte 0x4C", func(r []byte) { r[0x4C] = 1 }, []string{"report"}},
 		{"reserved byte 0x18B", func(r []byte) { r[0x18B] = 1 }, []string{"report"}},
 		{"reserved byte 0x19F", func(r []byte) { r[0x19F] = 1 }, []string{"report"}},
@@ -163,7 +166,8 @@ func (g *generator) reports(b base, s *signer) {
 		{"unknown family", func(r []byte) { r[0x188] = 0x1B }, []string{"product"}},
 		{"unknown model", func(r []byte) { r[0x189] = 0x40 }, []string{"product"}},
 		{"of a Genoa, with a Milan's certificate", func(r []byte) { r[0x189] = 0x11 }, []string{"chain", "mismatch"}},
-		{"of a Turin, with a Milan's certificate", func(r []byte) { r[0x188], r[0x189] = 0x1A, 2 }, []string{"chain", "mismatch"}},
+		{"of a Turin, with a Milan's certificate", func(r []byte) { r[0x188], r[0x189] = 0x1A, 2 },
+			[]string{"chain", "mismatch"}},
 		{"lower TCB than the certificate's", func(r []byte) { r[0x186]-- }, []string{"mismatch"}},
 		{"higher TCB than the certificate's", func(r []byte) { r[0x187]++ }, []string{"mismatch"}},
 		{"reserved byte of the TCB", func(r []byte) { r[0x182] = 1 }, []string{"mismatch"}},
@@ -200,9 +204,11 @@ func (g *generator) reports(b base, s *signer) {
 	le.PutUint32(changed[4:], 1)
 	g.add(b, "signature", "of another report", b.signed(changed, nil), "signature")
 	for name, size := range ordered(map[string]int{"short": snp.ReportSize - 1, "empty": 0}) {
-		g.add(b, "structure", "report "+name, and(put("report", string(must2(json.Marshal(report[:size])))), vector{Wrap: true}), "malformed")
+		g.add(b, "structure", "report "+name,
+			and(put("report", string(must2(json.Marshal(report[:size])))), vector{Wrap: true}), "malformed")
 	}
-	g.add(b, "structure", "report long", and(put("report", string(must2(json.Marshal(append(report, 0))))), vector{Wrap: true}), "malformed")
+	g.add(b, "structure", "report long",
+		and(put("report", string(must2(json.Marshal(append(report, 0))))), vector{Wrap: true}), "malformed")
 }
 
 // certificates are certificates for the key of b's report that AMD does not issue, or not for this report.
@@ -220,7 +226,8 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 	}
 	without := func(arcs ...int) func(*x509.Certificate) {
 		return func(c *x509.Certificate) {
-			c.ExtraExtensions = slices.DeleteFunc(c.ExtraExtensions, func(e pkix.Extension) bool { return e.Id.Equal(oid(arcs...)) })
+			c.ExtraExtensions = slices.DeleteFunc(c.ExtraExtensions,
+				func(e pkix.Extension) bool { return e.Id.Equal(oid(arcs...)) })
 		}
 	}
 	with := func(id asn1.ObjectIdentifier, critical bool, value ...byte) func(*x509.Certificate) {
@@ -262,7 +269,8 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 		{"CSP_ID of another region", set(ia5("CN=cc-eu-west-1.amazonaws.com"), 5), []string{"region"}},
 		{"CSP_ID with a suffix", set(ia5("CN=cc-us-east-2.amazonaws.com.example.org"), 5), []string{"region"}},
 		{"CSP_ID with a prefix", set(ia5("CN=x, CN=cc-us-east-2.amazonaws.com"), 5), []string{"region"}},
-		{"CSP_ID with a line feed", set(ia5("CN=cc-us-east-2.amazonaws.com\n"), 5), []string{"region", "certificate", "chain"}},
+		{"CSP_ID with a line feed", set(ia5("CN=cc-us-east-2.amazonaws.com\n"), 5),
+			[]string{"region", "certificate", "chain"}},
 		{"CSP_ID in another case", set(ia5("CN=cc-US-EAST-2.amazonaws.com"), 5), []string{"region"}},
 		{"CSP_ID with another dot", set(ia5("CN=cc-us-east-2xamazonaws.com"), 5), []string{"region"}},
 		{"CSP_ID empty", set([]byte{0x16, 0}, 5), append([]string{"region"}, form...)},
@@ -273,9 +281,11 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 		{"with a TCB extension twice", with(oid(3, 1), false, 2, 1, 4), form},
 		{"with a critical extension", with(asn1.ObjectIdentifier{1, 2, 3}, true, 5, 0), form},
 		{"with a critical TCB", func(c *x509.Certificate) { find(c, 3, 1).Critical = true }, form},
-		{"for TLS servers", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, form},
+		{"for TLS servers",
+			func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, form},
 		{"of an authority", func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, form},
-		{"of another organisation", func(c *x509.Certificate) { c.Subject.Organization = []string{"Advanced Micro Device"} }, form},
+		{"of another organisation",
+			func(c *x509.Certificate) { c.Subject.Organization = []string{"Advanced Micro Device"} }, form},
 		{"of another name", func(c *x509.Certificate) { c.Subject.CommonName = "SEV-VLEKX" }, form},
 		{"of a VCEK's name", func(c *x509.Certificate) { c.Subject.CommonName = "SEV-VCEK" }, form},
 		{"with a name more", func(c *x509.Certificate) { c.Subject.SerialNumber = "1" }, form},
@@ -283,22 +293,27 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 		{"signed with SHA-256", func(c *x509.Certificate) { c.SignatureAlgorithm = x509.SHA256WithRSAPSS }, form},
 		{"signed with SHA-512", func(c *x509.Certificate) { c.SignatureAlgorithm = x509.SHA512WithRSAPSS }, form},
 		{"expired", func(c *x509.Certificate) { c.NotAfter = c.NotBefore.AddDate(0, 1, 0) }, []string{"expired"}},
-		{"not yet valid", func(c *x509.Certificate) { c.NotBefore = c.NotAfter.AddDate(0, -1, 0) }, []string{"expired"}},
+		{"not yet valid", func(c *x509.Certificate) { c.NotBefore = c.NotAfter.AddDate(0, -1, 0) },
+			[]string{"expired"}},
 	} {
 		g.add(b, "certificate", c.name, b.signed(nil, s.certificate(c.alter)), c.refused...)
 	}
 	g.add(b, "certificate", "in AMD's older form", b.signed(nil, s.older(s.certificate(nil))))
 	for _, issuer := range []string{"ask", "ark"} {
-		g.add(b, "chain", "issued by the "+strings.ToUpper(issuer), b.signed(nil, s.issue(issuer, &s.key.PublicKey, nil)), "chain")
+		g.add(b, "chain", "issued by the "+strings.ToUpper(issuer),
+			b.signed(nil, s.issue(issuer, &s.key.PublicKey, nil)), "chain")
 	}
-	g.add(b, "chain", "issued by somebody else's ASVK", b.signed(nil, foreign.issue("asvk", &s.key.PublicKey, nil)), "chain")
-	g.add(b, "chain", "all by somebody else", b.signed(foreign.report(b.data(), nil), foreign.certificate(nil)), "chain")
+	g.add(b, "chain", "issued by somebody else's ASVK",
+		b.signed(nil, foreign.issue("asvk", &s.key.PublicKey, nil)), "chain")
+	g.add(b, "chain", "all by somebody else",
+		b.signed(foreign.report(b.data(), nil), foreign.certificate(nil)), "chain")
 	g.add(b, "chain", "the ASVK as the key's certificate", b.signed(nil, s.authority["asvk"].Raw), form...)
 	p256 := must.Get(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(g.t, "make a key")
 	g.add(b, "certificate", "key on P-256", b.signed(nil, s.issue("asvk", &p256.PublicKey, nil)), form...)
 	g.add(b, "certificate", "RSA key", b.signed(nil, s.issue("asvk", &s.keys["ark"].PublicKey, nil)), form...)
 	other := must.Get(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))(g.t, "make a key")
-	g.add(b, "signature", "certificate of another key", b.signed(nil, s.issue("asvk", &other.PublicKey, nil)), "signature")
+	g.add(b, "signature", "certificate of another key",
+		b.signed(nil, s.issue("asvk", &other.PublicKey, nil)), "signature")
 }
 
 // committed are claims of a bad form that a report commits to, as root of a node can make it: E35 and more.
@@ -315,18 +330,24 @@ func (g *generator) committed(b base, s *signer) {
 		}},
 		{"E35", "purpose anything", func(c *evidence.Claims) { c.Purpose = "anything" }},
 		{"E35", "no purpose", func(c *evidence.Claims) { c.Purpose = "" }},
-		{"E35", "task of escapes", func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container, "\x1b]0;title\x07\x1b[8m") }},
-		{"E35", "task with a line feed", func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container, task+"\n") }},
-		{"E35", "task turned around", func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container, task+"\u202e") }},
+		{"E35", "task of escapes",
+			func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container, "\x1b]0;title\x07\x1b[8m") }},
+		{"E35", "task with a line feed",
+			func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container, task+"\n") }},
+		{"E35", "task turned around",
+			func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container, task+"\u202e") }},
 		{"E35", "task of a service", func(c *evidence.Claims) {
 			c.Caller = evidence.ContainerCaller(0, container, strings.Replace(task, ":task/", ":service/", 1))
 		}},
 		{"E35", "task of 401 letters", func(c *evidence.Claims) {
 			c.Caller = evidence.ContainerCaller(0, container, task+strings.Repeat("0", 401-len(task)))
 		}},
-		{"E35", "container in upper case", func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, strings.ToUpper(container), "") }},
-		{"E35", "short container", func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container[1:], "") }},
-		{"E35", "container of no digits", func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, "", task) }},
+		{"E35", "container in upper case",
+			func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, strings.ToUpper(container), "") }},
+		{"E35", "short container",
+			func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, container[1:], "") }},
+		{"E35", "container of no digits",
+			func(c *evidence.Claims) { c.Caller = evidence.ContainerCaller(0, "", task) }},
 		{"E35", "caller root", func(c *evidence.Claims) { c.Caller.Kind = "root" }},
 		{"E35", "caller without a kind", func(c *evidence.Claims) { c.Caller.Kind = "" }},
 		{"E35", "unknown caller with a uid", func(c *evidence.Claims) { c.Caller.Kind = evidence.CallerUnknown }},
@@ -390,8 +411,10 @@ func (g *generator) products(genoa, turin, milan *signer) {
 		{"genoa-vcek", genoa, vcek},
 		{"genoa-vlek", genoa, func(*sim.Options) {}},
 		{"bergamo-vcek", genoa, func(o *sim.Options) { vcek(o); o.Product = snp.Bergamo }},
-		{"turin-vcek", turin, func(o *sim.Options) { vcek(o); o.TCB = snp.TCB{FMC: 1, Bootloader: 2, TEE: 3, SNP: 4, Microcode: 81} }},
-		{"turin-vlek", turin, func(o *sim.Options) { o.TCB = snp.TCB{FMC: 1, Bootloader: 2, TEE: 3, SNP: 4, Microcode: 81} }},
+		{"turin-vcek", turin,
+			func(o *sim.Options) { vcek(o); o.TCB = snp.TCB{FMC: 1, Bootloader: 2, TEE: 3, SNP: 4, Microcode: 81} }},
+		{"turin-vlek", turin,
+			func(o *sim.Options) { o.TCB = snp.TCB{FMC: 1, Bootloader: 2, TEE: 3, SNP: 4, Microcode: 81} }},
 	} {
 		s := p.s.use(p.change)
 		b := g.base(p.name, s, nil, 0, claims(10+i))
@@ -416,17 +439,24 @@ func (g *generator) products(genoa, turin, milan *signer) {
 					}
 				}
 			}
-			g.add(b, "tcb", fmt.Sprintf("extension 3.%d one higher", arc), b.signed(nil, s.certificate(raise)), "mismatch")
+			g.add(b, "tcb", fmt.Sprintf("extension 3.%d one higher", arc),
+				b.signed(nil, s.certificate(raise)), "mismatch")
 		}
 		if s.options.Signer == snp.SignedByVCEK {
 			g.add(b, "region", "asked of a VCEK", vector{Region: "us-east-2"}, "region")
-			g.add(b, "chip", "another CHIP_ID", b.signed(s.report(b.data(), func(r []byte) { r[0x1A0] ^= 1 }), nil), "mismatch")
-			g.add(b, "chip", "the end of CHIP_ID", b.signed(s.report(b.data(), func(r []byte) { r[0x1DE] ^= 1 }), nil), "mismatch")
-			g.add(b, "chip", "no CHIP_ID", b.signed(s.report(b.data(), func(r []byte) { clear(r[0x1A0:0x1E0]) }), nil), "mismatch")
-			g.add(b, "chip", "masked CHIP_ID", b.signed(s.report(b.data(), func(r []byte) { clear(r[0x1A0:0x1E0]); r[0x48] |= 2 }), nil))
-			g.add(b, "chip", "a VLEK by the report", b.signed(s.report(b.data(), func(r []byte) { r[0x48] = 4 }), nil), "certificate", "chain", "malformed")
+			g.add(b, "chip", "another CHIP_ID",
+				b.signed(s.report(b.data(), func(r []byte) { r[0x1A0] ^= 1 }), nil), "mismatch")
+			g.add(b, "chip", "the end of CHIP_ID",
+				b.signed(s.report(b.data(), func(r []byte) { r[0x1DE] ^= 1 }), nil), "mismatch")
+			g.add(b, "chip", "no CHIP_ID",
+				b.signed(s.report(b.data(), func(r []byte) { clear(r[0x1A0:0x1E0]) }), nil), "mismatch")
+			g.add(b, "chip", "masked CHIP_ID",
+				b.signed(s.report(b.data(), func(r []byte) { clear(r[0x1A0:0x1E0]); r[0x48] |= 2 }), nil))
+			g.add(b, "chip", "a VLEK by the report", b.signed(s.report(b.data(), func(r []byte) { r[0x48] = 4 }), nil),
+				"certificate", "chain", "malformed")
 		} else {
-			g.add(b, "chip", "a VCEK by the report", b.signed(s.report(b.data(), func(r []byte) { r[0x48] = 0 }), nil), "certificate", "chain", "malformed")
+			g.add(b, "chip", "a VCEK by the report", b.signed(s.report(b.data(), func(r []byte) { r[0x48] = 0 }), nil),
+				"certificate", "chain", "malformed")
 		}
 	}
 }

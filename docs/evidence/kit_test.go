@@ -131,7 +131,8 @@ func (m *members) wrap() {
 	for i, der := range m.certificates() {
 		cmw += fmt.Sprintf(`,"certificate-%d":["application/pkix-cert","%s",2]`, i, url(der))
 	}
-	m.put("cmw", json.RawMessage(cmw+fmt.Sprintf(`,"report":["application/vnd.sevagent.sev-snp-report","%s",4]}`, url(m.report()))))
+	m.put("cmw", json.RawMessage(cmw+fmt.Sprintf(`,"report":["application/vnd.sevagent.sev-snp-report","%s",4]}`,
+		url(m.report()))))
 }
 
 // report returns the report of a document, or nil.
@@ -195,7 +196,8 @@ func (k kit) args(v vector) []string {
 	if v.Region == "any" {
 		region = []string{"--any-region"}
 	}
-	return append(region, "--roots", filepath.Join("vectors", cmp.Or(v.Roots, k.Roots)), "--nonce", v.Nonce, "--at", cmp.Or(v.At, k.At))
+	return append(region, "--roots", filepath.Join("vectors", cmp.Or(v.Roots, k.Roots)),
+		"--nonce", v.Nonce, "--at", cmp.Or(v.At, k.At))
 }
 
 // documents returns the documents of all vectors.

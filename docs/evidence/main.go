@@ -43,7 +43,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return usage
 	}
 	if len(want.Nonce) == 0 || (*region == "") != *anyRegion || flags.NArg() != 1 {
-		fmt.Fprintln(stderr, "usage: verify -roots ROOTS.pem -nonce HEX (-region REGION | -any-region) [-at TIME] DOCUMENT")
+		fmt.Fprintln(stderr,
+			"usage: verify -roots ROOTS.pem -nonce HEX (-region REGION | -any-region) [-at TIME] DOCUMENT")
 		return usage
 	}
 	roots, rootsErr := os.ReadFile(*rootsFile)

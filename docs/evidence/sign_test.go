@@ -40,7 +40,8 @@ func newSigner(t testing.TB, product snp.Product) *signer {
 	o := sim.DefaultOptions(at())
 	o.Product = product
 	o.NotBefore, o.NotAfter = at().AddDate(0, -9, 0), at().AddDate(0, 3, 0)
-	s := &signer{t: t, options: o, authority: make(map[string]*x509.Certificate), keys: make(map[string]*rsa.PrivateKey)}
+	s := &signer{t: t, options: o, authority: make(map[string]*x509.Certificate),
+		keys: make(map[string]*rsa.PrivateKey)}
 	s.psp = must.Get(sim.New(o))(t, "make a simulator")
 	s.key = must.Get(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))(t, "make an endorsement key")
 	dir := t.TempDir()
@@ -104,7 +105,8 @@ func (s *signer) issue(issuer string, key any, alter func(*x509.Certificate)) []
 	if alter != nil {
 		alter(template)
 	}
-	return must.Get(x509.CreateCertificate(rand.Reader, template, s.authority[issuer], key, s.keys[issuer]))(s.t, "issue a certificate")
+	return must.Get(x509.CreateCertificate(rand.Reader, template, s.authority[issuer], key, s.keys[issuer]))(s.t,
+		"issue a certificate")
 }
 
 // use changes what reports and certificates show, but for the key.
@@ -133,7 +135,8 @@ func (s *signer) older(der []byte) []byte {
 	members[2] = raw{FullBytes: algorithm}
 	tbs := must.Get(asn1.Marshal(members))(s.t, "put the certificate together")
 	sum := sha512.Sum384(tbs)
-	signature := must.Get(rsa.SignPSS(rand.Reader, s.keys["asvk"], crypto.SHA384, sum[:], &rsa.PSSOptions{SaltLength: 48}))(
+	signature := must.Get(rsa.SignPSS(rand.Reader, s.keys["asvk"],
+		crypto.SHA384, sum[:], &rsa.PSSOptions{SaltLength: 48}))(
 		s.t, "sign the certificate")
 	return must.Get(asn1.Marshal([]any{
 		raw{FullBytes: tbs}, raw{FullBytes: algorithm}, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)},

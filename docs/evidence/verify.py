@@ -94,7 +94,8 @@ def form(d, nonce):  # returns report and certificates of a document whose membe
     cmw = {f"certificate-{i}": ["application/pkix-cert", b64url(c), 2] for i, c in enumerate(certs)}
     cmw |= {"__cmwc_t": PROFILE, "report": ["application/vnd.sevagent.sev-snp-report", b64url(report), 4]}
     first = cmw.keys() & {"__cmwc_t", "report", "certificate-0"}  # certificates behind the first may be left out
-    check(first <= d["cmw"].keys() and all(cmw.get(name) == v for name, v in d["cmw"].items()), "cmw says something else")
+    same = all(cmw.get(name) == v for name, v in d["cmw"].items())
+    check(first <= d["cmw"].keys() and same, "cmw says something else")
     check(d["report_data"] == report[0x50:0x90].hex(), "report_data is not the report's REPORT_DATA")
     h = root(leaf(d, own), **members(d["batch"], "index path"))
     check(h == report[0x50:0x90], "REPORT_DATA is not for these claims", "report_data")
@@ -128,7 +129,8 @@ def inner(data, tags):  # the values, whose tags are as the pattern says: 0x30 i
     check(re.fullmatch(tags, bytes(tag for tag, _ in items), re.S), "other parts than AMD's", "certificate")
     return [value for _, value in items]
 def amd(common, rdns):  # AMD's name
-    pairs = sorted((oid.hex(), value.decode()) for oid, value in (inner(*inner(rdn, b"0"), b"\6[\x0c\x13]") for rdn in inner(rdns, b"1{6}")))
+    parts = (inner(*inner(rdn, b"0"), b"\6[\x0c\x13]") for rdn in inner(rdns, b"1{6}"))
+    pairs = sorted((oid.hex(), value.decode()) for oid, value in parts)
     names = [("550403", common), ("550406", "US"), ("550407", "Santa Clara"), ("550408", "CA")]
     return pairs == names + [("55040a", "Advanced Micro Devices"), ("55040b", "Engineering")]
 def der_integer(n): return bytes([2, n.bit_length() // 8 + 1]) + n.to_bytes(n.bit_length() // 8 + 1, "big")
@@ -139,17 +141,20 @@ def number(value, most=127):
 def ascii_text(value):
     check(value[:1] == b"\x16" and len(value) == 2 + value[1] > 2, "not an IA5String", "certificate")
     return value[2:].decode("ascii")
-PSS = ("06092a864886f70d01010a30(34|39)a00f300d06096086480165030402020500"  # RSASSA-PSS with SHA-384; AMD's older
-       "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130(a303020101)?")  # ones have a trailer field
+# RSASSA-PSS with SHA-384; AMD's older ones have a trailer field
+PSS = ("06092a864886f70d01010a30(34|39)a00f300d06096086480165030402020500"
+       "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130(a303020101)?")
 P384 = bytes.fromhex("301006072a8648ce3d020106052b81040022036200")
 
 def endorsement(cert, kind):
     tbs, algorithm, _ = inner(*inner(cert, b"0"), b"00\3")
     version, serial, algorithm2, issuer, _, subject, key, extensions = inner(tbs, b"\xa0\x0200000\xa3")
-    check(version == b"\2\1\2" and serial[0] < 128 and algorithm == algorithm2 and re.fullmatch(PSS, algorithm.hex()), "algorithm", "certificate")
+    pss = algorithm == algorithm2 and re.fullmatch(PSS, algorithm.hex())
+    check(version == b"\2\1\2" and serial[0] < 128 and pss, "algorithm", "certificate")
     check(amd("SEV-" + kind, subject), "not the certificate of a " + kind, "certificate")
     check(key.startswith(P384) and len(key) == 118, "no key on P-384", "certificate")
-    entries = [inner(entry, b"\6\4") for entry in inner(*inner(extensions, b"0"), b"0+")]  # critical ones have three parts
+    # critical ones have three parts
+    entries = [inner(entry, b"\6\4") for entry in inner(*inner(extensions, b"0"), b"0+")]
     values = {oid.hex(): value for oid, value in entries}
     check(len(values) == len(entries), "an extension stands twice", "certificate")
     values.pop("551d23", None)  # AuthorityKeyIdentifier
