@@ -54,14 +54,22 @@ func TestRealReports(t *testing.T) {
 		code, reason                   string
 	}{
 		// Both EC2 reports were asked for at VMPL 1, by another tool.
-		{"EC2 2026", "us-east-2-v5-report.bin", "us-east-2-v5-vlek.pem", "2026-11-25", appraise.AWSShared, appraise.Warned, "policy_rejected", "vmpl is 1"},
-		{"EC2 2025", "us-east-2-v3-report.bin", "us-east-2-v3-vlek.der", "2025-06-01", appraise.AWSShared, appraise.Warned, "policy_rejected", "vmpl is 1"},
-		{"EC2 2025, expired", "us-east-2-v3-report.bin", "us-east-2-v3-vlek.der", "2026-11-25", appraise.AWSShared, appraise.Fail, "certificate_expired", "expired at 2025-12-10"},
-		{"EC2 2026, too early", "us-east-2-v5-report.bin", "us-east-2-v5-vlek.pem", "2026-01-01", appraise.AWSShared, appraise.Fail, "certificate_not_yet_valid", "valid from 2026-03-09"},
-		{"another report's VLEK", "us-east-2-v5-report.bin", "us-east-2-v3-vlek.der", "2025-06-01", appraise.AWSShared, appraise.Fail, "certificate_mismatch", "do not belong together"},
-		{"VCEK for a VLEK report", "us-east-2-v5-report.bin", "milan-b0-v2-vcek.der", "2026-11-25", appraise.AWSShared, appraise.Fail, "certificate_missing", "no VLEK certificate"},
-		{"old Milan host on shared tenancy", "milan-b0-v2-report.bin", "milan-b0-v2-vcek.der", "2025-06-01", appraise.AWSShared, appraise.Fail, "policy_rejected", "signer is VCEK"},
-		{"old Milan host on a Dedicated Host", "milan-b0-v2-report.bin", "milan-b0-v2-vcek.der", "2025-06-01", appraise.AWSDedicated, appraise.Fail, "policy_rejected", "min_reported_tcb is 3.0.8.115"},
+		{"EC2 2026", "us-east-2-v5-report.bin", "us-east-2-v5-vlek.pem",
+			"2026-11-25", appraise.AWSShared, appraise.Warned, "policy_rejected", "vmpl is 1"},
+		{"EC2 2025", "us-east-2-v3-report.bin", "us-east-2-v3-vlek.der",
+			"2025-06-01", appraise.AWSShared, appraise.Warned, "policy_rejected", "vmpl is 1"},
+		{"EC2 2025, expired", "us-east-2-v3-report.bin", "us-east-2-v3-vlek.der",
+			"2026-11-25", appraise.AWSShared, appraise.Fail, "certificate_expired", "expired at 2025-12-10"},
+		{"EC2 2026, too early", "us-east-2-v5-report.bin", "us-east-2-v5-vlek.pem",
+			"2026-01-01", appraise.AWSShared, appraise.Fail, "certificate_not_yet_valid", "valid from 2026-03-09"},
+		{"another report's VLEK", "us-east-2-v5-report.bin", "us-east-2-v3-vlek.der",
+			"2025-06-01", appraise.AWSShared, appraise.Fail, "certificate_mismatch", "do not belong together"},
+		{"VCEK for a VLEK report", "us-east-2-v5-report.bin", "milan-b0-v2-vcek.der",
+			"2026-11-25", appraise.AWSShared, appraise.Fail, "certificate_missing", "no VLEK certificate"},
+		{"old Milan host on shared tenancy", "milan-b0-v2-report.bin", "milan-b0-v2-vcek.der",
+			"2025-06-01", appraise.AWSShared, appraise.Fail, "policy_rejected", "signer is VCEK"},
+		{"old Milan host on a Dedicated Host", "milan-b0-v2-report.bin", "milan-b0-v2-vcek.der",
+			"2025-06-01", appraise.AWSDedicated, appraise.Fail, "policy_rejected", "min_reported_tcb is 3.0.8.115"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := verifier(t, c.policy, nil).Appraise(date(t, c.at), real(t, c.report), [][]byte{real(t, c.cert)})
@@ -79,7 +87,8 @@ func TestRealReportOfAnotherRegion(t *testing.T) {
 	report, cert := real(t, "us-east-2-v5-report.bin"), real(t, "us-east-2-v5-vlek.pem")
 	p := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
 	v := must.Get(appraise.New(appraise.Config{Policy: p, Region: "eu-west-1"}))(t, "make a verifier")
-	if got := v.Appraise(date(t, "2026-11-25"), report, [][]byte{cert}); got.Code != "policy_rejected" || !strings.Contains(got.Reason, "csp_id is CN=cc-us-east-2.amazonaws.com") {
+	if got := v.Appraise(date(t, "2026-11-25"), report, [][]byte{cert}); got.Code != "policy_rejected" ||
+		!strings.Contains(got.Reason, "csp_id is CN=cc-us-east-2.amazonaws.com") {
 		t.Errorf("%s %s", got.Code, got.Reason)
 	}
 }
@@ -148,15 +157,20 @@ func TestSyntheticReports(t *testing.T) {
 		{"good", good, trust(good), now, appraise.Pass, ""},
 		{"AMD's roots", good, nil, now, appraise.Fail, appraise.CodeChainInvalid},
 		{"foreign root", good, trust(other), now, appraise.Fail, appraise.CodeChainInvalid},
-		{"foreign VLEK of the same TCB", simulated{good.psp, good.report, other.cert}, trust(good), now, appraise.Fail, appraise.CodeSignatureInvalid},
+		{"foreign VLEK of the same TCB", simulated{good.psp, good.report, other.cert},
+			trust(good), now, appraise.Fail, appraise.CodeSignatureInvalid},
 		{"expired", good, trust(good), now.AddDate(2, 0, 0), appraise.Fail, appraise.CodeCertificateExpired},
 		{"from the future", good, trust(good), now.AddDate(-1, 0, 0), appraise.Fail, appraise.CodeCertificateNotYet},
-		{"no certificate", simulated{good.psp, good.report, nil}, trust(good), now, appraise.Fail, appraise.CodeCertificateMissing},
-		{"half a certificate", simulated{good.psp, good.report, good.cert[:300]}, trust(good), now, appraise.Fail, appraise.CodeCertificateMalformed},
-		{"half a report", simulated{good.psp, good.report[:700], good.cert}, trust(good), now, appraise.Fail, appraise.CodeReportMalformed},
+		{"no certificate", simulated{good.psp, good.report, nil},
+			trust(good), now, appraise.Fail, appraise.CodeCertificateMissing},
+		{"half a certificate", simulated{good.psp, good.report, good.cert[:300]},
+			trust(good), now, appraise.Fail, appraise.CodeCertificateMalformed},
+		{"half a report", simulated{good.psp, good.report[:700], good.cert},
+			trust(good), now, appraise.Fail, appraise.CodeReportMalformed},
 		{"measurement not pinned", good, func(p *appraise.Policy) {
 			trust(good)(p)
-			p.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce, Value: []appraise.Measurement{{Value: strings.Repeat("00", 48)}}}
+			p.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce,
+				Value: []appraise.Measurement{{Value: strings.Repeat("00", 48)}}}
 		}, now, appraise.Fail, appraise.CodePolicyRejected},
 		{"measurement only warned of", good, func(p *appraise.Policy) {
 			trust(good)(p)
@@ -185,13 +199,20 @@ func TestSyntheticReports(t *testing.T) {
 	}{
 		{"flipped bit", sim.FaultFlip, nil, appraise.Fail, appraise.CodeSignatureInvalid, ""},
 		{"version 6", sim.FaultVersion, nil, appraise.Unsupported, appraise.CodeUnsupportedVersion, "newer than 5"},
-		{"unknown policy bit", "", func(o *sim.Options) { o.Policy |= 1 << 40 }, appraise.Unsupported, appraise.CodeUnsupportedVersion, ""},
-		{"debug", "", func(o *sim.Options) { o.Policy |= snp.PolicyDebug }, appraise.Fail, appraise.CodePolicyRejected, "policy_forbidden"},
-		{"alias check", "", func(o *sim.Options) { o.PlatformInfo &^= snp.PlatformAliasCheckComplete }, appraise.Fail, appraise.CodePolicyRejected, "platform_required"},
-		{"old TCB", "", func(o *sim.Options) { o.TCB.Microcode = 200 }, appraise.Fail, appraise.CodePolicyRejected, "min_reported_tcb"},
-		{"mitigations", "", func(o *sim.Options) { o.MitVector = 7 }, appraise.Fail, appraise.CodePolicyRejected, "mitigation_vector"},
-		{"other region", "", func(o *sim.Options) { o.Region = "eu-west-1" }, appraise.Fail, appraise.CodePolicyRejected, "csp_id"},
-		{"VCEK", "", func(o *sim.Options) { o.Signer, o.ChipID[0] = snp.SignedByVCEK, 1 }, appraise.Fail, appraise.CodePolicyRejected, "signer"},
+		{"unknown policy bit", "", func(o *sim.Options) { o.Policy |= 1 << 40 },
+			appraise.Unsupported, appraise.CodeUnsupportedVersion, ""},
+		{"debug", "", func(o *sim.Options) { o.Policy |= snp.PolicyDebug },
+			appraise.Fail, appraise.CodePolicyRejected, "policy_forbidden"},
+		{"alias check", "", func(o *sim.Options) { o.PlatformInfo &^= snp.PlatformAliasCheckComplete },
+			appraise.Fail, appraise.CodePolicyRejected, "platform_required"},
+		{"old TCB", "", func(o *sim.Options) { o.TCB.Microcode = 200 },
+			appraise.Fail, appraise.CodePolicyRejected, "min_reported_tcb"},
+		{"mitigations", "", func(o *sim.Options) { o.MitVector = 7 },
+			appraise.Fail, appraise.CodePolicyRejected, "mitigation_vector"},
+		{"other region", "", func(o *sim.Options) { o.Region = "eu-west-1" },
+			appraise.Fail, appraise.CodePolicyRejected, "csp_id"},
+		{"VCEK", "", func(o *sim.Options) { o.Signer, o.ChipID[0] = snp.SignedByVCEK, 1 },
+			appraise.Fail, appraise.CodePolicyRejected, "signer"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := simulate(t, now, c.fault, c.change)
@@ -236,7 +257,8 @@ func TestCustomRootsAreChecked(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
 			p.RootsPEM = c.pem
-			if _, err := appraise.New(appraise.Config{Policy: p}); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := appraise.New(appraise.Config{Policy: p}); err == nil ||
+				!strings.Contains(err.Error(), c.want) {
 				t.Errorf("err = %v, want one that says %q", err, c.want)
 			}
 		})
@@ -251,7 +273,8 @@ func TestHostileReports(t *testing.T) {
 	long := append(bytes.Clone(s.report), make([]byte, 16)...)
 	for n := range 1201 {
 		got := v.Appraise(now, long[:n], [][]byte{s.cert})
-		if want := n == snp.ReportSize; (got.Err() == nil) != want || !want && got.Code != appraise.CodeReportMalformed {
+		if want := n == snp.ReportSize; (got.Err() == nil) != want ||
+			!want && got.Code != appraise.CodeReportMalformed {
 			t.Fatalf("%d bytes: %s %s", n, got.Status, got.Code)
 		}
 	}

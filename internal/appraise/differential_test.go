@@ -23,9 +23,11 @@ import (
 
 // refusedHereAlone are the codes of what go-sev-guest's verify accepts and this package does not, with the reason.
 var refusedHereAlone = map[string]string{
-	CodeCertificateMismatch: "verify compares neither TCB, chip nor, with CPUID in the report, the product's name with the certificate's; " +
+	CodeCertificateMismatch: "verify compares neither TCB, chip nor, with CPUID in the report, " +
+		"the product's name with the certificate's; " +
 		"the library leaves TCB and chip to its package validate",
-	CodeUnsupportedProduct: "verify takes the product from the certificate where CPUID is zero, in versions that have it",
+	CodeUnsupportedProduct: "verify takes the product from the certificate where CPUID is zero, " +
+		"in versions that have it",
 	CodeUnsupportedVersion: "verify reads the mitigation vectors in versions in which they are reserved",
 }
 
@@ -100,7 +102,8 @@ func TestVerdictsDoNotDependOnHistory(t *testing.T) {
 			m := newMachine(t, now, change)
 			signed := 0
 			for at := range snp.ReportSize {
-				opaque := at >= 0x50 && at < 0x180 || at >= 0x1A0 && at < 0x1E0 || at >= 0x208 && at < snp.SignedSize+144
+				opaque := at >= 0x50 && at < 0x180 || at >= 0x1A0 && at < 0x1E0 ||
+					at >= 0x208 && at < snp.SignedSize+144
 				if opaque && at%16 != 0 || name != "VLEK" && at%3 != 0 {
 					continue // each costs several signatures, and package snp holds the form bit by bit
 				}
@@ -126,7 +129,8 @@ func TestVerdictsDoNotDependOnHistory(t *testing.T) {
 						t.Errorf("byte %#x, signed again: %v: genuine, and go-sev-guest says: %v", at, i == 1, err)
 					}
 					if !genuine(cold) && err == nil && refusedHereAlone[cold.Code] == "" {
-						t.Errorf("byte %#x, signed again: %v: go-sev-guest accepts it, here %s: %s", at, i == 1, cold.Code, cold.Reason)
+						t.Errorf("byte %#x, signed again: %v: go-sev-guest accepts it, here %s: %s",
+							at, i == 1, cold.Code, cold.Reason)
 					}
 					if genuine(cold) {
 						signed++
@@ -173,7 +177,8 @@ func FuzzAppraise(f *testing.F) {
 			t.Fatalf("status %q, code %q: %s", warm.Status, warm.Code, warm.Reason)
 		}
 		cold := m.warm.fresh().Appraise(now, report, certs)
-		if cold.Status != warm.Status || cold.Code != warm.Code || cold.Reason != warm.Reason || cold.CSPID != warm.CSPID {
+		if cold.Status != warm.Status || cold.Code != warm.Code ||
+			cold.Reason != warm.Reason || cold.CSPID != warm.CSPID {
 			t.Fatalf("to a new verifier:\n%s\nto another:\n%s", encode(t, cold), encode(t, warm))
 		}
 		accepted := libraryTakes(report)
@@ -196,7 +201,8 @@ func libraryTakes(raw []byte) bool {
 		return false
 	}
 	again, err := abi.ReportToAbiBytes(report) // this is what it verifies the signature of
-	return err == nil && bytes.Equal(again, raw) && (report.Cpuid1EaxFms == 0 || kds.ProductLineFromFms(report.Cpuid1EaxFms) == "Milan")
+	return err == nil && bytes.Equal(again,
+		raw) && (report.Cpuid1EaxFms == 0 || kds.ProductLineFromFms(report.Cpuid1EaxFms) == "Milan")
 }
 
 // unnamedByLibrary reports whether a report is of a Milan model that has a name here and none in go-sev-guest.

@@ -59,7 +59,8 @@ func (v *Verifier) candidates(r *snp.Report, certs [][]byte) (found []*endorseme
 		leaf, parseErr := x509.ParseCertificate(der)
 		if parseErr != nil {
 			if code == CodeCertificateMissing {
-				code, err = CodeCertificateMalformed, fmt.Errorf("certificate %d that came with the report: %w", i, parseErr)
+				code = CodeCertificateMalformed
+				err = fmt.Errorf("certificate %d that came with the report: %w", i, parseErr)
 			}
 			continue
 		}
@@ -112,7 +113,8 @@ func readEndorsement(leaf *x509.Certificate, kind snp.SigningKey) (*endorsement,
 		return nil, fmt.Errorf("has no P-384 key")
 	}
 	if leaf.Version != 3 || leaf.SignatureAlgorithm != x509.SHA384WithRSAPSS {
-		return nil, fmt.Errorf("is not signed by RSA-PSS with SHA-384, as AMD's are, but by %v", leaf.SignatureAlgorithm)
+		return nil, fmt.Errorf("is not signed by RSA-PSS with SHA-384, as AMD's are, but by %v",
+			leaf.SignatureAlgorithm)
 	}
 	if got, want := leaf.Subject.String(), amdName("SEV-"+kind.String()); got != want {
 		return nil, fmt.Errorf("is for %q, AMD's are for %q", got, want)

@@ -26,7 +26,8 @@ func TestRequirementsFollowTheVerdict(t *testing.T) {
 	}
 	for i, r := range verdict.Rules {
 		if listed[i].Rule != r.Rule || listed[i].Mode != r.Mode {
-			t.Errorf("rule %d is listed as %s %s, in the verdict %s %s", i, listed[i].Mode, listed[i].Rule, r.Mode, r.Rule)
+			t.Errorf("rule %d is listed as %s %s, in the verdict %s %s",
+				i, listed[i].Mode, listed[i].Rule, r.Mode, r.Rule)
 		}
 	}
 }
@@ -57,16 +58,23 @@ func TestLooserRules(t *testing.T) {
 		{"another signer", func(p *appraise.Policy) { p.Signer.Value = "VLEK" }, "signer"},
 		{"another chip", func(p *appraise.Policy) { p.ChipID.Value = "zero" }, "chip_id"},
 		{"higher VMPL", func(p *appraise.Policy) { p.VMPL.Value = 1 }, "vmpl"},
-		{"fewer forbidden bits", func(p *appraise.Policy) { p.PolicyForbidden.Value = []string{"MIGRATE_MA"} }, "policy_forbidden"},
-		{"more forbidden bits", func(p *appraise.Policy) { p.PolicyForbidden.Value = append(p.PolicyForbidden.Value, "SMT") }, ""},
-		{"other required bits", func(p *appraise.Policy) { p.PlatformRequired.Value = []string{"ECC_EN"} }, "platform_required"},
+		{"fewer forbidden bits", func(p *appraise.Policy) { p.PolicyForbidden.Value = []string{"MIGRATE_MA"} },
+			"policy_forbidden"},
+		{"more forbidden bits",
+			func(p *appraise.Policy) { p.PolicyForbidden.Value = append(p.PolicyForbidden.Value, "SMT") }, ""},
+		{"other required bits", func(p *appraise.Policy) { p.PlatformRequired.Value = []string{"ECC_EN"} },
+			"platform_required"},
 		{"lower minimum", func(p *appraise.Policy) { p.MinReportedTCB.ByProduct.Milan.SNP-- }, "min_reported_tcb"},
-		{"lower minimum of Genoa", func(p *appraise.Policy) { p.MinCommittedTCB.ByProduct.Genoa.Bootloader-- }, "min_committed_tcb"},
+		{"lower minimum of Genoa", func(p *appraise.Policy) { p.MinCommittedTCB.ByProduct.Genoa.Bootloader-- },
+			"min_committed_tcb"},
 		{"higher minimum", func(p *appraise.Policy) { p.MinLaunchTCB.ByProduct.Genoa.Microcode++ }, ""},
 		{"one more product", func(p *appraise.Policy) { p.MinLaunchTCB.ByProduct.Turin.SNP = 4 }, ""},
 		{"one product less", func(p *appraise.Policy) { p.MinLaunchTCB.ByProduct.Genoa = snp.TCB{} }, ""},
-		{"one value below that of Genoa", func(p *appraise.Policy) { p.MinLaunchTCB.Value = snp.TCB{Bootloader: 9, SNP: 24, Microcode: 217} }, "min_launch_tcb"},
-		{"fewer mitigations", func(p *appraise.Policy) { p.MitigationVector.ByProduct.Milan = 0x17 }, "mitigation_vector"},
+		{"one value below that of Genoa", func(p *appraise.Policy) {
+			p.MinLaunchTCB.Value = snp.TCB{Bootloader: 9, SNP: 24, Microcode: 217}
+		}, "min_launch_tcb"},
+		{"fewer mitigations", func(p *appraise.Policy) { p.MitigationVector.ByProduct.Milan = 0x17 },
+			"mitigation_vector"},
 		{"more mitigations", func(p *appraise.Policy) { p.MitigationVector.ByProduct.Milan = 0x1F }, ""},
 		{"a rule that the profile does not apply", func(p *appraise.Policy) { p.IDKeys.Mode = appraise.Warn }, ""},
 	} {

@@ -95,7 +95,8 @@ func (known revocations) revoked(leaf *x509.Certificate, r roots, now time.Time)
 			for _, entry := range list.RevokedCertificateEntries {
 				for _, cert := range []*x509.Certificate{leaf, issuer, ark} {
 					if cert.SerialNumber.Sign() != 0 && cert.SerialNumber.Cmp(entry.SerialNumber) == 0 {
-						return CodeCertificateRevoked, fmt.Sprintf("the certificate of %s, serial number %v, was revoked at %s",
+						return CodeCertificateRevoked, fmt.Sprintf(
+							"the certificate of %s, serial number %v, was revoked at %s",
 							cert.Subject.CommonName, cert.SerialNumber, entry.RevocationTime.UTC().Format(time.RFC3339))
 					}
 				}

@@ -16,7 +16,8 @@ func (v *Verdict) apply(cfg Config, r *snp.Report, now time.Time) {
 	p := cfg.Policy
 	if rules := p.silent(r, v.Product); rules != nil {
 		v.unsupported(CodeUnsupportedProduct, fmt.Sprintf(
-			"the report is genuine, but the policy has no %s for %[2]s processors; set by_product.%[2]s in a policy file",
+			"the report is genuine, but the policy has no %s for %[2]s processors; "+
+				"set by_product.%[2]s in a policy file",
 			strings.Join(rules, ", "), v.Product))
 		return
 	}
@@ -74,7 +75,8 @@ func (v *Verdict) apply(cfg Config, r *snp.Report, now time.Time) {
 	if !cfg.Own {
 		pinned := p.ChipIDs.Mode == Enforce || p.Measurement.Mode == Enforce
 		v.rule("pinned", p.Pinned.Mode, pinned, pinnedText(pinned, r), pinnedValue+
-			", so that it is your machine and not any in the world; 'sevctl policy pin --report FILE --cert FILE' writes them")
+			", so that it is your machine and not any in the world; "+
+			"'sevctl policy pin --report FILE --cert FILE' writes them")
 	}
 
 	v.Status = Pass
@@ -126,7 +128,8 @@ func (p Policy) silent(r *snp.Report, product snp.Product) (rules []string) {
 		name string
 		rule ProductRule[snp.TCB]
 	}{
-		{"min_reported_tcb", p.MinReportedTCB}, {"min_committed_tcb", p.MinCommittedTCB}, {"min_launch_tcb", p.MinLaunchTCB},
+		{"min_reported_tcb", p.MinReportedTCB}, {"min_committed_tcb", p.MinCommittedTCB},
+		{"min_launch_tcb", p.MinLaunchTCB},
 	} {
 		if _, ok := min.rule.For(product); min.rule.Mode != "" && !ok {
 			rules = append(rules, min.name)
@@ -175,7 +178,9 @@ func (v *Verdict) rule(name string, mode Mode, ok bool, observed, required strin
 			status = Warned
 		}
 	}
-	v.Rules = append(v.Rules, RuleResult{Rule: name, Mode: mode, Status: status, Observed: observed, Required: required})
+	v.Rules = append(v.Rules, RuleResult{
+		Rule: name, Mode: mode, Status: status, Observed: observed, Required: required,
+	})
 }
 
 // cspIDForm is how EC2 names itself in the CSP_ID of a VLEK.

@@ -65,7 +65,8 @@ var quietLibrary = sync.OnceFunc(func() { logger.Init("go-sev-guest", false, fal
 func New(cfg Config) (*Verifier, error) {
 	quietLibrary()
 	v := &Verifier{
-		cfg: cfg, kind: RootsAMD, signed: signed, second: secondOpinion, chains: make(map[[sha256.Size]byte]*endorsement),
+		cfg: cfg, kind: RootsAMD, signed: signed, second: secondOpinion,
+		chains: make(map[[sha256.Size]byte]*endorsement),
 	}
 	var err error
 	if cfg.Policy.RootsPEM != nil {
@@ -113,7 +114,8 @@ func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdi
 		return verdict
 	}
 	if r.SigningKey != snp.SignedByVCEK && r.SigningKey != snp.SignedByVLEK {
-		verdict.failf(CodeSignatureInvalid, "the report is not signed by an endorsement key (SIGNING_KEY %v)", r.SigningKey)
+		verdict.failf(CodeSignatureInvalid,
+			"the report is not signed by an endorsement key (SIGNING_KEY %v)", r.SigningKey)
 		return verdict
 	}
 	if r.Version >= 3 && r.CPUID.Product() == "" {
@@ -155,7 +157,8 @@ func (v *Verifier) judge(now time.Time, r *snp.Report, e *endorsement, verdict *
 		case !e.endorsesChip(r):
 			verdict.failf(CodeCertificateMismatch, "the %v certificate is for another chip than CHIP_ID", r.SigningKey)
 		default:
-			verdict.failf(CodeSignatureInvalid, "the report's signature is not by the key of the %v certificate", r.SigningKey)
+			verdict.failf(CodeSignatureInvalid,
+				"the report's signature is not by the key of the %v certificate", r.SigningKey)
 		}
 		return false
 	}
@@ -185,7 +188,8 @@ func (v *Verifier) judge(now time.Time, r *snp.Report, e *endorsement, verdict *
 		verdict.failf(CodeCertificateMismatch, "the %v certificate is for TCB %v, REPORTED_TCB is %v",
 			r.SigningKey, e.tcb, r.ReportedTCB)
 	case !e.ofLine(line):
-		verdict.failf(CodeCertificateMismatch, "the %v certificate is for the product %q, the report's processor is a %s",
+		verdict.failf(CodeCertificateMismatch,
+			"the %v certificate is for the product %q, the report's processor is a %s",
 			r.SigningKey, e.line, product)
 	case !e.endorsesChip(r):
 		verdict.failf(CodeCertificateMismatch, "the %v certificate is for another chip than CHIP_ID", r.SigningKey)

@@ -31,12 +31,14 @@ var (
 	ErrProfile = errors.New("unknown eat_profile")
 	// ErrNitroTPM: the document has the member nitrotpm, which is reserved for a NitroTPM attestation beside the
 	// report. Who cannot verify it must not pass over it.
-	ErrNitroTPM = errors.New("the document has the member nitrotpm, which this version cannot verify; upgrade the verifier")
+	ErrNitroTPM = errors.New(
+		"the document has the member nitrotpm, which this version cannot verify; upgrade the verifier")
 	// ErrContradiction: report_data, cmw or certificates does not agree with the report.
 	ErrContradiction = errors.New("the document contradicts itself")
 	// ErrReportData: the report's REPORT_DATA is for other claims than the document's.
 	ErrReportData = errors.New(
-		"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, caller, instance and batch")
+		"the report's REPORT_DATA does not commit to the document's nonce, purpose, binding, " +
+			"caller, instance and batch")
 )
 
 // MaxDocument bounds an evidence document in bytes.

@@ -43,7 +43,8 @@ type vectorMember struct {
 }
 
 func (l vectorLeaf) claims() evidence.Claims {
-	return evidence.Claims{Purpose: l.Purpose, Nonce: []byte(l.Nonce), Binding: l.Binding, Caller: l.Caller, Instance: l.Instance}
+	return evidence.Claims{Purpose: l.Purpose, Nonce: []byte(l.Nonce),
+		Binding: l.Binding, Caller: l.Caller, Instance: l.Instance}
 }
 
 func inputs() []vector {
@@ -114,7 +115,8 @@ func TestVectors(t *testing.T) {
 	}
 	want := must.Get(os.ReadFile(vectorsFile))(t, "read a file")
 	if string(want) != string(text)+"\n" {
-		t.Errorf("%s differs from what the code computes: a change of the format needs a new label and profile", vectorsFile)
+		t.Errorf("%s differs from what the code computes: a change of the format needs a new label and profile",
+			vectorsFile)
 	}
 }
 
@@ -130,7 +132,8 @@ func TestEveryLeafOfEveryTreeIsIncluded(t *testing.T) {
 			if err != nil || root != tree.Root() {
 				t.Fatalf("leaf %d of %d: root %x, err %v", i, n, root[:4], err)
 			}
-			if other, err := evidence.Root(leaf, i^1, tree.Path(i)); err == nil && other == tree.Root() && len(tree.Path(i)) > 0 {
+			other, err := evidence.Root(leaf, i^1, tree.Path(i))
+			if err == nil && other == tree.Root() && len(tree.Path(i)) > 0 {
 				t.Fatalf("leaf %d of %d is included at another index too", i, n)
 			}
 		}
@@ -146,7 +149,8 @@ func TestLoneLeafIsTheRoot(t *testing.T) {
 
 // TestClaimsDoNotRunTogether moves a byte from one field to the next: the hash must change.
 func TestClaimsDoNotRunTogether(t *testing.T) {
-	a := evidence.Claims{Purpose: "client", Nonce: []byte("0123456789abcdefX"), Caller: evidence.Caller{ContainerID: "ab", TaskARN: "c"}, Instance: evidence.Instance{ID: "d", Region: "ef"}}
+	a := evidence.Claims{Purpose: "client", Nonce: []byte("0123456789abcdefX"),
+		Caller: evidence.Caller{ContainerID: "ab", TaskARN: "c"}, Instance: evidence.Instance{ID: "d", Region: "ef"}}
 	b := a
 	b.Caller = evidence.Caller{ContainerID: "a", TaskARN: "bc"}
 	if a.Leaf() == b.Leaf() {
@@ -193,7 +197,8 @@ func TestClaimsCheck(t *testing.T) {
 		want   string
 	}{
 		{"no purpose", with("", 16, evidence.Binding{}), `unknown purpose ""`},
-		{"purpose of the caller's own", with("client\x1b[2J", 16, evidence.Binding{}), `unknown purpose "client\x1b[2J"`},
+		{"purpose of the caller's own", with("client\x1b[2J", 16, evidence.Binding{}),
+			`unknown purpose "client\x1b[2J"`},
 		{"short nonce", with(client, 15, evidence.Binding{}), "nonce of 15 bytes"},
 		{"long nonce", with(client, 65, evidence.Binding{}), "nonce of 65 bytes"},
 		{"unknown binding", with(client, 16, evidence.Binding{Kind: "peer"}), "unknown binding"},
@@ -205,27 +210,37 @@ func TestClaimsCheck(t *testing.T) {
 		{"no caller", in(evidence.Caller{}), `unknown kind of caller ""`},
 		{"kind of caller of its own", in(evidence.Caller{Kind: "root", UID: &uid}), `unknown kind of caller "root"`},
 		{"host without uid", in(evidence.Caller{Kind: evidence.CallerHost}), "without a uid"},
-		{"host with container", in(evidence.Caller{Kind: evidence.CallerHost, UID: &uid, ContainerID: container}), "with a container"},
-		{"host with task", in(evidence.Caller{Kind: evidence.CallerHost, UID: &uid, TaskARN: task}), "with a container or a task"},
+		{"host with container", in(evidence.Caller{Kind: evidence.CallerHost, UID: &uid, ContainerID: container}),
+			"with a container"},
+		{"host with task", in(evidence.Caller{Kind: evidence.CallerHost, UID: &uid, TaskARN: task}),
+			"with a container or a task"},
 		{"unknown", in(evidence.Caller{Kind: evidence.CallerUnknown}), ""},
 		{"unknown with uid", in(evidence.Caller{Kind: evidence.CallerUnknown, UID: &uid}), "unknown caller with a uid"},
-		{"unknown with container", in(evidence.Caller{Kind: evidence.CallerUnknown, ContainerID: container}), "unknown caller with"},
+		{"unknown with container", in(evidence.Caller{Kind: evidence.CallerUnknown, ContainerID: container}),
+			"unknown caller with"},
 		{"unknown with task", in(evidence.Caller{Kind: evidence.CallerUnknown, TaskARN: task}), "unknown caller with"},
 		{"container", in(evidence.ContainerCaller(0, container, "")), ""},
 		{"container and task", in(evidence.ContainerCaller(1<<32-1, container, task)), ""},
 		{"container and task of old form", in(evidence.ContainerCaller(0, container,
 			"arn:aws-us-gov:ecs:us-gov-west-1:111122223333:task/01234567-89ab-cdef-0123-456789abcdef")), ""},
-		{"container without uid", in(evidence.Caller{Kind: evidence.CallerContainer, ContainerID: container}), "without a uid"},
+		{"container without uid", in(evidence.Caller{Kind: evidence.CallerContainer, ContainerID: container}),
+			"without a uid"},
 		{"container without ID", in(evidence.ContainerCaller(0, "", task)), "64 hexadecimal digits"},
 		{"short container ID", in(evidence.ContainerCaller(0, container[1:], "")), "64 hexadecimal digits"},
 		{"long container ID", in(evidence.ContainerCaller(0, container+"0", "")), "64 hexadecimal digits"},
-		{"container ID in capitals", in(evidence.ContainerCaller(0, strings.ToUpper(container), "")), "64 hexadecimal digits"},
-		{"container ID with line feed", in(evidence.ContainerCaller(0, container[1:]+"\n", "")), "64 hexadecimal digits"},
-		{"task that a terminal obeys", in(evidence.ContainerCaller(0, container, "\x1b]0;title\a\x1b[8m")), "ARN of an ECS task"},
+		{"container ID in capitals", in(evidence.ContainerCaller(0, strings.ToUpper(container), "")),
+			"64 hexadecimal digits"},
+		{"container ID with line feed", in(evidence.ContainerCaller(0, container[1:]+"\n", "")),
+			"64 hexadecimal digits"},
+		{"task that a terminal obeys", in(evidence.ContainerCaller(0, container, "\x1b]0;title\a\x1b[8m")),
+			"ARN of an ECS task"},
 		{"task with line feed", in(evidence.ContainerCaller(0, container, task+"\n")), "ARN of an ECS task"},
-		{"task of another letter", in(evidence.ContainerCaller(0, container, strings.Replace(task, "prod", "Zürich", 1))), "ARN of an ECS task"},
-		{"service", in(evidence.ContainerCaller(0, container, strings.Replace(task, ":task/", ":service/", 1))), "ARN of an ECS task"},
-		{"endless task", in(evidence.ContainerCaller(0, container, task+strings.Repeat("0", 400))), "ARN of an ECS task"},
+		{"task of another letter", in(evidence.ContainerCaller(0,
+			container, strings.Replace(task, "prod", "Zürich", 1))), "ARN of an ECS task"},
+		{"service", in(evidence.ContainerCaller(0, container, strings.Replace(task, ":task/", ":service/", 1))),
+			"ARN of an ECS task"},
+		{"endless task", in(evidence.ContainerCaller(0, container, task+strings.Repeat("0", 400))),
+			"ARN of an ECS task"},
 
 		{"instance", at(good, region, account), ""},
 		{"instance of old form", at("i-01234567", "us-gov-west-1", account), ""},
@@ -276,7 +291,8 @@ func TestEncode(t *testing.T) {
 			must.Do(t, json.Unmarshal(want.Bytes(), read), "decode document %d", i)
 			own, end, err = read.Encode()
 			if err != nil || string(own)+string(end) != want.String() {
-				t.Errorf("%s, document %d, read again: Encode = %s + %s, %v, want %s", name, i, own, end, err, want.String())
+				t.Errorf("%s, document %d, read again: Encode = %s + %s, %v, want %s",
+					name, i, own, end, err, want.String())
 			}
 		}
 	}
@@ -292,12 +308,14 @@ func TestDocumentRoundTrip(t *testing.T) {
 	}
 	var fields map[string]any
 	must.Do(t, json.Unmarshal(text, &fields), "decode the document")
-	want := []string{"batch", "binding", "caller", "certificates", "cmw", "eat_nonce", "eat_profile", "iat", "instance", "purpose",
+	want := []string{"batch", "binding", "caller", "certificates",
+		"cmw", "eat_nonce", "eat_profile", "iat", "instance", "purpose",
 		"report", "report_data"}
 	if names := slices.Sorted(maps.Keys(fields)); !slices.Equal(names, want) {
 		t.Errorf("the document has members %q, want %q", names, want)
 	}
-	if got, want := fields["eat_nonce"], "BAQE"; !strings.HasPrefix(got.(string), want) || strings.Contains(got.(string), "=") {
+	if got, want := fields["eat_nonce"], "BAQE"; !strings.HasPrefix(got.(string), want) ||
+		strings.Contains(got.(string), "=") {
 		t.Errorf("eat_nonce = %v, want base64url without padding that begins with %s", got, want)
 	}
 }

@@ -59,7 +59,8 @@ func (n *node) evidence(claims ...evidence.Claims) (docs []*evidence.Document) {
 // requests are five that wait together: the batch has padding subtrees, and a leaf at every kind of place.
 func requests() (claims []evidence.Claims) {
 	for i := range byte(5) {
-		claims = append(claims, evidence.Claims{Purpose: evidence.PurposeClient, Nonce: bytes.Repeat([]byte{i + 1}, 16+12*int(i)), Caller: evidence.HostCaller(uint32(i))})
+		claims = append(claims, evidence.Claims{Purpose: evidence.PurposeClient,
+			Nonce: bytes.Repeat([]byte{i + 1}, 16+12*int(i)), Caller: evidence.HostCaller(uint32(i))})
 	}
 	claims[1].Purpose = evidence.PurposeMTLS
 	claims[1].Binding = evidence.Binding{Kind: evidence.BindClient, SPKISHA256: bytes.Repeat([]byte{0xab}, 32)}

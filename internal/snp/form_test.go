@@ -84,7 +84,8 @@ func TestFormOfEveryBit(t *testing.T) {
 	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
 		good := wellFormed(version)
 		if err := check(good); err != nil || !libraryAccepts(good) {
-			t.Fatalf("version %d: the report to begin with: %v, go-sev-guest accepts: %v", version, err, libraryAccepts(good))
+			t.Fatalf("version %d: the report to begin with: %v, go-sev-guest accepts: %v",
+				version, err, libraryAccepts(good))
 		}
 		for bit := range 8 * snp.ReportSize {
 			raw := bytes.Clone(good)

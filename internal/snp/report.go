@@ -183,7 +183,8 @@ func (r *Report) Fields() []Field {
 		{"MEASUREMENT", x(r.Measurement[:])}, {"CHIP_ID", x(r.ChipID[:])}, {"REPORT_DATA", x(r.ReportData[:])},
 		{"HOST_DATA", x(r.HostData[:])}, {"GUEST_SVN", fmt.Sprint(r.GuestSVN)}, {"FAMILY_ID", x(r.FamilyID[:])},
 		{"IMAGE_ID", x(r.ImageID[:])}, {"ID_KEY_DIGEST", x(r.IDKeyDigest[:])},
-		{"AUTHOR_KEY_DIGEST", x(r.AuthorKeyDigest[:])}, {"REPORT_ID", x(r.ReportID[:])}, {"REPORT_ID_MA", x(r.ReportIDMA[:])},
+		{"AUTHOR_KEY_DIGEST", x(r.AuthorKeyDigest[:])}, {"REPORT_ID", x(r.ReportID[:])},
+		{"REPORT_ID_MA", x(r.ReportIDMA[:])},
 	}...)
 }
 

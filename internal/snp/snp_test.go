@@ -66,7 +66,8 @@ func agreesWithLibrary(t *testing.T, raw []byte) {
 		"host data": {r.HostData[:], p.HostData}, "chip ID": {r.ChipID[:], p.ChipId},
 		"report ID": {r.ReportID[:], p.ReportId}, "report ID MA": {r.ReportIDMA[:], p.ReportIdMa},
 		"family ID": {r.FamilyID[:], p.FamilyId}, "image ID": {r.ImageID[:], p.ImageId},
-		"ID key digest": {r.IDKeyDigest[:], p.IdKeyDigest}, "author key digest": {r.AuthorKeyDigest[:], p.AuthorKeyDigest},
+		"ID key digest":     {r.IDKeyDigest[:], p.IdKeyDigest},
+		"author key digest": {r.AuthorKeyDigest[:], p.AuthorKeyDigest},
 	} {
 		if !bytes.Equal(pair[0], pair[1]) {
 			t.Errorf("%s = %x, go-sev-guest says %x", name, pair[0], pair[1])
@@ -149,7 +150,8 @@ func TestTCBLayouts(t *testing.T) {
 }
 
 func TestBitsHaveTheirNames(t *testing.T) {
-	if got, want := snp.PlatformInfo(0x27|1<<40).String(), "0x10000000027 (SMT_EN, TSME_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x10000000000)"; got != want {
+	const want = "0x10000000027 (SMT_EN, TSME_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x10000000000)"
+	if got := snp.PlatformInfo(0x27 | 1<<40).String(); got != want {
 		t.Errorf("PlatformInfo = %q, want %q", got, want)
 	}
 	if got, want := snp.GuestPolicy(0x2030000).String(), "0x2030000 (SMT, PAGE_SWAP_DISABLE)"; got != want {
@@ -163,7 +165,8 @@ func TestBitsHaveTheirNames(t *testing.T) {
 func TestCertTable(t *testing.T) {
 	table := snp.CertTable{{GUID: snp.GUIDVLEK, Data: []byte("leaf")}, {GUID: snp.GUIDARK, Data: []byte("root")}}
 	got := must.Get(snp.ParseCertTable(table.Encode()))(t, "parse the certificate table")
-	if string(got.Find(snp.GUIDVLEK)) != "leaf" || string(got.Find(snp.GUIDARK)) != "root" || got.Find(snp.GUIDASK) != nil {
+	if string(got.Find(snp.GUIDVLEK)) != "leaf" || string(got.Find(snp.GUIDARK)) != "root" ||
+		got.Find(snp.GUIDASK) != nil {
 		t.Errorf("read back: %v", got)
 	}
 	// go-sev-guest writes GUIDs in the mixed byte order that other hosts use.
@@ -205,7 +208,8 @@ func TestEmptyEntriesArePassedOver(t *testing.T) {
 		}
 	}
 	// An empty entry is part of the header, which no certificate may overlap.
-	if table, err := snp.ParseCertTable(concat(entry(snp.GUIDASK, 72, 0), entry(snp.GUIDVCEK, 48, 4), end)); err == nil {
+	table, err := snp.ParseCertTable(concat(entry(snp.GUIDASK, 72, 0), entry(snp.GUIDVCEK, 48, 4), end))
+	if err == nil {
 		t.Errorf("a certificate within the header: %v, want an error", table)
 	}
 	if table, err := snp.ParseCertTable(concat(bytes.Repeat(entry(snp.GUIDASK, 0, 0), 17), end)); err == nil {

@@ -26,8 +26,8 @@ const maxInteger = 1<<53 - 1
 // writes for the decoded value, up to blanks, the order of members and escapes within strings. Hence:
 //
 //   - Names are spelled as the struct's tags spell them, and none stands twice in an object.
-//   - No member is unknown, and none is missing, except that a member with omitempty or omitzero is there if and only if
-//     it is not empty.
+//   - No member is unknown, and none is missing, except that a member with omitempty or omitzero is there if and only
+//     if it is not empty.
 //   - Numbers are integers within ±(2^53-1), spelled as such: no fraction, no exponent, no -0.
 //   - There is no null. Strings are valid UTF-8 without lone surrogates; in []byte, base64 is canonical.
 //   - Objects and arrays are nested at most MaxDepth deep.
@@ -92,7 +92,8 @@ func (r reader) value(path string, depth int) (any, error) {
 		}
 	case json.Number:
 		if !integer(token.String()) {
-			return nil, fmt.Errorf("%sa number that is not an integer of at most 53 bits, or not spelled as one", at(path))
+			return nil, fmt.Errorf("%sa number that is not an integer of at most 53 bits, or not spelled as one",
+				at(path))
 		}
 	case json.Delim:
 		if depth > MaxDepth {

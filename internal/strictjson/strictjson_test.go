@@ -76,9 +76,11 @@ func cases(t testing.TB) []struct {
 	}{
 		{"good", good, "", true},
 		{"blanks", "\r\n\t " + strings.ReplaceAll(good, ":", " :\n") + " \n\t", "", true},
-		{"another order", `{"free":{},` + strings.Replace(good[1:], `,"free":{"a":[1,"two",true,{}]}`, "", 1), "", true},
+		{"another order", `{"free":{},` +
+			strings.Replace(good[1:], `,"free":{"a":[1,"two",true,{}]}`, "", 1), "", true},
 		{"escapes", change(t, `"name":"n"`, `"na\u006de":"\u003c\ud83d\ude00\/\\ud800"`), "", true},
-		{"optional members", more(`"uid":0,"note":"x","more":{"kind":""},"zero":{"kind":"z"},"own":{"a":"b"}`), "", true},
+		{"optional members", more(`"uid":0,"note":"x","more":{"kind":""},"zero":{"kind":"z"},"own":{"a":"b"}`),
+			"", true},
 		{"largest integer", change(t, `"count":-7`, `"count":9007199254740991`), "", true},
 		{"smallest integer", change(t, `"count":-7`, `"count":-9007199254740991`), "", true},
 
@@ -106,8 +108,10 @@ func cases(t testing.TB) []struct {
 
 		{"twice", more(`"name":"m"`), "member name stands twice", false},
 		{"twice, escaped", more(`"\u006eame":"n"`), "member name stands twice", false},
-		{"twice, inside", change(t, `{"kind":"k"}`, `{"kind":"k","kind":"k"}`), "inner: member kind stands twice", false},
-		{"twice, in a list", change(t, `{"kind":"b"}`, `{"kind":"b","kind":"b"}`), "list[1]: member kind stands twice", false},
+		{"twice, inside", change(t, `{"kind":"k"}`, `{"kind":"k","kind":"k"}`),
+			"inner: member kind stands twice", false},
+		{"twice, in a list", change(t, `{"kind":"b"}`, `{"kind":"b","kind":"b"}`),
+			"list[1]: member kind stands twice", false},
 		{"twice, in a map", change(t, `{"x":0}`, `{"x":0,"x":0}`), "numbers: member x stands twice", false},
 		{"twice, in free JSON", change(t, `{}`, `{"Z":1,"Z":1}`), `free.a[3]: member "Z" stands twice`, false},
 		{"twice, one unknown", more(`"zz":0,"zz":0`), "member zz stands twice", false},
@@ -115,12 +119,14 @@ func cases(t testing.TB) []struct {
 		{"capital", change(t, `"name"`, `"Name"`), `unknown or empty member "Name"`, true},
 		{"capital besides", more(`"Name":"m"`), `unknown or empty member "Name"`, true},
 		{"long s", change(t, `"small"`, `"ſmall"`), `unknown or empty member "\u017fmall"`, true},
-		{"Kelvin sign", change(t, `{"kind":"k"}`, "{\"\u212aind\":\"k\"}"), `inner: unknown or empty member "\u212aind"`, true},
+		{"Kelvin sign", change(t, `{"kind":"k"}`, "{\"\u212aind\":\"k\"}"),
+			`inner: unknown or empty member "\u212aind"`, true},
 		{"dotless i", more(`"ınner":{"kind":"x"}`), `unknown or empty member "\u0131nner"`, true},
 		{"the field's name", change(t, `"on"`, `"On"`), `unknown or empty member "On"`, true},
 		{"unknown", more(`"extra":1`), "unknown or empty member extra", true},
 		{"unknown inside", change(t, `{"kind":"k"}`, `{"kind":"k","a":{}}`), "inner: unknown or empty member a", true},
-		{"unknown further inside", change(t, `{"kind":"b"}`, `{"kind":"b","in":{"kind":"c","a":0}}`), "list[1].in: unknown or empty member a", true},
+		{"unknown further inside", change(t, `{"kind":"b"}`, `{"kind":"b","in":{"kind":"c","a":0}}`),
+			"list[1].in: unknown or empty member a", true},
 		{"unknown, empty name", more(`"":1`), `unknown or empty member ""`, true},
 		{"missing", change(t, `"count":-7,`, ""), "missing member count", true},
 		{"missing inside", change(t, `{"kind":"k"}`, `{}`), "inner: missing member kind", true},
@@ -184,7 +190,8 @@ func TestUnmarshalDecodes(t *testing.T) {
 	uid := uint32(0)
 	want := document{
 		Name: "n", Count: -7, Small: 255, On: true, Raw: []byte{0, 1}, Hex: hexText{0, 0xff}, Inner: inner{Kind: "k"},
-		List: []inner{{Kind: "a"}, {Kind: "b"}}, Numbers: map[string]int{"x": 0}, Free: json.RawMessage(`{"a":[1,"two",true,{}]}`), UID: &uid,
+		List: []inner{{Kind: "a"}, {Kind: "b"}}, Numbers: map[string]int{"x": 0},
+		Free: json.RawMessage(`{"a":[1,"two",true,{}]}`), UID: &uid,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("Unmarshal gives %+v, want %+v", got, want)
