@@ -35,7 +35,8 @@ func TestDefaultFile(t *testing.T) {
 	const file = "testdata/default.yaml"
 	cfg := must.Get(Load(file))(t, "load the configuration")
 	want := Default()
-	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []string{}, []string{}, []Consumer{} // empty in the file, absent without it
+	// empty in the file, absent without it
+	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []string{}, []string{}, []Consumer{}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("%s differs from Default() (-want +got):\n%s", file, diff)
 	}
@@ -85,9 +86,13 @@ func TestLoadAccepts(t *testing.T) {
 			c.Attestation.KDS, c.Attestation.Cache = "http://[::1]:8080/kds", "/c"
 		}},
 		{"policy file", "attestation: {policy: ./policy}\n", func(c *Config) { c.Attestation.Policy = "./policy" }},
-		{"consumers", "mtls:\n  ca_overlap: 720h\n  reload: true\n  reload_splay: 1s\n  docker: /run/d.sock\n  consumers:\n  - {name: web-1, owner: 101:102, files: [client.pem, ca.crt, cert-19.pem]}\n  - name: api\n    files: [server.key]\n", func(c *Config) {
-			c.MTLS.CAOverlap, c.MTLS.Reload, c.MTLS.ReloadSplay, c.MTLS.Docker = 720*time.Hour, true, time.Second, "/run/d.sock"
-			c.MTLS.Consumers = []Consumer{{"web-1", Owner{101, 102}, []string{"client.pem", "ca.crt", "cert-19.pem"}}, {"api", Owner{}, []string{"server.key"}}}
+		{"consumers", "mtls:\n  ca_overlap: 720h\n  reload: true\n  reload_splay: 1s\n  docker: /run/d.sock\n" +
+			"  consumers:\n  - {name: web-1, owner: 101:102, files: [client.pem, ca.crt, cert-19.pem]}\n" +
+			"  - name: api\n    files: [server.key]\n", func(c *Config) {
+			c.MTLS.CAOverlap, c.MTLS.Docker = 720*time.Hour, "/run/d.sock"
+			c.MTLS.Reload, c.MTLS.ReloadSplay = true, time.Second
+			c.MTLS.Consumers = []Consumer{{"web-1", Owner{101, 102}, []string{"client.pem", "ca.crt", "cert-19.pem"}},
+				{"api", Owner{}, []string{"server.key"}}}
 		}},
 		{"bounds of intervals", "mtls: {poll_interval: 5s, probe_interval: 24h}\n", func(c *Config) {
 			c.MTLS.PollInterval, c.MTLS.ProbeInterval = 5*time.Second, 24*time.Hour
@@ -104,9 +109,10 @@ func TestLoadAccepts(t *testing.T) {
 				"arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x", "team/mtls_+=.@-", "file:///run/x.pem",
 			}
 		}},
-		{"forms of endpoints", "mtls: {endpoints: ['enclave.internal:8443', '10.0.0.1:1', '[fd00::1]:65535']}\n", func(c *Config) {
-			c.MTLS.Endpoints = []string{"enclave.internal:8443", "10.0.0.1:1", "[fd00::1]:65535"}
-		}},
+		{"forms of endpoints", "mtls: {endpoints: ['enclave.internal:8443', '10.0.0.1:1', '[fd00::1]:65535']}\n",
+			func(c *Config) {
+				c.MTLS.Endpoints = []string{"enclave.internal:8443", "10.0.0.1:1", "[fd00::1]:65535"}
+			}},
 		{"no TCP", "listen: {tcp: ''}\n", func(c *Config) { c.Listen.TCP = "" }},
 		{"TCP on localhost", "listen: {tcp: localhost:80}\n", func(c *Config) { c.Listen.TCP = "localhost:80" }},
 		{"TCP on IPv6", "listen: {tcp: '[::1]:80'}\n", func(c *Config) { c.Listen.TCP = "[::1]:80" }},
@@ -133,6 +139,7 @@ func numbered(format string, n int) string {
 }
 
 func TestLoadRefuses(t *testing.T) {
+	const directory = "the name of a directory: 1 to 32 lower-case letters, digits and dashes"
 	const notClean = ` is not an absolute path without "..", "//" and a final "/"`
 	socket := "/" + strings.Repeat("s", 107)
 	for _, tt := range []struct{ name, text, want string }{
@@ -144,11 +151,15 @@ func TestLoadRefuses(t *testing.T) {
 		{"not a mapping", "hello\n", "1: want a mapping with the keys log, attestation, mtls, listen"},
 
 		// Keys.
-		{"unknown key, mistyped", "mtls:\n  pol_interval: 5m\n", "2: mtls.pol_interval: unknown key; did you mean poll_interval?"},
-		{"unknown key, section mistyped", "attestaton:\n  mode: warn\n", "1: attestaton: unknown key; did you mean attestation?"},
-		{"unknown key, other section", "poll_interval: 5m\n", "1: poll_interval: unknown key; did you mean mtls.poll_interval?"},
+		{"unknown key, mistyped", "mtls:\n  pol_interval: 5m\n",
+			"2: mtls.pol_interval: unknown key; did you mean poll_interval?"},
+		{"unknown key, section mistyped", "attestaton:\n  mode: warn\n",
+			"1: attestaton: unknown key; did you mean attestation?"},
+		{"unknown key, other section", "poll_interval: 5m\n",
+			"1: poll_interval: unknown key; did you mean mtls.poll_interval?"},
 		{"unknown key, like none", "log:\n  colour: x\n", "2: log.colour: unknown key; there are level, format"},
-		{"unknown key, of several lines", "log:\n  \"a\\nb\": x\n", "2: log.\"a\\nb\": unknown key; there are level, format"},
+		{"unknown key, of several lines", "log:\n  \"a\\nb\": x\n",
+			"2: log.\"a\\nb\": unknown key; there are level, format"},
 		{"unknown key, of another case", "log:\n  Level: warn\n", "2: log.Level: unknown key; did you mean level?"},
 		{"merge key", "log:\n  <<: {level: warn}\n", "2: log.\"<<\": unknown key; there are level, format"},
 		{"key that is a list", "? [a]\n: b\n", "1: a key that is not a word"},
@@ -156,13 +167,21 @@ func TestLoadRefuses(t *testing.T) {
 		{"doubled section", "log: {level: warn}\nlog: {format: json}\n", "2: log: set twice, first in line 1"},
 
 		// Consumers.
-		{"consumer without a name", "mtls:\n  consumers:\n  - files: [ca.crt]\n", `3: mtls.consumers[0].name: "" is not the name of a directory: 1 to 32 lower-case letters, digits and dashes`},
-		{"consumer with a file's name", "mtls: {consumers: [{name: ca.crt, files: [ca.crt]}]}\n", `1: mtls.consumers[0].name: "ca.crt" is not the name of a directory: 1 to 32 lower-case letters, digits and dashes`},
-		{"consumer twice", "mtls:\n  consumers:\n  - {name: a, files: [ca.crt]}\n  - {name: a, files: [ca.crt]}\n", "4: mtls.consumers[1].name: the same name as mtls.consumers[0]"},
-		{"consumer without files", "mtls: {consumers: [{name: a}]}\n", "1: mtls.consumers[0].files: empty; name some, such as client.pem and ca.crt"},
-		{"consumer of another file", "mtls: {consumers: [{name: a, files: [../x]}]}\n", `1: mtls.consumers[0].files[0]: "../x" is not one of client.crt, client.key, client.pem, server.crt, server.key, server.pem, ca.crt, cert-N.pem`},
-		{"consumer's file twice", "mtls: {consumers: [{name: a, files: [ca.crt, ca.crt]}]}\n", "1: mtls.consumers[0].files[1]: named twice"},
-		{"too many consumers", "mtls: {consumers: [" + numbered("{name: a%d, files: [ca.crt]},", 9) + "]}\n", "1: mtls.consumers: 9 consumers, at most 8 are allowed"},
+		{"consumer without a name", "mtls:\n  consumers:\n  - files: [ca.crt]\n",
+			`3: mtls.consumers[0].name: "" is not ` + directory},
+		{"consumer with a file's name", "mtls: {consumers: [{name: ca.crt, files: [ca.crt]}]}\n",
+			`1: mtls.consumers[0].name: "ca.crt" is not ` + directory},
+		{"consumer twice", "mtls:\n  consumers:\n  - {name: a, files: [ca.crt]}\n  - {name: a, files: [ca.crt]}\n",
+			"4: mtls.consumers[1].name: the same name as mtls.consumers[0]"},
+		{"consumer without files", "mtls: {consumers: [{name: a}]}\n",
+			"1: mtls.consumers[0].files: empty; name some, such as client.pem and ca.crt"},
+		{"consumer of another file", "mtls: {consumers: [{name: a, files: [../x]}]}\n",
+			`1: mtls.consumers[0].files[0]: "../x" is not one of client.crt, client.key, client.pem, server.crt, ` +
+				`server.key, server.pem, ca.crt, cert-N.pem`},
+		{"consumer's file twice", "mtls: {consumers: [{name: a, files: [ca.crt, ca.crt]}]}\n",
+			"1: mtls.consumers[0].files[1]: named twice"},
+		{"too many consumers", "mtls: {consumers: [" + numbered("{name: a%d, files: [ca.crt]},", 9) + "]}\n",
+			"1: mtls.consumers: 9 consumers, at most 8 are allowed"},
 		{"overlap", "mtls: {ca_overlap: 721h}\n", "1: mtls.ca_overlap: 721h0m0s is not between 0s and 720h"},
 		{"splay", "mtls: {reload_splay: 11m}\n", "1: mtls.reload_splay: 11m0s is not between 1s and 10m"},
 
@@ -175,11 +194,14 @@ func TestLoadRefuses(t *testing.T) {
 		{"text instead of a list", "mtls:\n  secrets: name\n", "2: mtls.secrets: want a list"},
 		{"nothing instead of a list", "mtls:\n  secrets:\n", "2: mtls.secrets: no value; write [] for an empty list"},
 		{"nothing instead of text", "listen:\n  tcp:\n", "2: listen.tcp: no value; give one or remove the key"},
-		{"nothing in a list", "mtls:\n  secrets:\n  - a\n  -\n", "4: mtls.secrets[1]: no value; give one or remove the key"},
+		{"nothing in a list", "mtls:\n  secrets:\n  - a\n  -\n",
+			"4: mtls.secrets[1]: no value; give one or remove the key"},
 		{"number instead of text", "log:\n  level: 1\n", "2: log.level: 1 is not text; put it in quotes"},
 		{"number in a list", "mtls:\n  secrets: [123]\n", "2: mtls.secrets[0]: 123 is not text; put it in quotes"},
-		{"duration of words", "mtls:\n  poll_interval: \"5 minutes\"\n", "2: mtls.poll_interval: \"5 minutes\" is not a duration such as \"5m\""},
-		{"duration without a unit", "mtls:\n  poll_interval: 300\n", "2: mtls.poll_interval: \"300\" is not a duration such as \"5m\""},
+		{"duration of words", "mtls:\n  poll_interval: \"5 minutes\"\n",
+			"2: mtls.poll_interval: \"5 minutes\" is not a duration such as \"5m\""},
+		{"duration without a unit", "mtls:\n  poll_interval: 300\n",
+			"2: mtls.poll_interval: \"300\" is not a duration such as \"5m\""},
 		{"yes", "mtls:\n  allow_disk: yes\n", "2: mtls.allow_disk: \"yes\" is neither true nor false"},
 		{"quoted boolean", "mtls:\n  allow_disk: \"true\"\n", "2: mtls.allow_disk: \"true\" is neither true nor false"},
 		{"rate of words", "attestation:\n  rate: fast\n", "2: attestation.rate: \"fast\" is not a number"},
@@ -187,60 +209,93 @@ func TestLoadRefuses(t *testing.T) {
 		{"rate NaN", "attestation:\n  rate: .nan\n", "2: attestation.rate: \".nan\" is not a number"},
 		{"fractional burst", "attestation:\n  burst: 1.5\n", "2: attestation.burst: \"1.5\" is not a whole number"},
 		{"octal burst", "attestation:\n  burst: 010\n", "2: attestation.burst: \"010\" is not a whole number"},
-		{"mode that is not octal", "mtls:\n  key_mode: \"0489\"\n", "2: mtls.key_mode: \"0489\" is not an octal mode such as \"0440\", at most \"0777\""},
-		{"mode with set-user-ID", "mtls:\n  key_mode: \"4440\"\n", "2: mtls.key_mode: \"4440\" is not an octal mode such as \"0440\", at most \"0777\""},
-		{"mode of words", "mtls:\n  cert_mode: a+r\n", "2: mtls.cert_mode: \"a+r\" is not an octal mode such as \"0440\", at most \"0777\""},
-		{"owner by name", "mtls:\n  owner: root:root\n", "2: mtls.owner: \"root:root\" is not a numeric uid:gid such as \"0:0\""},
+		{"mode that is not octal", "mtls:\n  key_mode: \"0489\"\n",
+			"2: mtls.key_mode: \"0489\" is not an octal mode such as \"0440\", at most \"0777\""},
+		{"mode with set-user-ID", "mtls:\n  key_mode: \"4440\"\n",
+			"2: mtls.key_mode: \"4440\" is not an octal mode such as \"0440\", at most \"0777\""},
+		{"mode of words", "mtls:\n  cert_mode: a+r\n",
+			"2: mtls.cert_mode: \"a+r\" is not an octal mode such as \"0440\", at most \"0777\""},
+		{"owner by name", "mtls:\n  owner: root:root\n",
+			"2: mtls.owner: \"root:root\" is not a numeric uid:gid such as \"0:0\""},
 		{"owner without group", "mtls:\n  owner: 0\n", "2: mtls.owner: \"0\" is not a numeric uid:gid such as \"0:0\""},
-		{"owner that chown ignores", "mtls:\n  owner: \"-1:0\"\n", "2: mtls.owner: \"-1:0\" is not a numeric uid:gid such as \"0:0\""},
+		{"owner that chown ignores", "mtls:\n  owner: \"-1:0\"\n",
+			"2: mtls.owner: \"-1:0\" is not a numeric uid:gid such as \"0:0\""},
 
 		// Values.
 		{"level", "log:\n  level: INFO\n", "2: log.level: \"INFO\" is not one of debug, info, warn, error"},
 		{"format", "log:\n  format: xml\n", "2: log.format: \"xml\" is not one of auto, text, json"},
 		{"mode", "attestation:\n  mode: strict\n", "2: attestation.mode: \"strict\" is not one of enforce, warn, off"},
-		{"transport", "attestation:\n  transport: vsock\n", "2: attestation.transport: \"vsock\" is not one of auto, configfs, ioctl"},
+		{"transport", "attestation:\n  transport: vsock\n",
+			"2: attestation.transport: \"vsock\" is not one of auto, configfs, ioctl"},
 		{"device", "attestation:\n  device: sev-guest\n", "2: attestation.device: \"sev-guest\"" + notClean},
 		{"configfs", "attestation:\n  configfs: /sys/\n", "2: attestation.configfs: \"/sys/\"" + notClean},
-		{"no policy", "attestation:\n  policy: \"\"\n", "2: attestation.policy: empty; name a built-in profile or a file"},
-		{"unknown profile", "attestation:\n  policy: aws\n", "2: attestation.policy: \"aws\" is none of the profiles aws-shared and aws-dedicated; a file's path has a \"/\" or \".\""},
+		{"no policy", "attestation:\n  policy: \"\"\n",
+			"2: attestation.policy: empty; name a built-in profile or a file"},
+		{"unknown profile", "attestation:\n  policy: aws\n", "2: attestation.policy: " +
+			"\"aws\" is none of the profiles aws-shared and aws-dedicated; a file's path has a \"/\" or \".\""},
 		{"rate 0", "attestation:\n  rate: 0\n", "2: attestation.rate: 0 is not above 0 and at most 50"},
 		{"rate 50.5", "attestation:\n  rate: 50.5\n", "2: attestation.rate: 50.5 is not above 0 and at most 50"},
 		{"burst 0", "attestation:\n  burst: 0\n", "2: attestation.burst: 0 is not between 1 and 64"},
 		{"burst 65", "attestation:\n  burst: 65\n", "2: attestation.burst: 65 is not between 1 and 64"},
-		{"KDS in the clear", "attestation:\n  kds: http://kdsintf.amd.com\n", "2: attestation.kds: \"http://kdsintf.amd.com\" is not https; http is for loopback only"},
-		{"KDS by another scheme", "attestation:\n  kds: ftp://127.0.0.1\n", "2: attestation.kds: \"ftp://127.0.0.1\" is not https; http is for loopback only"},
-		{"KDS without a scheme", "attestation:\n  kds: kdsintf.amd.com\n", "2: attestation.kds: \"kdsintf.amd.com\" is not a URL such as https://kdsintf.amd.com"},
-		{"KDS with a query", "attestation:\n  kds: https://a/?b=c\n", "2: attestation.kds: \"https://a/?b=c\" is not a URL such as https://kdsintf.amd.com"},
-		{"KDS with a password", "attestation:\n  kds: https://a:b@c\n", "2: attestation.kds: \"https://a:b@c\" is not a URL such as https://kdsintf.amd.com"},
+		{"KDS in the clear", "attestation:\n  kds: http://kdsintf.amd.com\n",
+			"2: attestation.kds: \"http://kdsintf.amd.com\" is not https; http is for loopback only"},
+		{"KDS by another scheme", "attestation:\n  kds: ftp://127.0.0.1\n",
+			"2: attestation.kds: \"ftp://127.0.0.1\" is not https; http is for loopback only"},
+		{"KDS without a scheme", "attestation:\n  kds: kdsintf.amd.com\n",
+			"2: attestation.kds: \"kdsintf.amd.com\" is not a URL such as https://kdsintf.amd.com"},
+		{"KDS with a query", "attestation:\n  kds: https://a/?b=c\n",
+			"2: attestation.kds: \"https://a/?b=c\" is not a URL such as https://kdsintf.amd.com"},
+		{"KDS with a password", "attestation:\n  kds: https://a:b@c\n",
+			"2: attestation.kds: \"https://a:b@c\" is not a URL such as https://kdsintf.amd.com"},
 		{"relative cache", "attestation:\n  cache: sevagent\n", "2: attestation.cache: \"sevagent\"" + notClean},
 		{"relative path", "mtls:\n  path: mtls\n", "2: mtls.path: \"mtls\"" + notClean},
 		{"path upwards", "mtls:\n  path: /etc/../mtls\n", "2: mtls.path: \"/etc/../mtls\"" + notClean},
 		{"path /", "mtls:\n  path: /\n", "2: mtls.path: \"/\"" + notClean},
 		{"path of two lines", "mtls:\n  path: |\n    /etc/mtls\n", "2: mtls.path: \"/etc/mtls\\n\"" + notClean},
-		{"21 secrets", "mtls:\n  secrets: [a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u]\n", "2: mtls.secrets: 21 secrets, at most 20 are allowed"},
-		{"empty secret", "mtls:\n  secrets: [\"\"]\n", "2: mtls.secrets[0]: \"\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
-		{"secret with a space", "mtls:\n  secrets:\n  - a b\n", "3: mtls.secrets[0]: \"a b\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
-		{"ARN of something else", "mtls:\n  secrets: [\"arn:aws:s3:::bucket\"]\n", "2: mtls.secrets[0]: \"arn:aws:s3:::bucket\" is not the ARN of a Secrets Manager secret"},
-		{"ARN with a JSON key", "mtls:\n  secrets: [\"arn:aws:secretsmanager:us-east-2:123456789012:secret:a:key::\"]\n",
-			"2: mtls.secrets[0]: \"arn:aws:secretsmanager:us-east-2:123456789012:secret:a:key::\" is not the ARN of a Secrets Manager secret"},
-		{"relative file", "mtls:\n  secrets: [\"file://x.pem\"]\n", "2: mtls.secrets[0]: \"file://x.pem\" does not name a clean absolute path, file:///path"},
-		{"same secret", "mtls:\n  secrets:\n  - a\n  - b\n  - a\n", "5: mtls.secrets[2]: the same secret as mtls.secrets[0]"},
+		{"21 secrets", "mtls:\n  secrets: [a,b,c,d,e,f,g,h,i,j,k,l,m,n,o,p,q,r,s,t,u]\n",
+			"2: mtls.secrets: 21 secrets, at most 20 are allowed"},
+		{"empty secret", "mtls:\n  secrets: [\"\"]\n",
+			"2: mtls.secrets[0]: \"\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
+		{"secret with a space", "mtls:\n  secrets:\n  - a b\n",
+			"3: mtls.secrets[0]: \"a b\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
+		{"ARN of something else", "mtls:\n  secrets: [\"arn:aws:s3:::bucket\"]\n",
+			"2: mtls.secrets[0]: \"arn:aws:s3:::bucket\" is not the ARN of a Secrets Manager secret"},
+		{"ARN with a JSON key",
+			"mtls:\n  secrets: [\"arn:aws:secretsmanager:us-east-2:123456789012:secret:a:key::\"]\n",
+			"2: mtls.secrets[0]: \"arn:aws:secretsmanager:us-east-2:123456789012:secret:a:key::\" is not the ARN of " +
+				"a Secrets Manager secret"},
+		{"relative file", "mtls:\n  secrets: [\"file://x.pem\"]\n",
+			"2: mtls.secrets[0]: \"file://x.pem\" does not name a clean absolute path, file:///path"},
+		{"same secret", "mtls:\n  secrets:\n  - a\n  - b\n  - a\n",
+			"5: mtls.secrets[2]: the same secret as mtls.secrets[0]"},
 		{"poll too often", "mtls:\n  poll_interval: 4s\n", "2: mtls.poll_interval: 4s is not between 5s and 24h"},
-		{"probe too seldom", "mtls:\n  probe_interval: 25h\n", "2: mtls.probe_interval: 25h0m0s is not between 5s and 24h"},
-		{"key for everyone", "mtls:\n  key_mode: 0444\n", "2: mtls.key_mode: \"0444\" lets everyone at the private keys; the last digit must be 0"},
+		{"probe too seldom", "mtls:\n  probe_interval: 25h\n",
+			"2: mtls.probe_interval: 25h0m0s is not between 5s and 24h"},
+		{"key for everyone", "mtls:\n  key_mode: 0444\n",
+			"2: mtls.key_mode: \"0444\" lets everyone at the private keys; the last digit must be 0"},
 		{"key for nobody", "mtls:\n  key_mode: \"0040\"\n", "2: mtls.key_mode: \"040\" does not let the owner read"},
-		{"certificates that everyone writes", "mtls:\n  cert_mode: \"0666\"\n", "2: mtls.cert_mode: \"0666\" lets everyone replace the trust anchors"},
-		{"endpoint without a port", "mtls:\n  endpoints: [host]\n", "2: mtls.endpoints[0]: \"host\" is not host:port, with an IPv6 address in brackets"},
-		{"endpoint without brackets", "mtls:\n  endpoints: [\"fd00::1:443\"]\n", "2: mtls.endpoints[0]: \"fd00::1:443\" is not host:port, with an IPv6 address in brackets"},
-		{"endpoint without a host", "mtls:\n  endpoints: [\":443\"]\n", "2: mtls.endpoints[0]: \"\" is not the name or address of a host in \":443\""},
-		{"endpoint as a URL", "mtls:\n  endpoints: [\"https://a:443\"]\n", "2: mtls.endpoints[0]: \"https://a:443\" is not host:port, with an IPv6 address in brackets"},
-		{"endpoint with port 0", "mtls:\n  endpoints: [\"a:0\"]\n", "2: mtls.endpoints[0]: \"a:0\" has no port from 1 to 65535"},
-		{"endpoint with port 65536", "mtls:\n  endpoints: [\"a:65536\"]\n", "2: mtls.endpoints[0]: \"a:65536\" has no port from 1 to 65535"},
+		{"certificates that everyone writes", "mtls:\n  cert_mode: \"0666\"\n",
+			"2: mtls.cert_mode: \"0666\" lets everyone replace the trust anchors"},
+		{"endpoint without a port", "mtls:\n  endpoints: [host]\n",
+			"2: mtls.endpoints[0]: \"host\" is not host:port, with an IPv6 address in brackets"},
+		{"endpoint without brackets", "mtls:\n  endpoints: [\"fd00::1:443\"]\n",
+			"2: mtls.endpoints[0]: \"fd00::1:443\" is not host:port, with an IPv6 address in brackets"},
+		{"endpoint without a host", "mtls:\n  endpoints: [\":443\"]\n",
+			"2: mtls.endpoints[0]: \"\" is not the name or address of a host in \":443\""},
+		{"endpoint as a URL", "mtls:\n  endpoints: [\"https://a:443\"]\n",
+			"2: mtls.endpoints[0]: \"https://a:443\" is not host:port, with an IPv6 address in brackets"},
+		{"endpoint with port 0", "mtls:\n  endpoints: [\"a:0\"]\n",
+			"2: mtls.endpoints[0]: \"a:0\" has no port from 1 to 65535"},
+		{"endpoint with port 65536", "mtls:\n  endpoints: [\"a:65536\"]\n",
+			"2: mtls.endpoints[0]: \"a:65536\" has no port from 1 to 65535"},
 		{"relative socket", "listen:\n  socket: \"@x\"\n", "2: listen.socket: \"@x\"" + notClean},
 		{"long socket", "listen:\n  socket: " + socket + "\n", "2: listen.socket: 108 bytes, at most 107 are allowed"},
-		{"TCP for all", "listen:\n  tcp: 0.0.0.0:9180\n", "2: listen.tcp: \"0.0.0.0:9180\" is not a loopback address; only this machine may ask"},
-		{"TCP on no address", "listen:\n  tcp: \":9180\"\n", "2: listen.tcp: \"\" is not the name or address of a host in \":9180\""},
-		{"TCP on a name", "listen:\n  tcp: localhost.evil:9180\n", "2: listen.tcp: \"localhost.evil:9180\" is not a loopback address; only this machine may ask"},
+		{"TCP for all", "listen:\n  tcp: 0.0.0.0:9180\n",
+			"2: listen.tcp: \"0.0.0.0:9180\" is not a loopback address; only this machine may ask"},
+		{"TCP on no address", "listen:\n  tcp: \":9180\"\n",
+			"2: listen.tcp: \"\" is not the name or address of a host in \":9180\""},
+		{"TCP on a name", "listen:\n  tcp: localhost.evil:9180\n",
+			"2: listen.tcp: \"localhost.evil:9180\" is not a loopback address; only this machine may ask"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg, err := loadText(tt.text)
@@ -307,7 +362,8 @@ func TestTooMuch(t *testing.T) {
 		if n := len(err.Error()); n > 50_000 {
 			t.Errorf("%s: an error of %d bytes", name, n)
 		}
-		if name == "values" && !strings.Contains(err.Error(), "c.yaml:2: more than 10000 keys and values in one file\n") {
+		if name == "values" &&
+			!strings.Contains(err.Error(), "c.yaml:2: more than 10000 keys and values in one file\n") {
 			t.Errorf("%s: got\n%.400s\nwhich does not tell the limit", name, err)
 		}
 	}
@@ -318,7 +374,8 @@ func TestOverlay(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a[b]*")
 	write(t, dir, "config.yaml", "log: {level: debug, format: json}\nmtls: {secrets: [a, b, c], poll_interval: 1m}\n")
 	write(t, dir, "conf.d/60-late.yaml", "log: {level: warn}\n")
-	write(t, dir, "conf.d/50-bootstrap.yaml", "log: {level: error}\nmtls: {\"secrets\": [\"d\"]}\n") // as bootstrap writes it
+	// as bootstrap writes it
+	write(t, dir, "conf.d/50-bootstrap.yaml", "log: {level: error}\nmtls: {\"secrets\": [\"d\"]}\n")
 	write(t, dir, "conf.d/70-none.yaml", "")
 	write(t, dir, "conf.d/.80-editor.yaml", "not: read\n")
 	write(t, dir, "conf.d/90-other.yml", "not: read\n")
@@ -371,18 +428,22 @@ func TestCheck(t *testing.T) {
 		t.Error("the content repairs the directory:", err)
 	}
 	write(t, dir, "conf.d/60.yaml", "log: {level: loudest}\n")
-	if _, err := Check(dir, name, []byte("log: {level: warn}")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/60.yaml:1: log.level: ") {
+	if _, err := Check(dir, name, []byte("log: {level: warn}")); err == nil ||
+		!strings.HasPrefix(err.Error(), dir+"/conf.d/60.yaml:1: log.level: ") {
 		t.Errorf("a later file overrides the content: got %v, want a mistake in 60.yaml", err)
 	}
-	if _, err := Check(dir, "conf.d/10.yaml", []byte("x: 1\n")); err == nil || !strings.HasPrefix(err.Error(), dir+"/conf.d/10.yaml:1: x: ") {
+	if _, err := Check(dir, "conf.d/10.yaml", []byte("x: 1\n")); err == nil ||
+		!strings.HasPrefix(err.Error(), dir+"/conf.d/10.yaml:1: x: ") {
 		t.Errorf("a mistake in the content: got %v", err)
 	}
 }
 
 func TestNeedsRestart(t *testing.T) {
 	// What SIGHUP takes over; every other key is named.
-	reloadable := []string{"log.level", "attestation.policy", "mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
-		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap", "mtls.allow_removal", "mtls.reload", "mtls.reload_splay", "mtls.endpoints", "mtls.probe_interval"}
+	reloadable := []string{"log.level", "attestation.policy",
+		"mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
+		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap",
+		"mtls.allow_removal", "mtls.reload", "mtls.reload_splay", "mtls.endpoints", "mtls.probe_interval"}
 	var got, want []string
 	old := Default()
 	if keys := old.NeedsRestart(old); keys != nil {
@@ -447,7 +508,8 @@ func FuzzLoad(f *testing.F) {
 	f.Add(data)
 	for _, s := range []string{
 		"", "---\n", "a: *b\n", "log: &a {level: *a}\n", "? {a: b}\n: c\n", "mtls: {secrets: [[], ~, 1, a]}\n",
-		"<<: [*a]\n", "\xff\xfea\x00", "log: !!binary aaa\n", "log:\n level: \"\\u2028\\n\"\n", "%YAML 1.1\n---\n...\n", "mtls: {key_mode: 0440, owner: 0:0}\n",
+		"<<: [*a]\n", "\xff\xfea\x00", "log: !!binary aaa\n",
+		"log:\n level: \"\\u2028\\n\"\n", "%YAML 1.1\n---\n...\n", "mtls: {key_mode: 0440, owner: 0:0}\n",
 	} {
 		f.Add([]byte(s))
 	}

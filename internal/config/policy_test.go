@@ -77,7 +77,8 @@ platform_unknown: {mode: ""}
 	want := builtin(t, appraise.AWSShared)
 	want.Name, want.Roots, want.RootsPEM = file, "pki/roots.pem", []byte(roots)
 	// One value is for all products, and starts from Milan's.
-	want.MinReportedTCB = appraise.ProductRule[snp.TCB]{Mode: appraise.Enforce, Value: snp.TCB{Bootloader: 4, SNP: 25, Microcode: 217}}
+	want.MinReportedTCB = appraise.ProductRule[snp.TCB]{Mode: appraise.Enforce,
+		Value: snp.TCB{Bootloader: 4, SNP: 25, Microcode: 217}}
 	want.MinCommittedTCB.ByProduct.Genoa.SNP = 27
 	want.MinCommittedTCB.ByProduct.Turin = snp.TCB{FMC: 1, Bootloader: 1, TEE: 1, SNP: 4, Microcode: 81}
 	want.Signer = appraise.Rule[string]{Mode: appraise.Warn, Value: "VCEK"}
@@ -86,18 +87,21 @@ platform_unknown: {mode: ""}
 	want.PolicyForbidden.Value = []string{"DEBUG", "SMT"}
 	want.MitigationVector = appraise.ProductRule[uint64]{Mode: appraise.Enforce, Value: 1<<64 - 1}
 	want.PlatformUnknown.Mode = ""
-	want.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce, Value: []appraise.Measurement{{Value: measurement, VCPUs: 2, NotAfter: "2027-01-31"}}}
+	want.Measurement = appraise.Rule[[]appraise.Measurement]{Mode: appraise.Enforce,
+		Value: []appraise.Measurement{{Value: measurement, VCPUs: 2, NotAfter: "2027-01-31"}}}
 	want.IDKeys = appraise.Rule[[]string]{Mode: appraise.Warn, Value: []string{measurement}}
 	want.ReportVersion.Value.Min = 4
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	// Nothing of it stays in the profile.
-	if diff := cmp.Diff([]string{"DEBUG", "MIGRATE_MA"}, builtin(t, appraise.AWSShared).PolicyForbidden.Value); diff != "" {
+	diff := cmp.Diff([]string{"DEBUG", "MIGRATE_MA"}, builtin(t, appraise.AWSShared).PolicyForbidden.Value)
+	if diff != "" {
 		t.Errorf("the profile has changed:\n%s", diff)
 	}
 
-	if _, err := LoadPolicy(filepath.Join(dir, "none.yaml")); err == nil || !strings.HasPrefix(err.Error(), "read the policy: ") {
+	if _, err := LoadPolicy(filepath.Join(dir, "none.yaml")); err == nil ||
+		!strings.HasPrefix(err.Error(), "read the policy: ") {
 		t.Errorf("an absent file: got %v", err)
 	}
 }
@@ -107,7 +111,8 @@ func TestPolicyOfSimulator(t *testing.T) {
 	psp := must.Get(sim.New(sim.DefaultOptions(time.Now())))(t, "make a simulator")
 	dir := t.TempDir()
 	write(t, dir, "roots.pem", string(psp.Roots()))
-	got := must.Get(LoadPolicy(write(t, dir, "policy.yaml", "profile: aws-shared\nroots: roots.pem\n")))(t, "load a policy")
+	got := must.Get(LoadPolicy(write(t, dir, "policy.yaml", "profile: aws-shared\nroots: roots.pem\n")))(t,
+		"load a policy")
 	if string(got.RootsPEM) != string(psp.Roots()) {
 		t.Error("the policy's roots are not the simulator's")
 	}
@@ -117,7 +122,8 @@ func TestPolicyRefuses(t *testing.T) {
 	good := certificatePEM(t)
 	files := map[string]string{
 		"/etc/empty": "", "/etc/key": "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-		"/etc/half": good + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "/etc/large": good + strings.Repeat("\n", maxFile),
+		"/etc/half":  good + "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+		"/etc/large": good + strings.Repeat("\n", maxFile),
 	}
 	read := func(file string) ([]byte, error) {
 		if text, ok := files[file]; ok {
@@ -125,63 +131,105 @@ func TestPolicyRefuses(t *testing.T) {
 		}
 		return nil, &os.PathError{Op: "open", Path: file, Err: os.ErrNotExist}
 	}
-	policyBits := "SMT, MIGRATE_MA, DEBUG, SINGLE_SOCKET, CXL_ALLOW, MEM_AES_256_XTS, RAPL_DIS, CIPHERTEXT_HIDING_DRAM, PAGE_SWAP_DISABLE"
+	policyKeys := "profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, " +
+		"policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, " +
+		"min_committed_tcb, min_launch_tcb, tcb_contradiction, provisional_firmware, mitigation_vector, pinned, " +
+		"measurement, id_keys, author_keys"
+	policyBits := "SMT, MIGRATE_MA, DEBUG, SINGLE_SOCKET, CXL_ALLOW, MEM_AES_256_XTS, RAPL_DIS, " +
+		"CIPHERTEXT_HIDING_DRAM, PAGE_SWAP_DISABLE"
 	platformBits := "SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, CIPHERTEXT_HIDING_DRAM_EN, ALIAS_CHECK_COMPLETE, TIO_EN"
 	const p = "profile: aws-dedicated\n"
 	for _, tt := range []struct{ name, text, want string }{
 		{"empty", "", "1: profile: not set; a file starts from aws-shared or aws-dedicated"},
-		{"no profile and more", "roots: /etc/none\n", "1: profile: not set; a file starts from aws-shared or aws-dedicated\n1: roots: open /etc/none: file does not exist"},
+		{"no profile and more", "roots: /etc/none\n", "1: profile: not set; " +
+			"a file starts from aws-shared or aws-dedicated\n1: roots: open /etc/none: file does not exist"},
 		{"unknown profile and more", "vmpl: {value: 9}\nprofile: gcp\n",
-			"1: vmpl.value: 9 is not between 0 and 3\n2: profile: no built-in policy \"gcp\" (there are aws-shared and aws-dedicated)"},
+			"1: vmpl.value: 9 is not between 0 and 3\n" +
+				"2: profile: no built-in policy \"gcp\" (there are aws-shared and aws-dedicated)"},
 		{"profile of another type", "profile: 1\n", "1: profile: 1 is not text; put it in quotes"},
 		{"not YAML", "a: [\n", "1: not YAML: did not find expected node content"},
-		{"not a mapping", "[]\n", "1: want a mapping with the keys profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, tcb_contradiction, provisional_firmware, mitigation_vector, pinned, measurement, id_keys, author_keys"},
-		{"field that is not a key", p + "name: x\n", "2: name: unknown key; there are profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, min_committed_tcb, min_launch_tcb, tcb_contradiction, provisional_firmware, mitigation_vector, pinned, measurement, id_keys, author_keys"},
+		{"not a mapping", "[]\n", "1: want a mapping with the keys " + policyKeys},
+		{"field that is not a key", p + "name: x\n", "2: name: unknown key; there are " + policyKeys},
 		{"unknown rule", p + "mesurement: {}\n", "2: mesurement: unknown key; did you mean measurement?"},
 		{"rule without its mapping", p + "signer: VCEK\n", "2: signer: want a mapping with the keys mode, value"},
 		{"mode", p + "signer: {mode: off}\n", "2: signer.mode: \"off\" is not one of enforce, warn"},
 		{"mode without a value", p + "signer: {mode: ~}\n", "2: signer.mode: no value; give one or remove the key"},
-		{"no mode", p + "measurement: {value: [{value: " + strings.Repeat("0a", 48) + "}]}\n", "2: measurement.mode: not set; choose enforce or warn"},
+		{"no mode", p + "measurement: {value: [{value: " + strings.Repeat("0a", 48) + "}]}\n",
+			"2: measurement.mode: not set; choose enforce or warn"},
 		{"no value", p + "csp_id:\n  mode: enforce\n", "3: csp_id.value: \"\" is neither node nor an EC2 region"},
 		{"signer", p + "signer: {value: vcek}\n", "2: signer.value: \"vcek\" is not one of VLEK, VCEK"},
-		{"CSP_ID", p + "csp_id: {mode: warn, value: CN=x}\n", "2: csp_id.value: \"CN=x\" is neither node nor an EC2 region"},
+		{"CSP_ID", p + "csp_id: {mode: warn, value: CN=x}\n",
+			"2: csp_id.value: \"CN=x\" is neither node nor an EC2 region"},
 		{"chip ID", p + "chip_id: {value: one}\n", "2: chip_id.value: \"one\" is not one of zero, set"},
 		{"VMPL", p + "vmpl: {value: 4}\n", "2: vmpl.value: 4 is not between 0 and 3"},
 		{"VMPL below 0", p + "vmpl: {value: -1}\n", "2: vmpl.value: \"-1\" is not a whole number from 0 to 4294967295"},
-		{"policy bit", p + "policy_forbidden: {value: [DEBUG, debug]}\n", "2: policy_forbidden.value[1]: \"debug\" is not one of " + policyBits},
-		{"platform bit", p + "platform_required: {value: [SMT]}\n", "2: platform_required.value[0]: \"SMT\" is not one of " + platformBits},
-		{"platform unknown", p + "platform_unknown: {value: some}\n", "2: platform_unknown.value: \"some\" is not one of none"},
-		{"TCB component out of range", p + "min_reported_tcb: {value: {snp: 256}}\n", "2: min_reported_tcb.value.snp: \"256\" is not a whole number from 0 to 255"},
-		{"TCB component unknown", p + "min_launch_tcb:\n  value: {psp: 1}\n", "3: min_launch_tcb.value.psp: unknown key; did you mean snp?"},
-		{"TCB component unknown and far", p + "min_launch_tcb:\n  value: {component: 1}\n", "3: min_launch_tcb.value.component: unknown key; there are fmc, bootloader, tee, snp, microcode"},
-		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n", "2: min_launch_tcb.value: want a mapping with the keys fmc, bootloader, tee, snp, microcode"},
+		{"policy bit", p + "policy_forbidden: {value: [DEBUG, debug]}\n",
+			"2: policy_forbidden.value[1]: \"debug\" is not one of " + policyBits},
+		{"platform bit", p + "platform_required: {value: [SMT]}\n",
+			"2: platform_required.value[0]: \"SMT\" is not one of " + platformBits},
+		{"platform unknown", p + "platform_unknown: {value: some}\n",
+			"2: platform_unknown.value: \"some\" is not one of none"},
+		{"TCB component out of range", p + "min_reported_tcb: {value: {snp: 256}}\n",
+			"2: min_reported_tcb.value.snp: \"256\" is not a whole number from 0 to 255"},
+		{"TCB component unknown", p + "min_launch_tcb:\n  value: {psp: 1}\n",
+			"3: min_launch_tcb.value.psp: unknown key; did you mean snp?"},
+		{"TCB component unknown and far", p + "min_launch_tcb:\n  value: {component: 1}\n",
+			"3: min_launch_tcb.value.component: unknown key; there are fmc, bootloader, tee, snp, microcode"},
+		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n",
+			"2: min_launch_tcb.value: want a mapping with the keys fmc, bootloader, tee, snp, microcode"},
 		{"rule that says nothing", p + "signer: ~\nvmpl: {}\nmin_launch_tcb:\n",
-			"2: signer: empty, so that it changes nothing; give it a mode or a value, or remove it\n3: vmpl: empty, so that it changes nothing; give it a mode or a value, or remove it\n4: min_launch_tcb: empty, so that it changes nothing; give it a mode or a value, or remove it"},
-		{"version that nobody knows", p + "report_version: {value: {max: 4294967295}}\n", "2: report_version.value.max: 4294967295 is above 5, the newest version that can be appraised"},
-		{"nothing forbidden", p + "policy_forbidden: {value: []}\n", "2: policy_forbidden.value: empty, so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied"},
-		{"nothing required", p + "platform_forbidden:\n  mode: enforce\n", "3: platform_forbidden.value: empty, so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied"},
-		{"no mitigation", p + "mitigation_vector: {value: 0}\n", "2: mitigation_vector.value: empty, so that it requires nothing; give a value, or remove mitigation_vector"},
-		{"no TCB", p + "min_launch_tcb: {value: {bootloader: 0, snp: 0, microcode: 0}}\n", "2: min_launch_tcb.value: empty, so that it requires nothing; give a value, or remove min_launch_tcb"},
-		{"no TCB for a product", p + "min_launch_tcb:\n  by_product:\n    Turin: {}\n", "4: min_launch_tcb.by_product.Turin: empty; give a value, or remove Turin"},
-		{"unknown product", p + "min_launch_tcb: {by_product: {Rome: {snp: 1}}}\n", "2: min_launch_tcb.by_product.Rome: unknown key; there are Milan, Genoa, Bergamo, Turin"},
-		{"FMC of another product", p + "min_launch_tcb: {by_product: {Genoa: {fmc: 1}}}\n", "2: min_launch_tcb.by_product.Genoa.fmc: only Turin has an FMC"},
-		{"all products and each", p + "mitigation_vector: {value: 1, by_product: {Turin: 2}}\n", "2: mitigation_vector.by_product: value is there, too, and is for all products; give one of them"},
+			"2: signer: empty, so that it changes nothing; give it a mode or a value, or remove it\n" +
+				"3: vmpl: empty, so that it changes nothing; give it a mode or a value, or remove it\n" +
+				"4: min_launch_tcb: empty, so that it changes nothing; give it a mode or a value, or remove it"},
+		{"version that nobody knows", p + "report_version: {value: {max: 4294967295}}\n",
+			"2: report_version.value.max: 4294967295 is above 5, the newest version that can be appraised"},
+		{"nothing forbidden", p + "policy_forbidden: {value: []}\n", "2: policy_forbidden.value: empty, " +
+			"so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied"},
+		{"nothing required", p + "platform_forbidden:\n  mode: enforce\n", "3: platform_forbidden.value: empty, " +
+			"so that it requires nothing; list some, or write mode: \"\" for a rule that is not applied"},
+		{"no mitigation", p + "mitigation_vector: {value: 0}\n", "2: mitigation_vector.value: empty, " +
+			"so that it requires nothing; give a value, or remove mitigation_vector"},
+		{"no TCB", p + "min_launch_tcb: {value: {bootloader: 0, snp: 0, microcode: 0}}\n",
+			"2: min_launch_tcb.value: empty, so that it requires nothing; give a value, or remove min_launch_tcb"},
+		{"no TCB for a product", p + "min_launch_tcb:\n  by_product:\n    Turin: {}\n",
+			"4: min_launch_tcb.by_product.Turin: empty; give a value, or remove Turin"},
+		{"unknown product", p + "min_launch_tcb: {by_product: {Rome: {snp: 1}}}\n",
+			"2: min_launch_tcb.by_product.Rome: unknown key; there are Milan, Genoa, Bergamo, Turin"},
+		{"FMC of another product", p + "min_launch_tcb: {by_product: {Genoa: {fmc: 1}}}\n",
+			"2: min_launch_tcb.by_product.Genoa.fmc: only Turin has an FMC"},
+		{"all products and each", p + "mitigation_vector: {value: 1, by_product: {Turin: 2}}\n",
+			"2: mitigation_vector.by_product: value is there, too, and is for all products; give one of them"},
 		{"roots that name no file", p + "roots: \"\"\n", "2: roots: empty; name a PEM file, or remove roots for AMD's"},
-		{"contradiction", p + "tcb_contradiction: {value: some}\n", "2: tcb_contradiction.value: \"some\" is not one of none"},
-		{"pinned", p + "pinned: {mode: warn, value: vmpl}\n", "2: pinned.value: \"vmpl\" is not one of chip_ids or measurement"},
-		{"mitigation vector", p + "mitigation_vector: {value: 0x10000000000000000}\n", "2: mitigation_vector.value: \"0x10000000000000000\" is not a whole number from 0 to 18446744073709551615"},
-		{"measurement", p + "measurement:\n  mode: enforce\n  value:\n  - {value: ABCD}\n", "5: measurement.value[0].value: \"ABCD\" is not 96 lower-case hexadecimal digits"},
-		{"retired on no day", p + "measurement: {mode: warn, value: [{value: " + strings.Repeat("0a", 48) + ", not_after: \"soon\"}]}\n", "2: measurement.value[0].not_after: \"soon\" is not a day such as \"2027-01-31\""},
-		{"no chip IDs", p + "chip_ids: {mode: enforce, value: []}\n", "2: chip_ids.value: empty, so that no report is acceptable; list some or remove chip_ids"},
-		{"ID key", p + "id_keys: {mode: enforce, value: [aa]}\n", "2: id_keys.value[0]: \"aa\" is not 96 lower-case hexadecimal digits"},
-		{"platform bit", p + "platform_forbidden: {mode: enforce, value: [SMT]}\n", "2: platform_forbidden.value[0]: \"SMT\" is not one of SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, CIPHERTEXT_HIDING_DRAM_EN, ALIAS_CHECK_COMPLETE, TIO_EN"},
-		{"provisional", p + "provisional_firmware: {mode: enforce, value: some}\n", "2: provisional_firmware.value: \"some\" is not one of none"},
-		{"versions", p + "report_version: {value: {min: 5, max: 4}}\n", "2: report_version.value: min 5 is above max 4"},
-		{"no measurement", p + "measurement: {mode: warn, value: []}\n", "2: measurement.value: empty, so that no report is acceptable; list some or remove measurement"},
+		{"contradiction", p + "tcb_contradiction: {value: some}\n",
+			"2: tcb_contradiction.value: \"some\" is not one of none"},
+		{"pinned", p + "pinned: {mode: warn, value: vmpl}\n",
+			"2: pinned.value: \"vmpl\" is not one of chip_ids or measurement"},
+		{"mitigation vector", p + "mitigation_vector: {value: 0x10000000000000000}\n",
+			"2: mitigation_vector.value: \"0x10000000000000000\" is not a whole number from 0 to 18446744073709551615"},
+		{"measurement", p + "measurement:\n  mode: enforce\n  value:\n  - {value: ABCD}\n",
+			"5: measurement.value[0].value: \"ABCD\" is not 96 lower-case hexadecimal digits"},
+		{"retired on no day", p + "measurement: {mode: warn, value: [{value: " +
+			strings.Repeat("0a", 48) + ", not_after: \"soon\"}]}\n",
+			"2: measurement.value[0].not_after: \"soon\" is not a day such as \"2027-01-31\""},
+		{"no chip IDs", p + "chip_ids: {mode: enforce, value: []}\n",
+			"2: chip_ids.value: empty, so that no report is acceptable; list some or remove chip_ids"},
+		{"ID key", p + "id_keys: {mode: enforce, value: [aa]}\n",
+			"2: id_keys.value[0]: \"aa\" is not 96 lower-case hexadecimal digits"},
+		{"platform bit", p + "platform_forbidden: {mode: enforce, value: [SMT]}\n",
+			"2: platform_forbidden.value[0]: \"SMT\" is not one of SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, " +
+				"CIPHERTEXT_HIDING_DRAM_EN, ALIAS_CHECK_COMPLETE, TIO_EN"},
+		{"provisional", p + "provisional_firmware: {mode: enforce, value: some}\n",
+			"2: provisional_firmware.value: \"some\" is not one of none"},
+		{"versions", p + "report_version: {value: {min: 5, max: 4}}\n",
+			"2: report_version.value: min 5 is above max 4"},
+		{"no measurement", p + "measurement: {mode: warn, value: []}\n",
+			"2: measurement.value: empty, so that no report is acceptable; list some or remove measurement"},
 		{"roots that are not there", p + "roots: none\n", "2: roots: open none: file does not exist"},
 		{"roots without a certificate", p + "roots: /etc/empty\n", "2: roots: /etc/empty holds no PEM certificate"},
-		{"roots with a key", p + "roots: /etc/key\n", "2: roots: /etc/key: entry 0 is \"PRIVATE KEY\", not a certificate"},
-		{"roots with a broken certificate", p + "roots: /etc/half\n", "2: roots: /etc/half: entry 1: x509: malformed certificate"},
+		{"roots with a key", p + "roots: /etc/key\n",
+			"2: roots: /etc/key: entry 0 is \"PRIVATE KEY\", not a certificate"},
+		{"roots with a broken certificate", p + "roots: /etc/half\n",
+			"2: roots: /etc/half: entry 1: x509: malformed certificate"},
 		{"roots that are too large", p + "roots: /etc/large\n", "2: roots: /etc/large is larger than 1048576 bytes"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -202,8 +250,10 @@ func TestPolicyRefuses(t *testing.T) {
 // FuzzPolicy holds ParsePolicy to: whatever is in a file, it gives a policy that validates or mistakes that say where.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
-		"profile: aws-shared\n", "profile: aws-dedicated\nroots: x\nsigner: {mode: warn, value: VLEK}\n", "measurement: {value: [a, ~]}\n",
-		"profile: &a x\nvmpl: *a\n", "profile: aws-shared\nmin_reported_tcb: {mode: enforce, value: {snp: 1, tee: 0x2}}\n",
+		"profile: aws-shared\n", "profile: aws-dedicated\nroots: x\nsigner: {mode: warn, value: VLEK}\n",
+		"measurement: {value: [a, ~]}\n",
+		"profile: &a x\nvmpl: *a\n",
+		"profile: aws-shared\nmin_reported_tcb: {mode: enforce, value: {snp: 1, tee: 0x2}}\n",
 	} {
 		f.Add([]byte(s))
 	}
