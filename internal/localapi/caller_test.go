@@ -27,11 +27,13 @@ const (
 	arnA    = "arn:aws:ecs:eu-west-1:123456789012:task/prod/" + taskA
 )
 
-const service, inTaskA = "0::/system.slice/x.service\n", "0::/ecstasks.slice/ecstasks-" + taskA + ".slice/docker-" + idA + ".scope\n"
+const service, inTaskA = "0::/system.slice/x.service\n", "0::/ecstasks.slice/ecstasks-" +
+	taskA + ".slice/docker-" + idA + ".scope\n"
 
 // stat is a /proc/<pid>/stat. The rest is that of a real one, of Linux 6.18.
 func stat(comm, state string, start uint64) string {
-	const format = "4242 (%s) %s 1 4242 4242 0 -1 4194304 104 0 1 0 0 0 0 0 20 0 1 0 %d 2998272 431 18446744073709551615 0 0\n"
+	const format = "4242 (%s) %s 1 4242 4242 0 -1 4194304 104 0 1 0 0 0 0 0 20 0 1 0 %d 2998272 431 " +
+		"18446744073709551615 0 0\n"
 	return fmt.Sprintf(format, comm, state, start)
 }
 

@@ -78,9 +78,12 @@ func newNode(t *testing.T, callers *Callers) *node {
 		},
 		Callers:  callers,
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
-		Refresh:  func(context.Context) (*client.Refresh, error) { return &client.Refresh{Generation: "g1"}, n.refresh },
-		Metrics:  metrics,
-		Log:      slog.New(slog.DiscardHandler),
+		Refresh: func(context.Context) (
+			*client.Refresh, error) {
+			return &client.Refresh{Generation: "g1"}, n.refresh
+		},
+		Metrics: metrics,
+		Log:     slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -191,7 +194,8 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 		must.Get(io.ReadAll(c))(t, "wait until connection %d is closed", i)
 	}
 	// They leave nothing behind.
-	for deadline := time.Now().Add(2 * time.Minute); runtime.NumGoroutine() > before; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); runtime.NumGoroutine() > before; time.Sleep(
+		10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines, %d before the slow clients came", runtime.NumGoroutine(), before)
 		}

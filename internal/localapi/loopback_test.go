@@ -85,7 +85,8 @@ func TestConnectionsOnLoopback(t *testing.T) {
 	defer kept.Close()
 	get := func(conn net.Conn, who string) {
 		t.Helper()
-		must.Get(io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"))(t, "send the request of %s", who)
+		must.Get(io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"))(t,
+			"send the request of %s", who)
 		resp := must.Get(http.ReadResponse(bufio.NewReader(conn), nil))(t, "read the response to %s", who)
 		if io.Copy(io.Discard, resp.Body); resp.StatusCode != http.StatusOK {
 			t.Errorf("the response to %s is %s, want 200", who, resp.Status)

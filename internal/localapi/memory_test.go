@@ -72,7 +72,8 @@ func TestMemoryServer(t *testing.T) {
 	callers, proc := newCallers(t, "")
 	proc.set(os.Getppid(), service, stat("x", "S", 1))
 	server := New(Config{
-		Callers: callers, Evidence: worker.Evidence, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Callers: callers, Evidence: worker.Evidence, Metrics: prometheus.NewRegistry(),
+		Log:      slog.New(slog.DiscardHandler),
 		BoundKey: func(string) ([]byte, bool) { return make([]byte, sha256.Size), true },
 	})
 	listener := must.Get(net.Listen("unix", socket))(t, "listen")
@@ -139,8 +140,10 @@ func TestMemory(t *testing.T) {
 	before := residentPeak(t, server.Process.Pid)
 	must.Get(lines.Write([]byte("\n")))(t, "open the gate")
 
-	// Nobody reads before everybody has to be answered: the worst that callers can do.
-	time.Sleep(time.Second)
+	// Nobody reads before everybody is answered: the worst that callers can do.
+	for i, conn := range connections {
+		must.Do(t, awaitAnswer(conn), "wait for the answer to caller %d", i)
+	}
 	var failed sync.Map
 	var readers sync.WaitGroup
 	for i, conn := range connections {
@@ -168,12 +171,25 @@ func TestMemory(t *testing.T) {
 func dial(ctx context.Context, socket string) (conn net.Conn, err error) {
 	for range 1000 {
 		conn, err = new(net.Dialer).DialContext(ctx, "unix", socket)
-		if err == nil || !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
+		notYet := errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)
+		if !notYet && !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
 		}
 		time.Sleep(10 * time.Millisecond) // until it listens, or has accepted some
 	}
 	return nil, err
+}
+
+// awaitAnswer returns when conn has something to read, and leaves it there.
+func awaitAnswer(conn net.Conn) error {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		_, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK)
+		return !errors.Is(err, syscall.EAGAIN)
+	})
 }
 
 // readEvidence reads the evidence of caller i.

@@ -124,8 +124,11 @@ func TestRequests(t *testing.T) {
 		{"tcp", "GET", "/readyz", "", foreign, nil, 403, "foreign_host"},
 		{"tcp", "GET", "/readyz", "", nil, func() { n.health = client.Fail }, 503, ""},
 		{"unix", "GET", "/metrics", "", nil, nil, 200, ""},
-		{"tcp", "GET", "/metrics", "", []string{"Accept", "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}, nil, 200, ""},
-		{"tcp", "GET", "/metrics", "", []string{"Accept", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"}, nil, 200, ""},
+		{"tcp", "GET", "/metrics", "", []string{"Accept",
+			"application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}, nil, 200, ""},
+		{"tcp", "GET", "/metrics", "", []string{"Accept",
+			"application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"},
+			nil, 200, ""},
 		{"tcp", "GET", "/metrics", "", foreign, nil, 403, "foreign_host"},
 		{"tcp", "GET", "/metrics", "", nil, func() { n.gather = broken }, 500, ""},
 		{"unix", "GET", "/v1/status", "", nil, nil, 200, ""},
@@ -144,13 +147,18 @@ func TestRequests(t *testing.T) {
 		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "peer"}`, nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "report_data": "00"}`, nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", "{" + nonce + "}{}", nil, nil, 400, "bad_request"},
-		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "NONCE": "` + strings.Repeat("A", 22) + `"}`, nil, nil, 400, "bad_request"},
-		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, "nonce", "Nonce", 1) + "}", nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "NONCE": "` + strings.Repeat("A", 22) + `"}`,
+			nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, "nonce", "Nonce", 1) + "}",
+			nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", "{" + nonce + "," + nonce + "}", nil, nil, 400, "bad_request"},
-		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "none", "bind": "client"}`, nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": "none", "bind": "client"}`,
+			nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", "{" + nonce + `, "bind": null}`, nil, nil, 400, "bad_request"},
-		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, "AAEC", `AAEC\n`, 1) + "}", nil, nil, 400, "bad_request"},
-		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, `Dw"`, `Dx"`, 1) + "}", nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, "AAEC", `AAEC\n`, 1) + "}",
+			nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/evidence", "{" + strings.Replace(nonce, `Dw"`, `Dx"`, 1) + "}",
+			nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", `{"nonce": "AAECAwQFBgcICQoLDA0O"}`, nil, nil, 400, "bad_request"}, // 15 bytes
 		{"unix", "POST", "/v1/evidence", `{"nonce": "` + strings.Repeat("A", 87) + `"}`, nil, nil, 400, "bad_request"},
 		{"unix", "POST", "/v1/evidence", `{"nonce": "+++++++++++++++++++++w=="}`, nil, nil, 400, "bad_request"},
@@ -159,13 +167,17 @@ func TestRequests(t *testing.T) {
 		{"unix", "POST", "/v1/evidence", strings.Repeat(" ", 5000), nil, nil, 413, "bad_request"},
 		{"tcp", "POST", "/v1/evidence", body, nil, nil, 403, "socket_only"},
 		{"tcp", "POST", "/v1/evidence", body, foreign, nil, 403, "foreign_host"},
-		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = fmt.Errorf("ask: %w", attest.ErrQueueFull) }, 429, "queue_full"},
+		{"unix", "POST", "/v1/evidence", body, nil,
+			func() { n.evidence = fmt.Errorf("ask: %w", attest.ErrQueueFull) }, 429, "queue_full"},
 		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = attest.ErrNoDevice }, 503, "device_missing"},
 		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = attest.ErrThrottled }, 503, "throttled"},
-		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = attest.ErrVMPCKDisabled }, 503, "vmpck_disabled"},
-		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = &attest.FirmwareError{Status: 0x27} }, 503, "firmware_error"},
+		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = attest.ErrVMPCKDisabled },
+			503, "vmpck_disabled"},
+		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = &attest.FirmwareError{Status: 0x27} },
+			503, "firmware_error"},
 		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = context.DeadlineExceeded }, 503, "deadline"},
-		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = &appraise.Rejection{Code: "policy_rejected"} }, 503, "policy_rejected"},
+		{"unix", "POST", "/v1/evidence", body, nil,
+			func() { n.evidence = &appraise.Rejection{Code: "policy_rejected"} }, 503, "policy_rejected"},
 		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = broken }, 503, "attestation_failed"},
 		{"unix", "POST", "/v1/refresh", "", nil, nil, 200, ""},
 		{"tcp", "POST", "/v1/refresh", "", nil, nil, 403, "socket_only"},
@@ -221,7 +233,8 @@ func TestRequests(t *testing.T) {
 					continue
 				}
 				for media := range r.Content {
-					if name := fmt.Sprintf("%s %s %s %s", strings.ToUpper(method), path, status, media); !provoked[name] {
+					name := fmt.Sprintf("%s %s %s %s", strings.ToUpper(method), path, status, media)
+					if !provoked[name] {
 						t.Errorf("%s is described, but no request here provokes it", name)
 					}
 				}
@@ -314,7 +327,8 @@ func TestOpenAPISchemas(t *testing.T) {
 			}
 			check(at+"{}", each, typ.Elem())
 		default:
-			kinds := map[reflect.Kind]string{reflect.String: "string", reflect.Bool: "boolean", reflect.Float64: "number"}
+			kinds := map[reflect.Kind]string{reflect.String: "string",
+				reflect.Bool: "boolean", reflect.Float64: "number"}
 			if want = kinds[typ.Kind()]; want == "" && typ.ConvertibleTo(reflect.TypeFor[int]()) {
 				want = "integer"
 			}
@@ -324,8 +338,9 @@ func TestOpenAPISchemas(t *testing.T) {
 		}
 	}
 	for name, v := range map[string]any{
-		"Problem": client.Problem{}, "EvidenceRequest": client.EvidenceRequest{}, "Evidence": client.Evidence{}.Document,
-		"Verdict": appraise.Verdict{}, "Status": client.Status{}, "Health": client.Health{},
+		"Problem": client.Problem{}, "EvidenceRequest": client.EvidenceRequest{},
+		"Evidence": client.Evidence{}.Document,
+		"Verdict":  appraise.Verdict{}, "Status": client.Status{}, "Health": client.Health{},
 		"Certificates": client.Certificates{}, "Refresh": client.Refresh{},
 	} {
 		check(name, &schema{Ref: "#/components/schemas/" + name}, reflect.TypeOf(v))

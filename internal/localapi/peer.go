@@ -81,7 +81,8 @@ func (s *Server) mayRefresh(ctx context.Context) (reason string, ok bool) {
 	case cgroup.Container:
 		return "refresh is for root of the node, not of a container", false
 	}
-	return "refresh is for root of the node, and the caller is neither in a systemd service nor in a login session", false
+	return "refresh is for root of the node, " +
+		"and the caller is neither in a systemd service nor in a login session", false
 }
 
 // lives reports whether the process that connected still exists. If it does, its pid has been its own ever since, and

@@ -17,16 +17,28 @@ func TestParseSocket(t *testing.T) {
 		want       tcpSocket
 		ok         bool
 	}{
-		{"listening", "   0: 0100007F:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1 0 100 0 0 10 0",
-			tcpSocket{netip.MustParseAddrPort("127.0.0.1:51678"), netip.MustParseAddrPort("0.0.0.0:0"), tcpListen, 0, 1076}, true},
-		{"listening on all addresses, IPv6", "   1: 00000000000000000000000000000000:C9DE 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 77 1 0 100 0 0 10 0",
-			tcpSocket{netip.MustParseAddrPort("[::]:51678"), netip.MustParseAddrPort("[::]:0"), tcpListen, 1000, 77}, true},
-		{"IPv4 in IPv6", "   2: 0000000000000000FFFF00000100007F:D000 0000000000000000FFFF00000100007F:23DC 01 00000000:00000000 00:00000000 00000000 65534        0 9 1 0 20 4 30 10 -1",
-			tcpSocket{netip.MustParseAddrPort("127.0.0.1:53248"), netip.MustParseAddrPort("127.0.0.1:9180"), 1, 65534, 9}, true},
+		{"listening", "   0: 0100007F:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 " +
+			"1076 1 0 100 0 0 10 0",
+			tcpSocket{netip.MustParseAddrPort("127.0.0.1:51678"),
+				netip.MustParseAddrPort("0.0.0.0:0"), tcpListen, 0, 1076}, true},
+		{"listening on all addresses, IPv6",
+			"   1: 00000000000000000000000000000000:C9DE 00000000000000000000000000000000:0000 0A 00000000:00000000 " +
+				"00:00000000 00000000  1000        0 77 1 0 100 0 0 10 0",
+			tcpSocket{netip.MustParseAddrPort("[::]:51678"), netip.MustParseAddrPort("[::]:0"), tcpListen, 1000, 77},
+			true},
+		{"IPv4 in IPv6", "   2: 0000000000000000FFFF00000100007F:D000 0000000000000000FFFF00000100007F:23DC 01 " +
+			"00000000:00000000 00:00000000 00000000 65534        0 9 1 0 20 4 30 10 -1",
+			tcpSocket{netip.MustParseAddrPort("127.0.0.1:53248"),
+				netip.MustParseAddrPort("127.0.0.1:9180"), 1, 65534, 9}, true},
 		{"short", "   0: 0100007F:C9DE 00000000:0000 0A", tcpSocket{}, false},
-		{"no address", "   0: 0100007:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1", tcpSocket{}, false},
-		{"no port", "   0: 0100007F:X 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1", tcpSocket{}, false},
-		{"no user", "   0: 0100007F:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     -1        0 1076 1", tcpSocket{}, false},
+		{"no address",
+			"   0: 0100007:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1",
+			tcpSocket{}, false},
+		{"no port", "   0: 0100007F:X 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1",
+			tcpSocket{}, false},
+		{"no user",
+			"   0: 0100007F:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     -1        0 1076 1",
+			tcpSocket{}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if runtime.GOARCH == "s390x" {
@@ -63,7 +75,8 @@ func TestListeners(t *testing.T) {
 		{"another's, of all addresses", line(all, "0A", nobody), "", "not of root"},
 		{"another's, of all addresses of IPv6", "", line(all6, "0A", nobody), "not of root"},
 		{"another's beside root's", line(ours, "0A", nobody), line(all6, "0A", "0"), "not of root"},
-		{"another's elsewhere", line(ours, "0A", "0") + line(other, "0A", nobody) + line(port, "0A", nobody), line(ours6, "0A", nobody), ""},
+		{"another's elsewhere", line(ours, "0A", "0") + line(other, "0A", nobody) + line(port, "0A", nobody),
+			line(ours6, "0A", nobody), ""},
 		{"nobody's", line(port, "0A", "0"), "", "nothing listens"},
 		{"root's, connected", line(ours, "01", "0"), "", "nothing listens"},
 		{"unreadable", "x\n", "", "fields"},

@@ -53,7 +53,8 @@ func registeredIn(container, arn, metadata string) http.HandlerFunc {
 			w.WriteHeader(http.StatusNotFound)
 			arn = ""
 		}
-		const format = `{"Arn":%q,"KnownStatus":"RUNNING","Family":"web","Version":"3","Containers":[{"DockerId":%q,"Name":"web"}]}`
+		const format = `{"Arn":%q,"KnownStatus":"RUNNING","Family":"web","Version":"3",` +
+			`"Containers":[{"DockerId":%q,"Name":"web"}]}`
 		fmt.Fprintf(w, format, arn, container)
 	}
 }
@@ -87,8 +88,10 @@ func TestTaskARN(t *testing.T) {
 		want    string
 	}{
 		{"answer", knows(idA, arnA), arnA},
-		{"short form", knows(idA, "arn:aws:ecs:us-east-1:123456789012:task/"+taskOld), "arn:aws:ecs:us-east-1:123456789012:task/" + taskOld},
-		{"other partition", knows(idA, "arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/"+taskA), "arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/" + taskA},
+		{"short form", knows(idA, "arn:aws:ecs:us-east-1:123456789012:task/"+taskOld),
+			"arn:aws:ecs:us-east-1:123456789012:task/" + taskOld},
+		{"other partition", knows(idA, "arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/"+taskA),
+			"arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/" + taskA},
 		{"unknown container", knows(idB, arnA), ""},
 		{"another kind of ARN", knows(idA, "arn:aws:ecs:us-east-1:123456789012:cluster/c"), ""},
 		{"ARN with a newline", knows(idA, arnA+"\n"), ""},
@@ -147,19 +150,25 @@ func TestTaskOfAnotherNode(t *testing.T) {
 		{"another region", Node{Region: "us-east-1"}, `{}`, arnA, false},
 		{"another account", Node{AccountID: "210987654321"}, `{}`, arnA, false},
 		{"another cluster", Node{Cluster: "dev"}, `{}`, arnA, false},
-		{"another cluster, short form", Node{Cluster: "dev"}, `{}`, "arn:aws:ecs:eu-west-1:123456789012:task/" + taskA, true},
+		{"another cluster, short form", Node{Cluster: "dev"},
+			`{}`, "arn:aws:ecs:eu-west-1:123456789012:task/" + taskA, true},
 		{"registered here", Node{}, fmt.Sprintf(metadata, "prod", instance), arnA, true},
-		{"registered here, by ARN", Node{}, fmt.Sprintf(metadata, "arn:aws:ecs:eu-west-1:123456789012:cluster/prod", "null"), arnA, true},
-		{"registered in another region", Node{}, fmt.Sprintf(metadata, "prod", strings.Replace(instance, "eu-west-1", "us-east-1", 1)), arnA, false},
-		{"registered in another account", Node{}, fmt.Sprintf(metadata, "prod", strings.Replace(instance, "123456789012", "210987654321", 1)), arnA, false},
+		{"registered here, by ARN", Node{},
+			fmt.Sprintf(metadata, "arn:aws:ecs:eu-west-1:123456789012:cluster/prod", "null"), arnA, true},
+		{"registered in another region", Node{},
+			fmt.Sprintf(metadata, "prod", strings.Replace(instance, "eu-west-1", "us-east-1", 1)), arnA, false},
+		{"registered in another account", Node{},
+			fmt.Sprintf(metadata, "prod", strings.Replace(instance, "123456789012", "210987654321", 1)), arnA, false},
 		{"registered in another cluster", Node{}, fmt.Sprintf(metadata, "dev", "null"), arnA, false},
-		{"registered there, and it is not", Node{Region: "us-east-1"}, fmt.Sprintf(metadata, "prod", instance), arnA, false},
+		{"registered there, and it is not", Node{Region: "us-east-1"},
+			fmt.Sprintf(metadata, "prod", instance), arnA, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			url, _ := ecsAgent(t, registeredIn(idA, c.arn, c.metadata))
 			callers, _ := newCallers(t, url)
 			callers.tasks.node = func() Node { return c.node }
-			if got := callers.tasks.arn(t.Context(), idA, taskA); (got == c.arn) != c.want || got != "" && got != c.arn {
+			if got := callers.tasks.arn(t.Context(), idA, taskA); (got == c.arn) != c.want ||
+				got != "" && got != c.arn {
 				t.Errorf("task is %q, want %s believed: %v", got, c.arn, c.want)
 			}
 		})
