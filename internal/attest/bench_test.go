@@ -91,7 +91,7 @@ func load(b *testing.B, batch, callers int) (perSecond float64, waits []time.Dur
 				select {
 				case err := <-answer:
 					if err != nil {
-						b.Error(err)
+						b.Errorf("get evidence: %v", err)
 						return
 					}
 					mu.Lock()
@@ -105,9 +105,7 @@ func load(b *testing.B, batch, callers int) (perSecond float64, waits []time.Dur
 	}
 	wg.Wait()
 	stop()
-	if err := <-done; err != nil {
-		b.Fatal(err)
-	}
+	must.Do(b, <-done, "run the worker")
 	slices.Sort(waits)
 	return float64(len(waits)) / duration.Seconds(), waits
 }

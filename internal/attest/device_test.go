@@ -24,10 +24,14 @@ func TestABI(t *testing.T) {
 		{"sizeof snp_guest_request_ioctl", unsafe.Sizeof(guestRequest{}), unsafe.Sizeof(labi.SnpUserGuestRequestABI{})},
 		{"sizeof snp_ext_report_req", unsafe.Sizeof(extReportReq{}), unsafe.Sizeof(labi.SnpExtendedReportReqABI{})},
 		{"sizeof snp_report_resp", unsafe.Sizeof(reportResp{}), unsafe.Sizeof(labi.SnpReportRespABI{})},
-		{"offsetof exitinfo2", unsafe.Offsetof(guestRequest{}.exitInfo2), unsafe.Offsetof(labi.SnpUserGuestRequestABI{}.FwErr)},
-		{"offsetof resp_data", unsafe.Offsetof(guestRequest{}.respData), unsafe.Offsetof(labi.SnpUserGuestRequestABI{}.RespData)},
-		{"offsetof certs_address", unsafe.Offsetof(extReportReq{}.certsAddress), unsafe.Offsetof(labi.SnpExtendedReportReqABI{}.CertsAddress)},
-		{"offsetof certs_len", unsafe.Offsetof(extReportReq{}.certsLen), unsafe.Offsetof(labi.SnpExtendedReportReqABI{}.CertsLength)},
+		{"offsetof exitinfo2", unsafe.Offsetof(guestRequest{}.exitInfo2),
+			unsafe.Offsetof(labi.SnpUserGuestRequestABI{}.FwErr)},
+		{"offsetof resp_data", unsafe.Offsetof(guestRequest{}.respData),
+			unsafe.Offsetof(labi.SnpUserGuestRequestABI{}.RespData)},
+		{"offsetof certs_address", unsafe.Offsetof(extReportReq{}.certsAddress),
+			unsafe.Offsetof(labi.SnpExtendedReportReqABI{}.CertsAddress)},
+		{"offsetof certs_len", unsafe.Offsetof(extReportReq{}.certsLen),
+			unsafe.Offsetof(labi.SnpExtendedReportReqABI{}.CertsLength)},
 		{"offsetof vmpl", unsafe.Offsetof(extReportReq{}.vmpl), unsafe.Offsetof(labi.SnpReportReqABI{}.Vmpl)},
 		{"offsetof report", respReportOffset, unsafe.Offsetof(labi.SnpReportRespABI{}.Data)},
 	} {
@@ -74,7 +78,8 @@ func TestAdviceOfFirmwareErrors(t *testing.T) {
 	}{
 		{"a VMPL below the guest's", unix.EIO, 0x16, "below the one that the guest may speak for", "another host"},
 		{"another status", unix.EIO, 0x27, "moves to another host", "VMPL"},
-		{"destroyed key", unix.ENOTTY, 0, "modprobe sev-guest vmpck_id=1' and start the agent: its reports then have VMPL 1", "another host"},
+		{"destroyed key", unix.ENOTTY, 0,
+			"modprobe sev-guest vmpck_id=1' and start the agent: its reports then have VMPL 1", "another host"},
 	} {
 		advice := Advice(deviceError(c.errno, c.exitInfo2))
 		if !strings.Contains(advice, c.want) || strings.Contains(advice, c.not) {
@@ -104,7 +109,8 @@ func TestPrivlevel(t *testing.T) {
 
 func TestMissingDevice(t *testing.T) {
 	dir := t.TempDir()
-	d := Device{Transport: "auto", Path: filepath.Join(dir, "sev-guest"), Configfs: filepath.Join(dir, "tsm"), Platform: filepath.Join(dir, "platform")}
+	d := Device{Transport: "auto", Path: filepath.Join(dir, "sev-guest"),
+		Configfs: filepath.Join(dir, "tsm"), Platform: filepath.Join(dir, "platform")}
 	if _, err := d.Open(); !errors.Is(err, ErrNotSNPGuest) {
 		t.Errorf("no platform device: err = %v, want ErrNotSNPGuest", err)
 	}

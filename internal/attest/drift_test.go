@@ -87,7 +87,8 @@ func genuineVerdict() *appraise.Verdict {
 	tcb := snp.TCB{Bootloader: 4, SNP: 24, Microcode: 217}.Version()
 	return &appraise.Verdict{Status: appraise.Pass, CSPID: "CN=cc-us-east-2.amazonaws.com", Report: &snp.Report{
 		Version: 3, CurrentTCB: tcb, CommittedTCB: tcb, LaunchTCB: tcb, ReportedTCB: tcb, PlatformInfo: 0x25,
-		CurrentVersion: snp.FirmwareVersion{Major: 1, Minor: 55, Build: 29}, CommittedVersion: snp.FirmwareVersion{Major: 1, Minor: 55, Build: 29},
+		CurrentVersion:   snp.FirmwareVersion{Major: 1, Minor: 55, Build: 29},
+		CommittedVersion: snp.FirmwareVersion{Major: 1, Minor: 55, Build: 29},
 	}}
 }
 
@@ -109,21 +110,35 @@ func TestChanges(t *testing.T) {
 			v.Report.ReportData[0], v.Report.ReportID[0] = 1, 1
 		}, []client.Drift{}},
 		{"renewed certificate", func(v *appraise.Verdict) { v.NotAfter = at.AddDate(1, 0, 0) }, []client.Drift{}},
-		{"current TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB = newTCB }, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.29.222")}},
-		{"committed TCB", func(v *appraise.Verdict) { v.Report.CommittedTCB = newTCB }, []client.Drift{drift(at, "committed_tcb", "4.0.24.217", "4.0.29.222")}},
-		{"launch TCB", func(v *appraise.Verdict) { v.Report.LaunchTCB = newTCB }, []client.Drift{drift(at, "launch_tcb", "4.0.24.217", "4.0.29.222")}},
-		{"reported TCB", func(v *appraise.Verdict) { v.Report.ReportedTCB = newTCB }, []client.Drift{drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222")}},
-		{"reserved byte of a TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB.Raw |= 7 << 24 }, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.24.217 (0xd918000007000004)")}},
-		{"report version", func(v *appraise.Verdict) { v.Report.Version = 5 }, []client.Drift{drift(at, "report_version", "3", "5")}},
-		{"firmware, not committed", func(v *appraise.Verdict) { v.Report.CurrentVersion.Build = 30 }, []client.Drift{drift(at, "firmware", "1.55.29", "1.55.30")}},
-		{"committed firmware", func(v *appraise.Verdict) { v.Report.CommittedVersion.Build = 30 }, []client.Drift{drift(at, "committed_firmware", "1.55.29", "1.55.30")}},
-		{"platform info", func(v *appraise.Verdict) { v.Report.PlatformInfo = 0x125 }, []client.Drift{drift(at, "platform_info", "0x25 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE)", "0x125 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x100)")}},
-		{"measurement", func(v *appraise.Verdict) { v.Report.Measurement[0] = 0xab }, []client.Drift{drift(at, "measurement", zeros, "ab"+zeros[2:])}},
-		{"CSP_ID", func(v *appraise.Verdict) { v.CSPID = "CN=cc-eu-west-1.amazonaws.com" }, []client.Drift{drift(at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "CN=cc-eu-west-1.amazonaws.com")}},
-		{"VCEK instead of VLEK", func(v *appraise.Verdict) { v.CSPID = "" }, []client.Drift{drift(at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "none")}},
+		{"current TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB = newTCB },
+			[]client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"committed TCB", func(v *appraise.Verdict) { v.Report.CommittedTCB = newTCB },
+			[]client.Drift{drift(at, "committed_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"launch TCB", func(v *appraise.Verdict) { v.Report.LaunchTCB = newTCB },
+			[]client.Drift{drift(at, "launch_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"reported TCB", func(v *appraise.Verdict) { v.Report.ReportedTCB = newTCB },
+			[]client.Drift{drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222")}},
+		{"reserved byte of a TCB", func(v *appraise.Verdict) { v.Report.CurrentTCB.Raw |= 7 << 24 },
+			[]client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.24.217 (0xd918000007000004)")}},
+		{"report version", func(v *appraise.Verdict) { v.Report.Version = 5 },
+			[]client.Drift{drift(at, "report_version", "3", "5")}},
+		{"firmware, not committed", func(v *appraise.Verdict) { v.Report.CurrentVersion.Build = 30 },
+			[]client.Drift{drift(at, "firmware", "1.55.29", "1.55.30")}},
+		{"committed firmware", func(v *appraise.Verdict) { v.Report.CommittedVersion.Build = 30 },
+			[]client.Drift{drift(at, "committed_firmware", "1.55.29", "1.55.30")}},
+		{"platform info", func(v *appraise.Verdict) { v.Report.PlatformInfo = 0x125 },
+			[]client.Drift{drift(at, "platform_info", "0x25 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE)",
+				"0x125 (SMT_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x100)")}},
+		{"measurement", func(v *appraise.Verdict) { v.Report.Measurement[0] = 0xab },
+			[]client.Drift{drift(at, "measurement", zeros, "ab"+zeros[2:])}},
+		{"CSP_ID", func(v *appraise.Verdict) { v.CSPID = "CN=cc-eu-west-1.amazonaws.com" },
+			[]client.Drift{drift(at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "CN=cc-eu-west-1.amazonaws.com")}},
+		{"VCEK instead of VLEK", func(v *appraise.Verdict) { v.CSPID = "" },
+			[]client.Drift{drift(at, "csp_id", "CN=cc-us-east-2.amazonaws.com", "none")}},
 		{"several", func(v *appraise.Verdict) {
 			v.Report.Version, v.Report.CurrentTCB, v.Report.ReportedTCB = 5, newTCB, newTCB
-		}, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.29.222"), drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222"), drift(at, "report_version", "3", "5")}},
+		}, []client.Drift{drift(at, "current_tcb", "4.0.24.217", "4.0.29.222"),
+			drift(at, "reported_tcb", "4.0.24.217", "4.0.29.222"), drift(at, "report_version", "3", "5")}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			v := genuineVerdict()
@@ -210,7 +225,8 @@ func TestDriftIsNoticed(t *testing.T) {
 			t.Fatalf("after the change: %s", code)
 		}
 		before := n.State()
-		want := []client.Drift{drift(time.Now(), "platform_info", snp.PlatformInfo(0x27).String(), snp.PlatformInfo(0x2f).String())}
+		want := []client.Drift{drift(time.Now(), "platform_info",
+			snp.PlatformInfo(0x27).String(), snp.PlatformInfo(0x2f).String())}
 		if diff := cmp.Diff(want, before.Drift); diff != "" {
 			t.Errorf("drift (-want +got):\n%s", diff)
 		}
@@ -235,7 +251,8 @@ func TestDriftIsNoticed(t *testing.T) {
 		if diff := cmp.Diff(map[string]float64{"platform_info": 2}, n.drifted(t)); diff != "" {
 			t.Errorf("counted (-want +got):\n%s", diff)
 		}
-		if text := n.log.String(); strings.Count(text, `level=WARN msg="attestation drifted" what=platform_info from=`) != 2 {
+		if text := n.log.String(); strings.Count(text,
+			`level=WARN msg="attestation drifted" what=platform_info from=`) != 2 {
 			t.Errorf("log has not two warnings:\n%s", text)
 		}
 	})
@@ -246,7 +263,9 @@ func TestOnlyGenuineReportsDrift(t *testing.T) {
 		o := sim.DefaultOptions(time.Now())
 		n := newNode(t, o)
 		n.psp.SetFault(sim.FaultFlip) // as the first report, it must not become what others are compared with
-		for _, fault := range []string{sim.FaultFlip, "", sim.FaultFlip, sim.FaultVersion, sim.FaultTable, sim.FaultEcho, sim.FaultBusy, ""} {
+		for _, fault := range []string{
+			sim.FaultFlip, "", sim.FaultFlip, sim.FaultVersion, sim.FaultTable, sim.FaultEcho, sim.FaultBusy, "",
+		} {
 			n.psp.SetFault(fault)
 			n.ask(t)
 		}

@@ -65,13 +65,15 @@ var kinds = []kind{
 	{ErrInUse, "device_in_use", "stop the other program; only sevagent may use the device"},
 	{ErrVMPCKDisabled, "vmpck_disabled",
 		"stop and start the instance; or stop the agent, reload the driver with " +
-			"'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1' and start the agent: its reports then have VMPL 1, " +
+			"'modprobe -r sev-guest; modprobe sev-guest vmpck_id=1' and start the agent: " +
+			"its reports then have VMPL 1, " +
 			"which the built-in policies warn of"},
 	{ErrThrottled, "throttled", "wait and try again; lower attestation.rate if it lasts"},
 	{ErrVCEKPending, "vcek_pending", "the VCEK is being fetched from AMD's KDS; " +
 		"allow outbound HTTPS to it or put the certificate into the cache directory"},
-	{ErrReportDataMismatch, "report_data_mismatch", "update the kernel: 6.13 and 6.14 let concurrent requests overwrite " +
-		"each other; make sure that nothing else uses the device"},
+	{ErrReportDataMismatch, "report_data_mismatch",
+		"update the kernel: 6.13 and 6.14 let concurrent requests overwrite " +
+			"each other; make sure that nothing else uses the device"},
 	{ErrQueueFull, "queue_full", "try again later"},
 	{ErrDeadline, "deadline", "allow more time"},
 	{context.DeadlineExceeded, "deadline", "allow more time"},
@@ -105,7 +107,8 @@ func Advice(err error) string {
 	}
 	if f, ok := errors.AsType[*FirmwareError](err); ok {
 		if f.Status == statusInvalidParam {
-			return "the agent asked for a VMPL below the one that the guest may speak for: if the driver was loaded with " +
+			return "the agent asked for a VMPL below the one that the guest may speak for: " +
+				"if the driver was loaded with " +
 				"vmpck_id, restart the agent, which reads it; under an SVSM set attestation.transport to configfs"
 		}
 		return "stop and start the instance so that it moves to another host; report the status to AWS if it comes back"

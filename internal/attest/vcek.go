@@ -92,7 +92,8 @@ func NewVCEKs(cfg VCEKsConfig) *VCEKs {
 		client: &http.Client{Timeout: fetchTimeout, Transport: transport, CheckRedirect: sameHost},
 		wake:   make(chan struct{}, 1),
 		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "sevagent", Subsystem: "attestation",
-			Name: "vcek_fetches_total", Help: "Requests to AMD's key distribution service, by outcome."}, []string{"outcome"}),
+			Name: "vcek_fetches_total", Help: "Requests to AMD's key distribution service, by outcome."},
+			[]string{"outcome"}),
 	}
 	for _, outcome := range []string{"ok", "failed"} {
 		v.fetches.WithLabelValues(outcome)

@@ -119,7 +119,8 @@ func refuses(status int, retryAfter string) http.HandlerFunc {
 func hangs(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 func newVCEKs(url, dir string) *VCEKs {
-	return NewVCEKs(VCEKsConfig{URL: url, Dir: dir, Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+	return NewVCEKs(VCEKsConfig{URL: url, Dir: dir, Log: slog.New(slog.DiscardHandler),
+		Metrics: prometheus.NewRegistry()})
 }
 
 // runVCEKs runs v until the test ends.
@@ -144,10 +145,13 @@ func TestVCEKURL(t *testing.T) {
 		t.Fatal("no request")
 	}
 	got := request.url("https://kdsintf.amd.com/")
-	if want := "https://kdsintf.amd.com/vcek/v1/Genoa/ab" + strings.Repeat("00", 62) + "01?blSPL=04&teeSPL=00&snpSPL=29&ucodeSPL=222"; got != want {
+	want := "https://kdsintf.amd.com/vcek/v1/Genoa/ab" + strings.Repeat("00", 62) +
+		"01?blSPL=04&teeSPL=00&snpSPL=29&ucodeSPL=222"
+	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	theirs := must.Get(url.Parse(kds.VCEKCertURL("Genoa", r.ChipID[:], kds.TCBVersion(r.ReportedTCB.Raw))))(t, "parse a URL")
+	theirs := must.Get(url.Parse(kds.VCEKCertURL("Genoa", r.ChipID[:], kds.TCBVersion(r.ReportedTCB.Raw))))(t,
+		"parse a URL")
 	ours := must.Get(url.Parse(got))(t, "parse a URL")
 	if ours.Host != theirs.Host || ours.Path != theirs.Path || len(ours.Query()) != len(theirs.Query()) {
 		t.Errorf("go-sev-guest asks %v", theirs)
@@ -161,14 +165,16 @@ func TestVCEKURL(t *testing.T) {
 		}
 	}
 	parsed, err := kds.ParseVCEKCertURL(got)
-	if err != nil || !bytes.Equal(parsed.HWID, r.ChipID[:]) || parsed.TCB != r.ReportedTCB.Raw || parsed.ProductLine != "Genoa" {
+	if err != nil || !bytes.Equal(parsed.HWID, r.ChipID[:]) ||
+		parsed.TCB != r.ReportedTCB.Raw || parsed.ProductLine != "Genoa" {
 		t.Errorf("go-sev-guest reads it as %+v, %v", parsed, err)
 	}
 }
 
 func TestVCEKIsWanted(t *testing.T) {
 	chip := [64]byte{1}
-	milan, genoa, turin := snp.CPUID{Family: 0x19, Model: 0x01}, snp.CPUID{Family: 0x19, Model: 0x11}, snp.CPUID{Family: 0x1A, Model: 0x02}
+	milan, genoa, turin := snp.CPUID{Family: 0x19, Model: 0x01}, snp.CPUID{Family: 0x19,
+		Model: 0x11}, snp.CPUID{Family: 0x1A, Model: 0x02}
 	for _, c := range []struct {
 		name   string
 		report snp.Report
@@ -184,7 +190,8 @@ func TestVCEKIsWanted(t *testing.T) {
 	} {
 		request, _ := requestFor(&c.report)
 		v := newVCEKs("", t.TempDir())
-		if got := v.Want(&c.report); got != (c.line != "") || got && request.line != c.line || got != (v.wanted() != nil) {
+		if got := v.Want(&c.report); got != (c.line != "") ||
+			got && request.line != c.line || got != (v.wanted() != nil) {
 			t.Errorf("%s: wanted %v from line %q, want line %q", c.name, got, request.line, c.line)
 		}
 	}
@@ -204,7 +211,7 @@ func TestVCEKFromAMD(t *testing.T) {
 		t.Fatal("no request")
 	}
 	if _, err := request.check(der, time.Date(2025, 6, 1, 0, 0, 0, 0, time.UTC)); err != nil {
-		t.Error(err)
+		t.Errorf("the certificate that belongs to the report is refused: %v", err)
 	}
 }
 
@@ -230,10 +237,15 @@ func TestFetchVCEK(t *testing.T) {
 		{"with a tail", gives(append(bytes.Clone(good), 0)), "x509: trailing data", 0},
 		{"too large", gives(make([]byte, maxVCEK+1)), "more than 16384 bytes", 0},
 		{"another kind", gives(vlekTable.Find(snp.GUIDVLEK)), `for "SEV-VLEK", want SEV-VCEK`, 0},
-		{"another chip", gives(newDedicated(t, func(o *sim.Options) { o.ChipID[1]++ }).vcek(t)), "the certificate has hwID", 0},
-		{"another TCB", gives(newDedicated(t, func(o *sim.Options) { o.TCB.Microcode++ }).vcek(t)), "the certificate has ucodeSPL", 0},
-		{"expired", gives(newDedicated(t, func(o *sim.Options) { o.NotAfter = time.Now().Add(-time.Hour) }).vcek(t)), "the certificate expired", 0},
-		{"elsewhere", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.URL, http.StatusFound) }, "redirected to " + elsewhere.URL, 0},
+		{"another chip", gives(newDedicated(t, func(o *sim.Options) { o.ChipID[1]++ }).vcek(t)),
+			"the certificate has hwID", 0},
+		{"another TCB", gives(newDedicated(t, func(o *sim.Options) { o.TCB.Microcode++ }).vcek(t)),
+			"the certificate has ucodeSPL", 0},
+		{"expired", gives(newDedicated(t, func(o *sim.Options) { o.NotAfter = time.Now().Add(-time.Hour) }).vcek(t)),
+			"the certificate expired", 0},
+		{"elsewhere", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.URL, http.StatusFound)
+		}, "redirected to " + elsewhere.URL, 0},
 		{"a moment later", func(w http.ResponseWriter, r *http.Request) {
 			if r.FormValue("again") == "" {
 				http.Redirect(w, r, r.URL.String()+"&again=1", http.StatusFound)
@@ -254,9 +266,7 @@ func TestFetchVCEK(t *testing.T) {
 				t.Errorf("Retry-After is taken as %v, want %v", retryAfter, c.retryAfter)
 			}
 			if c.want == "" {
-				if err != nil {
-					t.Fatal(err)
-				}
+				must.Do(t, err, "fetch the certificate")
 				name := filepath.Join(dir, fmt.Sprintf("%x-%016x.der", r.ChipID, r.ReportedTCB.Raw))
 				if got, err := os.ReadFile(name); err != nil || !bytes.Equal(got, good) {
 					t.Errorf("on disk: %d bytes, %v", len(got), err)
@@ -290,7 +300,8 @@ func TestVCEKFetchedInTheEnd(t *testing.T) {
 		{"500 then good", []http.HandlerFunc{refuses(500, "")}, fetchMin, fetchMin * 3 / 2},
 		{"429 with Retry-After", []http.HandlerFunc{refuses(429, "60")}, time.Minute, time.Minute},
 		{"slow", []http.HandlerFunc{hangs}, fetchTimeout + fetchMin, fetchTimeout + fetchMin*3/2},
-		{"garbage, too large", []http.HandlerFunc{gives([]byte("?")), gives(make([]byte, 1<<20))}, 3 * fetchMin, 3 * fetchMin * 3 / 2},
+		{"garbage, too large", []http.HandlerFunc{gives([]byte("?")), gives(make([]byte, 1<<20))},
+			3 * fetchMin, 3 * fetchMin * 3 / 2},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -406,16 +417,16 @@ func TestVCEKWithoutCache(t *testing.T) {
 	v.client.Transport = &fakeKDS{answers: []http.HandlerFunc{gives(d.vcek(t))}}
 	r := d.report(t)
 	request, _ := requestFor(r)
-	if _, err := v.fetch(t.Context(), request); err != nil {
-		t.Fatal(err)
-	}
+	must.Get(v.fetch(t.Context(), request))(t, "fetch the certificate without a place for the cache")
 	if _, ok := v.Find(r); !ok {
 		t.Error("not found")
 	}
 }
 
 func TestFetchBackoff(t *testing.T) {
-	for n, want := range map[int]time.Duration{1: 10 * time.Second, 2: 20 * time.Second, 5: 160 * time.Second, 6: fetchMax, 1000: fetchMax} {
+	for n, want := range map[int]time.Duration{
+		1: 10 * time.Second, 2: 20 * time.Second, 5: 160 * time.Second, 6: fetchMax, 1000: fetchMax,
+	} {
 		if got := fetchBackoff(n, 0); got != want {
 			t.Errorf("failure %d: %v, want %v", n, got, want)
 		}
@@ -461,7 +472,8 @@ func TestWorkerWithVCEKFromKDS(t *testing.T) {
 
 	w := worker(vceks)
 	_, _, err = w.Evidence(t.Context(), claims(1, 2))
-	if !errors.Is(err, ErrVCEKPending) || Code(err) != "vcek_pending" || Permanent(err) || RetryAfter(err) != 10*time.Second || Advice(err) == "" {
+	if !errors.Is(err, ErrVCEKPending) || Code(err) != "vcek_pending" ||
+		Permanent(err) || RetryAfter(err) != 10*time.Second || Advice(err) == "" {
 		t.Fatalf("the first request: %v, want ErrVCEKPending", err)
 	}
 	if len(k.asked()) != 0 {
@@ -527,7 +539,8 @@ func TestDocumentBeginsWithTheSigningKey(t *testing.T) {
 			run(t, w)
 			doc, _, err := w.Evidence(t.Context(), claims(1, 1))
 			must.Do(t, err, "get evidence")
-			doc = must.Get(evidence.Parse(must.Get(json.Marshal(doc))(t, "encode the document")))(t, "parse the document")
+			doc = must.Get(evidence.Parse(must.Get(json.Marshal(doc))(t, "encode the document")))(t,
+				"parse the document")
 			certs := must.Get(doc.Certs())(t, "take the certificates out of the document")
 			if !bytes.Equal(certs[0], d.vcek(t)) {
 				t.Errorf("the first of %d certificates is not the VCEK's", len(certs))

@@ -109,7 +109,7 @@ func TestRequestsThatWaitTogetherShareAReport(t *testing.T) {
 			wg.Go(func() {
 				doc, _, err := w.Evidence(t.Context(), claims(uint32(i%7), uint64(i)))
 				if err != nil {
-					t.Error(err)
+					t.Errorf("caller %d: %v", i, err)
 					return
 				}
 				docs[i] = doc
@@ -127,7 +127,8 @@ func TestRequestsThatWaitTogetherShareAReport(t *testing.T) {
 			report := must.Get(snp.ParseReport(doc.Report))(t, "parse a report")
 			root, err := doc.Root()
 			if err != nil || root != report.ReportData {
-				t.Fatalf("caller %d: the inclusion path leads to %x, the report has %x (err %v)", i, root[:4], report.ReportData[:4], err)
+				t.Fatalf("caller %d: the inclusion path leads to %x, the report has %x (err %v)",
+					i, root[:4], report.ReportData[:4], err)
 			}
 			if doc.Claims().Leaf() != claims(uint32(i%7), uint64(i)).Leaf() {
 				t.Fatalf("caller %d got another's evidence", i)
@@ -142,9 +143,8 @@ func TestDeviceIsAskedNoFasterThanTheRate(t *testing.T) {
 		w := newWorker(t, d, 1, 4)
 		run(t, w)
 		for i := range 8 {
-			if _, _, err := w.Evidence(t.Context(), claims(1, uint64(i))); err != nil {
-				t.Fatal(err)
-			}
+			_, _, err := w.Evidence(t.Context(), claims(1, uint64(i)))
+			must.Do(t, err, "get evidence %d", i)
 		}
 		if took := d.asked[7].Sub(d.asked[0]); took < 4*time.Second {
 			t.Errorf("8 requests within %v, want at least 4 s at rate 1/s and burst 4", took)
@@ -226,9 +226,8 @@ func TestDeadlineThatCannotBeMetIsRefusedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorker(t, &fakeDevice{}, 0.1, 1)
 		run(t, w)
-		if _, _, err := w.Evidence(t.Context(), claims(1, 1)); err != nil {
-			t.Fatal(err)
-		}
+		_, _, err := w.Evidence(t.Context(), claims(1, 1))
+		must.Do(t, err, "get evidence")
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		began := time.Now()
@@ -249,9 +248,8 @@ func TestDeviceRestsAfterASlowRequest(t *testing.T) {
 		w := newWorker(t, d, 10, 10)
 		run(t, w)
 		for i := range 2 {
-			if _, _, err := w.Evidence(t.Context(), claims(1, uint64(i))); err != nil {
-				t.Fatal(err)
-			}
+			_, _, err := w.Evidence(t.Context(), claims(1, uint64(i)))
+			must.Do(t, err, "get evidence %d", i)
 		}
 		if pause := d.asked[1].Sub(d.asked[0]) - d.took; pause < restAfterSlow {
 			t.Errorf("the device was asked again after %v, want a rest of %v", pause, restAfterSlow)
@@ -265,9 +263,8 @@ func TestStoppingAnswersThoseWhoWait(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.Run(ctx) }()
-		if _, _, err := w.Evidence(t.Context(), claims(1, 1)); err != nil {
-			t.Fatal(err)
-		}
+		_, _, err := w.Evidence(t.Context(), claims(1, 1))
+		must.Do(t, err, "get evidence")
 		waiting := make(chan error, 1)
 		go func() {
 			_, _, err := w.Evidence(t.Context(), claims(1, 2))
