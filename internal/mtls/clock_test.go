@@ -30,7 +30,8 @@ func TestClock(t *testing.T) {
 			{-time.Hour, "the clock is ahead by 1h"}, {-50 * time.Second, ""}, {time.Hour, "the clock is behind by 1h"},
 		} {
 			*s.ahead = c.service
-			s.put(fmt.Sprintf("expired-%d", i), ca.ClientSecret(t, "expired", mtlstest.Valid(-2*time.Hour, -30*time.Minute)))
+			s.put(fmt.Sprintf("expired-%d", i),
+				ca.ClientSecret(t, "expired", mtlstest.Valid(-2*time.Hour, -30*time.Minute)))
 			n.after(6 * time.Minute)
 			if got := n.Status().Clock; !strings.HasPrefix(got.Error, c.want) || (got.Error == "") != (c.want == "") {
 				t.Errorf("the service is %v ahead: %+v, want %q", c.service, got, c.want)
@@ -39,7 +40,8 @@ func TestClock(t *testing.T) {
 				t.Errorf("the service is %v ahead: the metric is %v", c.service, got)
 			}
 			if got := n.secret("a"); got.State != client.SecretRejected || n.subject(t) != "first" {
-				t.Errorf("the service is %v ahead: secret %+v, want that it has expired by the node's clock", c.service, got)
+				t.Errorf("the service is %v ahead: secret %+v, want that it has expired by the node's clock",
+					c.service, got)
 			}
 		}
 

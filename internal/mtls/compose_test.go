@@ -40,7 +40,8 @@ func TestFallBack(t *testing.T) {
 			[]int{0, 1}},
 		"new secret, ready":     {of(both("a"), onlyNew("b")), true, reject("b"), []string{"new", ""}, []int{1}},
 		"new secret, not ready": {of(both("a"), onlyNew("b")), false, reject("b"), nil, []int{1}},
-		"collision, one can fall back": {of(both("a"), onlyNew("b")), false, collision("a", "b"), []string{"old", "new"},
+		"collision, one can fall back": {of(both("a"), onlyNew("b")),
+			false, collision("a", "b"), []string{"old", "new"},
 			[]int{0, 1}},
 		"nothing new": {of(onlyOld("a"), onlyOld("b")), true, reject("a"), nil, nil},
 	} {

@@ -22,8 +22,8 @@ type Config struct {
 	// Evidence returns the content of evidence.json for a published key, given the kind of its certificate, "client" or
 	// "server", and the SHA-256 of its SubjectPublicKeyInfo. It is called before every publication of a new set, with a
 	// deadline of 20 s, and publication waits for it: the node promises evidence for every key that it hands out, and a
-	// reader could not tell a missing file from one that was taken away. It may return nil to say that there is to be no
-	// evidence. A nil Evidence says so for good.
+	// reader could not tell a missing file from one that was taken away. It may return nil to say that there is to be
+	// no evidence. A nil Evidence says so for good.
 	Evidence func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
 	// Registerer takes the sevagent_mtls_ metrics.
 	Registerer prometheus.Registerer

@@ -53,8 +53,8 @@ func TestConsumers(t *testing.T) {
 			})
 		n.isReady(t, true)
 
-		if diff := cmp.Diff([]string{"ca.crt", "evidence.json", "manifest.json", "server.pem"},
-			names(t, filepath.Join(path, "web"))); diff != "" {
+		want := []string{"ca.crt", "evidence.json", "manifest.json", "server.pem"}
+		if diff := cmp.Diff(want, names(t, filepath.Join(path, "web"))); diff != "" {
 			t.Errorf("web (-want +got):\n%s", diff)
 		}
 		if diff := cmp.Diff([]string{"ca.crt", "manifest.json"}, names(t, filepath.Join(path, "trust"))); diff != "" {
@@ -66,7 +66,8 @@ func TestConsumers(t *testing.T) {
 		if diff := cmp.Diff([]string{"client", "server"}, bound); diff != "" {
 			t.Errorf("evidence asked for (-want +got):\n%s", diff)
 		}
-		if mtlstest.Read(t, filepath.Join(path, "web/server.pem")) != mtlstest.Read(t, filepath.Join(path, "server.pem")) {
+		if mtlstest.Read(t, filepath.Join(path, "web/server.pem")) !=
+			mtlstest.Read(t, filepath.Join(path, "server.pem")) {
 			t.Error("web has another server.pem")
 		}
 		status := n.Status().Consumers
@@ -78,10 +79,12 @@ func TestConsumers(t *testing.T) {
 		// A rotation reaches them all, and a restart changes none.
 		s.put("version-2", ca.ServerSecret(t, "second"))
 		n.after(6 * time.Minute)
-		if mtlstest.Read(t, filepath.Join(path, "web/server.pem")) != mtlstest.Read(t, filepath.Join(path, "server.pem")) {
+		if mtlstest.Read(t, filepath.Join(path, "web/server.pem")) !=
+			mtlstest.Read(t, filepath.Join(path, "server.pem")) {
 			t.Error("web has another server.pem after a rotation")
 		}
-		before := []string{n.Status().Generation, n.Status().Consumers[0].Generation, n.Status().Consumers[1].Generation}
+		before := []string{n.Status().Generation, n.Status().Consumers[0].Generation,
+			n.Status().Consumers[1].Generation}
 		n.stop()
 		n = start(t, path, map[string]source.Source{"a": s}, consumers(n.config.Settings.Consumers...),
 			func(c *Config) { c.Evidence = n.config.Evidence })
@@ -91,7 +94,8 @@ func TestConsumers(t *testing.T) {
 			t.Errorf("generations (-before +after a restart):\n%s", diff)
 		}
 
-		// One that is dropped goes, since nobody tends it any more; also one that was dropped while the agent did not run.
+		// One that is dropped goes, since nobody tends it any more; also one that was dropped while the agent did not
+		// run.
 		settings := n.config.Settings
 		settings.Consumers = settings.Consumers[:1]
 		n.Apply(settings)
@@ -129,7 +133,8 @@ func TestConsumerBehindALink(t *testing.T) {
 				n := start(t, path, map[string]source.Source{"a": s},
 					consumers(config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}}))
 				web := filepath.Join(path, "web")
-				must.Do(t, errors.Join(os.Mkdir(elsewhere, 0o755), os.Rename(web, web+"-away"), os.Symlink(target, web)),
+				must.Do(t, errors.Join(os.Mkdir(elsewhere, 0o755),
+					os.Rename(web, web+"-away"), os.Symlink(target, web)),
 					"put a link in place of web")
 				s.put("version-2", ca.ClientSecret(t, "second"))
 				n.after(6 * time.Minute)
@@ -140,7 +145,8 @@ func TestConsumerBehindALink(t *testing.T) {
 					t.Errorf("web is %v, %v; want a directory", fi, err)
 				}
 				if n.subject(t) != "second" || !slices.Contains(names(t, path), "ca.crt") ||
-					mtlstest.Read(t, filepath.Join(web, "client.pem")) != mtlstest.Read(t, filepath.Join(path, "client.pem")) {
+					mtlstest.Read(t, filepath.Join(web, "client.pem")) != mtlstest.Read(t,
+						filepath.Join(path, "client.pem")) {
 					t.Errorf("the node's own directory holds %v", names(t, path))
 				}
 			})
@@ -157,7 +163,8 @@ func TestConsumerFails(t *testing.T) {
 		must.Do(t, errors.Join(os.Mkdir(path, 0o755), os.WriteFile(filepath.Join(path, "web"), nil, 0o644)),
 			"put a file in place of web")
 		n := start(t, path, map[string]source.Source{"a": s},
-			consumers(config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}}, config.Consumer{Name: "api", Owner: own, Files: []string{"client.pem"}}))
+			consumers(config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}},
+				config.Consumer{Name: "api", Owner: own, Files: []string{"client.pem"}}))
 		n.isReady(t, false)
 		if n.subject(t) != "first" || mtlstest.Read(t, filepath.Join(path, "api/client.pem")) == "" {
 			t.Error("the others are not published")
@@ -168,8 +175,9 @@ func TestConsumerFails(t *testing.T) {
 		must.Do(t, os.Remove(filepath.Join(path, "web")), "remove it")
 		n.after(10 * time.Minute)
 		n.isReady(t, true)
-		if n.Status().Consumers[0].Error != "" || mtlstest.Read(t, filepath.Join(path, "web/client.pem")) != mtlstest.Read(t,
-			filepath.Join(path, "client.pem")) {
+		if n.Status().Consumers[0].Error != "" ||
+			mtlstest.Read(t, filepath.Join(path, "web/client.pem")) != mtlstest.Read(t,
+				filepath.Join(path, "client.pem")) {
 			t.Errorf("web is not published: %+v", n.Status().Consumers[0])
 		}
 	})
@@ -183,9 +191,11 @@ func TestConsumerChangesOwner(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 		n := start(t, path, map[string]source.Source{"a": newFake(ca.ClientSecret(t, "first"))},
-			consumers(config.Consumer{Name: "web", Owner: config.Owner{UID: 101, GID: 101}, Files: []string{"client.pem"}}))
+			consumers(config.Consumer{Name: "web", Owner: config.Owner{UID: 101, GID: 101},
+				Files: []string{"client.pem"}}))
 		settings := n.config.Settings
-		settings.Consumers = []config.Consumer{{Name: "web", Owner: config.Owner{UID: 202, GID: 202}, Files: []string{"client.pem"}}}
+		settings.Consumers = []config.Consumer{{Name: "web",
+			Owner: config.Owner{UID: 202, GID: 202}, Files: []string{"client.pem"}}}
 		if st := mtlstest.Stat(t, filepath.Join(path, "web/client.pem")); st.Uid != 101 || st.Gid != 101 {
 			t.Errorf("owner %d:%d, want 101:101", st.Uid, st.Gid)
 		}

@@ -31,7 +31,8 @@ func estimate(secrets int, interval time.Duration) client.Cost {
 		return client.Cost{}
 	}
 	window := rotationLead + rotationWindow
-	calls := float64(month-window)/float64(interval) + float64(window)/float64(min(interval, rotationPoll)) + describeGet
+	calls := float64(month-window)/float64(interval) +
+		float64(window)/float64(min(interval, rotationPoll)) + describeGet
 	n := int(calls+0.5) * secrets
 	return client.Cost{CallsPerMonth: n, USDPerMonth: float64(n) * usdPerCall}
 }

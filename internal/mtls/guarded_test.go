@@ -119,7 +119,8 @@ func TestGuardRepairs(t *testing.T) {
 			t.Errorf("after %d repairs in ten minutes: %+v", maxRepairs, st.Guard)
 		}
 		if n.metric(t, "repairs_total", "repaired") != maxRepairs ||
-			n.metric(t, "tampering_total", "content") != maxRepairs+1 || n.metric(t, "guarded_directories", "quarantined") != 1 {
+			n.metric(t, "tampering_total", "content") != maxRepairs+1 ||
+			n.metric(t, "guarded_directories", "quarantined") != 1 {
 			t.Error("the metrics tell something else")
 		}
 
@@ -181,7 +182,10 @@ func TestGuardOfALostDirectory(t *testing.T) {
 		damage func(path string) error
 		what   client.FindingKind
 	}{
-		"replaced": {func(path string) error { return errors.Join(os.Rename(path, path+"-old"), os.Mkdir(path, 0o755)) },
+		"replaced": {func(
+			path string) error {
+			return errors.Join(os.Rename(path, path+"-old"), os.Mkdir(path, 0o755))
+		},
 			client.FoundOtherDirectory},
 		"removed": {func(path string) error { return os.Rename(path, path+"-old") }, client.FoundRemoved},
 	} {
@@ -323,7 +327,8 @@ func TestGuardForReal(t *testing.T) {
 	}{
 		{"file replaced", func(generation string) error {
 			other := filepath.Join(filepath.Dir(path), "other")
-			return errors.Join(os.WriteFile(other, nil, 0o444), os.Rename(other, filepath.Join(generation, "client.key")))
+			return errors.Join(os.WriteFile(other, nil, 0o444),
+				os.Rename(other, filepath.Join(generation, "client.key")))
 		}, client.FoundReplaced},
 		{"mode", func(generation string) error {
 			return os.Chmod(filepath.Join(generation, "client.crt"), 0o640)

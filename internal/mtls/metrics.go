@@ -47,7 +47,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		requests: counters("requests_total",
 			"Requests to sources of secrets, by operation and by how they ended.", "operation", "result"),
 		publications: counters("publications_total",
-			"Attempts to publish a generation, by how they ended: published, failed (nothing was switched) or rolled_back.",
+			"Attempts to publish a generation, by how they ended: published, "+
+				"failed (nothing was switched) or rolled_back.",
 			"result"),
 		publishSeconds: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "sevagent_mtls_publish_duration_seconds",
@@ -59,17 +60,20 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		notAfter: gauges("not_after_timestamp_seconds",
 			"When the published certificates expire: client, server, and the first of the anchors.", "certificate"),
 		published: gauge("published_timestamp_seconds", "When the current generation was published."),
-		checked:   gauge("last_checked_timestamp_seconds", "When the source that has been silent longest last answered."),
+		checked: gauge("last_checked_timestamp_seconds",
+			"When the source that has been silent longest last answered."),
 		heldUntil: gauge("held_until_timestamp_seconds",
 			"When the next version held for its dates will be published. 0: none is held."),
 		preflightRejections: counter("preflight_rejections_total",
 			"Pending versions of secrets that would be rejected once they are current."),
-		tampering: counters("tampering_total", "What was found changed in a published directory by someone else.", "what"),
+		tampering: counters("tampering_total",
+			"What was found changed in a published directory by someone else.", "what"),
 		repairs: counters("repairs_total",
 			"Generations published to put back what was changed, by how that ended.", "result"),
-		guard:         gauges("guarded_directories", "Published directories, by what their guards report.", "state"),
-		skew:          gauge("clock_skew_seconds", "How far the node's clock is ahead of the secrets' service's."),
-		callsPerMonth: gauge("estimated_calls_per_month", "Calls to Secrets Manager in a month at the configured interval."),
+		guard: gauges("guarded_directories", "Published directories, by what their guards report.", "state"),
+		skew:  gauge("clock_skew_seconds", "How far the node's clock is ahead of the secrets' service's."),
+		callsPerMonth: gauge("estimated_calls_per_month",
+			"Calls to Secrets Manager in a month at the configured interval."),
 	}
 }
 

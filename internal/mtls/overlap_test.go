@@ -28,7 +28,8 @@ func TestOverlap(t *testing.T) {
 				t.Errorf("ca.crt %s (-want +got):\n%s", when, diff)
 			}
 		}
-		first, second, third := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t, "second", nil), mtlstest.NewCA(t, "third",
+		first, second, third := mtlstest.NewCA(t, "first", nil), mtlstest.NewCA(t,
+			"second", nil), mtlstest.NewCA(t, "third",
 			nil)
 		s := newFake(first.ClientSecret(t, "a"))
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")

@@ -55,7 +55,8 @@ func (s *secret) setPreflight(err error, now time.Time) {
 	s.preflight.err, s.preflight.at = err, now
 	if err != nil && (before == nil || before.Error() != err.Error()) {
 		s.metrics.preflightRejections.Inc()
-		s.log.Warn("the pending version would be rejected", "secret", s.name, "version", s.preflight.version, "err", err)
+		s.log.Warn("the pending version would be rejected",
+			"secret", s.name, "version", s.preflight.version, "err", err)
 	}
 }
 

@@ -114,7 +114,8 @@ func TestPreflightUnread(t *testing.T) {
 		s.pend("p1", ca.ClientSecret(t, "second"))
 		n.after(time.Minute * 7)
 		s.fail(nil)
-		if p := n.secret("a").Preflight; p == nil || p.Result != "unknown" || !strings.Contains(p.Reason, "AccessDenied") {
+		if p := n.secret("a").Preflight; p == nil || p.Result != "unknown" ||
+			!strings.Contains(p.Reason, "AccessDenied") {
 			t.Errorf("%+v, want unknown", p)
 		}
 		s.meet(nil)

@@ -68,7 +68,8 @@ func (r *Rotator) compose(now time.Time) (*certset.Set, error) {
 func (r *Rotator) assemble(
 	bundles, published []*certset.Bundle, carried []certset.Carried, now time.Time,
 ) (*certset.Set, error) {
-	set, err := judge(r.caller, func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, carried) })
+	set, err := judge(r.caller,
+		func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, carried) })
 	if was := r.current(); err == nil && was != nil && !r.settings.AllowRemoval {
 		err = checkKept(was, set)
 	}

@@ -110,7 +110,8 @@ var (
 
 func settings(path string) config.MTLS {
 	return config.MTLS{
-		Path: path, AllowDisk: true, PollInterval: 5 * time.Minute, Owner: own, KeyMode: ours.KeyMode, CertMode: ours.CertMode,
+		Path: path, AllowDisk: true, PollInterval: 5 * time.Minute,
+		Owner: own, KeyMode: ours.KeyMode, CertMode: ours.CertMode,
 	}
 }
 
@@ -265,7 +266,8 @@ func TestRotation(t *testing.T) {
 			c[1].Secret != "a" || c[1].Version != "version-2" {
 			t.Errorf("certificates %+v", c)
 		}
-		want := client.SecretStatus{Name: "a", State: client.SecretCurrent, Published: "version-2", Version: "version-2"}
+		want := client.SecretStatus{Name: "a", State: client.SecretCurrent,
+			Published: "version-2", Version: "version-2"}
 		got := n.secret("a")
 		got.LastChecked, got.NextCheck = time.Time{}, time.Time{}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -312,7 +314,8 @@ func TestRestartServesAtOnce(t *testing.T) {
 
 		// What the manifest says is compared with the new settings, too.
 		n = start(t, path, map[string]source.Source{"a": s}, func(c *Config) { c.Settings.KeyMode = 0o400 })
-		if n.Status().Generation == generation || mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o400 {
+		if n.Status().Generation == generation ||
+			mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o400 {
 			t.Error("another key_mode was not applied")
 		}
 	})
@@ -350,7 +353,8 @@ func TestRejectedVersion(t *testing.T) {
 		// The label goes back to what is published.
 		s.put("version-1", ca.ClientSecret(t, "first"))
 		n.after(6 * time.Minute)
-		if got := n.secret("a"); got.State != client.SecretCurrent || got.Error != "" || n.Status().Generation != generation {
+		if got := n.secret("a"); got.State != client.SecretCurrent ||
+			got.Error != "" || n.Status().Generation != generation {
 			t.Errorf("secret %+v, generation %s", got, n.Status().Generation)
 		}
 		s.put("version-2", ca.ClientSecret(t, "second"))
@@ -470,7 +474,8 @@ func TestSecretsRotateTogether(t *testing.T) {
 				t.Errorf("%s: published %q, secret %+v", order, n.subject(t), got)
 			}
 			rotate(order[1])
-			if n.subject(t) != "second" || n.read(t)["ca.crt"] != mtlstest.CertPEM(next.Cert) || n.secret("a").Error != "" ||
+			if n.subject(t) != "second" || n.read(t)["ca.crt"] != mtlstest.CertPEM(next.Cert) ||
+				n.secret("a").Error != "" ||
 				n.secret("b").Error != "" {
 				t.Errorf("%s: published %q, secrets %+v", order, n.subject(t), n.Status().Secrets)
 			}
@@ -816,7 +821,8 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 		broken.Store(false)
 		n.after(time.Minute)
 		n.isReady(t, true)
-		if n.Status().Generation == generation || mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
+		if n.Status().Generation == generation ||
+			mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
 			t.Errorf("generation %s still has mode %o", n.Status().Generation,
 				mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode)
 		}

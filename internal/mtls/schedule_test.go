@@ -31,7 +31,8 @@ func TestNextPoll(t *testing.T) {
 		"rotation did not happen":  {rotation(-2 * time.Hour), time.Hour},
 		"does not sleep past that": {rotation(25 * time.Minute), 20*time.Minute + 15*time.Second},
 		"version pending":          {outlook{interval: time.Hour, pending: true}, 30 * time.Second},
-		"pending in an aging world": {outlook{interval: time.Hour, notBefore: now.Add(-89 * day), notAfter: now.Add(day),
+		"pending in an aging world": {outlook{interval: time.Hour,
+			notBefore: now.Add(-89 * day), notAfter: now.Add(day),
 			pending: true}, 30 * time.Second},
 	} {
 		if got := nextPoll(now, c.o, 0.5); got != c.want {

@@ -43,13 +43,15 @@ func TestCarry(t *testing.T) {
 		{"nothing is dropped", 0, of(first), of(second, first), time.Hour, nil},
 		{"dropped", 0, of(first), of(second), time.Hour, []carried{{"first", time.Hour}}},
 		{"still not published", 30 * time.Minute, of(first), of(second), time.Hour, []carried{{"first", time.Hour}}},
-		{"shortened", 30 * time.Minute, of(first), of(second), 10 * time.Minute, []carried{{"first", 40 * time.Minute}}},
+		{"shortened", 30 * time.Minute, of(first), of(second),
+			10 * time.Minute, []carried{{"first", 40 * time.Minute}}},
 		{"over", time.Hour, of(first), of(second), time.Hour, nil},
 		{"back again", time.Hour, of(first), of(second, first), time.Hour, nil},
 		{"dropped again", 2 * time.Hour, of(first), of(second), time.Hour, []carried{{"first", 3 * time.Hour}}},
 		{"carried already", 0, carrying, of(second), time.Hour, []carried{{"first", 20 * time.Minute}}},
 		{"carried, and shortened", 0, carrying, of(second), time.Minute, []carried{{"first", time.Minute}}},
-		{"two at once", 0, carrying, of(third), time.Hour, []carried{{"second", time.Hour}, {"first", 20 * time.Minute}}},
+		{"two at once", 0, carrying, of(third), time.Hour,
+			[]carried{{"second", time.Hour}, {"first", 20 * time.Minute}}},
 		{"expired", 40 * time.Minute, of(third), of(second), time.Hour, nil},
 	} {
 		var got []carried

@@ -117,7 +117,8 @@ func parsePrivateKey(block *pem.Block) (crypto.Signer, error) {
 	case "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
 	default:
-		return nil, fmt.Errorf("holds %s, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY", describeLabel(block.Type))
+		return nil, fmt.Errorf("holds %s, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY",
+			describeLabel(block.Type))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s does not parse", block.Type)

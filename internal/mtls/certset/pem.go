@@ -74,7 +74,8 @@ func isPrivate(label string) bool {
 // describeLabel names label if it is one of those in use. Anything else may be a misplaced part of the secret.
 func describeLabel(label string) string {
 	switch label {
-	case "CERTIFICATE", "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "OPENSSH PRIVATE KEY",
+	case "CERTIFICATE", "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY",
+		"ENCRYPTED PRIVATE KEY", "OPENSSH PRIVATE KEY",
 		"DSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY", "EC PARAMETERS", "DH PARAMETERS", "CERTIFICATE REQUEST",
 		"NEW CERTIFICATE REQUEST", "X509 CRL", "PKCS7", "CMS", "X509 CERTIFICATE", "TRUSTED CERTIFICATE":
 		return "a block labelled " + label

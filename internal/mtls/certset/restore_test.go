@@ -34,13 +34,15 @@ func TestRestore(t *testing.T) {
 			files[i].Content = nil
 			return files
 		}, "client.pem is not what its secret gives"},
-		"another origin": {func(files []File) []File { files[0].Origin.Version = "2"; return files }, "none of its secrets"},
+		"another origin": {func(files []File) []File { files[0].Origin.Version = "2"; return files },
+			"none of its secrets"},
 	} {
 		s, err := Restore(was.Origins(), c.change(slices.Clone(was.Files)), carried, time.Now())
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)
 		}
-		if err == nil && (dump(s) != dump(was) || len(s.Carried) != 1 || !s.Carried[0].Until.Equal(was.Carried[0].Until)) {
+		if err == nil && (dump(s) != dump(was) || len(s.Carried) != 1 ||
+			!s.Carried[0].Until.Equal(was.Carried[0].Until)) {
 			t.Errorf("%s: restored\n%s\nwant\n%s", name, dump(s), dump(was))
 		}
 	}

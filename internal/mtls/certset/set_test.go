@@ -18,7 +18,8 @@ type certs = []*x509.Certificate
 // clientSecret is a secret with a client pair, given as chain in any order, and anchors.
 func clientSecret(t *testing.T, key crypto.Signer, chain certs, anchors ...*x509.Certificate) []byte {
 	return mtlstest.Fields{
-		clientCert: mtlstest.CertPEM(chain...), clientKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(anchors...),
+		clientCert: mtlstest.CertPEM(chain...), clientKey: mtlstest.KeyPEM(t, key),
+		caCert: mtlstest.CertPEM(anchors...),
 	}.JSON(t)
 }
 
@@ -32,9 +33,10 @@ func TestChainIsPutInOrder(t *testing.T) {
 		given, want certs
 		warning     string
 	}{
-		"in order":      {certs{leaf, lower.Cert, upper.Cert}, certs{leaf, lower.Cert, upper.Cert}, ""},
-		"leaf last":     {certs{upper.Cert, lower.Cert, leaf}, certs{leaf, lower.Cert, upper.Cert}, ""},
-		"with the root": {certs{root.Cert, upper.Cert, leaf, lower.Cert}, certs{leaf, lower.Cert, upper.Cert, root.Cert}, ""},
+		"in order":  {certs{leaf, lower.Cert, upper.Cert}, certs{leaf, lower.Cert, upper.Cert}, ""},
+		"leaf last": {certs{upper.Cert, lower.Cert, leaf}, certs{leaf, lower.Cert, upper.Cert}, ""},
+		"with the root": {certs{root.Cert, upper.Cert, leaf, lower.Cert},
+			certs{leaf, lower.Cert, upper.Cert, root.Cert}, ""},
 		"with a stranger": {certs{stranger.Cert, lower.Cert, leaf, upper.Cert},
 			certs{leaf, lower.Cert, upper.Cert, stranger.Cert},
 			`secret a: client_cert: "CN=stranger" is not part of the chain`},
@@ -74,8 +76,8 @@ func TestSecretsGoTogether(t *testing.T) {
 	plainCert := []byte(mtlstest.CertPEM(cert))
 
 	s := mustSet(t, plainCert, pair, plainCert, anchors)
-	if diff := cmp.Diff([]string{"ca.crt", "cert-0.pem", "cert-2.pem", "client.crt", "client.key", "client.pem"},
-		s.names()); diff != "" {
+	want := []string{"ca.crt", "cert-0.pem", "cert-2.pem", "client.crt", "client.key", "client.pem"}
+	if diff := cmp.Diff(want, s.names()); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	for _, f := range s.Files {

@@ -84,7 +84,8 @@ func (d *Directory) Open(now time.Time) error {
 		d.log.Warn("cannot reuse the published generation", "path", d.path, "err", err)
 		return nil
 	case g.Damaged:
-		d.log.Warn("published files were modified; publishing again", "path", d.path, "generation", g.Name(), "err", err)
+		d.log.Warn("published files were modified; publishing again",
+			"path", d.path, "generation", g.Name(), "err", err)
 	default:
 		d.log.Info("reusing the published generation",
 			"path", d.path, "generation", g.Name(), "not_after", g.manifest.NotAfter)

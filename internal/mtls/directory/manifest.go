@@ -79,7 +79,8 @@ func modeString(m fs.FileMode) string { return fmt.Sprintf("%04o", m.Perm()) }
 
 func newManifest(generation string, s *certset.Set, files []certset.File, a Access, now time.Time) *manifest {
 	m := &manifest{
-		Generation: generation, Published: now.UTC(), NotAfter: s.NotAfter(), Secrets: s.Origins(), CAOverlap: overlap(s),
+		Generation: generation, Published: now.UTC(), NotAfter: s.NotAfter(),
+		Secrets: s.Origins(), CAOverlap: overlap(s),
 		Owner: a.Owner.String(), KeyMode: modeString(a.KeyMode), CertMode: modeString(a.CertMode),
 	}
 	for _, f := range files {

@@ -83,7 +83,9 @@ func (d *Directory) publish(s *certset.Set, evidence []byte, a Access, now time.
 			d.log.Warn("cannot remove old generations", "path", d.path, "err", err)
 		}
 	}
-	return &Generation{Set: s, Evidence: evidence, Immutable: pub.immutable, manifest: m, encoded: encoded, access: a}, nil
+	return &Generation{
+		Set: s, Evidence: evidence, Immutable: pub.immutable, manifest: m, encoded: encoded, access: a,
+	}, nil
 }
 
 // publication is one run of publish.

@@ -197,8 +197,8 @@ func TestPublishedFilesWithOpenSSL(t *testing.T) {
 	run("verify", "-CAfile", "ca.crt", "-untrusted", "client.crt", "-purpose", "sslclient", "client.crt")
 	run("verify", "-CAfile", "ca.crt", "-untrusted", "server.pem", "-purpose", "sslserver", "server.crt")
 	for _, f := range []string{"client.crt", "client.pem", "server.pem"} {
-		if got := run("x509", "-in", f, "-noout", "-subject", "-nameopt",
-			"RFC2253"); strings.TrimSpace(got) != "subject=CN=node" {
+		got := run("x509", "-in", f, "-noout", "-subject", "-nameopt", "RFC2253")
+		if strings.TrimSpace(got) != "subject=CN=node" {
 			t.Errorf("the first certificate of %s is %s", f, got)
 		}
 	}
@@ -304,7 +304,8 @@ func TestRestart(t *testing.T) {
 	if err != nil {
 		t.Fatalf("an untouched directory is not restored: %v", err)
 	}
-	if g.Name() != want.Name() || !g.manifest.describes(s, ours) || !cmp.Equal(contents(g.Set), contents(s)) || g.Damaged {
+	if g.Name() != want.Name() || !g.manifest.describes(s, ours) ||
+		!cmp.Equal(contents(g.Set), contents(s)) || g.Damaged {
 		t.Errorf("recovered %s, want %s with the same files and modes", g.Name(), want.Name())
 	}
 	if diff := cmp.Diff(names, d.list()); diff != "" {
@@ -338,7 +339,8 @@ func TestRestartFindsDamage(t *testing.T) {
 		}, false},
 		"..data missing": {func(dir, gen string) error { return os.Remove(filepath.Join(dir, "..data")) }, false},
 		"..data leads out": {func(dir, gen string) error {
-			return errors.Join(os.Remove(filepath.Join(dir, "..data")), os.Symlink("/etc", filepath.Join(dir, "..data")))
+			return errors.Join(os.Remove(filepath.Join(dir, "..data")),
+				os.Symlink("/etc", filepath.Join(dir, "..data")))
 		}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -478,7 +480,9 @@ func TestSelfTestFails(t *testing.T) {
 			return errors.Join(os.Remove(filepath.Join(dir, "client.crt")),
 				os.Symlink("..prev/client.crt", filepath.Join(dir, "client.crt")))
 		},
-		"directory replaced": func(dir string) error { return errors.Join(os.Rename(dir, dir+"-old"), os.Mkdir(dir, 0o755)) },
+		"directory replaced": func(dir string) error {
+			return errors.Join(os.Rename(dir, dir+"-old"), os.Mkdir(dir, 0o755))
+		},
 	} {
 		for _, later := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/later=%v", name, later), func(t *testing.T) {
@@ -578,7 +582,8 @@ func TestOwner(t *testing.T) {
 	}
 	for name, mode := range map[string]uint32{"client.key": 0o400, "client.pem": 0o400, "client.crt": 0o404,
 		manifestFile: 0o404} {
-		if st := mtlstest.Stat(t, filepath.Join(d.path, name)); st.Uid != 1234 || st.Gid != 5678 || st.Mode&0o777 != mode {
+		if st := mtlstest.Stat(t, filepath.Join(d.path, name)); st.Uid != 1234 ||
+			st.Gid != 5678 || st.Mode&0o777 != mode {
 			t.Errorf("%s is %d:%d %o, want 1234:5678 %o", name, st.Uid, st.Gid, st.Mode&0o777, mode)
 		}
 	}
@@ -748,8 +753,10 @@ func TestPublishOverRubble(t *testing.T) {
 			link := filepath.Join(dir, "client.crt")
 			return errors.Join(os.RemoveAll(gen), os.Remove(link), os.MkdirAll(filepath.Join(link, "x"), 0o755))
 		},
-		"no ..data":            func(dir, gen string) error { return os.Remove(filepath.Join(dir, dataLink)) },
-		"directory for ..prev": func(dir, gen string) error { return os.MkdirAll(filepath.Join(dir, prevLink, "x"), 0o755) },
+		"no ..data": func(dir, gen string) error { return os.Remove(filepath.Join(dir, dataLink)) },
+		"directory for ..prev": func(dir, gen string) error {
+			return os.MkdirAll(filepath.Join(dir, prevLink, "x"), 0o755)
+		},
 		"directory for ..data": func(dir, gen string) error {
 			data := filepath.Join(dir, dataLink)
 			return errors.Join(os.Remove(data), os.MkdirAll(filepath.Join(data, "x"), 0o755))

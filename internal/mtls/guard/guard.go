@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	// quiet is how long there must be no event before the owner is asked to look: a tool that replaces a file causes half
-	// a dozen events, and the state between them does not matter.
+	// quiet is how long there must be no event before the owner is asked to look: a tool that replaces a file causes
+	// half a dozen events, and the state between them does not matter.
 	quiet = 50 * time.Millisecond
 	// patience is how long a stream of events may delay that. Verify then takes 0.1 % of a processor.
 	patience = 250 * time.Millisecond

@@ -213,9 +213,11 @@ func TestActions(t *testing.T) {
 	for _, a := range []action{
 		{"write", "GEN/client.key", client.FoundContent, 0, func(o *owner) error { return write(o.at("client.key")) }},
 		{"append", "GEN/ca.crt", client.FoundContent, 0, func(o *owner) error {
-			return write(o.at("ca.crt"), func(f *os.File) error { _, err := f.WriteAt([]byte("evil"), 3000); return err })
+			return write(o.at("ca.crt"),
+				func(f *os.File) error { _, err := f.WriteAt([]byte("evil"), 3000); return err })
 		}},
-		{"truncate", "GEN/ca.crt", client.FoundContent, 0, func(o *owner) error { return os.Truncate(o.at("ca.crt"), 0) }},
+		{"truncate", "GEN/ca.crt", client.FoundContent, 0,
+			func(o *owner) error { return os.Truncate(o.at("ca.crt"), 0) }},
 		{"grow without bound", "GEN/ca.crt", client.FoundContent, 0, func(o *owner) error {
 			return os.Truncate(o.at("ca.crt"), 1<<40)
 		}},
@@ -239,12 +241,16 @@ func TestActions(t *testing.T) {
 				return unix.Munmap(m)
 			})
 		}},
-		{"chmod", "GEN/client.key", client.FoundMode, 0, func(o *owner) error { return os.Chmod(o.at("client.key"), 0o666) }},
-		{"chmod of the generation", "GEN", client.FoundMode, 0, func(o *owner) error { return os.Chmod(o.at("GEN"), 0o777) }},
-		{"chmod of the directory", ".", client.FoundMode, beyond, func(o *owner) error { return os.Chmod(o.path, 0o777) }},
+		{"chmod", "GEN/client.key", client.FoundMode, 0,
+			func(o *owner) error { return os.Chmod(o.at("client.key"), 0o666) }},
+		{"chmod of the generation", "GEN", client.FoundMode,
+			0, func(o *owner) error { return os.Chmod(o.at("GEN"), 0o777) }},
+		{"chmod of the directory", ".", client.FoundMode, beyond,
+			func(o *owner) error { return os.Chmod(o.path, 0o777) }},
 		{"access control list", "GEN/client.key", client.FoundMode, 0, func(o *owner) error {
 			// Version 2; user::r, user:1000:r, group::r, mask::r, other::r. See acl(5) and linux/posix_acl_xattr.h.
-			acl := []byte{2, 0, 0, 0, 1, 0, 4, 0, 255, 255, 255, 255, 2, 0, 4, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
+			acl := []byte{2, 0, 0, 0, 1, 0, 4, 0, 255, 255, 255,
+				255, 2, 0, 4, 0, 0xe8, 3, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255,
 				0x10, 0, 4, 0, 255, 255, 255, 255, 0x20, 0, 4, 0, 255, 255, 255, 255}
 			return unix.Setxattr(o.at("client.key"), "system.posix_acl_access", acl, 0)
 		}},
@@ -281,8 +287,10 @@ func TestActions(t *testing.T) {
 		}},
 		{"file removed", "GEN/client.key", client.FoundRemoved, 0,
 			func(o *owner) error { return os.Remove(o.at("GEN/client.key")) }},
-		{"link removed", "client.key", client.FoundRemoved, 0, func(o *owner) error { return os.Remove(o.at("client.key")) }},
-		{"generation removed", "GEN", client.FoundRemoved, 0, func(o *owner) error { return os.RemoveAll(o.at("GEN")) }},
+		{"link removed", "client.key", client.FoundRemoved, 0,
+			func(o *owner) error { return os.Remove(o.at("client.key")) }},
+		{"generation removed", "GEN", client.FoundRemoved, 0,
+			func(o *owner) error { return os.RemoveAll(o.at("GEN")) }},
 		{"file in the generation", "GEN/evil.crt", client.FoundExtra, 0, func(o *owner) error {
 			return os.WriteFile(o.at("GEN/evil.crt"), nil, 0o444)
 		}},
@@ -470,8 +478,10 @@ func TestLoop(t *testing.T) {
 		min, max time.Duration // until Changed
 	}{
 		{name: "one event", events: time.Millisecond, count: 1, min: 51 * time.Millisecond, max: 51 * time.Millisecond},
-		{name: "a few", events: 10 * time.Millisecond, count: 5, min: 100 * time.Millisecond, max: 100 * time.Millisecond},
-		{name: "a storm", events: time.Millisecond, count: 1e6, min: 251 * time.Millisecond, max: 251 * time.Millisecond},
+		{name: "a few", events: 10 * time.Millisecond, count: 5,
+			min: 100 * time.Millisecond, max: 100 * time.Millisecond},
+		{name: "a storm", events: time.Millisecond, count: 1e6,
+			min: 251 * time.Millisecond, max: 251 * time.Millisecond},
 		{name: "none", min: 24 * time.Second, max: 36 * time.Second},
 		{name: "none, and some cannot come", limit: errors.New("too many open files"), min: 4 * time.Second,
 			max: 6 * time.Second},

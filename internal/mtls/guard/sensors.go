@@ -54,7 +54,8 @@ func (s *sensors) renewFiles(t *Tree) error {
 	}
 	for _, path := range s.watched {
 		err := s.watcher.Add(path)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) &&
+			!errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 			return fmt.Errorf("watch %s: %w", path, err) // the others would fail alike
 		}
 	}

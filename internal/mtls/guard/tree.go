@@ -17,8 +17,8 @@ type Layout struct {
 	Generation string            // the directory in Path that has the files
 	Files      []File            // all that is in it
 	Links      map[string]string // every link in Path, those that begin with two dots included, and where it leads
-	// Allowed lists names in Path that are neither links nor foreign, such as directories of consumers. Names that begin
-	// with two dots are always allowed: earlier generations, and links that are being made.
+	// Allowed lists names in Path that are neither links nor foreign, such as directories of consumers. Names that
+	// begin with two dots are always allowed: earlier generations, and links that are being made.
 	Allowed []string
 }
 

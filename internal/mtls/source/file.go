@@ -62,7 +62,8 @@ func (path File) read() ([]byte, error) {
 		return nil, err
 	}
 	if len(content) > maxFileBytes {
-		return nil, &Error{Kind: Persistent, Err: fmt.Errorf("read %s: larger than %d bytes", string(path), maxFileBytes)}
+		return nil, &Error{Kind: Persistent,
+			Err: fmt.Errorf("read %s: larger than %d bytes", string(path), maxFileBytes)}
 	}
 	return content, nil
 }
