@@ -70,7 +70,8 @@ func New(c Config) (*Verifier, error) {
 	case err != nil:
 		return nil, err
 	case p.RootsPEM != nil && !c.AllowCustomRoots:
-		return nil, fmt.Errorf("policy %s has its own roots, which nothing allows: they prove nothing about hardware", p.Name)
+		return nil, fmt.Errorf("policy %s has its own roots, which nothing allows: they prove nothing about hardware",
+			p.Name)
 	case c.Region != "" && c.AnyRegion:
 		return nil, errors.New("a region is required, and any region is allowed: choose one")
 	case c.Region != "" && !p.NeedsRegion():
@@ -88,13 +89,13 @@ func New(c Config) (*Verifier, error) {
 
 // Want says what one document must be.
 type Want struct {
-	// Nonce is the nonce that the evidence was asked for with: 16 to 64 random bytes, used once. It alone proves that the
-	// evidence is not a replay.
+	// Nonce is the nonce that the evidence was asked for with: 16 to 64 random bytes, used once. It alone proves that
+	// the evidence is not a replay.
 	Nonce []byte
 	// AnyNonce accepts evidence for any nonce instead: a replay is not detected.
 	AnyNonce bool
-	// Key is a public key that the evidence must bind, a SubjectPublicKeyInfo in DER: the RawSubjectPublicKeyInfo of the
-	// certificate that the peer of a TLS connection has presented. Nil: a binding is not asked for.
+	// Key is a public key that the evidence must bind, a SubjectPublicKeyInfo in DER: the RawSubjectPublicKeyInfo of
+	// the certificate that the peer of a TLS connection has presented. Nil: a binding is not asked for.
 	Key []byte
 	// Purpose is what the evidence must have been made for. Empty: any.
 	Purpose Purpose
@@ -124,7 +125,8 @@ func (v *Verifier) Document(doc []byte, w Want) (*Result, error) {
 		return v.rejected(CodeDocumentMalformed, err.Error())
 	}
 
-	// The first is the signing key's, of the others nothing is said: a reader who takes the first must not find another.
+	// The first is the signing key's, of the others nothing is said: a reader who takes the first must not find
+	// another.
 	r := v.appraise(now, d.Report, certs[:min(len(certs), 1)])
 	r.Purpose, r.Binding, r.Caller = d.Purpose, &d.Binding, &d.Caller
 	if d.Instance != (Instance{}) {
@@ -213,6 +215,7 @@ func (r *Result) checkAge(age, most time.Duration) {
 		r.reject(CodeFromFuture,
 			fmt.Sprintf("by the node's clock the evidence is made %v from now", (-age).Round(time.Second)))
 	case age > most:
-		r.reject(CodeTooOld, fmt.Sprintf("the evidence is %v old, and at most %v is wanted", age.Round(time.Second), most))
+		r.reject(CodeTooOld, fmt.Sprintf("the evidence is %v old, and at most %v is wanted",
+			age.Round(time.Second), most))
 	}
 }

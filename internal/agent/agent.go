@@ -63,7 +63,8 @@ func Run(ctx context.Context, c Config) error {
 	log.Info("starting", "version", cli.Version(), "config", c.Path)
 	prepareProcess(log)
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	socket, tcp, err := listen(c.Config.Listen)
 	if err != nil {

@@ -113,14 +113,17 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		a.attestation.health(h, time.Now())
 		checks := h.Checks["attestation:drift"]
 		if len(checks) != 1 || checks[0].Status != client.Warn ||
-			!strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") || !strings.Contains(checks[0].Output, " -> 0x2f (") {
+			!strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") ||
+			!strings.Contains(checks[0].Output, " -> 0x2f (") {
 			t.Errorf("attestation:drift is %+v, want one warning about platform_info from 0x27 to 0x2f", checks)
 		}
 		if h.Status != client.Warn {
 			t.Errorf("the whole is %q, want warn: a node that drifted stays ready", h.Status)
 		}
 		shown := must.Get(json.Marshal(a.status(time.Now()).Attestation))(t, "encode the status")
-		for _, want := range []string{`"drift":[{"at":"`, `"what":"platform_info","from":"0x27 (`, `"drift_since_start":[{`} {
+		for _, want := range []string{
+			`"drift":[{"at":"`, `"what":"platform_info","from":"0x27 (`, `"drift_since_start":[{`,
+		} {
 			if !strings.Contains(string(shown), want) {
 				t.Errorf("status lacks %s:\n%s", want, shown)
 			}

@@ -133,7 +133,8 @@ func secretHealth(h *client.Health, secret client.SecretStatus) {
 	h.Add("mtls:secret", c)
 	if p := secret.Preflight; p != nil && p.Result == "rejected" {
 		h.Add("mtls:pending", client.Check{
-			ComponentID: secret.Name, Status: client.Warn, Time: p.At, Output: "pending version " + p.Version + ": " + p.Reason,
+			ComponentID: secret.Name, Status: client.Warn, Time: p.At,
+			Output: "pending version " + p.Version + ": " + p.Reason,
 		})
 	}
 }

@@ -105,11 +105,13 @@ func TestEvidenceNamesTheInstance(t *testing.T) {
 			must.Do(t, a.attestation.passGate(t.Context()), "pass the gate")
 			claims := evidence.Claims{
 				Purpose: evidence.PurposeClient, Nonce: make([]byte, 16), Caller: evidence.HostCaller(7),
-				Instance: evidence.Instance{ID: "i-ffffffff", Region: "eu-west-1", AccountID: "000000000000"}, // not the caller's to say
+				// not the caller's to say
+				Instance: evidence.Instance{ID: "i-ffffffff", Region: "eu-west-1", AccountID: "000000000000"},
 			}
 			doc, _, err := a.attestation.evidence(t.Context(), claims)
 			must.Do(t, err, "get evidence")
-			published := must.Get(a.attestation.publishedEvidence(t.Context(), evidence.BindClient, [32]byte{1}))(t, "get evidence to publish")
+			published := must.Get(a.attestation.publishedEvidence(t.Context(), evidence.BindClient, [32]byte{1}))(t,
+				"get evidence to publish")
 			own := must.Get(evidence.Parse(published))(t, "parse the published evidence")
 			if doc.Instance != c.want || own.Instance != c.want {
 				t.Errorf("evidence names %+v, what is published %+v, want %+v", doc.Instance, own.Instance, c.want)

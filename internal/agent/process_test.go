@@ -27,11 +27,13 @@ func TestCgroupMemory(t *testing.T) {
 		{"v2, lower above", own, map[string]string{"system.slice/sevagent.service/memory.max": "268435456\n",
 			"system.slice/memory.max": "134217728\n"}, 134217728},
 		{"v2, a container's own root", "0::/\n", map[string]string{"memory.max": "268435456\n"}, 268435456},
-		{"v2, outside of the namespace", "0::/../../other\n", map[string]string{"memory.max": "268435456\n"}, 268435456},
+		{"v2, outside of the namespace", "0::/../../other\n",
+			map[string]string{"memory.max": "268435456\n"}, 268435456},
 		{"v2, no limit", own, map[string]string{"system.slice/sevagent.service/memory.max": "max\n"}, math.MaxInt64},
 		{"v2, no controller", own, nil, math.MaxInt64},
 		{"v1", "9:name=systemd:/a\n4:cpu,memory:/a\n0::/b\n", map[string]string{
-			"memory/a/memory.limit_in_bytes": "268435456\n", "memory/memory.limit_in_bytes": "9223372036854771712\n"}, 268435456},
+			"memory/a/memory.limit_in_bytes": "268435456\n", "memory/memory.limit_in_bytes": "9223372036854771712\n"},
+			268435456},
 		{"v1, another controller", "4:memory_more:/a\n", map[string]string{
 			"memory/a/memory.limit_in_bytes": "268435456\n"}, math.MaxInt64},
 		{"both", "4:memory:/a\n0::/a\n", map[string]string{"unified/a/memory.max": "7\n",
@@ -73,7 +75,7 @@ func TestPrepareProcess(t *testing.T) {
 	// What the agent reads about itself stays readable.
 	for _, file := range []string{"cgroup", "mountinfo", "status", "stat", "limits"} {
 		if _, err := os.ReadFile("/proc/self/" + file); err != nil {
-			t.Error(err)
+			t.Errorf("the agent cannot read about itself: %v", err)
 		}
 	}
 	if fds, err := os.ReadDir("/proc/self/fd"); err != nil || len(fds) == 0 {

@@ -125,7 +125,9 @@ func published(path string) (*tls.Certificate, *x509.CertPool, error) {
 // certificates serves /v1/certificates.
 func (p *publishing) certificates() *client.Certificates {
 	s := p.rotator.Status()
-	return &client.Certificates{Path: s.Path, Generation: s.Generation, PublishedAt: s.PublishedAt, Certificates: s.Certificates}
+	return &client.Certificates{
+		Path: s.Path, Generation: s.Generation, PublishedAt: s.PublishedAt, Certificates: s.Certificates,
+	}
 }
 
 func (p *publishing) boundKey(kind string) ([]byte, bool) {

@@ -116,7 +116,7 @@ func TestWriteIsAtomic(t *testing.T) {
 	})
 	for i := range 200 {
 		if err := Write(path, contents[i%2], 0o644); err != nil {
-			t.Error(err)
+			t.Errorf("replace the file that is being read, time %d: %v", i, err)
 		}
 	}
 	close(done)

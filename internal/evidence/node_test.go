@@ -27,13 +27,8 @@ func newNode(t testing.TB, o sim.Options) *node {
 func (n *node) report(root [evidence.Size]byte) (report, cert []byte) {
 	n.t.Helper()
 	report, raw, err := n.psp.Report(root, 0)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	table, err := snp.ParseCertTable(raw)
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	must.Do(n.t, err, "get a report")
+	table := must.Get(snp.ParseCertTable(raw))(n.t, "read the certificate table")
 	return report, table[0].Data
 }
 
@@ -48,9 +43,7 @@ func (n *node) evidence(claims ...evidence.Claims) (docs []*evidence.Document) {
 	report, cert := n.report(tree.Root())
 	for i, c := range claims {
 		d, err := evidence.Build(c, i, tree.Path(i), report, [][]byte{cert}, nil, time.Now())
-		if err != nil {
-			n.t.Fatal(err)
-		}
+		must.Do(n.t, err, "build document %d", i)
 		docs = append(docs, d)
 	}
 	return docs
