@@ -20,7 +20,8 @@ func manualCommand() *cobra.Command {
 	var release string
 	var date int64
 	cmd := &cobra.Command{
-		Use: "manual DIRECTORY", Short: "Write the manual pages below a directory", Hidden: true, Args: cobra.ExactArgs(1),
+		Use: "manual DIRECTORY", Short: "Write the manual pages below a directory",
+		Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := program{command: cmd.Root(), page: cmd.Root().Name(), path: cmd.Root().Name(), section: 1}
 			if path := p.command.Annotations[CalledAs]; path != "" {

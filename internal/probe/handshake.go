@@ -72,7 +72,8 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoin
 	if took := time.Since(start); err == nil {
 		r.HandshakeSeconds = took.Seconds()
 		if !asked {
-			fail(r, client.ProbeNotRequested, errors.New("the server does not ask for a client certificate: anyone may connect"))
+			fail(r, client.ProbeNotRequested,
+				errors.New("the server does not ask for a client certificate: anyone may connect"))
 			return
 		}
 		// The verdict takes a round trip, as the handshake did.
@@ -93,8 +94,8 @@ func (p *Prober) handshake(ctx context.Context, conn net.Conn, r *client.Endpoin
 		fail(r, client.ProbeAlert, fmt.Errorf("the server answered %s with the alert %q", when,
 			strings.TrimPrefix(op.Err.Error(), "tls: ")))
 	case asked && hungUp(err):
-		fail(r, client.ProbeClosed, fmt.Errorf("the server had our certificate and closed the connection with no alert: %w",
-			err))
+		fail(r, client.ProbeClosed,
+			fmt.Errorf("the server had our certificate and closed the connection with no alert: %w", err))
 	case hungUp(err):
 		fail(r, client.ProbeProtocol, fmt.Errorf("the server closed the connection: %w", err))
 	default:

@@ -152,43 +152,71 @@ func TestResults(t *testing.T) {
 		described bool   // the server's certificate is
 	}{
 		{name: "good", server: onTLS(), linger: time.Millisecond, want: client.ProbeOK, described: true},
-		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond, want: client.ProbeOK, described: true},
-		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)), linger: time.Millisecond, want: client.ProbeOK, described: true},
-		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error { _, err := io.WriteString(c, "hello"); return err }), want: client.ProbeOK, described: true},
-		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, described: true},
-		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: client.ProbeAlert, reason: `to our certificate with the alert "unknown certificate authority"`, described: true},
+		{name: "good with TLS 1.2", server: onTLS(tls12), linger: time.Millisecond,
+			want: client.ProbeOK, described: true},
+		{name: "good with an intermediate", server: onTLS(shows(intermediate, asIs)),
+			linger: time.Millisecond, want: client.ProbeOK, described: true},
+		{name: "good and talkative", server: hangsUp(func(c *tls.Conn) error {
+			_, err := io.WriteString(c, "hello")
+			return err
+		}), want: client.ProbeOK, described: true},
+		{name: "refuses our certificate", server: onTLS(), client: k.foreign, want: client.ProbeAlert,
+			reason: `to our certificate with the alert "unknown certificate authority"`, described: true},
+		{name: "refuses our certificate with TLS 1.2", server: onTLS(tls12), client: k.foreign, want: client.ProbeAlert,
+			reason: `to our certificate with the alert "unknown certificate authority"`, described: true},
 		{name: "refuses our certificate for a reason of its own", server: onTLS(func(c *tls.Config) {
 			c.VerifyConnection = func(tls.ConnectionState) error { return errors.New("no") }
 		}), want: client.ProbeAlert, reason: `"bad certificate"`, described: true},
-		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake), want: client.ProbeClosed, reason: "no alert", described: true},
-		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12), want: client.ProbeClosed, reason: "no alert", described: true},
-		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })), want: client.ProbeExpired, reason: "is after", described: true},
-		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotBefore = k.now.Add(time.Hour) })), want: client.ProbeExpired, reason: "is before", described: true},
-		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)), want: client.ProbeUntrusted, reason: "unknown authority", described: true},
-		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12), want: client.ProbeUntrusted, reason: "unknown authority", described: true},
-		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) { t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} })), want: client.ProbeUntrusted, reason: "key usage", described: true},
-		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) { t.IPAddresses = []net.IP{{127, 0, 0, 2}} })), want: client.ProbeNameMismatch, reason: "127.0.0.2, not 127.0.0.1", described: true},
-		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign, func(t *simca.Template) { t.IPAddresses = nil })), want: client.ProbeUntrusted, described: true},
-		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)), want: client.ProbeNotRequested, reason: "does not ask", described: true},
-		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12), want: client.ProbeNotRequested, described: true},
-		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)), linger: time.Millisecond, want: client.ProbeOK, described: true},
-		{name: "TLS 1.1", server: onTLS(tls11), want: client.ProbeAlert, reason: `before it had our certificate with the alert "protocol version not supported"`},
+		{name: "hangs up over our certificate", server: hangsUp((*tls.Conn).Handshake),
+			want: client.ProbeClosed, reason: "no alert", described: true},
+		{name: "hangs up over our certificate with TLS 1.2", server: hangsUp((*tls.Conn).Handshake, tls12),
+			want: client.ProbeClosed, reason: "no alert", described: true},
+		{name: "expired", server: onTLS(shows(k.ca, func(t *simca.Template) { t.NotAfter = k.now.Add(-time.Hour) })),
+			want: client.ProbeExpired, reason: "is after", described: true},
+		{name: "not valid yet", server: onTLS(shows(k.ca, func(t *simca.Template) {
+			t.NotBefore = k.now.Add(time.Hour)
+		})), want: client.ProbeExpired, reason: "is before", described: true},
+		{name: "foreign CA", server: onTLS(shows(k.foreign, asIs)),
+			want: client.ProbeUntrusted, reason: "unknown authority", described: true},
+		{name: "foreign CA with TLS 1.2", server: onTLS(shows(k.foreign, asIs), tls12),
+			want: client.ProbeUntrusted, reason: "unknown authority", described: true},
+		{name: "not for servers", server: onTLS(shows(k.ca, func(t *simca.Template) {
+			t.Usages = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		})), want: client.ProbeUntrusted, reason: "key usage", described: true},
+		{name: "wrong address", server: onTLS(shows(k.ca, func(t *simca.Template) {
+			t.IPAddresses = []net.IP{{127, 0, 0, 2}}
+		})), want: client.ProbeNameMismatch, reason: "127.0.0.2, not 127.0.0.1", described: true},
+		{name: "wrong name of a foreign CA", server: onTLS(shows(k.foreign,
+			func(t *simca.Template) { t.IPAddresses = nil })), want: client.ProbeUntrusted, described: true},
+		{name: "no client authentication", server: onTLS(accepts(tls.NoClientCert)),
+			want: client.ProbeNotRequested, reason: "does not ask", described: true},
+		{name: "no client authentication with TLS 1.2", server: onTLS(accepts(tls.NoClientCert), tls12),
+			want: client.ProbeNotRequested, described: true},
+		{name: "asks and does not insist", server: onTLS(accepts(tls.RequestClientCert)),
+			linger: time.Millisecond, want: client.ProbeOK, described: true},
+		{name: "TLS 1.1", server: onTLS(tls11), want: client.ProbeAlert,
+			reason: `before it had our certificate with the alert "protocol version not supported"`},
 		{name: "not TLS", server: raw(func(c net.Conn) {
 			bufio.NewReader(c).ReadByte()
 			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n")
 			io.Copy(io.Discard, c)
 		}), want: client.ProbeProtocol, reason: "does not look like a TLS handshake"},
-		{name: "hangs up at once", server: raw(func(net.Conn) {}), want: client.ProbeProtocol, reason: "closed the connection"},
-		{name: "hangs up after the hello", server: raw(func(c net.Conn) { c.Read(make([]byte, 4096)) }), want: client.ProbeProtocol, reason: "closed the connection"},
-		{name: "never answers", server: raw(func(c net.Conn) { io.Copy(io.Discard, c) }), short: true, want: client.ProbeTimeout, reason: "did not end within"},
+		{name: "hangs up at once", server: raw(func(net.Conn) {}),
+			want: client.ProbeProtocol, reason: "closed the connection"},
+		{name: "hangs up after the hello", server: raw(func(c net.Conn) { c.Read(make([]byte, 4096)) }),
+			want: client.ProbeProtocol, reason: "closed the connection"},
+		{name: "never answers", server: raw(func(c net.Conn) { io.Copy(io.Discard, c) }),
+			short: true, want: client.ProbeTimeout, reason: "did not end within"},
 		{name: "nobody listens", server: func(*testing.T) string {
 			l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 			l.Close()
 			return l.Addr().String()
 		}, want: client.ProbeRefused, reason: "refused"},
 		// RFC 6761 has .invalid never resolve.
-		{name: "no such name", server: func(*testing.T) string { return "enclave.invalid:443" }, want: client.ProbeDNS, reason: "enclave.invalid"},
-		{name: "no port", server: func(*testing.T) string { return "127.0.0.1" }, want: client.ProbeUnreachable, reason: "missing port"},
+		{name: "no such name", server: func(*testing.T) string { return "enclave.invalid:443" },
+			want: client.ProbeDNS, reason: "enclave.invalid"},
+		{name: "no port", server: func(*testing.T) string { return "127.0.0.1" },
+			want: client.ProbeUnreachable, reason: "missing port"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -212,12 +240,15 @@ func TestResults(t *testing.T) {
 			if r.OK() != (test.want == client.ProbeOK) || r.OK() != (r.Reason == "") {
 				t.Errorf("OK is %v with result %s and reason %q", r.OK(), r.Result, r.Reason)
 			}
-			connected := test.want != client.ProbeDNS && test.want != client.ProbeRefused && test.want != client.ProbeUnreachable
-			if r.Reachable != connected || (r.ConnectSeconds > 0) != connected || r.Reachable != (r.Address == endpoint) {
+			connected := test.want != client.ProbeDNS && test.want != client.ProbeRefused &&
+				test.want != client.ProbeUnreachable
+			if r.Reachable != connected || (r.ConnectSeconds > 0) != connected ||
+				r.Reachable != (r.Address == endpoint) {
 				t.Errorf("reachable: %v, after %v s, at %q", r.Reachable, r.ConnectSeconds, r.Address)
 			}
 			if (r.Server != nil) != test.described || strings.HasPrefix(r.TLSVersion, "TLS 1.") != test.described {
-				t.Errorf("server's certificate %+v, version %q, want to know: %v", r.Server, r.TLSVersion, test.described)
+				t.Errorf("server's certificate %+v, version %q, want to know: %v",
+					r.Server, r.TLSVersion, test.described)
 			}
 		})
 	}
@@ -266,9 +297,12 @@ func TestRotation(t *testing.T) {
 		material func() (*tls.Certificate, *x509.CertPool, error)
 		want     client.ProbeResult
 	}{
-		{"an error", func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("half a pair") }, client.ProbeNoMaterial},
-		{"no certificate", func() (*tls.Certificate, *x509.CertPool, error) { return nil, pool(k.ca), nil }, client.ProbeNoMaterial},
-		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(t, k.leaf(k.ca)), nil, nil }, client.ProbeNoMaterial},
+		{"an error", func() (*tls.Certificate, *x509.CertPool, error) { return nil, nil, errors.New("half a pair") },
+			client.ProbeNoMaterial},
+		{"no certificate", func() (*tls.Certificate, *x509.CertPool, error) { return nil, pool(k.ca), nil },
+			client.ProbeNoMaterial},
+		{"no anchors", func() (*tls.Certificate, *x509.CertPool, error) { return pair(t, k.leaf(k.ca)), nil, nil },
+			client.ProbeNoMaterial},
 		{"a foreign certificate", k.material(k.foreign), client.ProbeAlert},
 		{"a good certificate", k.material(k.ca), client.ProbeOK},
 	} {
@@ -302,7 +336,8 @@ func TestOpenSSL(t *testing.T) {
 			l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 			endpoint := l.Addr().String()
 			l.Close()
-			cmd := exec.CommandContext(t.Context(), openssl, "s_server", "-accept", endpoint, "-cert", cert, "-key", key,
+			cmd := exec.CommandContext(t.Context(), openssl,
+				"s_server", "-accept", endpoint, "-cert", cert, "-key", key,
 				"-CAfile", ca,
 				"-Verify", "1", "-verify_return_error", version)
 			cmd.Stderr = t.Output()
@@ -344,7 +379,8 @@ func TestOpenSSL(t *testing.T) {
 				r := p.probe(t.Context(), endpoint)
 				if r.Result != step.want || !strings.Contains(r.Reason, step.reason) || r.Server == nil ||
 					r.Server.Issuer != "CN=ours" {
-					t.Errorf("%s with a certificate of %s: %+v, want %s", version, step.client.Cert.Subject, r, step.want)
+					t.Errorf("%s with a certificate of %s: %+v, want %s",
+						version, step.client.Cert.Subject, r, step.want)
 				}
 			}
 		})

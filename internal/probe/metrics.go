@@ -21,7 +21,8 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	gauge := func(name, help string) *prometheus.GaugeVec {
-		return f.NewGaugeVec(prometheus.GaugeOpts{Name: "sevagent_mtls_probe_" + name, Help: help}, []string{"endpoint"})
+		return f.NewGaugeVec(prometheus.GaugeOpts{Name: "sevagent_mtls_probe_" + name, Help: help},
+			[]string{"endpoint"})
 	}
 	return &metrics{
 		success:     gauge("success", "Whether the last probe of the endpoint ended ok: 1 or 0."),

@@ -109,7 +109,8 @@ type node struct {
 // start runs a Prober over a network of its own. Its Material is what material returns at each call.
 func start(t *testing.T, material func() (*tls.Certificate, *x509.CertPool, error), s Settings) *node {
 	n := &node{
-		network: &network{dials: make(map[string][]time.Time), do: make(map[string]func(context.Context) (net.Conn, error))},
+		network: &network{dials: make(map[string][]time.Time),
+			do: make(map[string]func(context.Context) (net.Conn, error))},
 		metrics: prometheus.NewPedanticRegistry(),
 		log:     new(bytes.Buffer),
 	}
@@ -204,7 +205,8 @@ func TestSchedule(t *testing.T) {
 				t.Errorf("%s was probed %d times in 5 hours", name, got)
 			}
 		}
-		if r := n.Status()[5]; r.Result != client.ProbeRefused || r.Failures < 270 || r.Since.Sub(begin) >= time.Minute ||
+		if r := n.Status()[5]; r.Result != client.ProbeRefused ||
+			r.Failures < 270 || r.Since.Sub(begin) >= time.Minute ||
 			time.Since(r.LastProbe) > 72*time.Second {
 			t.Errorf("after five hours: %+v, want one long refusal", r)
 		}
@@ -303,7 +305,8 @@ func TestApply(t *testing.T) {
 		for name, times := range dials {
 			if shortest, longest := gaps(times); times[0].Sub(applied) >= 10*time.Second || shortest < 8*time.Second ||
 				longest > 12*time.Second {
-				t.Errorf("%s was probed after %v, and then every %v to %v, want 8s to 12s", name, times[0].Sub(applied), shortest,
+				t.Errorf("%s was probed after %v, and then every %v to %v, want 8s to 12s",
+					name, times[0].Sub(applied), shortest,
 					longest)
 			}
 		}
@@ -317,7 +320,8 @@ func TestApply(t *testing.T) {
 		last := n.result("127.0.0.1:1").LastProbe
 		n.take()
 		time.Sleep(2 * time.Hour)
-		if times := n.take()["127.0.0.1:1"]; times[0].Sub(last) < 48*time.Minute || times[0].Sub(last) > 72*time.Minute {
+		if times := n.take()["127.0.0.1:1"]; times[0].Sub(last) < 48*time.Minute ||
+			times[0].Sub(last) > 72*time.Minute {
 			t.Errorf("probed after %v, want 48m to 72m", times[0].Sub(last))
 		}
 
@@ -413,7 +417,8 @@ func TestLife(t *testing.T) {
 
 		time.Sleep(time.Hour)
 		r := n.result(endpoint)
-		if r.Result != client.ProbeNoMaterial || r.Reason != "nothing is there" || r.Failures == 0 || len(n.take()) != 0 ||
+		if r.Result != client.ProbeNoMaterial || r.Reason != "nothing is there" ||
+			r.Failures == 0 || len(n.take()) != 0 ||
 			n.log.Len() != 0 {
 			t.Errorf("with nothing published: %+v, log %q", r, n.log)
 		}
@@ -432,7 +437,8 @@ func TestLife(t *testing.T) {
 		}
 
 		time.Sleep(time.Hour)
-		if r := n.result(endpoint); !r.OK() || !r.Since.Equal(good.Since) || time.Since(r.LastSuccess) > 72*time.Second {
+		if r := n.result(endpoint); !r.OK() || !r.Since.Equal(good.Since) ||
+			time.Since(r.LastSuccess) > 72*time.Second {
 			t.Errorf("an hour later: %+v", r)
 		}
 		n.on(endpoint, nil)

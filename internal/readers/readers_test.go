@@ -44,18 +44,30 @@ func TestPinned(t *testing.T) {
 		name, root, text string
 		want             []client.StaleMount
 	}{
-		{"file", "/", line("0:50", "/"+gen1+"/client.crt", "/x.crt"), []client.StaleMount{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1}}},
-		{"file that is deleted", "/", line("0:50", "/"+gen1+"/client.crt//deleted", "/x.crt"), []client.StaleMount{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1, Deleted: true}}},
-		{"generation", "/", line("0:50", "/"+gen1, "/mtls"), []client.StaleMount{{MountPoint: "/mtls", Generation: gen1}}},
-		{"generation that is deleted", "/", line("0:50", "/"+gen1+"//deleted", "/mtls"), []client.StaleMount{{MountPoint: "/mtls", Generation: gen1, Deleted: true}}},
-		{"directory below the tmpfs", "/mtls", line("0:50", "/mtls/"+gen1+"/client.crt", "/x"), []client.StaleMount{{MountPoint: "/x", File: "client.crt", Generation: gen1}}},
-		{"file of a consumer", "/mtls", line("0:50", "/mtls/web/"+gen1+"/client.pem", "/x"), []client.StaleMount{{MountPoint: "/x", Consumer: "web", File: "client.pem", Generation: gen1}}},
-		{"generation of a consumer", "/", line("0:50", "/web/"+gen1, "/x"), []client.StaleMount{{MountPoint: "/x", Consumer: "web", Generation: gen1}}},
+		{"file", "/", line("0:50", "/"+gen1+"/client.crt", "/x.crt"),
+			[]client.StaleMount{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1}}},
+		{"file that is deleted", "/", line("0:50", "/"+gen1+"/client.crt//deleted", "/x.crt"),
+			[]client.StaleMount{{MountPoint: "/x.crt", File: "client.crt", Generation: gen1, Deleted: true}}},
+		{"generation", "/", line("0:50", "/"+gen1, "/mtls"),
+			[]client.StaleMount{{MountPoint: "/mtls", Generation: gen1}}},
+		{"generation that is deleted", "/", line("0:50", "/"+gen1+"//deleted", "/mtls"),
+			[]client.StaleMount{{MountPoint: "/mtls", Generation: gen1, Deleted: true}}},
+		{"directory below the tmpfs", "/mtls", line("0:50", "/mtls/"+gen1+"/client.crt", "/x"),
+			[]client.StaleMount{{MountPoint: "/x", File: "client.crt", Generation: gen1}}},
+		{"file of a consumer", "/mtls", line("0:50", "/mtls/web/"+gen1+"/client.pem", "/x"),
+			[]client.StaleMount{{MountPoint: "/x", Consumer: "web", File: "client.pem", Generation: gen1}}},
+		{"generation of a consumer", "/", line("0:50", "/web/"+gen1, "/x"),
+			[]client.StaleMount{{MountPoint: "/x", Consumer: "web", Generation: gen1}}},
 		{"consumer's directory", "/", line("0:50", "/web", "/x"), nil},
-		{"escapes", "/m tls", line("0:50", `/m\040tls/`+gen1+`/a\134b`, `/my\040keys\011\012\043`), []client.StaleMount{{MountPoint: "/my keys\t\n#", File: `a\b`, Generation: gen1}}},
-		{"directory that was replaced", "/mtls", line("0:50", "/mtls//deleted", "/mtls"), []client.StaleMount{{MountPoint: "/mtls", Deleted: true}}},
-		{"two", "/", line("0:50", "/"+gen1+"/a", "/a") + line("0:50", "/"+gen2+"/b", "/b"), []client.StaleMount{{MountPoint: "/a", File: "a", Generation: gen1}, {MountPoint: "/b", File: "b", Generation: gen2}}},
-		{"no optional fields", "/", "36 35 0:50 /" + gen1 + "/a /a rw - tmpfs tmpfs rw", []client.StaleMount{{MountPoint: "/a", File: "a", Generation: gen1}}},
+		{"escapes", "/m tls", line("0:50", `/m\040tls/`+gen1+`/a\134b`, `/my\040keys\011\012\043`),
+			[]client.StaleMount{{MountPoint: "/my keys\t\n#", File: `a\b`, Generation: gen1}}},
+		{"directory that was replaced", "/mtls", line("0:50", "/mtls//deleted", "/mtls"),
+			[]client.StaleMount{{MountPoint: "/mtls", Deleted: true}}},
+		{"two", "/", line("0:50", "/"+gen1+"/a", "/a") + line("0:50", "/"+gen2+"/b", "/b"),
+			[]client.StaleMount{{MountPoint: "/a", File: "a", Generation: gen1},
+				{MountPoint: "/b", File: "b", Generation: gen2}}},
+		{"no optional fields", "/", "36 35 0:50 /" + gen1 + "/a /a rw - tmpfs tmpfs rw",
+			[]client.StaleMount{{MountPoint: "/a", File: "a", Generation: gen1}}},
 
 		{"whole directory", "/", line("0:50", "/", "/mtls"), nil},
 		{"whole directory below the tmpfs", "/mtls", line("0:50", "/mtls", "/mtls"), nil},
@@ -98,7 +110,8 @@ func TestLocate(t *testing.T) {
 		{"mounted above", root + line("0:50", "/", "/run"), "/run/sev/mtls", "0:50", "/sev/mtls"},
 		{"on the root file system", root, "/etc/ecs/mtls", "254:0", "/etc/ecs/mtls"},
 		{"bound from elsewhere", root + line("0:50", "/a/b", "/run"), "/run/mtls", "0:50", "/a/b/mtls"},
-		{"bound onto itself, as ReadWritePaths= does", root + line("0:50", "/", "/etc/ecs/mtls") + line("0:50", "/", "/etc/ecs/mtls"), "/etc/ecs/mtls", "0:50", "/"},
+		{"bound onto itself, as ReadWritePaths= does", root +
+			line("0:50", "/", "/etc/ecs/mtls") + line("0:50", "/", "/etc/ecs/mtls"), "/etc/ecs/mtls", "0:50", "/"},
 		{"mounted over", root + line("0:50", "/x", "/run") + line("0:50", "/y", "/run"), "/run", "0:50", "/y"},
 		{"name that begins the same", root + line("254:0", "/x", "/etc/ec"), "/etc/ecs", "254:0", "/etc/ecs"},
 		{"space", line("0:50", "/", `/a\040b`), "/a b/c", "0:50", "/c"},
@@ -181,7 +194,8 @@ func (p *fakeProc) set(pid int, namespace, cgroup, mountinfo string) {
 
 func (p *fakeProc) write(pid int, name, text string) {
 	p.t.Helper()
-	must.Do(p.t, os.WriteFile(filepath.Join(p.dir, fmt.Sprint(pid), name), []byte(text), 0o644), "write %s of process %d",
+	must.Do(p.t, os.WriteFile(filepath.Join(p.dir, fmt.Sprint(pid), name), []byte(text), 0o644),
+		"write %s of process %d",
 		name, pid)
 }
 
@@ -221,8 +235,10 @@ func TestScan(t *testing.T) {
 
 	got := must.Get(p.scan())(t, "scan")
 	want := []reader{
-		{StaleReader: client.StaleReader{ContainerID: idA, TaskID: taskA, PID: 11, Comm: "app11", Files: []client.StaleMount{file, {MountPoint: "/gen", Generation: gen1}}}, key: idA},
-		{StaleReader: client.StaleReader{ContainerID: idB, PID: 42, Comm: "app42", Files: []client.StaleMount{file}}, key: idB},
+		{StaleReader: client.StaleReader{ContainerID: idA, TaskID: taskA, PID: 11,
+			Comm: "app11", Files: []client.StaleMount{file, {MountPoint: "/gen", Generation: gen1}}}, key: idA},
+		{StaleReader: client.StaleReader{ContainerID: idB, PID: 42, Comm: "app42", Files: []client.StaleMount{file}},
+			key: idB},
 		{StaleReader: client.StaleReader{PID: 20, Comm: "app20", Files: []client.StaleMount{file}}, key: "mnt:[20]"},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(reader{})); diff != "" {
@@ -302,13 +318,15 @@ func TestRun(t *testing.T) {
 		var mu sync.Mutex
 		current := gen1
 		registry := prometheus.NewRegistry()
-		w := New(Config{Path: p.published, Proc: p.dir, Registerer: registry, Log: slog.New(slog.NewJSONHandler(&log, nil)),
+		w := New(Config{Path: p.published, Proc: p.dir, Registerer: registry,
+			Log:     slog.New(slog.NewJSONHandler(&log, nil)),
 			Current: func(string) string { mu.Lock(); defer mu.Unlock(); return current }})
 		expect := func(when string, stale, came, went int) {
 			t.Helper()
 			synctest.Wait()
 			s, metric := w.Status(), gauge(t, registry)
-			if s.StaleCount != stale || metric != float64(stale) || log.count(msgCame) != came || log.count(msgWent) != went {
+			if s.StaleCount != stale || metric != float64(stale) ||
+				log.count(msgCame) != came || log.count(msgWent) != went {
 				t.Errorf("%s: %d stale, %v in the metric, %d came, %d went; want %d, %d, %d; error %q", when,
 					s.StaleCount, metric, log.count(msgCame), log.count(msgWent), stale, came, went, s.Error)
 			}

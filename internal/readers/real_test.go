@@ -116,7 +116,8 @@ func testRotation(t *testing.T, dir string) {
 	expect("while all is current")
 
 	// As mtls does: the link first, the old generation much later.
-	must.Do(t, errors.Join(os.Symlink(gen2, data+"_tmp"), os.Rename(data+"_tmp", data)), "switch to the second generation")
+	must.Do(t, errors.Join(os.Symlink(gen2, data+"_tmp"), os.Rename(data+"_tmp", data)),
+		"switch to the second generation")
 	current = gen2
 	expect("after a rotation", file, whole)
 	if got, want := w.Status().Stale[0].PID, container.Process.Pid; got != want {

@@ -80,7 +80,8 @@ func New(cfg Config) *Watcher {
 		known: make(map[string]reader),
 		stale: promauto.With(cfg.Registerer).NewGauge(prometheus.GaugeOpts{
 			Name: "sevagent_mtls_stale_readers",
-			Help: "Containers that hold an old generation of the published directory, and will until they are restarted.",
+			Help: "Containers that hold an old generation of the published directory, " +
+				"and will until they are restarted.",
 		}),
 	}
 	w.status.Store(&client.Readers{Stale: []client.StaleReader{}})

@@ -126,7 +126,8 @@ func (e *engine) call(ctx context.Context, method, path string, out any) error {
 		return nil
 	case resp.StatusCode == http.StatusOK && out != nil:
 		return decode(resp.Body, out)
-	case (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusConflict) && method == http.MethodPost:
+	case (resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusConflict) &&
+		method == http.MethodPost:
 		return fmt.Errorf("%w: %s", errGone, message(resp.Body))
 	}
 	return fmt.Errorf("docker answers %d: %s", resp.StatusCode, message(resp.Body))

@@ -77,8 +77,9 @@ func (d *fakeDocker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fmt.Sscanf(d.version, "1.%d", &newest)
 	rest := r.URL.Path
 	if _, err := fmt.Sscanf(rest, "/v1.%d/", &minor); err != nil || minor < d.minimum || minor > newest {
-		fail(http.StatusBadRequest, fmt.Sprintf("client version 1.%d is too old. Minimum supported API version is 1.%d, "+
-			"please upgrade your client to a newer version", minor, d.minimum))
+		fail(http.StatusBadRequest,
+			fmt.Sprintf("client version 1.%d is too old. Minimum supported API version is 1.%d, "+
+				"please upgrade your client to a newer version", minor, d.minimum))
 		return
 	}
 	rest = strings.TrimPrefix(rest, fmt.Sprintf("/v1.%d", minor))
@@ -360,7 +361,8 @@ func TestRetries(t *testing.T) {
 		status      string // error of the Status
 		logged      int    // warnings and errors
 	}{
-		{"kill recovers", func(d *fakeDocker) { d.killErr = io.ErrUnexpectedEOF }, func(d *fakeDocker) { d.killErr = nil }, 5 * time.Second,
+		{"kill recovers", func(d *fakeDocker) { d.killErr = io.ErrUnexpectedEOF },
+			func(d *fakeDocker) { d.killErr = nil }, 5 * time.Second,
 			[]string{"4 SIGHUP"}, map[string]float64{resultSent: 1}, "", "", 1},
 		{"kill never does", func(d *fakeDocker) { d.killErr = io.ErrUnexpectedEOF }, nil, 0,
 			nil, map[string]float64{resultRetried: maxAttempts - 1, resultFailed: 1}, "unexpected EOF", "", 2},
@@ -368,8 +370,10 @@ func TestRetries(t *testing.T) {
 			nil, map[string]float64{resultRetried: maxAttempts - 1, resultFailed: 1},
 			"docker answers 500: Container " + idA + " is not running", "", 2},
 		{"container is stopped", func(d *fakeDocker) { d.killStatus = http.StatusConflict }, nil, 0,
-			nil, map[string]float64{resultGone: 1}, "the container does not run: Container " + idA + " is not running", "", 0},
-		{"list recovers", func(d *fakeDocker) { d.listErr = io.ErrUnexpectedEOF }, func(d *fakeDocker) { d.listErr = nil }, 5 * time.Second,
+			nil, map[string]float64{resultGone: 1},
+			"the container does not run: Container " + idA + " is not running", "", 0},
+		{"list recovers", func(d *fakeDocker) { d.listErr = io.ErrUnexpectedEOF },
+			func(d *fakeDocker) { d.listErr = nil }, 5 * time.Second,
 			[]string{"4 SIGHUP"}, map[string]float64{resultSent: 1}, "", "", 1},
 		{"list never does", func(d *fakeDocker) { d.listErr = io.ErrUnexpectedEOF }, nil, 0,
 			nil, map[string]float64{resultUnlisted: 1}, "", "list containers: unexpected EOF", 2},
@@ -392,7 +396,8 @@ func TestRetries(t *testing.T) {
 					t.Errorf("%d requests, %d an hour later", requests, docker.requests)
 				}
 				for _, result := range []string{resultSent, resultFailed, resultGone, resultUnlisted, resultRetried} {
-					if got, want := b.metric(result), c.results[result]; got != want && (result != resultRetried || c.clear == nil) {
+					if got, want := b.metric(result), c.results[result]; got != want &&
+						(result != resultRetried || c.clear == nil) {
 						t.Errorf("metric of %s is %v, want %v", result, got, want)
 					}
 				}
@@ -444,7 +449,8 @@ func TestPublishedNeverBlocks(t *testing.T) {
 
 func TestParseSignal(t *testing.T) {
 	for value, want := range map[string]string{
-		"SIGHUP": "SIGHUP", "HUP": "SIGHUP", "sighup": "SIGHUP", "USR1": "SIGUSR1", "SIGUSR2": "SIGUSR2", "WINCH": "SIGWINCH",
+		"SIGHUP": "SIGHUP", "HUP": "SIGHUP", "sighup": "SIGHUP",
+		"USR1": "SIGUSR1", "SIGUSR2": "SIGUSR2", "WINCH": "SIGWINCH",
 		"": "", "SIG": "", "KILL": "", "SIGTERM": "", "INT": "", "1": "", "HUP&x=1": "", "SIGSIGHUP": "", " HUP": "",
 	} {
 		if got, err := parseSignal(value); got != want || (err == nil) != (want != "") {
@@ -557,7 +563,9 @@ func TestEngineFailures(t *testing.T) {
 		{"no message", ping("1.44", body(502, "bad gateway\n")), "docker answers 502: bad gateway"},
 		{"long message", ping("1.44", body(500, strings.Repeat("x", 1<<20))), strings.Repeat("x", maxShown)},
 		{"no list", ping("1.44", body(404, `{"message":"page not found"}`)), "docker answers 404: page not found"},
-		{"redirect", ping("1.44", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/_ping", http.StatusFound) }), "docker answers 302"},
+		{"redirect", ping("1.44", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/_ping", http.StatusFound)
+		}), "docker answers 302"},
 		{"garbage", ping("1.44", body(200, "<html>")), "invalid character"},
 		{"too large", ping("1.44", body(200, strings.Repeat(" ", maxList)+"[]")), "more than 8388608 bytes"},
 		{"no version", ping("", nil), `API version ""`},

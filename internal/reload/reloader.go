@@ -252,7 +252,8 @@ func (r *Reloader) list(ctx context.Context, w want) {
 		l.finished = l.attempts == maxAttempts
 		switch {
 		case l.finished:
-			r.cfg.Log.Error("containers that want a signal got none: giving up listing them", "generation", w.generation,
+			r.cfg.Log.Error("containers that want a signal got none: giving up listing them",
+				"generation", w.generation,
 				"err", err)
 			r.signals.WithLabelValues(resultUnlisted).Inc()
 		case l.err == nil:
@@ -339,11 +340,14 @@ func (r *Reloader) send(ctx context.Context, d *delivery) {
 func (r *Reloader) finish(d *delivery, p publication, result string, err error) {
 	delete(r.pending, d.id)
 	r.signals.WithLabelValues(result).Inc()
-	o := client.ReloadOutcome{ContainerID: d.id, Name: d.name, Signal: d.signal, Generation: p.generation, At: time.Now()}
+	o := client.ReloadOutcome{
+		ContainerID: d.id, Name: d.name, Signal: d.signal, Generation: p.generation, At: time.Now(),
+	}
 	if err != nil {
 		o.Error = err.Error()
 	}
-	last := slices.DeleteFunc(slices.Clone(r.last), func(old client.ReloadOutcome) bool { return old.ContainerID == d.id })
+	last := slices.DeleteFunc(slices.Clone(r.last),
+		func(old client.ReloadOutcome) bool { return old.ContainerID == d.id })
 	r.last = append(last, o)
 	r.last = r.last[max(0, len(r.last)-maxOutcomes):]
 }
