@@ -175,7 +175,8 @@ func TestProblem(t *testing.T) {
 		{"nothing to bind to", nil, 16, client.BindServer, 409, "no_certificate", 0},
 		{"queue full", attest.ErrQueueFull, 16, client.BindNone, 429, "queue_full", time.Second},
 		{"device missing", attest.ErrNoDevice, 16, client.BindNone, 503, "device_missing", 30 * time.Second},
-		{"rejected", &appraise.Rejection{Code: appraise.CodePolicyRejected}, 16, client.BindNone, 503, "policy_rejected", 30 * time.Second},
+		{"rejected", &appraise.Rejection{Code: appraise.CodePolicyRejected},
+			16, client.BindNone, 503, "policy_rejected", 30 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := agent(t, c.deviceErr).Evidence(t.Context(), make([]byte, c.nonce), c.bind)
@@ -184,7 +185,8 @@ func TestProblem(t *testing.T) {
 				t.Fatalf("err = %v, want a Problem", err)
 			}
 			if p.Status != c.status || p.Code != c.code || p.RetryAfter != c.retryAfter {
-				t.Errorf("status %d, code %q, retry after %v, want %d, %q, %v", p.Status, p.Code, p.RetryAfter, c.status, c.code,
+				t.Errorf("status %d, code %q, retry after %v, want %d, %q, %v",
+					p.Status, p.Code, p.RetryAfter, c.status, c.code,
 					c.retryAfter)
 			}
 			if !strings.Contains(err.Error(), c.code) || !strings.Contains(err.Error(), p.Detail) ||

@@ -32,7 +32,8 @@ import (
 const DefaultDir = "/etc/ecs/mtls"
 
 const (
-	// retryAfter is how long a generation that could not be loaded is not retried, so that not every handshake tries it.
+	// retryAfter is how long a generation that could not be loaded is not retried, so that not every handshake tries
+	// it.
 	retryAfter = time.Second
 
 	// maxAttempts bounds how often in a row a new generation may appear while the previous one is being read.

@@ -66,7 +66,8 @@ func newCA(t testing.TB, name string) *simca.CA {
 
 func issue(t testing.TB, ca *simca.CA, name string) simca.Leaf {
 	t.Helper()
-	return must.Get(ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(t, "issue a leaf for %s", name)
+	return must.Get(ca.Issue(name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour)))(t,
+		"issue a leaf for %s", name)
 }
 
 // whole is all files of a generation, with leaves named client-name and server-name.
@@ -143,7 +144,8 @@ func TestSubsets(t *testing.T) {
 			p := newPublished(t)
 			p.publish(test.files)
 			s := p.open().Set()
-			if (s.Client != nil) != test.client || (s.Server != nil) != test.server || (s.RootsPEM != nil) != test.roots {
+			if (s.Client != nil) != test.client || (s.Server != nil) != test.server ||
+				(s.RootsPEM != nil) != test.roots {
 				t.Errorf("client %v, server %v, roots %v", s.Client != nil, s.Server != nil, s.RootsPEM != nil)
 			}
 			if s.NotAfter.IsZero() == (test.client || test.server) {
@@ -172,18 +174,24 @@ func TestOpenRefuses(t *testing.T) {
 		want     string
 		notExist bool
 	}{
-		{"nothing is there", func(p *published) { p.path += "/none" }, "is the published directory mounted there", true},
+		{"nothing is there", func(p *published) { p.path += "/none" },
+			"is the published directory mounted there", true},
 		{"an empty directory", func(*published) {}, "is the published directory mounted there", true},
-		{"a single file", func(p *published) { p.publish(good); p.path += "/client.pem" }, "as a directory and not a single file", false},
+		{"a single file", func(p *published) { p.publish(good); p.path += "/client.pem" },
+			"as a directory and not a single file", false},
 		{"a link out of the directory", link("../elsewhere"), "leads out of its directory", false},
 		{"an absolute link", link("/etc"), "leads out of its directory", false},
 		{"a link to the parent", link(".."), "leads out of its directory", false},
 		{"a link to nothing", link("..gen-1"), "there is no ca.crt", true},
 		{"no file of ours", generation(files{"cert-0.pem": good["ca.crt"]}), "there is no ca.crt", true},
-		{"a certificate without its key", generation(good.only("ca.crt", "client.crt")), "client.crt and client.key: one is there without the other", false},
-		{"a key that does not match", generation(files{"client.crt": good["client.crt"], "client.key": good["server.key"]}), "private key does not match", false},
-		{"an anchor that is no PEM", generation(files{"ca.crt": "none"}), "ca.crt: there is no certificate in it", false},
-		{"an anchor that does not parse", generation(files{"ca.crt": good["ca.crt"] + string(broken)}), "ca.crt: x509:", false},
+		{"a certificate without its key", generation(good.only("ca.crt", "client.crt")),
+			"client.crt and client.key: one is there without the other", false},
+		{"a key that does not match", generation(files{"client.crt": good["client.crt"],
+			"client.key": good["server.key"]}), "private key does not match", false},
+		{"an anchor that is no PEM", generation(files{"ca.crt": "none"}),
+			"ca.crt: there is no certificate in it", false},
+		{"an anchor that does not parse", generation(files{"ca.crt": good["ca.crt"] + string(broken)}),
+			"ca.crt: x509:", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			p := newPublished(t)
@@ -205,7 +213,9 @@ func TestKeepsTheLastGoodSet(t *testing.T) {
 		"key mismatch": func(p *published) {
 			p.publish(files{"ca.crt": ca.PEM(), "client.pem": other["client.key"] + good["client.crt"]})
 		},
-		"damaged anchor":     func(p *published) { p.publish(files{"ca.crt": "-----BEGIN", "client.pem": good["client.pem"]}) },
+		"damaged anchor": func(p *published) {
+			p.publish(files{"ca.crt": "-----BEGIN", "client.pem": good["client.pem"]})
+		},
 		"empty generation":   func(p *published) { p.publish(nil) },
 		"generation removed": func(p *published) { p.publish(other); os.RemoveAll(p.gen(p.n)) },
 		"link removed":       func(p *published) { os.Remove(filepath.Join(p.path, "..data")) },
@@ -247,7 +257,8 @@ func TestRetry(t *testing.T) {
 		if err == nil {
 			t.Fatal("no error")
 		}
-		must.Do(t, os.WriteFile(filepath.Join(p.gen(2), "ca.crt"), []byte(all["ca.crt"]), 0o600), "repair the new generation")
+		must.Do(t, os.WriteFile(filepath.Join(p.gen(2), "ca.crt"), []byte(all["ca.crt"]), 0o600),
+			"repair the new generation")
 		time.Sleep(time.Second - time.Nanosecond)
 		if again := d.Err(); again != err {
 			t.Errorf("tried again within a second: %v", again)
@@ -307,7 +318,8 @@ func TestRotationStorm(t *testing.T) {
 			return
 		}
 		n := anchor.Subject.CommonName
-		if c, s := s.Client.Leaf.Subject.CommonName, s.Server.Leaf.Subject.CommonName; c != "client-"+n || s != "server-"+n {
+		if c, s := s.Client.Leaf.Subject.CommonName, s.Server.Leaf.Subject.CommonName; c != "client-"+n ||
+			s != "server-"+n {
 			t.Errorf("anchor %s with %s and %s", n, c, s)
 		}
 	}

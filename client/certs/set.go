@@ -12,15 +12,15 @@ import (
 
 // Set is the content of one generation. All of it belongs together, and must not be changed.
 type Set struct {
-	// Generation is the name of the directory below the published one that the set was read from. The publisher keeps it
-	// for at least ten minutes after it has been replaced.
+	// Generation is the name of the directory below the published one that the set was read from. The publisher keeps
+	// it for at least ten minutes after it has been replaced.
 	Generation string
 
 	// Client and Server are the certificates, with intermediates and key; nil: not published here.
 	Client, Server *tls.Certificate
 
-	// Roots holds the trust anchors, for peers of either kind. It is never nil, for which crypto/tls would use the roots
-	// of the host: without ca.crt it is empty, and nobody is trusted.
+	// Roots holds the trust anchors, for peers of either kind. It is never nil, for which crypto/tls would use the
+	// roots of the host: without ca.crt it is empty, and nobody is trusted.
 	Roots *x509.CertPool
 
 	// RootsPEM is ca.crt; nil: not published here.

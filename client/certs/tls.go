@@ -51,8 +51,8 @@ func clientConfig(serverName string, set func() *Set) *tls.Config {
 		ServerName:             serverName,
 		MinVersion:             tls.VersionTLS12,
 		SessionTicketsDisabled: true,
-		// The server's list of CAs is a hint, which Certificates would obey: during a rotation of the CA the server should
-		// report why it rejects our certificate, rather than that there was none.
+		// The server's list of CAs is a hint, which Certificates would obey: during a rotation of the CA the server
+		// should report why it rejects our certificate, rather than that there was none.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			if c := set().Client; c != nil {
 				return c, nil

@@ -156,7 +156,8 @@ func TestClientVerifies(t *testing.T) {
 		template := simca.Template{Name: "x", DNSNames: []string{"localhost"}, Usages: []x509.ExtKeyUsage{usage}}
 		template.NotBefore, template.NotAfter = c.Certificates[0].Leaf.NotBefore, c.Certificates[0].Leaf.NotAfter
 		if expired {
-			template.NotBefore, template.NotAfter = template.NotBefore.AddDate(0, 0, -1), template.NotAfter.AddDate(0, 0, -1)
+			template.NotBefore = template.NotBefore.AddDate(0, 0, -1)
+			template.NotAfter = template.NotAfter.AddDate(0, 0, -1)
 		}
 		leaf := must.Get(ca.IssueFrom(template))(t, "issue a leaf")
 		pair := must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(t, "load its pair")
@@ -314,7 +315,8 @@ func TestHTTP(t *testing.T) {
 		<-served
 	})
 	one := &http.Client{Transport: &http.Transport{DialTLSContext: d.DialTLS, DisableKeepAlives: true}}
-	two := &http.Client{Transport: &http.Transport{TLSClientConfig: d.ClientConfig("localhost"), ForceAttemptHTTP2: true}}
+	two := &http.Client{Transport: &http.Transport{TLSClientConfig: d.ClientConfig("localhost"),
+		ForceAttemptHTTP2: true}}
 	get := func(client *http.Client, want string) {
 		t.Helper()
 		defer client.CloseIdleConnections()

@@ -24,7 +24,8 @@ func evidenceCommand(o *options) *cobra.Command {
 					return cli.Usagef("--nonce is not hexadecimal: %w", err)
 				}
 				if len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
-					return cli.Usagef("--nonce has %d bytes, want %d to %d", len(nonce), evidence.MinNonce, evidence.MaxNonce)
+					return cli.Usagef("--nonce has %d bytes, want %d to %d",
+						len(nonce), evidence.MinNonce, evidence.MaxNonce)
 				}
 			}
 			switch bind {

@@ -30,7 +30,8 @@ func TestMemoryIsPrivate(t *testing.T) {
 	must.Do(t, os.WriteFile(program, self, 0o755), "copy the program")
 	socket := filepath.Join(dir, "socket")
 	config := filepath.Join(dir, "config.yaml")
-	text := fmt.Sprintf("attestation: {mode: \"off\"}\nlisten: {socket: %s, tcp: \"\"}\nmtls: {path: %s, allow_disk: true}\n",
+	text := fmt.Sprintf("attestation: {mode: \"off\"}\nlisten: {socket: %s, tcp: \"\"}\n"+
+		"mtls: {path: %s, allow_disk: true}\n",
 		socket, filepath.Join(dir, "mtls"))
 	must.Do(t, os.WriteFile(config, []byte(text), 0o644), "write the configuration")
 
@@ -55,7 +56,9 @@ func TestMemoryIsPrivate(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 
-	for file, private := range map[string]bool{"environ": true, "maps": true, "auxv": true, "mem": true, "status": false} {
+	for file, private := range map[string]bool{
+		"environ": true, "maps": true, "auxv": true, "mem": true, "status": false,
+	} {
 		path := fmt.Sprintf("/proc/%d/%s", agent.Process.Pid, file)
 		open := exec.CommandContext(ctx, "dd", "if="+path, "count=0") // reads nothing
 		open.SysProcAttr = user

@@ -78,7 +78,8 @@ func printStatus(w io.Writer, s *client.Status) {
 
 func printCertificates(w io.Writer, m *client.Publication) {
 	if m.Generation != "" {
-		cli.Fprintf(w, "certificates    %s, published %s, valid until %s\n", m.Path, date(m.PublishedAt), date(m.NotAfter))
+		cli.Fprintf(w, "certificates    %s, published %s, valid until %s\n",
+			m.Path, date(m.PublishedAt), date(m.NotAfter))
 		for _, c := range m.Certificates {
 			cli.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
 		}

@@ -172,7 +172,8 @@ listen:
 	fmt.Fprintln(d.out, "SIMULATED: the SNP device signs with a root of its own, made for this run. "+
 		"Nothing below proves real hardware.")
 	if onDisk {
-		fmt.Fprintln(d.out, "No writable tmpfs was found: this demonstration's private keys are on a disk (allow_disk).")
+		fmt.Fprintln(d.out,
+			"No writable tmpfs was found: this demonstration's private keys are on a disk (allow_disk).")
 	}
 	return nil
 }
@@ -410,7 +411,8 @@ func (d *demo) evidence(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintln(d.out, "   The same evidence is rejected for another nonce, and by AMD's roots:")
-	if _, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", strings.Repeat("00", 32))...); exitCode(err) != 1 {
+	_, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", strings.Repeat("00", 32))...)
+	if exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with another nonce: %v, want exit status 1", err)
 	}
 	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--nonce", nonce,

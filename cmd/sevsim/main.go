@@ -32,7 +32,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		RunE: func(cmd *cobra.Command, args []string) error { return runNode(cmd.Context(), stdout, poll, instance) },
 	}
 	node.Flags().DurationVar(&poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent\n")
-	node.Flags().StringVar(&instance, "instance-id", simaws.DefaultInstance().ID, "`ID` of the EC2 instance that the node is\n")
+	node.Flags().StringVar(&instance, "instance-id", simaws.DefaultInstance().ID,
+		"`ID` of the EC2 instance that the node is\n")
 	var socket string
 	under := &cobra.Command{
 		Use:   "exec -- PROGRAM [ARGUMENT ...]",

@@ -72,7 +72,8 @@ func newNode(t *testing.T) *node {
 	policy.RootsPEM = n.psp.Roots()
 	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: o.Region}))(t, "build the verifier")
 	// It does not enforce: the relying party has to detect a bad report.
-	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp}, Verifier: verifier, Rate: 50, Burst: 64,
+	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp},
+		Verifier: verifier, Rate: 50, Burst: 64,
 		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
 	spki := keyHash(n.victim)
 	api := localapi.New(localapi.Config{
@@ -274,10 +275,11 @@ func TestRefused(t *testing.T) {
 			conn, random := n.dial(address, n.victim)
 			return n.evidence(n.nonce(conn, random), client.BindClient)
 		}, "nonce_mismatch"},
-		{"relayed: this random number, the exporter of another connection", n.victim, func(_ *tls.Conn, random []byte) []byte {
-			conn, _ := n.dial(address, n.victim)
-			return n.evidence(n.nonce(conn, random), client.BindClient)
-		}, "nonce_mismatch"},
+		{"relayed: this random number, the exporter of another connection",
+			n.victim, func(_ *tls.Conn, random []byte) []byte {
+				conn, _ := n.dial(address, n.victim)
+				return n.evidence(n.nonce(conn, random), client.BindClient)
+			}, "nonce_mismatch"},
 		{"the random number itself as nonce", n.victim, func(_ *tls.Conn, random []byte) []byte {
 			return n.evidence(random, client.BindClient)
 		}, "nonce_mismatch"},
@@ -290,7 +292,8 @@ func TestRefused(t *testing.T) {
 				[]byte(`"binding":{"kind":"client","spki_sha256":"`+evidence.Hex(key[:]).String()+`"`), 1)
 		}, "does not commit"},
 		{"edited caller", n.victim, func(conn *tls.Conn, random []byte) []byte {
-			return bytes.Replace(n.evidence(n.nonce(conn, random), client.BindClient), []byte(`"uid":`), []byte(`"uid":1`), 1)
+			return bytes.Replace(n.evidence(n.nonce(conn, random), client.BindClient),
+				[]byte(`"uid":`), []byte(`"uid":1`), 1)
 		}, "does not commit"},
 		{"flipped bit", n.victim, func(conn *tls.Conn, random []byte) []byte {
 			n.psp.SetFault(sim.FaultFlip)

@@ -128,7 +128,8 @@ func issue(t *testing.T, ca *simca.CA, name string, dnsNames ...string) simca.Le
 func secret(t *testing.T, leaf simca.Leaf, anchors string, extra map[string]any) string {
 	t.Helper()
 	fields := map[string]any{
-		"client_cert": leaf.Cert, "client_key": leaf.Key, "server_cert": leaf.Cert, "server_key": leaf.Key, "ca_cert": anchors,
+		"client_cert": leaf.Cert, "client_key": leaf.Key, "server_cert": leaf.Cert,
+		"server_key": leaf.Key, "ca_cert": anchors,
 	}
 	for name, value := range extra {
 		fields[name] = value
@@ -225,7 +226,8 @@ type program struct {
 
 func launch(t *testing.T, name string, args ...string) *program {
 	t.Helper()
-	p := &program{t: t, stdout: &output{changed: make(chan struct{}, 1)}, stderr: &output{changed: make(chan struct{}, 1)}}
+	p := &program{t: t, stdout: &output{changed: make(chan struct{}, 1)},
+		stderr: &output{changed: make(chan struct{}, 1)}}
 	p.cmd = exec.Command(filepath.Join(bin, name), args...)
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
 	p.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0") // the race detector's programs wait for a second else
@@ -489,7 +491,8 @@ func TestForeign(t *testing.T) {
 		}
 		server.stderr.has(t, 0, unknownAuthority, 1)
 		refusedFor(t, server, peer(t, simca.Leaf{}, ours.PEM()), "client didn't provide a certificate")
-		if err := launch(t, "enclave-client", "--endpoint", server.address, "--count", "1", "--mtls-dir", n.dir).wait(); err != nil {
+		err := launch(t, "enclave-client", "--endpoint", server.address, "--count", "1", "--mtls-dir", n.dir).wait()
+		if err != nil {
 			t.Errorf("the node's client: %v", err)
 		}
 	})

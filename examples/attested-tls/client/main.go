@@ -22,7 +22,8 @@ func main() { program.Main("client", run) }
 
 func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	connect := f.String("connect", "", "host:port of the relying party")
-	serverName := f.String("server-name", "", "name in the relying party's certificate (default: the host of --connect)")
+	serverName := f.String("server-name", "",
+		"name in the relying party's certificate (default: the host of --connect)")
 	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
 	socket := f.String("socket", client.DefaultSocket, "the agent's socket")
 	if err := f.Parse(); err != nil {
@@ -33,8 +34,8 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 		return program.Usage(errors.New("want --connect host:port"))
 	}
 	// Open the directory for every connection: certificates rotate, and the agent binds evidence to the key that is
-	// published when it is asked. After a rotation between the two, the server refuses the evidence; the next connection
-	// has the new key.
+	// published when it is asked. After a rotation between the two, the server refuses the evidence; the next
+	// connection has the new key.
 	published, err := certs.Open(*mtlsDir)
 	if err != nil {
 		return program.Usage(err)

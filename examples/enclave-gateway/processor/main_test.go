@@ -14,7 +14,8 @@ func TestAllowed(t *testing.T) {
 	leaf.Subject.CommonName = "common"
 	for name, want := range map[string]bool{
 		"a.internal": true, "b.internal": true, "spiffe://example.com/gateway": true,
-		"common": false, "internal": false, "A.internal": false, "*.internal": false, "spiffe://example.com/": false, "": false,
+		"common": false, "internal": false, "A.internal": false,
+		"*.internal": false, "spiffe://example.com/": false, "": false,
 	} {
 		if err := allowed(leaf, []string{"other", name}); (err == nil) != want {
 			t.Errorf("%q: %v", name, err)
