@@ -8,7 +8,8 @@ import uuid
 
 program, seconds, binary = sys.argv[1:]
 doc = json.load(sys.stdin)
-doc["metadata"]["timestamp"] = datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+timestamp = datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc)
+doc["metadata"]["timestamp"] = timestamp.strftime("%Y-%m-%dT%H:%M:%SZ")
 doc["metadata"]["component"]["name"] = program
 with open(binary, "rb") as file:
     doc["metadata"]["component"]["hashes"] = [{"alg": "SHA-256", "content": hashlib.sha256(file.read()).hexdigest()}]
