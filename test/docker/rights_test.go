@@ -139,7 +139,8 @@ func escape(names []string) (list attempts, err error) {
 // TestReadOnly: by mounts that are read-only nobody in a container changes anything, root or not, and the socket can be
 // used all the same, though not for a refresh.
 func TestReadOnly(t *testing.T) {
-	a := startAttesting(t, "rate: 50, burst: 64", `consumers: [{name: web, owner: "1000:1000", files: [client.pem, ca.crt]}]`)
+	a := startAttesting(t, "rate: 50, burst: 64",
+		`consumers: [{name: web, owner: "1000:1000", files: [client.pem, ca.crt]}]`)
 	a.rotate() // for ..prev
 	before := a.status().MTLS
 	for _, user := range []string{"0:0", "1000:1000"} {
@@ -216,7 +217,8 @@ func TestOwner(t *testing.T) {
 // TestConsumer: a container that mounts a consumer's directory has the consumer's files, sees their rotations, and does
 // not get at anything else, not even as root.
 func TestConsumer(t *testing.T) {
-	a := startAgent(t, `consumers: [{name: web, owner: "101:101", files: [client.pem, ca.crt]}, {name: other, owner: "102:102", files: [ca.crt]}]`)
+	a := startAgent(t, `consumers: [{name: web, owner: "101:101", files: [client.pem, ca.crt]},`+
+		` {name: other, owner: "102:102", files: [ca.crt]}]`)
 	for _, user := range []string{"0:0", "101:101", "102:102"} {
 		c := startContainer(t, image, "--user="+user, readOnly(lab.Published+"/web", lab.Published))
 		for range 2 {

@@ -266,7 +266,8 @@ listen: {tcp: ""}
 		}
 	}
 	w.Flush()
-	t.Logf("%d rotations, each noticed by both watchers, in %.1f s: refresh %s\n%d more, as fast as they go, in %.1f s: "+
+	t.Logf("%d rotations, each noticed by both watchers, in %.1f s: refresh %s\n"+
+		"%d more, as fast as they go, in %.1f s: "+
 		"refresh %s\nthe agent before: %s\nthe agent after:  %s\n%s", rotations, paced.Seconds(),
 		figures(pacedRefreshes), more, fast.Seconds(), figures(refreshes), before, after, table.String())
 	for _, f := range versions[(n-1)%len(versions)].files {

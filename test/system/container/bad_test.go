@@ -27,7 +27,8 @@ func TestWithoutSystemd(t *testing.T) {
 			t.Errorf("%s: %v\n%s", script, err, out)
 		}
 	}
-	if out, err := m.chroot("ls -d /etc/sevagent /usr/libexec/sevagent /var/lib/sevagent /etc/ecs 2>/dev/null | grep ."); err == nil {
+	out, err := m.chroot("ls -d /etc/sevagent /usr/libexec/sevagent /var/lib/sevagent /etc/ecs 2>/dev/null | grep .")
+	if err == nil {
 		t.Errorf("left behind: %s", out)
 	}
 }
@@ -111,7 +112,8 @@ func TestBadInput(t *testing.T) {
 		t.Log(last(m.journal("sevagent.socket")))
 		m.must("rmdir " + socket + "/mine " + socket + "; systemctl reset-failed; systemctl start sevagent.service")
 		m.mustBeReady()
-		m.must("systemctl stop sevagent.service sevagent.socket; dpkg --purge sevagent; mkdir -p /run/sevagent; echo mine >" + socket)
+		m.must("systemctl stop sevagent.service sevagent.socket; dpkg --purge sevagent; mkdir -p /run/sevagent; " +
+			"echo mine >" + socket)
 		out := m.must("dpkg -i /lab/packages/new/sevagent_*.deb")
 		if !strings.Contains(out, "sevagent: "+socket+" is there already") {
 			t.Errorf("the installation does not say so: %s", out)
@@ -122,7 +124,8 @@ func TestBadInput(t *testing.T) {
 	t.Run("full disk", func(t *testing.T) {
 		t.Parallel()
 		m := newNode(t)
-		m.must("mkdir -p /var/lib/sevagent && mount -t tmpfs -o size=64k tmpfs /var/lib/sevagent && systemctl enable --now sevagent.service")
+		m.must("mkdir -p /var/lib/sevagent && mount -t tmpfs -o size=64k tmpfs /var/lib/sevagent && " +
+			"systemctl enable --now sevagent.service")
 		m.must("cat /dev/zero >/var/lib/sevagent/full 2>/dev/null; df /var/lib/sevagent | grep -q 100%")
 		m.putSecret("client-1")
 		m.must(refresh)

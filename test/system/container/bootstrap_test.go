@@ -24,7 +24,9 @@ func newInstance(t *testing.T, flags string) *machine {
 	m := newMachine(t)
 	m.install()
 	m.write("/etc/sevagent/conf.d/60-lab.yaml", "attestation: {policy: /lab/device/policy.yaml, rate: 50, burst: 64}\n")
-	m.write("/etc/lab/user-data", "exec /usr/libexec/sevagent/bootstrap --cluster lab --mtls-secret node/mtls --stack lab --ready-resource Ready --update-resource Group --install-ecs never --signal-timeout 2m --timeout 2m "+flags+"\n")
+	m.write("/etc/lab/user-data",
+		"exec /usr/libexec/sevagent/bootstrap --cluster lab --mtls-secret node/mtls --stack lab --ready-resource "+
+			"Ready --update-resource Group --install-ecs never --signal-timeout 2m --timeout 2m "+flags+"\n")
 	if out, err := m.chroot("systemctl enable ecs.service"); err != nil { // as on Amazon's AMI
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -54,7 +56,8 @@ func TestBootstrap(t *testing.T) {
 		}
 	}
 	m.must("openssl verify -CAfile " + lab.Published + "/ca.crt " + lab.Published + "/client.crt")
-	if got := m.must(`systemctl show --value --property=ActiveEnterTimestampMonotonic sevagent.service ecs.service | xargs`); strings.Compare(got, "") == 0 {
+	const times = "systemctl show --value --property=ActiveEnterTimestampMonotonic sevagent.service ecs.service"
+	if m.must(times+" | xargs") == "" {
 		t.Error("no times")
 	}
 
@@ -115,7 +118,8 @@ func TestBootstrapWithoutDevice(t *testing.T) {
 	never := func(when string) {
 		t.Helper()
 		m.expect("ecs.service", "ActiveEnterTimestampMonotonic", "0")
-		if out := m.must("systemctl start ecs.service 2>&1; systemctl is-active ecs.service || true"); strings.HasSuffix(out, "\nactive") || out == "active" {
+		out := m.must("systemctl start ecs.service 2>&1; systemctl is-active ecs.service || true")
+		if strings.HasSuffix(out, "\nactive") || out == "active" {
 			t.Errorf("%s, ecs.service can be started: %s", when, out)
 		}
 		m.fails("pgrep -f '[g]uest ecs'")
@@ -161,6 +165,8 @@ func TestBootstrapPath(t *testing.T) {
 	// Purged, the mount that bootstrap wrote goes, and what was mounted with it.
 	m.must("dpkg --purge sevagent")
 	m.fails("findmnt '" + path + "'")
-	m.fails("ls 2>/dev/null /etc/systemd/system/*.mount /etc/systemd/system/sevagent.service.d/* | grep -v -e sys-kernel-config -e 'No such' | grep .")
-	m.fails("ls 2>/dev/null -d /etc/sevagent/conf.d/50-bootstrap.yaml /etc/sevagent/signal.json /var/lib/sevagent | grep .")
+	m.fails("ls 2>/dev/null /etc/systemd/system/*.mount /etc/systemd/system/sevagent.service.d/* | " +
+		"grep -v -e sys-kernel-config -e 'No such' | grep .")
+	m.fails(
+		"ls 2>/dev/null -d /etc/sevagent/conf.d/50-bootstrap.yaml /etc/sevagent/signal.json /var/lib/sevagent | grep .")
 }

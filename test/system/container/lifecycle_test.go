@@ -64,7 +64,8 @@ func (p packager) life(t *testing.T) {
 		}
 	}
 	m.expect("ecs.service", "ActiveState", "active") // as it was
-	m.must("sevagent version && sevctl version && /usr/libexec/sevagent/bootstrap version && sevagent --help | grep -q status")
+	m.must("sevagent version && sevctl version && /usr/libexec/sevagent/bootstrap version && " +
+		"sevagent --help | grep -q status")
 	if strings.HasPrefix(p.install, "dpkg") {
 		m.must("dpkg --verify sevagent sevctl")
 	} else {
@@ -168,7 +169,8 @@ func (m *machine) warnings(out string) {
 // tree lists the files of the machine, but for those of package managers and logs.
 func (m *machine) tree() []string {
 	m.t.Helper()
-	out := m.must("find / -xdev \\( -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /var/log -o -path /var/cache -o -path /lab -o -path /var/lib/systemd -o -path /root \\) -prune -o -print | LC_ALL=C sort")
+	out := m.must("find / -xdev \\( -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /var/log -o -path /var/cache " +
+		"-o -path /lab -o -path /var/lib/systemd -o -path /root \\) -prune -o -print | LC_ALL=C sort")
 	return strings.Split(out, "\n")
 }
 

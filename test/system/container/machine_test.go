@@ -85,7 +85,9 @@ func makeLayer() error {
 			return err
 		}
 	}
-	for _, args := range [][]string{{"-r", "files/.", layer}, {guestBin, lab.Bin("sevsim"), filepath.Join(layer, "lab")}} {
+	for _, args := range [][]string{
+		{"-r", "files/.", layer}, {guestBin, lab.Bin("sevsim"), filepath.Join(layer, "lab")},
+	} {
 		if out, err := exec.Command("cp", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -210,7 +212,8 @@ func (m *machine) start() {
 	if m.boots == 1 {
 		m.t.Cleanup(func() {
 			if m.nspawn != nil && m.t.Failed() {
-				out, _ := m.try("systemctl --no-pager status 'sevagent*' ecs.service | head -60; journalctl --no-pager --lines=60 -o short-monotonic")
+				out, _ := m.try("systemctl --no-pager status 'sevagent*' ecs.service | head -60; " +
+					"journalctl --no-pager --lines=60 -o short-monotonic")
 				m.t.Logf("%s:\n%s", m.name, out)
 			}
 			m.kill()

@@ -122,7 +122,9 @@ func TestWatchdog(t *testing.T) {
 	m.expect("sevagent.service", "NRestarts", "1")
 	m.says("sevagent.service", "Watchdog timeout", "result 'watchdog'")
 	// No core file, although it was SIGABRT.
-	if out := m.must("find / /var/lib/systemd/coredump -xdev -maxdepth 2 -name 'core*' -type f -newer /etc/systemd/system/sevagent.service.d/lab.conf 2>/dev/null || true"); out != "" {
+	out := m.must("find / /var/lib/systemd/coredump -xdev -maxdepth 2 -name 'core*' -type f -newer " +
+		"/etc/systemd/system/sevagent.service.d/lab.conf 2>/dev/null || true")
+	if out != "" {
 		t.Errorf("core files: %s", out)
 	}
 }
@@ -136,7 +138,9 @@ func TestCrashLoop(t *testing.T) {
 	before, ecs := m.standing(), m.pid("ecs.service")
 	m.must("systemctl kill --signal=KILL sevagent.service")
 	m.until("the next agent", func() error {
-		if state := m.must("systemctl show --value --property=NRestarts --property=ActiveState sevagent.service | sort | xargs"); state != "1 active" {
+		state := m.must(
+			"systemctl show --value --property=NRestarts --property=ActiveState sevagent.service | sort | xargs")
+		if state != "1 active" {
 			return errors.New(state)
 		}
 		return nil
@@ -188,7 +192,8 @@ func TestLateAgent(t *testing.T) {
 	m.expect("ecs.service", "ActiveState", "inactive")
 	m.must("systemctl start lab-device.service")
 	m.until("both to run", func() error {
-		if state := m.must("systemctl show --value --property=ActiveState sevagent.service ecs.service | xargs"); state != "active active" {
+		state := m.must("systemctl show --value --property=ActiveState sevagent.service ecs.service | xargs")
+		if state != "active active" {
 			return errors.New(state)
 		}
 		return nil
@@ -221,7 +226,8 @@ func TestRestartUnderLoad(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	m.must("systemctl stop load.service")
 	got := look()
-	t.Logf("%d restarts, a downgrade and an upgrade: %d requests, %d for evidence, %d asked to come later, slowest answer %s",
+	t.Logf("%d restarts, a downgrade and an upgrade: %d requests, %d for evidence, "+
+		"%d asked to come later, slowest answer %s",
 		restarts, got.Requests, got.Evidence, got.Later, got.Slowest)
 	if got.Failed > 0 || got.Requests < 100 || got.Evidence < 10 {
 		t.Errorf("%d requests failed of %d (%d for evidence): %s", got.Failed, got.Requests, got.Evidence,

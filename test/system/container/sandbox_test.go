@@ -111,18 +111,22 @@ func TestSandbox(t *testing.T) {
 	m.write("/etc/lab/ioctl", "") // a node in /dev
 	m.install()
 	m.boot()
-	m.must("mkdir -p /sys/fs/cgroup /etc/ecs && systemctl start etc-ecs-mtls.mount && mount -t tmpfs tmpfs /sys/kernel && mkdir -p /sys/kernel/config/tsm/report")
+	m.must("mkdir -p /sys/fs/cgroup /etc/ecs && systemctl start etc-ecs-mtls.mount && " +
+		"mount -t tmpfs tmpfs /sys/kernel && mkdir -p /sys/kernel/config/tsm/report")
 	environment := m.prepareAttempts()
 
-	outside := decode[map[string]string](t, m.must("systemd-run --quiet --wait --pipe --property=KeyringMode=shared --property=DevicePolicy=auto"+
-		" --setenv="+strings.Join(environment, " --setenv=")+" /usr/libexec/sevagent/attempt attempt -"))
+	outside := decode[map[string]string](t,
+		m.must("systemd-run --quiet --wait --pipe --property=KeyringMode=shared --property=DevicePolicy=auto"+
+			" --setenv="+strings.Join(environment, " --setenv=")+" /usr/libexec/sevagent/attempt attempt -"))
 	for _, unit := range []string{"sevagent.service", "sevagent-signal.service"} {
 		t.Run(unit, func(t *testing.T) {
 			m.t = t
 			m.write("/etc/sevagent/signal.json", "{}")
 			m.write("/etc/systemd/system/"+unit+".d/lab.conf",
-				"[Service]\nType=oneshot\nRestart=no\nExecPaths=/usr/libexec/sevagent\nWatchdogSec=0\nExecReload=\nExecStart=\n"+
-					"ExecStart=/usr/libexec/sevagent/attempt attempt /var/lib/sevagent/attempts.json\nEnvironment="+strings.Join(environment, " ")+"\n")
+				"[Service]\nType=oneshot\nRestart=no\nExecPaths=/usr/libexec/sevagent\n"+
+					"WatchdogSec=0\nExecReload=\nExecStart=\n"+
+					"ExecStart=/usr/libexec/sevagent/attempt attempt /var/lib/sevagent/attempts.json\n"+
+					"Environment="+strings.Join(environment, " ")+"\n")
 			m.must("rm -f /var/lib/sevagent/attempts.json; systemctl daemon-reload && systemctl start " + unit)
 			inside := decode[map[string]string](t, m.read("/var/lib/sevagent/attempts.json"))
 			for _, directive := range directives(t, m.read("/usr/lib/systemd/system/"+unit)) {
@@ -182,7 +186,9 @@ func (m *machine) prepareAttempts() (environment []string) {
 		if _, err := strconv.Atoi(fields[0]); err != nil {
 			continue
 		}
-		if out, err := m.try(fmt.Sprintf("mknod /var/lib/sevagent/disk b %s %s && head -c 1 /var/lib/sevagent/disk >/dev/null", fields[0], fields[1])); err == nil {
+		out, err := m.try(fmt.Sprintf("mknod /var/lib/sevagent/disk b %s %s && "+
+			"head -c 1 /var/lib/sevagent/disk >/dev/null", fields[0], fields[1]))
+		if err == nil {
 			return append(environment, "ATTEMPT_DISK=1")
 		} else {
 			m.t.Logf("%s cannot be opened without a sandbox: %s", fields[3], out)

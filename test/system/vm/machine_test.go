@@ -71,7 +71,8 @@ func start(t *testing.T, b boot) *machine {
 		// TestPowerCut loses its own cache as well.
 		root = "format=qcow2,cache=writeback,file=" + b.overlay
 	}
-	commandLine := append([]string{"console=ttyS0 root=/dev/nvme0n1 rw quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check random.trust_cpu=on",
+	commandLine := append([]string{"console=ttyS0 root=/dev/nvme0n1 rw quiet panic=-1 mitigations=off nokaslr " +
+		"tsc=reliable no_timer_check random.trust_cpu=on",
 		"systemd.show_status=no", "lab.scenario=" + b.scenario}, b.options...)
 	args := append([]string{
 		"-machine", "pc,usb=off", "-accel", "tcg,thread=multi,tb-size=256",

@@ -12,7 +12,8 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: guest aws | ecs | load SOCKET FILE | refresh SOCKET FILE | attempt FILE | int80 | euid | key")
+		fmt.Fprintln(os.Stderr,
+			"usage: guest aws | ecs | load SOCKET FILE | refresh SOCKET FILE | attempt FILE | int80 | euid | key")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
