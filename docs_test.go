@@ -13,7 +13,8 @@ import (
 
 // TestDocumentLinks: links between the documents lead to a file and, with an anchor, to a heading in it.
 func TestDocumentLinks(t *testing.T) {
-	pages := slices.Concat(must.Get(filepath.Glob("*.md"))(t, "list the pages"), must.Get(filepath.Glob("docs/*.md"))(t, "list docs"),
+	pages := slices.Concat(must.Get(filepath.Glob("*.md"))(t, "list the pages"),
+		must.Get(filepath.Glob("docs/*.md"))(t, "list docs"),
 		must.Get(filepath.Glob("docs/*/*.md"))(t, "list the folders of docs"))
 	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
 	punctuation := regexp.MustCompile("[^a-z0-9 _-]")
@@ -35,9 +36,11 @@ func TestDocumentLinks(t *testing.T) {
 				t.Errorf("%s links to %s: %v", page, m[1], err)
 				continue
 			}
-			found := anchor == "" || slices.ContainsFunc(heading.FindAllStringSubmatch(string(content), -1), func(h []string) bool {
-				return strings.ReplaceAll(punctuation.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-") == anchor
-			})
+			found := anchor == "" || slices.ContainsFunc(heading.FindAllStringSubmatch(string(content), -1),
+				func(h []string) bool {
+					name := punctuation.ReplaceAllString(strings.ToLower(h[1]), "")
+					return strings.ReplaceAll(name, " ", "-") == anchor
+				})
 			if !found {
 				t.Errorf("%s links to %s, and %s has no such heading", page, m[1], target)
 			}

@@ -32,12 +32,20 @@ var table = map[string][]string{
 	"internal/must":                {},
 	"internal/visible":             {},
 	"internal/visible/visibletest": {},
-	"internal/cli":                 {"internal/atomicfile", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys"},
-	"internal/cli/clitest":         {"internal/must"},
-	"internal/atomicfile":          {},
-	"internal/appraise":            {"internal/snp", goSEVGuest, "github.com/google/logger"},
-	"internal/attest":              {"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", prometheus, "golang.org/x/sys", "golang.org/x/time"},
-	"internal/mtls":                {"client", "internal/config", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard", "internal/mtls/source", prometheus},
+	"internal/cli": {
+		"internal/atomicfile", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
+	},
+	"internal/cli/clitest": {"internal/must"},
+	"internal/atomicfile":  {},
+	"internal/appraise":    {"internal/snp", goSEVGuest, "github.com/google/logger"},
+	"internal/attest": {
+		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile",
+		prometheus, "golang.org/x/sys", "golang.org/x/time",
+	},
+	"internal/mtls": {
+		"client", "internal/config", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard",
+		"internal/mtls/source", prometheus,
+	},
 	"internal/mtls/source":         {},
 	"internal/mtls/certset":        {},
 	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},
@@ -50,28 +58,38 @@ var table = map[string][]string{
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
 	"internal/reload":              {"client", "internal/cgroup", prometheus},
 	"internal/config":              {"internal/appraise", "internal/snp", "go.yaml.in/yaml"},
-	"internal/localapi":            {"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync"},
-	"internal/sim":                 {"internal/snp", "golang.org/x/sys"},
-	"internal/sim/tsmfs":           {"internal/sim", "internal/snp", "github.com/hanwen/go-fuse"},
-	"internal/sim/cuse":            {"internal/sim", "golang.org/x/sys"},
-	"internal/sim/simaws":          {},
-	"internal/sim/simdevice":       {"internal/attest", "internal/sim", "internal/snp"},
-	"internal/sim/simca":           {},
-	"internal/sim/simscript":       {"github.com/rogpeppe/go-internal"},
+	"internal/localapi": {
+		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
+		"internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
+	},
+	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
+	"internal/sim/tsmfs":     {"internal/sim", "internal/snp", "github.com/hanwen/go-fuse"},
+	"internal/sim/cuse":      {"internal/sim", "golang.org/x/sys"},
+	"internal/sim/simaws":    {},
+	"internal/sim/simdevice": {"internal/attest", "internal/sim", "internal/snp"},
+	"internal/sim/simca":     {},
+	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
-		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config", "internal/ecsconfig", "internal/evidence",
-		"internal/localapi", "internal/mtls", "internal/mtls/source", "internal/probe", "internal/readers", "internal/reload",
+		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config",
+		"internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls", "internal/mtls/source",
+		"internal/probe", "internal/readers", "internal/reload",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
-		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence", "internal/visible",
-		cobra,
+		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
+		"internal/visible", cobra,
 	},
-	"cmd/bootstrap":      {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
-	"internal/bootstrap": {"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig", aws, "github.com/aws/smithy-go", systemd},
-	"cmd/sevctl":         {"internal/cli", "internal/cluster", aws, "internal/appraise", "internal/config", "internal/evidence", "internal/snp", "internal/visible", "verify", cobra, "github.com/spf13/pflag", "golang.org/x/sync"},
-	"cmd/sevsim":         {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
-	"packaging/notices":  {},
+	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
+	"internal/bootstrap": {
+		"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig",
+		aws, "github.com/aws/smithy-go", systemd,
+	},
+	"cmd/sevctl": {
+		"internal/cli", "internal/cluster", "internal/appraise", "internal/config", "internal/evidence",
+		"internal/snp", "internal/visible", "verify", aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync",
+	},
+	"cmd/sevsim":        {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
+	"packaging/notices": {},
 
 	"docs/evidence": {"internal/appraise", "verify"},
 
@@ -100,13 +118,19 @@ var pure = []string{"internal/snp", "internal/strictjson", "internal/ecsconfig",
 var never = map[string][]string{
 	"sevagent":  append([]string{module + "internal/bootstrap"}, clients...),
 	"bootstrap": append([]string{aws + "/service/secretsmanager", module + "internal/agent"}, simulation...),
-	"sevctl":    append([]string{aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest"}, simulation...),
+	"sevctl": append([]string{
+		aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest",
+	}, simulation...),
 }
 
 // clients of AWS that the agent does not need.
-var clients = append([]string{aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation"}, simulation...)
+var clients = append([]string{
+	aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation",
+}, simulation...)
 
-var simulation = []string{module + "internal/sim", module + "internal/must", "testing", goSEVGuest + "/client", goSEVGuest + "/testing"}
+var simulation = []string{
+	module + "internal/sim", module + "internal/must", "testing", goSEVGuest + "/client", goSEVGuest + "/testing",
+}
 
 const module = "sevagent/"
 
@@ -183,7 +207,8 @@ func TestImports(t *testing.T) {
 				return imported == module+a || a == "internal/sim" && below(imported, module+a)
 			})
 			if !ok && !free {
-				t.Errorf("%s imports %s, which its row in imports_test.go does not allow", name, strings.TrimPrefix(imported, module))
+				t.Errorf("%s imports %s, which its row in imports_test.go does not allow",
+					name, strings.TrimPrefix(imported, module))
 			}
 		}
 		// The table does not bind tests, but this does.
@@ -208,7 +233,10 @@ func TestLinks(t *testing.T) {
 		}
 	}
 	for program, forbidden := range never {
-		i := slices.IndexFunc(folders, func(dir string) bool { _, err := os.Stat(filepath.Join(dir, program)); return err == nil })
+		i := slices.IndexFunc(folders, func(dir string) bool {
+			_, err := os.Stat(filepath.Join(dir, program))
+			return err == nil
+		})
 		if i < 0 {
 			t.Errorf("%s is in none of %q", program, folders)
 			continue

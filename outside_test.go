@@ -43,7 +43,8 @@ func TestOutside(t *testing.T) {
 			for _, block := range blocks.FindAllStringSubmatch(section, -1) {
 				tried++
 				if block[1] == "go" {
-					must.Do(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(block[2]), 0o644), "write the program")
+					must.Do(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(block[2]), 0o644),
+						"write the program")
 					continue
 				}
 				cmd := exec.CommandContext(t.Context(), "sh", "-euc", block[2])
