@@ -158,8 +158,8 @@ func (list secrets) takeOver(s *certset.Set) {
 	}
 }
 
-// checkKept rejects a version that takes files away from their readers, who find them by name: more often than not it was
-// cut or pasted wrongly. What goes because the configuration has changed is no version's mistake.
+// checkKept rejects a version that takes files away from their readers, who find them by name: more often than not it
+// was cut or pasted wrongly. What goes because the configuration has changed is no version's mistake.
 func checkKept(was, next *certset.Set) error {
 	var blamed *certset.Bundle
 	var lost []string
@@ -177,11 +177,12 @@ func checkKept(was, next *certset.Set) error {
 		return nil
 	}
 	return &certset.RejectError{Secret: blamed.Secret, Reason: fmt.Sprintf(
-		"does not give %s, which the version before gave; if that is meant, set mtls.allow_removal", strings.Join(lost, ", "))}
+		"does not give %s, which the version before gave; if that is meant, set mtls.allow_removal",
+		strings.Join(lost, ", "))}
 }
 
-// gives reports whether a set has a file for those who read f. That of a plain secret, b, is named by the secret's place
-// in the configuration.
+// gives reports whether a set has a file for those who read f. That of a plain secret, b, is named by the secret's
+// place in the configuration.
 func gives(s *certset.Set, f certset.File, b *certset.Bundle) bool {
 	return slices.ContainsFunc(s.Files, func(n certset.File) bool {
 		plain := strings.HasPrefix(f.Name, "cert-") && strings.HasPrefix(n.Name, "cert-")

@@ -400,7 +400,8 @@ func TestVersionTakesFilesAway(t *testing.T) {
 		n.config.Settings.AllowRemoval = true
 		n.Apply(n.config.Settings)
 		n.after(time.Second)
-		if got := n.read(t); n.secret("a").State != client.SecretCurrent || got["client.crt"] != "" || got["ca.crt"] == "" {
+		if got := n.read(t); n.secret("a").State != client.SecretCurrent ||
+			got["client.crt"] != "" || got["ca.crt"] == "" {
 			t.Errorf("secret %+v, published %q; want what the configuration allows", n.secret("a"), got)
 		}
 	})
@@ -419,7 +420,8 @@ func TestPlainSecretMoves(t *testing.T) {
 		n.config.Settings.Secrets = n.config.Settings.Secrets[1:]
 		n.Apply(n.config.Settings)
 		n.after(time.Second)
-		if got := n.read(t); n.secret("b").State != client.SecretCurrent || subjects(t, []byte(got["cert-0.pem"]))[0] != "other" {
+		if got := n.read(t); n.secret("b").State != client.SecretCurrent ||
+			subjects(t, []byte(got["cert-0.pem"]))[0] != "other" {
 			t.Errorf("secret %+v, published %q", n.secret("b"), got)
 		}
 	})
