@@ -269,8 +269,8 @@ func (r *Rotator) look(ctx context.Context, s *secret) {
 	}
 	if g := r.main().Current(); g != nil {
 		for _, leaf := range g.Set.Leaves {
-			if o.notAfter.IsZero() || leaf.NotAfter.Before(o.notAfter) {
-				o.notBefore, o.notAfter = leaf.NotBefore, leaf.NotAfter
+			if o.notAfter.IsZero() || leaf.Ends.NotAfter.Before(o.notAfter) {
+				o.notBefore, o.notAfter = leaf.NotBefore, leaf.Ends.NotAfter
 			}
 		}
 	}

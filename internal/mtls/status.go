@@ -32,7 +32,7 @@ func (r *Rotator) updateStatus() {
 		s.Generation, s.PublishedAt, s.NotAfter = g.Name(), g.Published(), g.Set.NotAfter()
 		s.Certificates, s.Warnings = certificates(g.Set), g.Set.Warnings
 		for kind, leaf := range g.Set.Leaves {
-			s.keys[kind] = certset.SPKI(leaf)
+			s.keys[kind] = certset.SPKI(leaf.Certificate)
 		}
 		for _, c := range g.Set.Carried {
 			s.CAOverlap = append(s.CAOverlap, client.Overlap{

@@ -40,7 +40,7 @@ func (e *HeldError) Error() string {
 // bounded, before any signature is verified. A clock would make the verdict depend on what else the node does.
 func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*Set, error) {
 	a := assembly{
-		Set:       &Set{Bundles: bundles, Leaves: make(map[string]*x509.Certificate)},
+		Set:       &Set{Bundles: bundles, Leaves: make(map[string]Leaf)},
 		fields:    make(map[string]*Bundle),
 		published: published,
 		now:       now,
@@ -125,31 +125,57 @@ func (a *assembly) addPair(kind string) error {
 		return &RejectError{keys.Secret, keyField, reason}
 	}
 	leaf, rest := list[i], slices.Delete(slices.Clone(list), i, i+1)
-	if a.now.After(leaf.NotAfter) && slices.Contains(a.published, certs) && slices.Contains(a.published, keys) {
-		a.warn(certs, certField, "%s", expired(leaf))
-	} else {
-		from, err := verify(kind, leaf, rest, anchors.fields[caCert].certs, a.now)
-		if err != nil {
-			return &RejectError{certs.Secret, certField, err.Error()}
-		}
-		if from.After(a.now.Add(maxSkew)) {
-			return &HeldError{certs.Secret, certField, from}
+	p, from, err := verify(kind, leaf, rest, anchors.fields[caCert].certs, a.now)
+	if err != nil && slices.Contains(a.published, certs) && slices.Contains(a.published, keys) {
+		if p = verifyPast(kind, leaf, rest, anchors.fields[caCert].certs, a.now); p != nil {
+			err = nil
+			a.warn(certs, certField, "%s", expiredIn(leaf, p.ends()))
 		}
 	}
+	switch {
+	case err != nil:
+		return &RejectError{certs.Secret, certField, err.Error()}
+	case from.After(a.now.Add(maxSkew)):
+		return &HeldError{certs.Secret, certField, from}
+	}
 
-	chain, extra := orderChain(leaf, rest)
-	if len(extra) > 0 {
-		a.warn(certs, certField, "%q is not part of the chain", extra[0].Subject)
+	chain, extra, old := p.toSend(rest, a.now)
+	for _, c := range extra {
+		a.warn(certs, certField, "%q is not part of the chain", c.Subject)
+	}
+	for _, c := range old {
+		a.warn(certs, certField, "%q %s, and is left out", c.Subject, expired(c))
 	}
 	ordered := new(part)
 	for _, c := range slices.Concat(chain, extra) {
 		ordered.add(c)
 	}
-	a.Leaves[kind] = leaf
+	a.Leaves[kind] = Leaf{leaf, p.ends()}
+	a.warnOfReaders(certs, kind, p)
 	a.add(certs, fileOf(certField), ordered)
 	a.add(keys, fileOf(keyField), key)
 	a.add(certs, pairFile(kind), &part{blocks: slices.Concat(key.blocks, ordered.blocks), private: true})
 	return nil
+}
+
+// warnOfReaders warns of what some readers accept, and others not.
+func (a *assembly) warnOfReaders(b *Bundle, kind string, p path) {
+	leaf, last := p[0], p[len(p)-1]
+	if !isRoot(last) {
+		a.warn(b, caCert, "holds no root for %q, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN", leaf.Subject)
+	}
+	names := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
+	if kind == kindServer && names == 0 {
+		a.warn(b, serverCert, "%q has no subjectAltName: readers that use Go, and browsers, find no name in it", leaf.Subject)
+	}
+}
+
+// expiredIn says that a leaf has expired, or else which certificate of its chain has.
+func expiredIn(leaf, first *x509.Certificate) string {
+	if first.Equal(leaf) {
+		return expired(leaf)
+	}
+	return fmt.Sprintf("%q, which its chain needs, %s", first.Subject, expired(first))
 }
 
 // addAnchors adds ca.crt. The anchors that a leaf needs have been verified with it; here one valid anchor is enough.
@@ -176,7 +202,7 @@ func (a *assembly) addAnchors(b *Bundle) error {
 		return &HeldError{b.Secret, caCert, next}
 	case !valid && !slices.Contains(a.published, b):
 		return &RejectError{b.Secret, caCert, fmt.Sprintf("%q %s", p.certs[0].Subject, expired(p.certs[0]))}
-	case valid && !root:
+	case valid && !root && len(a.Leaves) == 0:
 		a.warn(b, caCert, "holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN")
 	}
 

@@ -2,6 +2,7 @@ package certset
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -15,6 +16,14 @@ import (
 // clock need not agree with ours to the second, and readers allow as much.
 const maxSkew = 5 * time.Minute
 
+// path is a chain as a TLS peer builds it: the leaf first, an anchor last.
+type path []*x509.Certificate
+
+// ends returns the certificate of p that expires first.
+func (p path) ends() *x509.Certificate {
+	return slices.MinFunc(p, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) })
+}
+
 // indexLeaf returns the index of the certificate that key belongs to, which need not come first; -1: there is none.
 func indexLeaf(certs []*x509.Certificate, key crypto.Signer) int {
 	return slices.IndexFunc(certs, func(c *x509.Certificate) bool {
@@ -23,43 +32,77 @@ func indexLeaf(certs []*x509.Certificate, key crypto.Signer) int {
 	})
 }
 
-// verify returns the first moment, now or later, at which a TLS peer that trusts anchors would accept leaf. It returns
-// an error if there is none.
-func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) (time.Time, error) {
+// verify returns the path by which TLS peers that trust anchors accept leaf, whether they use Go's library or OpenSSL,
+// and the first moment, now or later, at which they do. Rest are the certificates that come with leaf. It returns an
+// error if there is none.
+func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) (path, time.Time, error) {
 	if now.After(leaf.NotAfter) {
-		return time.Time{}, errors.New(expired(leaf))
+		return nil, time.Time{}, errors.New(expired(leaf))
 	}
-	usage := x509.ExtKeyUsageClientAuth
-	if kind == kindServer {
-		usage = x509.ExtKeyUsageServerAuth
+	if err := checkUsage(kind, leaf); err != nil {
+		return nil, time.Time{}, err
 	}
-	named := func(u x509.ExtKeyUsage) bool { return slices.Contains(leaf.ExtKeyUsage, u) }
-	if len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && !named(usage) && !named(x509.ExtKeyUsageAny) {
-		return time.Time{}, fmt.Errorf("is not for %s authentication: its extended key usage does not say so", kind)
+	s := search{kind: kind, leaf: leaf, all: slices.Concat(rest, anchors)}
+	for _, c := range s.all { // an issuer may give intermediates together with its root
+		if isRoot(c) {
+			continue
+		}
+		s.intermediates = append(s.intermediates, c)
 	}
-	from, err := validFrom(leaf, rest, anchors, usage, now)
+	s.anchors = slices.DeleteFunc(slices.Clone(anchors), func(c *x509.Certificate) bool { return !isRoot(c) })
+	p, from, err := s.run(now)
+	if err != nil && len(s.anchors) < len(anchors) { // some peers take an intermediate for an anchor
+		s.anchors = anchors
+		p, from, err = s.run(now)
+	}
 	if err != nil {
-		return time.Time{}, fmt.Errorf("does not lead to %s: %s", caCert, strings.TrimPrefix(err.Error(), "x509: "))
+		return nil, from, fmt.Errorf("does not lead to %s: %s", caCert, strings.TrimPrefix(err.Error(), "x509: "))
 	}
-	return from, nil
+	return p, from, nil
 }
 
-// maxTries bounds how often verify looks for a chain, for which crypto/x509 verifies up to a hundred signatures.
+// verifyPast returns the path of a leaf that is published already, and whose chain has expired since; nil: there was
+// none.
+func verifyPast(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) path {
+	all := slices.Concat([]*x509.Certificate{leaf}, rest, anchors)
+	var moments []time.Time
+	for _, c := range all {
+		if t := c.NotAfter; t.Before(now) && !t.After(leaf.NotAfter) && mayLead(leaf, all, anchors, t) {
+			moments = append(moments, t)
+		}
+	}
+	slices.SortFunc(moments, func(a, b time.Time) int { return b.Compare(a) })
+	moments = slices.CompactFunc(moments, time.Time.Equal)
+	for _, t := range moments[:min(len(moments), maxTries)] {
+		if p, _, err := verify(kind, leaf, rest, anchors, t); err == nil {
+			return p
+		}
+	}
+	return nil
+}
+
+// search looks for a path.
+type search struct {
+	kind                   string
+	leaf                   *x509.Certificate
+	intermediates, anchors []*x509.Certificate
+	all                    []*x509.Certificate // that a peer may come across
+}
+
+// maxTries bounds how often a search looks for a path, for which crypto/x509 verifies up to a hundred signatures.
 const maxTries = 2
 
-// validFrom returns the first moment, now or later, at which leaf leads to one of anchors. Any certificate of the chain
-// may begin in the future, so each of their dates is tried at which names and dates allow a chain.
-func validFrom(
-	leaf *x509.Certificate, intermediates, anchors []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time,
-) (time.Time, error) {
+// run returns the best path of the first moment, now or later, at which there is one. Any certificate may begin in the
+// future, so each of their dates is tried at which names and dates allow a chain.
+func (s *search) run(now time.Time) (path, time.Time, error) {
+	start := now
+	if s.leaf.NotBefore.After(now) {
+		start = s.leaf.NotBefore
+	}
 	opts := x509.VerifyOptions{
 		Roots:         x509.NewCertPool(),
 		Intermediates: x509.NewCertPool(),
-		KeyUsages:     []x509.ExtKeyUsage{usage},
-	}
-	start := now
-	if leaf.NotBefore.After(now) {
-		start = leaf.NotBefore
+		KeyUsages:     []x509.ExtKeyUsage{usageOf(s.kind)},
 	}
 	moments := []time.Time{start}
 	consider := func(pool *x509.CertPool, certs []*x509.Certificate) {
@@ -70,12 +113,13 @@ func validFrom(
 			}
 		}
 	}
-	consider(opts.Roots, anchors)
-	consider(opts.Intermediates, intermediates)
+	consider(opts.Roots, s.anchors)
+	consider(opts.Intermediates, s.intermediates)
 	slices.SortFunc(moments, time.Time.Compare)
-
 	moments = slices.CompactFunc(moments, time.Time.Equal)
-	moments = slices.DeleteFunc(moments, func(t time.Time) bool { return !mayLead(leaf, intermediates, anchors, t) })
+	moments = slices.DeleteFunc(moments, func(t time.Time) bool {
+		return !mayLead(s.leaf, s.intermediates, s.anchors, t)
+	})
 	if len(moments) == 0 {
 		moments = []time.Time{start} // for the reason
 	}
@@ -83,18 +127,47 @@ func validFrom(
 	var first error
 	for i, t := range moments {
 		if i == maxTries {
-			return time.Time{}, fmt.Errorf("%w; %d later dates were not tried", first, len(moments)-i)
+			return nil, time.Time{}, fmt.Errorf("%w; %d later dates were not tried", first, len(moments)-i)
 		}
 		opts.CurrentTime = t
-		_, err := leaf.Verify(opts)
+		chains, err := s.leaf.Verify(opts)
 		if err == nil {
-			return t, nil
+			var best path
+			if best, err = s.best(chains, t); err == nil {
+				return best, t, nil
+			}
 		}
 		if first == nil {
-			first = err
+			first = explain(err)
 		}
 	}
-	return time.Time{}, first
+	return nil, time.Time{}, first
+}
+
+// best returns the path that lasts longest of those that OpenSSL accepts, too.
+func (s *search) best(chains [][]*x509.Certificate, at time.Time) (best path, first error) {
+	for _, chain := range chains {
+		p := path(chain)
+		if err := checkOpenSSL(s.kind, p, s.all, at); err != nil {
+			first = cmp.Or(first, err)
+			continue
+		}
+		if best == nil || p.ends().NotAfter.After(best.ends().NotAfter) {
+			best = p
+		}
+	}
+	if best != nil {
+		return best, nil
+	}
+	return nil, first
+}
+
+// explain names the certificate and the extension where crypto/x509 names neither.
+func explain(err error) error {
+	if e, ok := errors.AsType[x509.UnknownAuthorityError](err); ok && e.Cert != nil {
+		return fmt.Errorf("the issuer of %q, %q, is missing or did not sign it", e.Cert.Subject, e.Cert.Issuer)
+	}
+	return err
 }
 
 // mayLead reports whether there is a chain at t, going by names and dates alone.
@@ -119,10 +192,23 @@ func mayLead(leaf *x509.Certificate, intermediates, anchors []*x509.Certificate,
 	return false
 }
 
-// orderChain returns leaf followed by the certificates of rest that lead up from it, and those that do not.
-func orderChain(leaf *x509.Certificate, rest []*x509.Certificate) (chain, extra []*x509.Certificate) {
-	chain, extra = []*x509.Certificate{leaf}, slices.Clone(rest)
-	for c := leaf; !bytes.Equal(c.RawSubject, c.RawIssuer); {
+// toSend returns what to send of p and of the certificates that came with the leaf: p without its root, then those that
+// lead up from there, then those that do not, which are extra. Those that have expired are left out, and returned.
+func (p path) toSend(rest []*x509.Certificate, now time.Time) (chain, extra, old []*x509.Certificate) {
+	chain = slices.Clone(p)
+	if last := len(chain) - 1; last > 0 && isRoot(chain[last]) {
+		chain = chain[:last]
+	}
+	for _, c := range rest {
+		switch {
+		case slices.ContainsFunc(chain, c.Equal):
+		case now.After(c.NotAfter):
+			old = append(old, c)
+		default:
+			extra = append(extra, c)
+		}
+	}
+	for c := chain[len(chain)-1]; !isRoot(c); {
 		i := slices.IndexFunc(extra, func(issuer *x509.Certificate) bool {
 			return bytes.Equal(issuer.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(issuer) == nil
 		})
@@ -132,8 +218,11 @@ func orderChain(leaf *x509.Certificate, rest []*x509.Certificate) (chain, extra 
 		c = extra[i]
 		chain, extra = append(chain, c), slices.Delete(extra, i, i+1)
 	}
-	return chain, extra
+	return chain, extra, old
 }
+
+// isRoot reports whether c names itself as its issuer.
+func isRoot(c *x509.Certificate) bool { return bytes.Equal(c.RawSubject, c.RawIssuer) }
 
 func expired(c *x509.Certificate) string {
 	return "expired on " + c.NotAfter.UTC().Format(time.RFC3339)

@@ -53,7 +53,7 @@ func FuzzBundle(f *testing.F) {
 		for _, f := range s.Files {
 			files = append(files, File{Name: f.Name, Content: f.Content, Origin: f.Origin})
 		}
-		s2, err := Restore(s.Origins(), files, nil, now)
+		s2, err := Restore(s.Origins(), files, nil, now, now)
 		if err != nil {
 			t.Fatalf("accepted, but not a second time: %v", err)
 		}

@@ -100,7 +100,7 @@ func TestManyAnchors(t *testing.T) {
 		t.Fatalf("100 anchors and one that is carried: %v", err)
 	}
 	carried := map[string]time.Time{Digest(old.Raw): until}
-	if _, err := Restore(s.Origins(), s.Files, carried, time.Now()); err != nil {
+	if _, err := Restore(s.Origins(), s.Files, carried, time.Now(), time.Now()); err != nil {
 		t.Errorf("100 anchors and one that is carried, read again: %v", err)
 	}
 
@@ -167,10 +167,10 @@ func BenchmarkWorst(b *testing.B) {
 	}
 	for b.Loop() {
 		for range kinds {
-			if _, err := verify(kindClient, leaf, chain, anchors, time.Now()); err == nil {
+			if _, _, err := verify(kindClient, leaf, chain, anchors, time.Now()); err == nil {
 				b.Fatal("a set without the issuer's key is accepted")
 			}
-			orderChain(leaf, chain)
+			path{leaf}.toSend(chain, time.Now())
 		}
 	}
 }

@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// Restore makes a set again from the files that were published of it. Origins are its versions in the order of the
-// configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
-// until when they stay. An error means that this program would not publish these files now.
-func Restore(origins []Origin, files []File, carried map[string]time.Time, now time.Time) (*Set, error) {
+// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order of
+// the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
+// until when they stay. An error means that this program would not have published these files then, or that they have
+// expired since.
+func Restore(origins []Origin, files []File, carried map[string]time.Time, published, now time.Time) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {
 		bundles = append(bundles, &Bundle{Secret: o.Secret, Version: o.Version, fields: make(map[string]*part)})
@@ -24,9 +25,14 @@ func Restore(origins []Origin, files []File, carried map[string]time.Time, now t
 			over = p.split(carried)
 		}
 	}
-	s, err := Assemble(bundles, nil, now, over)
+	s, err := Assemble(bundles, nil, published, over)
 	if err != nil {
 		return nil, err
+	}
+	for kind, leaf := range s.Leaves {
+		if now.After(leaf.Ends.NotAfter) {
+			return nil, fmt.Errorf("%s: %s", fileOf(kind+"_cert"), expiredIn(leaf.Certificate, leaf.Ends))
+		}
 	}
 	if len(s.Files) != len(files) {
 		return nil, fmt.Errorf("holds %d files, its secrets give %d", len(files), len(s.Files))

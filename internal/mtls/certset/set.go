@@ -14,9 +14,16 @@ type Set struct {
 	Files   []File    // sorted by name; without manifest.json and evidence.json
 	Bundles []*Bundle // what it was made of, in the order of the configuration
 	// Leaves are the client and the server certificate, by kind, where there is one.
-	Leaves   map[string]*x509.Certificate
+	Leaves   map[string]Leaf
 	Carried  []Carried // in ca.crt, beside the anchors of the secret
 	Warnings []string
+}
+
+// Leaf is a certificate with a key.
+type Leaf struct {
+	*x509.Certificate
+	// Ends is the certificate that expires first of those that the chain needs, from the leaf to the anchor.
+	Ends *x509.Certificate
 }
 
 // Carried is an anchor that ca.crt holds although the secret has dropped it: not all peers whose certificates it issued
@@ -55,8 +62,8 @@ func (s *Set) Origins() []Origin {
 	return list
 }
 
-// NotAfter returns when the first client or server certificate expires; without one, the first certificate at all.
-// Zero: the set has no certificate.
+// NotAfter returns when the chain of the client or the server certificate expires, whichever is first; without either,
+// the first certificate at all. Zero: the set has no certificate.
 func (s *Set) NotAfter() time.Time {
 	var first time.Time
 	earliest := func(c *x509.Certificate) {
@@ -64,8 +71,8 @@ func (s *Set) NotAfter() time.Time {
 			first = c.NotAfter
 		}
 	}
-	for _, c := range s.Leaves {
-		earliest(c)
+	for _, leaf := range s.Leaves {
+		earliest(leaf.Ends)
 	}
 	if len(s.Leaves) == 0 {
 		for _, f := range s.Files {
@@ -81,8 +88,8 @@ func (s *Set) NotAfter() time.Time {
 // SHA-256 of its SubjectPublicKeyInfo.
 func (s *Set) Binding() (kind string, spki [sha256.Size]byte, ok bool) {
 	for _, kind := range kinds {
-		if c := s.Leaves[kind]; c != nil {
-			return kind, SPKI(c), true
+		if leaf, ok := s.Leaves[kind]; ok {
+			return kind, SPKI(leaf.Certificate), true
 		}
 	}
 	return "", spki, false
@@ -99,7 +106,7 @@ func Digest(content []byte) string {
 
 // Subset returns the part of the set that has the named files, and the names that it has no file for.
 func (s *Set) Subset(names []string) (sub *Set, missing []string) {
-	sub = &Set{Bundles: s.Bundles, Leaves: make(map[string]*x509.Certificate)}
+	sub = &Set{Bundles: s.Bundles, Leaves: make(map[string]Leaf)}
 	if slices.Contains(names, fileOf(caCert)) {
 		sub.Carried = s.Carried
 	}

@@ -97,8 +97,8 @@ func readGeneration(root *os.Root, name string) (g *Generation, contents map[str
 	return g, contents, drift, nil
 }
 
-// restoreSet makes the set again. Without an error, this program would publish the same files from the same secrets
-// now.
+// restoreSet makes the set again. Without an error, this program would have published the same files from the same
+// secrets, and they have not expired.
 func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certset.Set, error) {
 	var files []certset.File
 	for _, e := range m.Files {
@@ -111,7 +111,7 @@ func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certs
 	for _, o := range m.CAOverlap {
 		carried[o.SHA256] = o.Until
 	}
-	return certset.Restore(m.Secrets, files, carried, now)
+	return certset.Restore(m.Secrets, files, carried, m.Published, now)
 }
 
 // readFiles reads the files of a manifest. An error means that the content of one is not what was published; drift is
