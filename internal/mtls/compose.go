@@ -70,11 +70,15 @@ func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*cer
 	}
 }
 
-// choose returns the newest bundle of each secret.
+// choose returns the newest bundle of each secret. What is published stays while a secret has to be read again of which
+// nobody knows what it has given.
 func choose(offers []offer, ready bool) (chosen []*certset.Bundle, err error) {
+	wait := slices.ContainsFunc(offers, func(o offer) bool {
+		return o.candidate == nil && o.published != nil && o.published.Partial()
+	})
 	for _, o := range offers {
 		b := o.candidate
-		if b == nil {
+		if b == nil || wait && o.published != nil {
 			b = o.older(ready)
 		}
 		if b == nil {

@@ -427,6 +427,34 @@ func TestPlainSecretMoves(t *testing.T) {
 	})
 }
 
+// After a restart, the files do not say which secret has given which anchor of ca.crt: the secrets are read again, and
+// what one of them alone gives is not published without the other.
+func TestAnchorsOfTwoSecretsAfterRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, two, three := mtlstest.NewCA(t, "one", nil), mtlstest.NewCA(t, "two", nil), mtlstest.NewCA(t, "three", nil)
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
+		a, b := newFake(one.AnchorSecret(t)), newFake(two.AnchorSecret(t))
+		sources := map[string]source.Source{"a": a, "b": b}
+		n := start(t, path, sources)
+		n.after(time.Second)
+		n.stop()
+
+		a.put("version-2", three.AnchorSecret(t))
+		b.fail(errors.New("out of reach"))
+		n = start(t, path, sources)
+		defer n.stop()
+		n.after(time.Second)
+		if diff := cmp.Diff([]string{"one", "two"}, n.anchorNames(t)); diff != "" {
+			t.Errorf("with one secret out of reach, ca.crt (-want +got):\n%s", diff)
+		}
+		b.fail(nil)
+		n.after(10 * time.Minute)
+		if diff := cmp.Diff([]string{"three", "two"}, n.anchorNames(t)); diff != "" {
+			t.Errorf("ca.crt (-want +got):\n%s", diff)
+		}
+	})
+}
+
 // Nothing is published, and the node is not ready, until every secret has given something.
 func TestFirstPublicationIsComplete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

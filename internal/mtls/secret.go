@@ -69,7 +69,7 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 		case version == "":
 			err := fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)
 			return &source.Error{Kind: source.Persistent, Err: err}
-		case s.published != nil && version == s.published.Version:
+		case s.published != nil && version == s.published.Version && !s.published.Partial():
 			s.dropCandidate() // also after a roll-back
 			return nil
 		case s.candidate != nil && version == s.candidate.Version, version == s.unfit:

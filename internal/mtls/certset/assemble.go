@@ -1,7 +1,6 @@
 package certset
 
 import (
-	"bytes"
 	"crypto/x509"
 	"fmt"
 	"slices"
@@ -42,30 +41,20 @@ func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*
 	a := assembly{
 		Set:       &Set{Bundles: bundles, Leaves: make(map[string]Leaf)},
 		fields:    make(map[string]*Bundle),
+		anchors:   make(map[string][]*Bundle),
 		published: published,
 		now:       now,
 	}
 	for i, b := range bundles {
-		for _, w := range b.warnings {
-			a.warn(b, plain, "%s", w)
-		}
-		for _, field := range jsonFields {
-			if b.fields[field] == nil {
-				continue
-			}
-			if other := a.fields[field]; other != nil {
-				return nil, &CollisionError{fileOf(field), [2]string{other.Secret, b.Secret}}
-			}
-			a.fields[field] = b
-		}
-		if p := b.fields[plain]; p != nil {
-			a.add(b, plainFile(i), p)
+		if err := a.take(i, b); err != nil {
+			return nil, err
 		}
 	}
-	if b := a.fields[caCert]; b != nil {
-		if n := len(b.fields[caCert].certs); n > maxAnchors {
-			reason := fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)
-			return nil, &RejectError{b.Secret, caCert, reason}
+	for _, field := range []string{caCert, peerCA} {
+		if list := a.anchors[field]; len(list) > 0 {
+			if err := a.checkCount(field, list); err != nil {
+				return nil, err
+			}
 		}
 	}
 	for _, kind := range kinds {
@@ -73,26 +62,75 @@ func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*
 			return nil, err
 		}
 	}
-	if b := a.fields[caCert]; b != nil {
-		a.Carried = carried
-		if err := a.addAnchors(b); err != nil {
-			return nil, err
-		}
+	if err := a.addAnchors(carried); err != nil {
+		return nil, err
 	}
 	a.sortFiles()
 	return a.Set, nil
 }
 
+// take notes the fields that a bundle gives, and adds the file of one that is plain.
+func (a *assembly) take(i int, b *Bundle) error {
+	for _, w := range b.warnings {
+		a.warn(b, plain, "%s", w)
+	}
+	for _, field := range jsonFields {
+		p := b.fields[field]
+		switch other := a.fields[field]; {
+		case p == nil:
+		case isAnchors(field):
+			a.anchors[field] = append(a.anchors[field], b)
+			for _, text := range p.leftOut {
+				a.warn(b, field, "%s", text)
+			}
+		case other != nil:
+			return &CollisionError{fileOf(field), [2]string{other.Secret, b.Secret}}
+		default:
+			a.fields[field] = b
+		}
+	}
+	if p := b.fields[plain]; p != nil {
+		a.add(b, plainFile(i), p)
+	}
+	return nil
+}
+
+// certs returns the anchors of a field, of all bundles that give some.
+func (a *assembly) certs(field string) (list []*x509.Certificate) {
+	for _, b := range a.anchors[field] {
+		for _, c := range b.fields[field].certs {
+			if !slices.ContainsFunc(list, c.Equal) {
+				list = append(list, c)
+			}
+		}
+	}
+	return list
+}
+
+// checkCount bounds the anchors of a field. It blames the last bundle, which is not to blame more than others.
+func (a *assembly) checkCount(field string, list []*Bundle) error {
+	n := len(a.certs(field))
+	if n <= maxAnchors {
+		return nil
+	}
+	reason := fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)
+	if len(list) > 1 {
+		reason = fmt.Sprintf("holds, with that of other secrets, %d certificates, at most %d are allowed", n, maxAnchors)
+	}
+	return &RejectError{list[len(list)-1].Secret, field, reason}
+}
+
 // assembly is a Set in the making.
 type assembly struct {
 	*Set
-	fields    map[string]*Bundle // by the field that it gives
+	fields    map[string]*Bundle   // by the field that it gives
+	anchors   map[string][]*Bundle // those that give caCert and peerCA, which several may
 	published []*Bundle
 	now       time.Time
 }
 
 func (a *assembly) add(b *Bundle, name string, p *part) {
-	a.Files = append(a.Files, File{name, p.pem(), p.private, b.origin(), p.certs})
+	a.Files = append(a.Files, File{Name: name, Content: p.pem(), Private: p.private, Origin: b.origin(), Certs: p.certs})
 }
 
 func (a *assembly) warn(b *Bundle, field, format string, args ...any) {
@@ -106,7 +144,7 @@ func (a *assembly) warn(b *Bundle, field, format string, args ...any) {
 // addPair adds certificate and key of one kind, and the file that holds both.
 func (a *assembly) addPair(kind string) error {
 	certField, keyField := kind+"_cert", kind+"_key"
-	certs, keys, anchors := a.fields[certField], a.fields[keyField], a.fields[caCert]
+	certs, keys, anchors := a.fields[certField], a.fields[keyField], a.certs(caCert)
 	switch {
 	case certs == nil && keys == nil:
 		return nil
@@ -125,9 +163,9 @@ func (a *assembly) addPair(kind string) error {
 		return &RejectError{keys.Secret, keyField, reason}
 	}
 	leaf, rest := list[i], slices.Delete(slices.Clone(list), i, i+1)
-	p, from, err := verify(kind, leaf, rest, anchors.fields[caCert].certs, a.now)
+	p, from, err := verify(kind, leaf, rest, anchors, a.now)
 	if err != nil && slices.Contains(a.published, certs) && slices.Contains(a.published, keys) {
-		if p = verifyPast(kind, leaf, rest, anchors.fields[caCert].certs, a.now); p != nil {
+		if p = verifyPast(kind, leaf, rest, anchors, a.now); p != nil {
 			err = nil
 			a.warn(certs, certField, "%s", expiredIn(leaf, p.ends()))
 		}
@@ -151,7 +189,7 @@ func (a *assembly) addPair(kind string) error {
 		ordered.add(c)
 	}
 	a.Leaves[kind] = Leaf{leaf, p.ends()}
-	a.warnOfReaders(certs, kind, p)
+	a.warnOfReaders(kind, p)
 	a.add(certs, fileOf(certField), ordered)
 	a.add(keys, fileOf(keyField), key)
 	a.add(certs, pairFile(kind), &part{blocks: slices.Concat(key.blocks, ordered.blocks), private: true})
@@ -159,14 +197,16 @@ func (a *assembly) addPair(kind string) error {
 }
 
 // warnOfReaders warns of what some readers accept, and others not.
-func (a *assembly) warnOfReaders(b *Bundle, kind string, p path) {
+func (a *assembly) warnOfReaders(kind string, p path) {
 	leaf, last := p[0], p[len(p)-1]
 	if !isRoot(last) {
-		a.warn(b, caCert, "holds no root for %q, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN", leaf.Subject)
+		a.warn(a.anchors[caCert][0], caCert, "holds no root for %q, so readers that use OpenSSL need "+
+			"X509_V_FLAG_PARTIAL_CHAIN", leaf.Subject)
 	}
 	names := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
 	if kind == kindServer && names == 0 {
-		a.warn(b, serverCert, "%q has no subjectAltName: readers that use Go, and browsers, find no name in it", leaf.Subject)
+		a.warn(a.fields[serverCert], serverCert, "%q has no subjectAltName: readers that use Go, and browsers, find no "+
+			"name in it", leaf.Subject)
 	}
 }
 
@@ -178,15 +218,52 @@ func expiredIn(leaf, first *x509.Certificate) string {
 	return fmt.Sprintf("%q, which its chain needs, %s", first.Subject, expired(first))
 }
 
-// addAnchors adds ca.crt. The anchors that a leaf needs have been verified with it; here one valid anchor is enough.
-func (a *assembly) addAnchors(b *Bundle) error {
-	p := b.fields[caCert]
+// addAnchors adds ca.crt, and issuer.crt where that is another. The anchors that a leaf needs have been verified with it.
+func (a *assembly) addAnchors(carried []Carried) error {
+	trusted := caCert
+	if len(a.anchors[peerCA]) > 0 {
+		trusted = peerCA
+		a.addAnchorFile(issuerFile, a.anchors[caCert], a.certs(caCert))
+	}
+	bundles, certs := a.anchors[trusted], a.certs(trusted)
+	if len(bundles) == 0 {
+		return nil
+	}
+	blamed := max(0, slices.IndexFunc(bundles, func(b *Bundle) bool { return !slices.Contains(a.published, b) }))
+	if err := a.checkAnchors(trusted, bundles[blamed], certs); err != nil {
+		return err
+	}
+	a.Carried = carried
+	for _, c := range carried {
+		certs = append(certs, c.Cert)
+	}
+	a.addAnchorFile(anchorFile, bundles, certs)
+	return nil
+}
+
+func (a *assembly) addAnchorFile(name string, bundles []*Bundle, certs []*x509.Certificate) {
+	if len(bundles) == 0 {
+		return
+	}
+	p := new(part)
+	for _, c := range certs {
+		p.add(c)
+	}
+	a.add(bundles[0], name, p)
+	f := &a.Files[len(a.Files)-1]
+	for _, b := range bundles[1:] {
+		f.Also = append(f.Also, b.origin())
+	}
+}
+
+// checkAnchors verifies the dates of anchors, of which one valid one is enough.
+func (a *assembly) checkAnchors(field string, b *Bundle, certs []*x509.Certificate) error {
 	var valid, root bool
 	var next time.Time
-	for _, c := range p.certs {
+	for _, c := range certs {
 		switch {
 		case a.now.After(c.NotAfter):
-			a.warn(b, caCert, "%q %s", c.Subject, expired(c))
+			a.warn(b, field, "%q %s", c.Subject, expired(c))
 			continue
 		case c.NotBefore.After(a.now.Add(maxSkew)):
 			if next.IsZero() || c.NotBefore.Before(next) {
@@ -195,21 +272,15 @@ func (a *assembly) addAnchors(b *Bundle) error {
 			continue
 		}
 		valid = true
-		root = root || bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil
+		root = root || isRoot(c) && c.CheckSignatureFrom(c) == nil
 	}
 	switch {
 	case !valid && !next.IsZero():
-		return &HeldError{b.Secret, caCert, next}
+		return &HeldError{b.Secret, field, next}
 	case !valid && !slices.Contains(a.published, b):
-		return &RejectError{b.Secret, caCert, fmt.Sprintf("%q %s", p.certs[0].Subject, expired(p.certs[0]))}
-	case valid && !root && len(a.Leaves) == 0:
-		a.warn(b, caCert, "holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN")
+		return &RejectError{b.Secret, field, fmt.Sprintf("%q %s", certs[0].Subject, expired(certs[0]))}
+	case valid && !root && (len(a.Leaves) == 0 || field == peerCA):
+		a.warn(b, field, "holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN")
 	}
-
-	all := &part{blocks: slices.Clone(p.blocks), certs: slices.Clone(p.certs)}
-	for _, c := range a.Carried {
-		all.add(c.Cert)
-	}
-	a.add(b, fileOf(caCert), all)
 	return nil
 }

@@ -32,7 +32,12 @@ type Bundle struct {
 	fields    map[string]*part // by the keys above
 	noOverlap bool             // ca_overlap: false
 	warnings  []string
+	joined    bool // restored from files that held the anchors of several secrets
 }
+
+// Partial reports whether b was restored from files that do not say which of their anchors are its own, so that the
+// secret has to be read again.
+func (b *Bundle) Partial() bool { return b.joined }
 
 // Parse reads the content of a secret. What begins with a brace is a JSON object, and gives the fields that it has of
 // the known ones; anything else is PEM, and gives the field plain. The error is a *RejectError.

@@ -42,14 +42,14 @@ func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certifica
 	if err := checkUsage(kind, leaf); err != nil {
 		return nil, time.Time{}, err
 	}
-	s := search{kind: kind, leaf: leaf, all: slices.Concat(rest, anchors)}
-	for _, c := range s.all { // an issuer may give intermediates together with its root
+	s := search{kind: kind, leaf: leaf, intermediates: slices.Clone(rest)}
+	for _, c := range anchors {
 		if isRoot(c) {
-			continue
+			s.anchors = append(s.anchors, c)
+		} else { // an issuer may give intermediates together with its root
+			s.intermediates = append(s.intermediates, c)
 		}
-		s.intermediates = append(s.intermediates, c)
 	}
-	s.anchors = slices.DeleteFunc(slices.Clone(anchors), func(c *x509.Certificate) bool { return !isRoot(c) })
 	p, from, err := s.run(now)
 	if err != nil && len(s.anchors) < len(anchors) { // some peers take an intermediate for an anchor
 		s.anchors = anchors
@@ -86,7 +86,6 @@ type search struct {
 	kind                   string
 	leaf                   *x509.Certificate
 	intermediates, anchors []*x509.Certificate
-	all                    []*x509.Certificate // that a peer may come across
 }
 
 // maxTries bounds how often a search looks for a path, for which crypto/x509 verifies up to a hundred signatures.
@@ -144,15 +143,28 @@ func (s *search) run(now time.Time) (path, time.Time, error) {
 	return nil, time.Time{}, first
 }
 
-// best returns the path that lasts longest of those that OpenSSL accepts, too.
+// best returns the path that lasts longest of those that OpenSSL finds, too.
 func (s *search) best(chains [][]*x509.Certificate, at time.Time) (best path, first error) {
+	var sound []path
+	issuers := make(map[*x509.Certificate][]*x509.Certificate) // that lead to an anchor, by what they have issued
 	for _, chain := range chains {
 		p := path(chain)
-		if err := checkOpenSSL(s.kind, p, s.all, at); err != nil {
+		if err := checkLinks(s.kind, p); err != nil {
 			first = cmp.Or(first, err)
 			continue
 		}
-		if best == nil || p.ends().NotAfter.After(best.ends().NotAfter) {
+		sound = append(sound, p)
+		for i, c := range p[1:] {
+			issuers[p[i]] = append(issuers[p[i]], c)
+		}
+	}
+	if sound != nil {
+		first = nil
+	}
+	for _, p := range sound {
+		if err := s.checkChoice(p, issuers, at); err != nil {
+			first = cmp.Or(first, err)
+		} else if best == nil || p.ends().NotAfter.After(best.ends().NotAfter) {
 			best = p
 		}
 	}

@@ -37,37 +37,43 @@ func hasUsage(kind string, c *x509.Certificate) bool {
 	return len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) == 0 || slices.Contains(c.ExtKeyUsage, usageOf(kind))
 }
 
-// checkOpenSSL verifies that OpenSSL, too, goes from the leaf to the end of p. It takes the issuer of a certificate by
-// name and key identifier, and does not come back to try another one; all are those that it may take.
-func checkOpenSSL(kind string, p path, all []*x509.Certificate, at time.Time) error {
+// checkLinks verifies that OpenSSL takes each certificate of p for the issuer of the one before, and for its purpose.
+func checkLinks(kind string, p path) error {
 	for i, c := range p {
 		if !hasUsage(kind, c) {
 			return fmt.Errorf("%q is not for certificates for %s authentication", c.Subject, kind)
 		}
-		if i+1 == len(p) {
-			if isRoot(c) {
-				return findsIssuer(c, c)
-			}
+		issuer := c // of a root
+		if i+1 < len(p) {
+			issuer = p[i+1]
+		} else if !isRoot(c) {
 			break
 		}
-		if err := findsIssuer(p[i+1], c); err != nil {
-			return err
-		}
-		for _, other := range all {
-			names := bytes.Equal(other.RawSubject, c.RawIssuer) && mayIssue(other, c) == nil
-			sameKey := bytes.Equal(other.RawSubjectPublicKeyInfo, p[i+1].RawSubjectPublicKeyInfo)
-			if names && !sameKey && !at.Before(other.NotBefore) && !at.After(other.NotAfter) {
-				return fmt.Errorf("readers that use OpenSSL cannot tell which %q issued %q: two have that name, and no key "+
-					"identifier tells them apart", other.Subject, c.Subject)
-			}
+		if err := mayIssue(issuer, c); err != nil {
+			return fmt.Errorf("readers that use OpenSSL do not find the issuer of %q: %w", c.Subject, err)
 		}
 	}
 	return nil
 }
 
-func findsIssuer(issuer, c *x509.Certificate) error {
-	if err := mayIssue(issuer, c); err != nil {
-		return fmt.Errorf("readers that use OpenSSL do not find the issuer of %q: %w", c.Subject, err)
+// checkChoice verifies that OpenSSL gets to an anchor whichever issuer it takes: it goes by name, key identifier and
+// dates, looks among the anchors first, and does not come back to try another one.
+func (s *search) checkChoice(p path, issuers map[*x509.Certificate][]*x509.Certificate, at time.Time) error {
+	for i, c := range p[:len(p)-1] {
+		candidate := func(o *x509.Certificate) bool {
+			named := bytes.Equal(o.RawSubject, c.RawIssuer) && !at.Before(o.NotBefore) && !at.After(o.NotAfter)
+			return named && mayIssue(o, c) == nil
+		}
+		from := s.anchors
+		if !slices.ContainsFunc(from, candidate) {
+			from = s.intermediates
+		}
+		for _, o := range from {
+			if candidate(o) && !slices.ContainsFunc(issuers[c], o.Equal) {
+				return fmt.Errorf("readers that use OpenSSL cannot tell which %q issued %q: serial number %x, or %x, "+
+					"which is not valid for it", o.Subject, c.Subject, p[i+1].SerialNumber, o.SerialNumber)
+			}
+		}
 	}
 	return nil
 }

@@ -58,11 +58,19 @@ func earlier(a, b time.Time) time.Time {
 	return a
 }
 
+// anchors returns what the bundles give for ca.crt.
 func anchors(bundles []*Bundle) []*x509.Certificate {
+	var own, peers []*x509.Certificate
 	for _, b := range bundles {
 		if p := b.fields[caCert]; p != nil {
-			return p.certs
+			own = append(own, p.certs...)
+		}
+		if p := b.fields[peerCA]; p != nil {
+			peers = append(peers, p.certs...)
 		}
 	}
-	return nil
+	if peers != nil {
+		return peers
+	}
+	return own
 }

@@ -1,15 +1,20 @@
 package certset
 
 import (
+	"cmp"
 	"crypto"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"math/big"
 	"slices"
 )
 
 // maxChain bounds the certificates in client_cert or server_cert, and with them the work of putting them in order,
-// maxAnchors those of ca_cert.
+// maxAnchors those of ca.crt.
 const (
 	maxChain   = 16
 	maxAnchors = 100
@@ -21,6 +26,7 @@ type part struct {
 	certs   []*x509.Certificate
 	key     crypto.Signer // of client_key and server_key
 	private bool          // only the owner of the published files may read it
+	leftOut []string      // certificates that are not published, each with the reason
 }
 
 func (p *part) pem() []byte { return encodePEM(p.blocks...) }
@@ -34,28 +40,38 @@ func parseField(field, text string) (*part, error) {
 	if field == clientKey || field == serverKey {
 		return parseKey(text)
 	}
-	p, err := parseCerts(text)
+	if isAnchors(field) {
+		return parseAnchors(text)
+	}
+	blocks, err := certBlocks(text)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range p.certs {
-		if err := checkCert(c, field == caCert); err != nil {
+	p := new(part)
+	for i, block := range blocks {
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("certificate %d does not parse: %w", i+1, err)
+		}
+		if err := checkCert(c, false); err != nil {
 			return nil, fmt.Errorf("%q: %w", c.Subject, err)
 		}
+		if !slices.ContainsFunc(p.certs, c.Equal) {
+			p.add(c)
+		}
 	}
-	if field != caCert && len(p.certs) > maxChain {
+	if len(p.certs) > maxChain {
 		return nil, fmt.Errorf("holds %d certificates, at most %d are allowed", len(p.certs), maxChain)
 	}
 	return p, nil
 }
 
-// parseCerts reads a field that holds nothing but certificates, and drops duplicates.
-func parseCerts(text string) (*part, error) {
+// certBlocks reads a field that holds nothing but certificates.
+func certBlocks(text string) ([]*pem.Block, error) {
 	blocks, err := decodePEM(text)
 	if err != nil {
 		return nil, err
 	}
-	p := new(part)
 	for _, block := range blocks {
 		if isPrivate(block.Type) {
 			return nil, fmt.Errorf("holds a private key")
@@ -63,15 +79,58 @@ func parseCerts(text string) (*part, error) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("holds %s, want only CERTIFICATE", describeLabel(block.Type))
 		}
+	}
+	return blocks, nil
+}
+
+// parseAnchors reads a field of anchors. Bundles are made by others, over decades: one member that cannot be used is left
+// out, and spoils nothing.
+func parseAnchors(text string) (*part, error) {
+	blocks, err := certBlocks(text)
+	if err != nil {
+		return nil, err
+	}
+	p := new(part)
+	var first error
+	for i, block := range blocks {
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("certificate %d does not parse: %w", len(p.certs)+1, err)
+			err = fmt.Errorf("certificate %d, %s, does not parse: %w", i+1, describeDER(block.Bytes), err)
+		} else if err = checkCert(c, true); err != nil {
+			err = fmt.Errorf("%q: %w", c.Subject, err)
 		}
-		if !slices.ContainsFunc(p.certs, c.Equal) {
+		_, costly := errors.AsType[costlyError](err)
+		switch {
+		case costly:
+			return nil, err
+		case err != nil:
+			first = cmp.Or(first, err)
+			p.leftOut = append(p.leftOut, fmt.Sprintf("%v; it is left out (SHA-256 %s)", err, Digest(block.Bytes)))
+		case !slices.ContainsFunc(p.certs, c.Equal):
 			p.add(c)
 		}
 	}
+	if len(p.certs) == 0 {
+		return nil, first
+	}
 	return p, nil
+}
+
+// describeDER names the subject of a certificate that crypto/x509 does not parse.
+func describeDER(der []byte) string {
+	var c struct {
+		TBS struct {
+			Version          int `asn1:"optional,explicit,default:0,tag:0"`
+			Serial           *big.Int
+			Algorithm        asn1.RawValue
+			Issuer, Validity asn1.RawValue
+			Subject          pkix.RDNSequence
+		}
+	}
+	if _, err := asn1.Unmarshal(der, &c); err != nil {
+		return "of an unknown subject"
+	}
+	return fmt.Sprintf("%q", c.TBS.Subject)
 }
 
 // parseKey reads a field that holds exactly one private key.

@@ -16,13 +16,17 @@ func Restore(origins []Origin, files []File, carried map[string]time.Time, publi
 		bundles = append(bundles, &Bundle{Secret: o.Secret, Version: o.Version, fields: make(map[string]*part)})
 	}
 	var over []Carried
+	issuers := slices.ContainsFunc(files, func(f File) bool { return f.Name == issuerFile })
 	for _, f := range files {
-		p, err := restoreField(bundles, f)
+		p, err := restoreField(bundles, f, issuers)
 		if err != nil {
 			return nil, err
 		}
-		if f.Name == fileOf(caCert) {
+		if f.Name == anchorFile {
 			over = p.split(carried)
+		}
+		for _, b := range bundles {
+			b.joined = b.joined || len(f.Also) > 0 && (b.origin() == f.Origin || slices.Contains(f.Also, b.origin()))
 		}
 	}
 	s, err := Assemble(bundles, nil, published, over)
@@ -48,7 +52,7 @@ func Restore(origins []Origin, files []File, carried map[string]time.Time, publi
 
 // restoreField puts the content of a file back into the field of the secret that it came from, and returns that. A file
 // that is made from others gives nothing.
-func restoreField(bundles []*Bundle, f File) (*part, error) {
+func restoreField(bundles []*Bundle, f File, issuers bool) (*part, error) {
 	for i, b := range bundles {
 		if b.origin() != f.Origin {
 			continue
@@ -59,7 +63,7 @@ func restoreField(bundles []*Bundle, f File) (*part, error) {
 			return nil, nil
 		case f.Name == plainFile(i):
 		default:
-			if field = fieldOf(f.Name); field == plain {
+			if field = fieldOf(f.Name, issuers); field == plain {
 				continue // the same secret may be listed again further down
 			}
 		}

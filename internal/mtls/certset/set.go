@@ -46,6 +46,7 @@ type File struct {
 	Content []byte
 	Private bool // only for the owner of the published files
 	Origin  Origin
+	Also    []Origin // other secrets that have given some of its anchors
 	// Certs are the certificates that the file is the home of: client.pem only repeats those of client.crt.
 	Certs []*x509.Certificate
 }
@@ -107,7 +108,7 @@ func Digest(content []byte) string {
 // Subset returns the part of the set that has the named files, and the names that it has no file for.
 func (s *Set) Subset(names []string) (sub *Set, missing []string) {
 	sub = &Set{Bundles: s.Bundles, Leaves: make(map[string]Leaf)}
-	if slices.Contains(names, fileOf(caCert)) {
+	if slices.Contains(names, anchorFile) {
 		sub.Carried = s.Carried
 	}
 	for _, name := range names {

@@ -21,6 +21,11 @@ const (
 	maxExponent = 65537
 )
 
+// costlyError is about a key that takes long to verify with: not only we would spend that time.
+type costlyError string
+
+func (e costlyError) Error() string { return string(e) }
+
 // checkStrength rejects keys that TLS peers reject, or should, and keys that take long to verify with.
 func checkStrength(key crypto.PublicKey) error {
 	switch key := key.(type) {
@@ -29,9 +34,9 @@ func checkStrength(key crypto.PublicKey) error {
 		case n < minRSABits:
 			return fmt.Errorf("RSA key of %d bits, want at least %d", n, minRSABits)
 		case n > maxRSABits:
-			return fmt.Errorf("RSA key of %d bits, want at most %d", n, maxRSABits)
+			return costlyError(fmt.Sprintf("RSA key of %d bits, want at most %d", n, maxRSABits))
 		case n > bigRSABits && key.E > maxExponent:
-			return fmt.Errorf("RSA key of %d bits with the exponent %d, want at most %d", n, key.E, maxExponent)
+			return costlyError(fmt.Sprintf("RSA key of %d bits with the exponent %d, want at most %d", n, key.E, maxExponent))
 		}
 	case *ecdsa.PublicKey:
 		switch key.Curve {
@@ -46,7 +51,7 @@ func checkStrength(key crypto.PublicKey) error {
 	return nil
 }
 
-// checkCert verifies what a certificate is by itself. An anchor is a certificate from ca_cert.
+// checkCert verifies what a certificate is by itself. An anchor is a certificate from ca_cert or peer_ca.
 func checkCert(c *x509.Certificate, anchor bool) error {
 	if err := checkStrength(c.PublicKey); err != nil {
 		return err
@@ -60,7 +65,7 @@ func checkCert(c *x509.Certificate, anchor bool) error {
 		}
 	}
 	if anchor && (!c.BasicConstraintsValid || !c.IsCA) {
-		return fmt.Errorf("is not a CA certificate")
+		return fmt.Errorf("is not a CA certificate: it needs the extension basicConstraints with CA:TRUE")
 	}
 	return nil
 }

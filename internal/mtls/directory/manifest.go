@@ -53,6 +53,8 @@ type manifestEntry struct {
 	Secret   string    `json:"secret,omitempty"`
 	Version  string    `json:"version,omitempty"`
 	NotAfter time.Time `json:"not_after,omitzero"`
+	// Also are other secrets that have given some of its anchors.
+	Also []certset.Origin `json:"also,omitempty"`
 }
 
 // Owner is the numeric owner of published files.
@@ -116,6 +118,7 @@ func (a Access) entry(f certset.File) manifestEntry {
 		Mode:    modeString(a.mode(f)),
 		Secret:  f.Origin.Secret,
 		Version: f.Origin.Version,
+		Also:    f.Also,
 	}
 	for _, c := range f.Certs {
 		if e.NotAfter.IsZero() || c.NotAfter.Before(e.NotAfter) {

@@ -104,7 +104,7 @@ func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certs
 	for _, e := range m.Files {
 		if e.File != evidenceFile {
 			origin := certset.Origin{Secret: e.Secret, Version: e.Version}
-			files = append(files, certset.File{Name: e.File, Content: contents[e.File], Origin: origin})
+			files = append(files, certset.File{Name: e.File, Content: contents[e.File], Origin: origin, Also: e.Also})
 		}
 	}
 	carried := make(map[string]time.Time)
