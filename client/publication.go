@@ -73,8 +73,9 @@ type Publication struct {
 	Path        string    `json:"path"`
 	Generation  string    `json:"generation,omitempty"`
 	PublishedAt time.Time `json:"published_at,omitzero"`
-	// NotAfter is when the first client or server certificate expires, without one the first certificate.
+	// NotAfter is when the first of Expiry ends.
 	NotAfter     time.Time      `json:"not_after,omitzero"`
+	Expiry       []Expiry       `json:"expiry,omitempty"`
 	Certificates []Certificate  `json:"certificates"`
 	Secrets      []SecretStatus `json:"secrets"`
 	Warnings     []string       `json:"warnings,omitempty"`
@@ -86,6 +87,54 @@ type Publication struct {
 	Consumers []ConsumerStatus `json:"consumers,omitempty"`
 	Clock     ClockStatus      `json:"clock"`
 	Cost      Cost             `json:"cost"`
+}
+
+// Expiry is the end of a published file's use.
+type Expiry struct {
+	File   string `json:"file"`   // client.crt, server.crt, ca.crt or cert-N.pem
+	Secret string `json:"secret"` // that gives it
+	// Subject, NotBefore and NotAfter are those of the certificate that ends it: of client.crt and server.crt the first to
+	// expire of those that the chain needs, from the leaf to the anchor; of anchors the last.
+	Subject   string    `json:"subject"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+}
+
+// Expired is the last stage of an Expiry.
+const Expired = 5
+
+// Stage returns how urgent a renewal is at the time now, from 0, not yet, to Expired. It grows when a third, a tenth and a
+// hundredth of the certificate's life are left, but at most 30, 14 and 3 days, and an hour before the end.
+func (e Expiry) Stage(now time.Time) int {
+	const day = 24 * time.Hour
+	left, life := e.NotAfter.Sub(now), e.NotAfter.Sub(e.NotBefore)
+	switch {
+	case left < 0:
+		return Expired
+	case left < min(life/3, time.Hour):
+		return 4
+	case left < min(life/100, 3*day):
+		return 3
+	case left < min(life/10, 14*day):
+		return 2
+	case left < min(life/3, 30*day):
+		return 1
+	}
+	return 0
+}
+
+// Left returns the time until the end in words, such as "12 days", "21 hours" or "40 minutes".
+func (e Expiry) Left(now time.Time) string {
+	const day = 24 * time.Hour
+	switch left := e.NotAfter.Sub(now); {
+	case left >= 2*day:
+		return fmt.Sprintf("%d days", left/day)
+	case left >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", left/time.Hour)
+	case left >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", left/time.Minute)
+	}
+	return "a minute"
 }
 
 // GenerationOf returns the current generation of a consumer's directory or, with an empty name, of the node's own.

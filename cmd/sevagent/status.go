@@ -62,7 +62,7 @@ func printStatus(w io.Writer, s *client.Status) {
 			t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
 		cli.Fprintf(w, "measurement     %s\n", t.Measurement)
 	}
-	printCertificates(w, &s.MTLS)
+	printCertificates(w, &s.MTLS, time.Now())
 	for _, e := range s.Endpoints {
 		cli.Fprintf(w, "endpoint        %s: %s%s\n", e.Endpoint, e.Result, reason(e.Reason))
 	}
@@ -76,12 +76,17 @@ func printStatus(w io.Writer, s *client.Status) {
 	printHealth(w, &s.Health)
 }
 
-func printCertificates(w io.Writer, m *client.Publication) {
+func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
 	if m.Generation != "" {
 		cli.Fprintf(w, "certificates    %s, published %s, valid until %s\n",
 			m.Path, date(m.PublishedAt), date(m.NotAfter))
 		for _, c := range m.Certificates {
 			cli.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
+		}
+		for _, e := range m.Expiry {
+			if e.Stage(now) > 0 && e.Stage(now) < client.Expired {
+				cli.Fprintf(w, "                %s expires in %s: renew it in secret %s\n", e.File, e.Left(now), e.Secret)
+			}
 		}
 		for _, o := range m.CAOverlap {
 			cli.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))

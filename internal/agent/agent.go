@@ -54,6 +54,7 @@ type agent struct {
 	started     time.Time
 	attestation *attestation
 	publishing  *publishing
+	readiness   atomic.Int32           // starting, ready or unready
 	refused     atomic.Pointer[string] // why the last reload of the configuration was refused; nil: it was not
 }
 
@@ -222,6 +223,7 @@ func (a *agent) notify(ctx context.Context) error {
 			a.log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 			send(daemon.SdNotifyReady + "\nSTATUS=" + a.oneLine())
 		case now := <-tick.C:
+			a.health(now) // logs a change of readiness that nobody has asked for
 			if err := a.alive(now); err != nil {
 				a.log.Error("a loop is stuck", "err", err)
 				continue

@@ -2,6 +2,9 @@ package agent
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"sevagent/client"
@@ -17,7 +20,39 @@ func (a *agent) health(now time.Time) *client.Health {
 	if text := a.refused.Load(); text != nil {
 		h.Add("configuration", client.Check{Status: client.Warn, Output: "the last reload was refused: " + *text})
 	}
+	a.logReadiness(h)
 	return h
+}
+
+// What was last seen of the node's readiness. Before it was ready first, it is starting.
+const (
+	starting = iota
+	ready
+	unready
+)
+
+// logReadiness logs each change of readiness, once.
+func (a *agent) logReadiness(h *client.Health) {
+	switch {
+	case h.Ready() && a.readiness.CompareAndSwap(unready, ready):
+		a.log.Info("the node is ready again")
+	case h.Ready():
+		a.readiness.CompareAndSwap(starting, ready)
+	case a.readiness.CompareAndSwap(ready, unready):
+		a.log.Error("the node is not ready any more", "checks", failing(h))
+	}
+}
+
+// failing lists the checks that fail, with their reasons.
+func failing(h *client.Health) (list []string) {
+	for _, name := range slices.Sorted(maps.Keys(h.Checks)) {
+		for _, c := range h.Checks[name] {
+			if c.Status == client.Fail {
+				list = append(list, strings.TrimSpace(name+" "+c.ComponentID)+": "+c.Output)
+			}
+		}
+	}
+	return list
 }
 
 func (a *attestation) health(h *client.Health, now time.Time) {
@@ -94,14 +129,14 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 		if s.Error != "" {
 			publication.Output += ": " + s.Error
 		}
-	case !s.NotAfter.IsZero() && now.After(s.NotAfter):
-		publication.Status = client.Fail
-		publication.Output = "the published certificate expired at " + s.NotAfter.UTC().Format(time.RFC3339)
 	case s.Error != "":
 		publication.Status, publication.Output = client.Warn, s.Error
 	}
 	h.Add("mtls:publication", publication)
 	guardHealth(h, s.Path, s.Guard)
+	for _, e := range s.Expiry {
+		expiryHealth(h, e, now)
+	}
 
 	for _, c := range s.Consumers {
 		check := client.Check{ComponentID: c.Path, Status: client.Pass, Time: c.PublishedAt, Output: c.Error}
@@ -120,6 +155,22 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 		h.Add("mtls:clock", client.Check{Status: client.Warn, Time: s.Clock.Checked, Output: s.Clock.Error})
 	}
 	p.readersHealth(h)
+}
+
+// expiryHealth warns of a certificate that should have been renewed, and fails once one has expired.
+func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
+	c := client.Check{ComponentID: e.File, Status: client.Warn}
+	switch stage := e.Stage(now); {
+	case stage == 0:
+		return
+	case stage == client.Expired:
+		c.Status, c.Output = client.Fail, "expired"
+	default:
+		c.Output = "expires in " + e.Left(now)
+	}
+	c.Output += fmt.Sprintf(", at %s: %s; store a renewed certificate in secret %s",
+		e.NotAfter.UTC().Format(time.RFC3339), e.Subject, e.Secret)
+	h.Add("mtls:expiry", c)
 }
 
 func secretHealth(h *client.Health, secret client.SecretStatus) {

@@ -58,7 +58,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		rejections: counter("rejections_total", "Versions of secrets that could not be published."),
 		secrets:    gauges("secrets", "Configured secrets, by state.", "state"),
 		notAfter: gauges("not_after_timestamp_seconds",
-			"When the published certificates expire: client, server, and the first of the anchors.", "certificate"),
+			"When the chain of the client, of the server, and the last of the anchors expires.", "certificate"),
 		published: gauge("published_timestamp_seconds", "When the current generation was published."),
 		checked: gauge("last_checked_timestamp_seconds",
 			"When the source that has been silent longest last answered."),
@@ -107,10 +107,9 @@ func (m *metrics) update(s *client.Publication) {
 	m.heldUntil.Set(timestamp(held))
 
 	first := make(map[string]time.Time)
-	for _, c := range s.Certificates {
-		label := map[string]string{"client.crt": "client", "server.crt": "server", "ca.crt": "ca"}[c.File]
-		if t, ok := first[label]; label != "" && (!ok || c.NotAfter.Before(t)) {
-			first[label] = c.NotAfter
+	for _, e := range s.Expiry {
+		if label, ok := map[string]string{"client.crt": "client", "server.crt": "server", "ca.crt": "ca"}[e.File]; ok {
+			first[label] = e.NotAfter
 		}
 	}
 	for _, label := range []string{"client", "server", "ca"} {

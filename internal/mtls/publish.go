@@ -151,7 +151,7 @@ func (t *target) logPublished(previous string) {
 		attrs = append(attrs, "version", o)
 	}
 	for kind, leaf := range s.Leaves {
-		attrs = append(attrs, kind+"_spki_sha256", fmt.Sprintf("%x", certset.SPKI(leaf.Certificate)))
+		attrs = append(attrs, kind+"_spki_sha256", fmt.Sprintf("%x", certset.SPKI(leaf)))
 	}
 	t.log.Info("published", attrs...)
 	for _, w := range s.Warnings {

@@ -50,6 +50,7 @@ type Rotator struct {
 	blocked     error // why the secrets give nothing to publish
 	noEvidence  bool  // the last time that evidence was asked for, there was to be none
 	nextCollect time.Time
+	warned      map[client.Expiry]int // the stages that have been logged
 }
 
 // errStopped answers a Refresh that Run does not live to serve.
@@ -105,9 +106,30 @@ func (r *Rotator) Run(ctx context.Context) error {
 		}
 		r.runDue(ctx)
 		now := time.Now()
+		r.warnOfExpiry(now)
 		r.caller.movedOn(now)
 		timer.Reset(r.idle(now))
 	}
+}
+
+// warnOfExpiry logs each stage of a certificate's end once.
+func (r *Rotator) warnOfExpiry(now time.Time) {
+	stages := make(map[client.Expiry]int)
+	for _, e := range r.Status().Expiry {
+		stage := e.Stage(now)
+		stages[e] = stage
+		if stage <= r.warned[e] {
+			continue
+		}
+		attrs := []any{"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret}
+		if stage == client.Expired {
+			r.log.Error("a published certificate has expired; store a renewed one in the secret", attrs...)
+		} else {
+			attrs = append(attrs, "left", e.Left(now))
+			r.log.Warn("a published certificate expires; store a renewed one in the secret", attrs...)
+		}
+	}
+	r.warned = stages
 }
 
 // Hint says that a secret may have changed. It does not wait. Up to ten hints are served at once, then one per ten
@@ -268,9 +290,9 @@ func (r *Rotator) look(ctx context.Context, s *secret) {
 		pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
 	}
 	if g := r.main().Current(); g != nil {
-		for _, leaf := range g.Set.Leaves {
-			if o.notAfter.IsZero() || leaf.Ends.NotAfter.Before(o.notAfter) {
-				o.notBefore, o.notAfter = leaf.NotBefore, leaf.Ends.NotAfter
+		for _, f := range g.Set.Files {
+			if f.Ends != nil && (o.notAfter.IsZero() || f.Ends.NotAfter.Before(o.notAfter)) {
+				o.notBefore, o.notAfter = f.Ends.NotBefore, f.Ends.NotAfter
 			}
 		}
 	}

@@ -1,12 +1,14 @@
 package mtls
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -452,6 +454,54 @@ func TestAnchorsOfTwoSecretsAfterRestart(t *testing.T) {
 		if diff := cmp.Diff([]string{"three", "two"}, n.anchorNames(t)); diff != "" {
 			t.Errorf("ca.crt (-want +got):\n%s", diff)
 		}
+	})
+}
+
+// The end of a chain is told of in time, whichever certificate ends it, and once at each stage.
+func TestExpiryIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		root := mtlstest.NewCA(t, "root", nil)
+		short := mtlstest.NewCA(t, "short", root, mtlstest.Valid(0, 240*time.Hour))
+		leaf, key := short.Leaf(t, "node")
+		s := newFake(mtlstest.Fields{
+			"client_cert": mtlstest.CertPEM(leaf, short.Cert), "client_key": mtlstest.KeyPEM(t, key),
+			"ca_cert": mtlstest.CertPEM(root.Cert),
+		}.JSON(t))
+		n := start(t, mtlstest.MemoryDir(t), map[string]source.Source{"a": s}, func(c *Config) {
+			c.Log = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		until := func(left time.Duration) (lines []string) {
+			n.after(time.Until(short.Cert.NotAfter) - left)
+			for line := range strings.Lines(log.String()) {
+				if strings.Contains(line, "a published certificate") {
+					lines = append(lines, line)
+				}
+			}
+			log.Reset()
+			return lines
+		}
+		want := func(lines []string, words ...string) {
+			t.Helper()
+			if len(lines) != 1 || slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(lines[0], w) }) {
+				t.Errorf("logged %q, want one line with %q", lines, words)
+			}
+		}
+		if lines := until(90 * time.Hour); lines != nil {
+			t.Errorf("logged %q, long before the end", lines)
+		}
+		want(until(70*time.Hour), "level=WARN", "file=client.crt", `subject="CN=short"`, "secret=a", `left="3 days"`)
+		want(until(20*time.Hour), "level=WARN", `left="23 hours"`)
+		want(until(2*time.Hour), "level=WARN", `left="2 hours"`)
+		want(until(10*time.Minute), "level=WARN", `left="59 minutes"`)
+		want(until(-time.Minute), "level=ERROR", "has expired")
+		if lines := until(-time.Hour); lines != nil {
+			t.Errorf("logged again: %q", lines)
+		}
+		if got := n.metric(t, "not_after_timestamp_seconds", "client"); got != timestamp(short.Cert.NotAfter) {
+			t.Errorf("the metric has %v, want the end of the intermediate, %v", got, timestamp(short.Cert.NotAfter))
+		}
+		n.stop()
 	})
 }
 

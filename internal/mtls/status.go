@@ -30,9 +30,9 @@ func (r *Rotator) updateStatus() {
 	}}
 	if g := main.Current(); g != nil {
 		s.Generation, s.PublishedAt, s.NotAfter = g.Name(), g.Published(), g.Set.NotAfter()
-		s.Certificates, s.Warnings = certificates(g.Set), g.Set.Warnings
+		s.Certificates, s.Expiry, s.Warnings = certificates(g.Set), expiry(g.Set), g.Set.Warnings
 		for kind, leaf := range g.Set.Leaves {
-			s.keys[kind] = certset.SPKI(leaf.Certificate)
+			s.keys[kind] = certset.SPKI(leaf)
 		}
 		for _, c := range g.Set.Carried {
 			s.CAOverlap = append(s.CAOverlap, client.Overlap{
@@ -51,6 +51,20 @@ func (r *Rotator) updateStatus() {
 	}
 	r.status.Store(s)
 	r.metrics.update(&s.Publication)
+}
+
+// expiry lists when the files of a set end. Those that hold a private key beside a certificate end with client.crt and
+// server.crt.
+func expiry(s *certset.Set) (list []client.Expiry) {
+	for _, f := range s.Files {
+		if f.Ends != nil && len(f.Certs) > 0 {
+			list = append(list, client.Expiry{
+				File: f.Name, Secret: f.Origin.Secret, Subject: f.Ends.Subject.String(),
+				NotBefore: f.Ends.NotBefore, NotAfter: f.Ends.NotAfter,
+			})
+		}
+	}
+	return list
 }
 
 func certificates(s *certset.Set) []client.Certificate {

@@ -39,7 +39,7 @@ func (e *HeldError) Error() string {
 // bounded, before any signature is verified. A clock would make the verdict depend on what else the node does.
 func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*Set, error) {
 	a := assembly{
-		Set:       &Set{Bundles: bundles, Leaves: make(map[string]Leaf)},
+		Set:       &Set{Bundles: bundles, Leaves: make(map[string]*x509.Certificate)},
 		fields:    make(map[string]*Bundle),
 		anchors:   make(map[string][]*Bundle),
 		published: published,
@@ -90,7 +90,7 @@ func (a *assembly) take(i int, b *Bundle) error {
 		}
 	}
 	if p := b.fields[plain]; p != nil {
-		a.add(b, plainFile(i), p)
+		a.add(b, plainFile(i), p, last(p.certs))
 	}
 	return nil
 }
@@ -129,8 +129,10 @@ type assembly struct {
 	now       time.Time
 }
 
-func (a *assembly) add(b *Bundle, name string, p *part) {
-	a.Files = append(a.Files, File{Name: name, Content: p.pem(), Private: p.private, Origin: b.origin(), Certs: p.certs})
+func (a *assembly) add(b *Bundle, name string, p *part, ends *x509.Certificate) {
+	a.Files = append(a.Files, File{
+		Name: name, Content: p.pem(), Private: p.private, Origin: b.origin(), Certs: p.certs, Ends: ends,
+	})
 }
 
 func (a *assembly) warn(b *Bundle, field, format string, args ...any) {
@@ -188,11 +190,11 @@ func (a *assembly) addPair(kind string) error {
 	for _, c := range slices.Concat(chain, extra) {
 		ordered.add(c)
 	}
-	a.Leaves[kind] = Leaf{leaf, p.ends()}
+	a.Leaves[kind] = leaf
 	a.warnOfReaders(kind, p)
-	a.add(certs, fileOf(certField), ordered)
-	a.add(keys, fileOf(keyField), key)
-	a.add(certs, pairFile(kind), &part{blocks: slices.Concat(key.blocks, ordered.blocks), private: true})
+	a.add(certs, fileOf(certField), ordered, p.ends())
+	a.add(keys, fileOf(keyField), key, nil)
+	a.add(certs, pairFile(kind), &part{blocks: slices.Concat(key.blocks, ordered.blocks), private: true}, p.ends())
 	return nil
 }
 
@@ -223,7 +225,7 @@ func (a *assembly) addAnchors(carried []Carried) error {
 	trusted := caCert
 	if len(a.anchors[peerCA]) > 0 {
 		trusted = peerCA
-		a.addAnchorFile(issuerFile, a.anchors[caCert], a.certs(caCert))
+		a.addAnchorFile(issuerFile, a.anchors[caCert], a.certs(caCert), nil)
 	}
 	bundles, certs := a.anchors[trusted], a.certs(trusted)
 	if len(bundles) == 0 {
@@ -233,15 +235,16 @@ func (a *assembly) addAnchors(carried []Carried) error {
 	if err := a.checkAnchors(trusted, bundles[blamed], certs); err != nil {
 		return err
 	}
+	ends := last(certs)
 	a.Carried = carried
 	for _, c := range carried {
 		certs = append(certs, c.Cert)
 	}
-	a.addAnchorFile(anchorFile, bundles, certs)
+	a.addAnchorFile(anchorFile, bundles, certs, ends)
 	return nil
 }
 
-func (a *assembly) addAnchorFile(name string, bundles []*Bundle, certs []*x509.Certificate) {
+func (a *assembly) addAnchorFile(name string, bundles []*Bundle, certs []*x509.Certificate, ends *x509.Certificate) {
 	if len(bundles) == 0 {
 		return
 	}
@@ -249,7 +252,7 @@ func (a *assembly) addAnchorFile(name string, bundles []*Bundle, certs []*x509.C
 	for _, c := range certs {
 		p.add(c)
 	}
-	a.add(bundles[0], name, p)
+	a.add(bundles[0], name, p, ends)
 	f := &a.Files[len(a.Files)-1]
 	for _, b := range bundles[1:] {
 		f.Also = append(f.Also, b.origin())

@@ -33,9 +33,10 @@ func Restore(origins []Origin, files []File, carried map[string]time.Time, publi
 	if err != nil {
 		return nil, err
 	}
-	for kind, leaf := range s.Leaves {
-		if now.After(leaf.Ends.NotAfter) {
-			return nil, fmt.Errorf("%s: %s", fileOf(kind+"_cert"), expiredIn(leaf.Certificate, leaf.Ends))
+	for _, f := range s.Files {
+		pair := f.Name == fileOf(clientCert) || f.Name == fileOf(serverCert)
+		if pair && now.After(f.Ends.NotAfter) {
+			return nil, fmt.Errorf("%s: %q %s", f.Name, f.Ends.Subject, expired(f.Ends))
 		}
 	}
 	if len(s.Files) != len(files) {

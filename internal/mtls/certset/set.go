@@ -14,16 +14,9 @@ type Set struct {
 	Files   []File    // sorted by name; without manifest.json and evidence.json
 	Bundles []*Bundle // what it was made of, in the order of the configuration
 	// Leaves are the client and the server certificate, by kind, where there is one.
-	Leaves   map[string]Leaf
+	Leaves   map[string]*x509.Certificate
 	Carried  []Carried // in ca.crt, beside the anchors of the secret
 	Warnings []string
-}
-
-// Leaf is a certificate with a key.
-type Leaf struct {
-	*x509.Certificate
-	// Ends is the certificate that expires first of those that the chain needs, from the leaf to the anchor.
-	Ends *x509.Certificate
 }
 
 // Carried is an anchor that ca.crt holds although the secret has dropped it: not all peers whose certificates it issued
@@ -49,6 +42,23 @@ type File struct {
 	Also    []Origin // other secrets that have given some of its anchors
 	// Certs are the certificates that the file is the home of: client.pem only repeats those of client.crt.
 	Certs []*x509.Certificate
+	// Ends is the certificate whose expiry ends the use of the file; nil: none does. For client.crt, client.pem and the
+	// server's, it is the first to expire of those that the chain needs, from the leaf to the anchor. Of anchors, it is
+	// the last.
+	Ends *x509.Certificate
+}
+
+// last returns what ends a file of certificates that are no chain: the first of those for one peer or, if all are CAs,
+// the last of these. Nil: there are none.
+func last(certs []*x509.Certificate) (c *x509.Certificate) {
+	leaves := slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return c.IsCA })
+	switch byExpiry := func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }; {
+	case len(leaves) > 0:
+		return slices.MinFunc(leaves, byExpiry)
+	case len(certs) > 0:
+		return slices.MaxFunc(certs, byExpiry)
+	}
+	return nil
 }
 
 // origin returns where the content of b comes from.
@@ -63,23 +73,11 @@ func (s *Set) Origins() []Origin {
 	return list
 }
 
-// NotAfter returns when the chain of the client or the server certificate expires, whichever is first; without either,
-// the first certificate at all. Zero: the set has no certificate.
-func (s *Set) NotAfter() time.Time {
-	var first time.Time
-	earliest := func(c *x509.Certificate) {
-		if first.IsZero() || c.NotAfter.Before(first) {
-			first = c.NotAfter
-		}
-	}
-	for _, leaf := range s.Leaves {
-		earliest(leaf.Ends)
-	}
-	if len(s.Leaves) == 0 {
-		for _, f := range s.Files {
-			for _, c := range f.Certs {
-				earliest(c)
-			}
+// NotAfter returns when the first of the files comes to its end. Zero: none does.
+func (s *Set) NotAfter() (first time.Time) {
+	for _, f := range s.Files {
+		if f.Ends != nil && (first.IsZero() || f.Ends.NotAfter.Before(first)) {
+			first = f.Ends.NotAfter
 		}
 	}
 	return first
@@ -90,7 +88,7 @@ func (s *Set) NotAfter() time.Time {
 func (s *Set) Binding() (kind string, spki [sha256.Size]byte, ok bool) {
 	for _, kind := range kinds {
 		if leaf, ok := s.Leaves[kind]; ok {
-			return kind, SPKI(leaf.Certificate), true
+			return kind, SPKI(leaf), true
 		}
 	}
 	return "", spki, false
@@ -107,7 +105,7 @@ func Digest(content []byte) string {
 
 // Subset returns the part of the set that has the named files, and the names that it has no file for.
 func (s *Set) Subset(names []string) (sub *Set, missing []string) {
-	sub = &Set{Bundles: s.Bundles, Leaves: make(map[string]Leaf)}
+	sub = &Set{Bundles: s.Bundles, Leaves: make(map[string]*x509.Certificate)}
 	if slices.Contains(names, anchorFile) {
 		sub.Carried = s.Carried
 	}

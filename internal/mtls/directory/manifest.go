@@ -120,10 +120,8 @@ func (a Access) entry(f certset.File) manifestEntry {
 		Version: f.Origin.Version,
 		Also:    f.Also,
 	}
-	for _, c := range f.Certs {
-		if e.NotAfter.IsZero() || c.NotAfter.Before(e.NotAfter) {
-			e.NotAfter = c.NotAfter
-		}
+	if f.Ends != nil {
+		e.NotAfter = f.Ends.NotAfter
 	}
 	return e
 }
