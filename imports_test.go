@@ -55,8 +55,8 @@ var table = map[string][]string{
 	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go"},
 	"internal/cluster/clustertest": {},
 	"internal/probe":               {"client", "internal/visible", prometheus},
+	"internal/watch":               {"github.com/fsnotify/fsnotify"},
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
-	"internal/reload":              {"client", "internal/cgroup", prometheus},
 	"internal/config":              {"internal/appraise", "internal/snp", "go.yaml.in/yaml"},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
@@ -72,7 +72,7 @@ var table = map[string][]string{
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config",
 		"internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls", "internal/mtls/source",
-		"internal/probe", "internal/readers", "internal/reload",
+		"internal/probe", "internal/readers",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {

@@ -47,7 +47,7 @@ type unitFiles struct {
 	disk  string            // a directory that no mount unit makes
 }
 
-// unitFilesFor returns the files for another published directory, for files that are not root's, and for Docker's API.
+// unitFilesFor returns the files for another published directory, and for files that are not root's.
 func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 	if under, ok := strings.CutPrefix(mtls.Path, "/var"+runDir); ok {
 		return u, fmt.Errorf("mtls.path is %q: /var/run is a link, through which systemd mounts nothing; use %s",
@@ -82,16 +82,6 @@ func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 			"# mtls.owner: to give files away, and to check and renew them afterwards.",
 			"CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
 			"SystemCallFilter=@chown")
-	}
-	if mtls.Reload {
-		socket, err := bindPath(mtls.Docker)
-		if err != nil {
-			return u, fmt.Errorf("mtls.docker is %q: %w", mtls.Docker, err)
-		}
-		order = append(order, "After=docker.socket docker.service")
-		grants = append(grants,
-			"# mtls.reload: Docker's API, and with it all that root can do.",
-			"BindPaths="+quoted("-"+socket))
 	}
 	if grants == nil {
 		return u, nil

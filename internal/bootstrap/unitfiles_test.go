@@ -70,22 +70,19 @@ ReadWritePaths="/srv/tls-100%%/of mine"
 	l.holds("units/srv-own.mount", "Where=/srv/own\n")
 	l.holds(dropIn, "ReadWritePaths=/srv/own\n")
 
-	// Files of others, and Docker's API, take what the package's unit does not grant.
-	config(`mtls: {reload: true, consumers: [{name: web, owner: "101:101", files: [server.pem]}]}`)
+	// Files of others take what the package's unit does not grant.
+	config(`mtls: {consumers: [{name: web, owner: "101:101", files: [server.pem]}]}`)
 	l.options.MTLSPath = "/run/tls"
 	l.succeeds()
 	l.holds("units/run-tls.mount", "Where=/run/tls\n")
 	is(dropIn, marker+`[Unit]
 RequiresMountsFor=/run/tls
-After=docker.socket docker.service
 
 [Service]
 BindPaths=/run/tls
 # mtls.owner: to give files away, and to check and renew them afterwards.
 CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
 SystemCallFilter=@chown
-# mtls.reload: Docker's API, and with it all that root can do.
-BindPaths=-/run/docker.sock
 `)
 
 	// The package's directory again: all of it goes.

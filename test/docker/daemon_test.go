@@ -25,8 +25,7 @@ import (
 
 // The images. That of the container's own process, and the same with a label of its own.
 const (
-	image         = "inhabitant"
-	labelledImage = "inhabitant-usr1"
+	image = "inhabitant"
 )
 
 // task is what the ECS agent would call the containers' task.
@@ -110,10 +109,8 @@ func startDocker() (stop func(), err error) {
 	}); err != nil {
 		return stop, cannot(err)
 	}
-	for _, args := range [][]string{{image}, {labelledImage, "--change", "LABEL io.sevagent.reload=usr1"}} {
-		if err := makeImage(args[0], args[1:]...); err != nil {
-			return stop, cannot(err)
-		}
+	if err := makeImage(image); err != nil {
+		return stop, cannot(err)
 	}
 	if _, err := docker(nil, "run", "--rm", "--network", "none", image); err != nil {
 		return stop, cannot(err)
@@ -122,7 +119,7 @@ func startDocker() (stop func(), err error) {
 }
 
 // makeImage makes an image of nothing but this binary.
-func makeImage(name string, changes ...string) error {
+func makeImage(name string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -140,9 +137,8 @@ func makeImage(name string, changes ...string) error {
 	if err := errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	args := []string{"import", "--change", `ENTRYPOINT ["/inhabitant"]`, "--change", "ENV " + roleVariable + "=1"}
-	args = append(args, changes...)
-	_, err = docker(&archive, append(args, "-", name)...)
+	_, err = docker(&archive, "import", "--change", `ENTRYPOINT ["/inhabitant"]`, "--change", "ENV "+roleVariable+"=1",
+		"-", name)
 	return err
 }
 
