@@ -77,7 +77,7 @@ var table = map[string][]string{
 	},
 	"cmd/sevagent": {
 		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
-		"internal/visible", cobra,
+		"internal/visible", "internal/watch", cobra, "golang.org/x/sys",
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {

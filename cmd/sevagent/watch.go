@@ -26,9 +26,9 @@ func watchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch [-- COMMAND [ARG...]]",
 		Short: "Run a command, or send a signal, after each rotation",
-		Long: `In a container: run a command, or send a signal, whenever other certificates have
-become current, once a rotation and when all files are there. What fails is
-tried again. The program needs neither the agent's socket nor a configuration.`,
+		Long: `In a container: run a command, or send a signal, after each rotation of the
+certificates, once all files are there. What fails is tried again. The program
+needs neither the agent's socket nor a configuration.`,
 		Example: "  sevagent watch -- nginx -s reload\n  sevagent watch --signal HUP --pid-file /run/haproxy.pid",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			act, err := action(cmd, args, signal, pidFile)
@@ -48,7 +48,7 @@ tried again. The program needs neither the agent's socket nor a configuration.`,
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", "/etc/ecs/mtls", "the `DIRECTORY` where the certificates are mounted\n")
-	cmd.Flags().StringVar(&signal, "signal", "", "send this `SIGNAL`, such as HUP, to the process of --pid-file")
+	cmd.Flags().StringVar(&signal, "signal", "", "the `SIGNAL` to send, such as HUP, to the\nprocess of --pid-file")
 	cmd.Flags().StringVar(&pidFile, "pid-file", "", "the `FILE` with the number of the process")
 	return cmd
 }
