@@ -304,14 +304,14 @@ func requestFor(r *snp.Report) (vcekRequest, bool) {
 	if r.SigningKey != snp.SignedByVCEK || !r.Known() || r.ChipID == [64]byte{} {
 		return request, false
 	}
-	// Family and model, and the names in KDS's paths. Turin is left out: its TCB has another layout.
-	switch cpu := r.CPUID; {
-	case r.Version < 3: // has no CPUID; the firmware that writes such reports runs on Milan
-		request.line = "Milan"
-	case cpu.Family == 0x19 && cpu.Model == 0x01:
-		request.line = "Milan"
-	case cpu.Family == 0x19 && cpu.Model == 0x11:
-		request.line = "Genoa"
+	// The product line is the name in KDS's paths: that of Bergamo and Siena is Genoa. Turin is left out: KDS has other
+	// parameters for it.
+	product := r.CPUID.Product()
+	if r.Version < 3 { // has no CPUID; the firmware that writes such reports runs on Milan
+		product = snp.Milan
+	}
+	if product.Layout() == snp.LayoutMilan {
+		request.line = product.Line()
 	}
 	return request, request.line != ""
 }
