@@ -334,7 +334,7 @@ func (r vcekRequest) check(der []byte, now time.Time) (*vcek, error) {
 		return nil, fmt.Errorf("the certificate is for %q, want SEV-VCEK", cert.Subject.CommonName)
 	}
 	// Below AMD's arc 1.3.6.1.4.1.3704.1: AMD publication 57230, "VCEK Certificate Extensions". The values of 3.x are
-	// integers, hwID comes as plain bytes.
+	// integers, hwID comes as plain bytes, although 57230 has an OCTET STRING.
 	tcb := r.tcb.Components()
 	for _, want := range []struct {
 		name, id string
@@ -349,7 +349,7 @@ func (r vcekRequest) check(der []byte, now time.Time) (*vcek, error) {
 				got = e.Value
 			}
 		}
-		if !bytes.HasSuffix(got, want.value) { // a suffix: hwID with a tag, as 57230 has it, is right too
+		if !bytes.Equal(got, want.value) {
 			return nil, fmt.Errorf("the certificate has %s %x, want %x", want.name, got, want.value)
 		}
 	}

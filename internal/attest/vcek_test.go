@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -244,6 +245,15 @@ func TestFetchVCEK(t *testing.T) {
 		{"another kind", gives(vlekTable.Find(snp.GUIDVLEK)), `for "SEV-VLEK", want SEV-VCEK`, 0},
 		{"another chip", gives(newDedicated(t, func(o *sim.Options) { o.ChipID[1]++ }).vcek(t)),
 			"the certificate has hwID", 0},
+		{"hwID in an OCTET STRING", gives(newDedicated(t, func(o *sim.Options) {
+			o.AlterCertificate = func(c *x509.Certificate) {
+				for i, e := range c.ExtraExtensions {
+					if bytes.Equal(e.Value, o.ChipID[:]) {
+						c.ExtraExtensions[i].Value = append([]byte{4, 64}, e.Value...)
+					}
+				}
+			}
+		}).vcek(t)), "the certificate has hwID", 0},
 		{"another TCB", gives(newDedicated(t, func(o *sim.Options) { o.TCB.Microcode++ }).vcek(t)),
 			"the certificate has ucodeSPL", 0},
 		{"expired", gives(newDedicated(t, func(o *sim.Options) { o.NotAfter = time.Now().Add(-time.Hour) }).vcek(t)),
