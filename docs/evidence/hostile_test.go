@@ -305,6 +305,12 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 	}
 	g.add(b, "chain", "issued by somebody else's ASVK",
 		b.signed(nil, foreign.issue("asvk", &s.key.PublicKey, nil)), "chain")
+	ourID := func(c *x509.Certificate) {
+		value := append([]byte{0x30, 22, 0x80, 20}, s.authority["asvk"].SubjectKeyId...)
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 35}, Value: value})
+	}
+	g.add(b, "chain", "issued by somebody else's ASVK, with the identifier of the right one",
+		b.signed(nil, foreign.issue("asvk", &s.key.PublicKey, ourID)), "chain")
 	g.add(b, "chain", "all by somebody else",
 		b.signed(foreign.report(b.data(), nil), foreign.certificate(nil)), "chain")
 	g.add(b, "chain", "the ASVK as the key's certificate", b.signed(nil, s.authority["asvk"].Raw), form...)
