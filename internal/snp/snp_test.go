@@ -111,6 +111,13 @@ func TestFields(t *testing.T) {
 		if !r.Known() {
 			t.Errorf("version %d is unknown", version)
 		}
+		odd := bytes.Clone(raw) // with the bytes of later versions set
+		copy(odd[0x188:], []byte{0x1A, 0x02, 1})
+		odd[0x1F8], odd[0x200] = 1, 1
+		if r := must.Get(snp.ParseReport(odd))(t, "parse a report"); (r.CPUID != snp.CPUID{}) != (version >= 3) ||
+			(r.LaunchMitVector != 0) != (version >= 5) || (r.CurrentMitVector != 0) != (version >= 5) {
+			t.Errorf("version %d has fields of later ones: %v, %#x, %#x", version, r.CPUID, r.LaunchMitVector, r.CurrentMitVector)
+		}
 		layout := snp.LayoutMilan
 		if version >= 3 {
 			raw[0x188], raw[0x189] = 0x1A, 0x02
@@ -161,8 +168,9 @@ func TestAtLeast(t *testing.T) {
 		t.Error("a TCB is below itself")
 	}
 	for name, lower := range map[string]func(*snp.TCB){
-		"FMC": func(t *snp.TCB) { t.FMC-- }, "bootloader": func(t *snp.TCB) { t.Bootloader-- }, "TEE": func(t *snp.TCB) { t.TEE-- },
-		"SNP": func(t *snp.TCB) { t.SNP-- }, "microcode": func(t *snp.TCB) { t.Microcode-- },
+		"FMC": func(t *snp.TCB) { t.FMC-- }, "bootloader": func(t *snp.TCB) { t.Bootloader-- },
+		"TEE": func(t *snp.TCB) { t.TEE-- }, "SNP": func(t *snp.TCB) { t.SNP-- },
+		"microcode": func(t *snp.TCB) { t.Microcode-- },
 	} {
 		got := snp.TCB{FMC: 9, Bootloader: 9, TEE: 9, SNP: 9, Microcode: 9}
 		if !got.AtLeast(min) {
