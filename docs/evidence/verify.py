@@ -192,7 +192,8 @@ def verify(data, o):
         # second for expired, which it is not (RFC 5280): what is valid the second before was not expired yet.
         at = o.at.timestamp()
         for second in math.floor(at), math.ceil(at) - 1:
-            ok, why = openssl("verify", "-no-CApath", "-no-CAstore", "-attime", str(second), "-CAfile", o.roots, tmp + "/cert")
+            ok, why = openssl("verify", "-no-CApath", "-no-CAstore", "-attime", str(second), "-CAfile", o.roots,
+                              tmp + "/cert")
             if "error 10 at" not in why: break
     above = ("SEV-VLEK-" if kind == "VLEK" else "SEV-") + line
     check(amd(above, issuer), "the issuer is not " + above, "chain")

@@ -192,7 +192,8 @@ func TestOneTurnForAContainer(t *testing.T) {
 			func(i int) evidence.Caller { return evidence.ContainerCaller(0, greedy, []string{"", task}[i%2]) },
 			evidence.ContainerCaller(0, other, task), false},
 		"against root of the host": {
-			func(i int) evidence.Caller { return evidence.ContainerCaller(uint32(i), greedy, "") }, evidence.HostCaller(0), false},
+			func(i int) evidence.Caller { return evidence.ContainerCaller(uint32(i), greedy, "") },
+			evidence.HostCaller(0), false},
 		"a user of the host": {
 			func(int) evidence.Caller { return evidence.HostCaller(1000) }, evidence.HostCaller(1001), false},
 		"unknown": {
