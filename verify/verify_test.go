@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -379,8 +380,25 @@ func TestRevocation(t *testing.T) {
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 27},
 			Critical: true, Value: []byte{2, 1, 0}}},
 	}))(t, "make a list of changes only")
+	// Each list belongs to the root that it names, whichever else are trusted.
+	turin := newNode(t, func(o *sim.Options) { o.Product = snp.Turin })
+	both := func(string) ([]byte, error) { return slices.Concat(n.psp.Roots(), turin.psp.Roots()), nil }
+	c := n.config(t)
+	c.Policy = must.Get(verify.ParsePolicy("policy.yaml", simulatorPolicy, both))(t, "read the policy")
+	c.RevocationLists = [][]byte{list(turin, after), list(n, after)}
+	v := must.Get(verify.New(c))(t, "make a verifier for two products")
+	if _, err := v.Document(n.doc, verify.Want{Nonce: n.nonce}); err != nil {
+		t.Errorf("with lists of two products: %v", err)
+	}
+	c.RevocationLists = c.RevocationLists[:1]
+	v = must.Get(verify.New(c))(t, "make a verifier with a list of another product")
+	if _, err := v.Document(n.doc, verify.Want{Nonce: n.nonce}); code(t, err) != verify.CodeRevocationUnknown {
+		t.Errorf("with the list of another product alone: %v", err)
+	}
+
 	for name, data := range map[string][]byte{
-		"of another root": list(other, after), "with a wrong signature": flipped, "a certificate": n.certs[0],
+		"labelled as a certificate": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: list(n, after)}),
+		"of another root":           list(other, after), "with a wrong signature": flipped, "a certificate": n.certs[0],
 		"two in one": append(encoded(newer), encoded(newer)...),
 		"cut":        newer[:100], "empty": {}, "of changes only": delta,
 	} {
