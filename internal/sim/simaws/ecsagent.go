@@ -12,7 +12,8 @@ import (
 
 // ECSAgent is the ECS agent as its introspection endpoint shows it (aws/amazon-ecs-agent: ecs-agent/introspection,
 // agent/handlers/v1). The real one listens on all addresses, and only once the node is registered: until then, and
-// while it is down, connections are refused. It restores its tasks when it starts again.
+// while it is down, connections are refused. It restores its tasks when it starts again. The zero value has no port of
+// its own, and is served by ServeHTTP alone.
 type ECSAgent struct {
 	*Port
 
@@ -57,7 +58,12 @@ func (a *ECSAgent) Register(cluster, arn string) error {
 }
 
 // Start has an agent listen that was registered before it was shut.
-func (a *ECSAgent) Start() error { return a.Open(a) }
+func (a *ECSAgent) Start() error {
+	if a.Port == nil {
+		return nil
+	}
+	return a.Open(a)
+}
 
 // Run puts a container into a task. A task has as many containers as were put into it.
 func (a *ECSAgent) Run(containerID, taskARN string) {
