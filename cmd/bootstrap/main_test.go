@@ -40,6 +40,13 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Value("metadata").(*simaws.IMDS).SetFault(status)
 			},
+			// region NAME moves the instance and its stacks there.
+			"region": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("metadata").(*simaws.IMDS).Instance.Region = args[0]
+				cfn := ts.Value("cloudformation").(*simaws.CloudFormation)
+				cfn.Region = args[0]
+				ts.Setenv("STACK_ID", cfn.StackID("prod"))
+			},
 			// no-v1 fails if a request came without a token.
 			"no-v1": func(ts *testscript.TestScript, neg bool, args []string) {
 				if n := ts.Value("metadata").(*simaws.IMDS).V1Requests(); n != 0 {

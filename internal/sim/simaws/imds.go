@@ -32,6 +32,18 @@ func DefaultInstance() Instance {
 	}
 }
 
+// ARN returns that of a resource of the instance's account, in the region's partition.
+func (i Instance) ARN(service, resource string) string {
+	partition := "aws"
+	switch {
+	case strings.HasPrefix(i.Region, "cn-"):
+		partition = "aws-cn"
+	case strings.HasPrefix(i.Region, "us-gov-"):
+		partition = "aws-us-gov"
+	}
+	return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition, service, i.Region, i.AccountID, resource)
+}
+
 // accessKeyID is that of the role's credentials.
 const accessKeyID = "ASIASIMULATEDNODE000"
 
@@ -223,6 +235,7 @@ func (s *IMDS) items() map[string]string {
 		nic + "/subnet-id":                          i.Subnet,
 		root + "dynamic/instance-identity/document": string(document),
 	}
+	maps.DeleteFunc(items, func(_, value string) bool { return value == "" })
 	if i.Role != "" {
 		items[meta+"iam/security-credentials/"+i.Role] = credentials()
 	}
