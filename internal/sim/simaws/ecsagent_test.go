@@ -34,7 +34,7 @@ func TestECSAgent(t *testing.T) {
 	agent.Run(id, task)
 	agent.Run(strings.Repeat("b", 64), task)
 	expect("/v1/tasks?dockerid="+id, 200, `{"Arn":"`+task+`","DesiredStatus":"RUNNING","KnownStatus":"RUNNING","Family":`)
-	expect("/v1/tasks?dockerid="+id, 200, `"Containers":[{"DockerId":"`+id+`","DockerName":"ecs-app-1-app-1","Name":"app-1"`)
+	expect("/v1/tasks?dockerid="+id, 200, `"Containers":[{"DockerId":"`+id+`","DockerName":"ecs-app-1-app-1","Name":`)
 	expect("/v1/tasks", 200, `{"Tasks":[{"Arn":"`+task+`"`)
 	agent.Forget(id)
 	expect("/v1/tasks?dockerid="+id, 404, unknown)

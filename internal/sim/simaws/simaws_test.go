@@ -92,7 +92,8 @@ func TestSDKAgrees(t *testing.T) {
 			in.VersionStage = &c.label
 		}
 		got, err := api.GetSecretValue(ctx, in)
-		if c.want == "" && code(err) != "ResourceNotFoundException" || c.want != "" && (err != nil || *got.SecretString != c.want) {
+		found := err == nil && *got.SecretString == c.want
+		if c.want == "" && code(err) != "ResourceNotFoundException" || c.want != "" && !found {
 			t.Errorf("a version %s: %+v, %v, want %q", c.name, got, err, c.want)
 		}
 	}
@@ -214,7 +215,7 @@ func TestMetadataItems(t *testing.T) {
 	for path, value := range map[string]string{
 		"user-data": "#!/bin/sh\n",
 		"meta-data/autoscaling/target-lifecycle-state": "Warmed:Stopped",
-		"meta-data/outpost-arn":                        "arn:aws:outposts:us-east-2:111122223333:outpost/op-0123456789abcdef0",
+		"meta-data/outpost-arn":                        metadata.Instance.ARN("outposts", "outpost/op-0123456789abcdef0"),
 		"meta-data/spot/instance-action":               `{"action": "terminate", "time": "2026-01-01T00:02:00Z"}`,
 		"meta-data/tags/instance/Name":                 "node",
 	} {
