@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -165,8 +166,11 @@ type container struct {
 // startContainer runs a container until the test ends.
 func startContainer(t *testing.T, image string, args ...string) *container {
 	t.Helper()
-	id := must.Get(docker(nil, append(append([]string{"create", "-i", "--network", "none"}, args...), image)...))(t,
-		"create a container")
+	create := append([]string{"create", "-i"}, args...)
+	if !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--network") }) {
+		create = append(create, "--network=none")
+	}
+	id := must.Get(docker(nil, append(create, image)...))(t, "create a container")
 	cmd := exec.Command("docker", "start", "-a", "-i", id)
 	stdin := must.Get(cmd.StdinPipe())(t, "make a pipe")
 	stdout, in, err := os.Pipe()

@@ -175,6 +175,37 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
+// TestSharedNamespaces: a container that shares namespaces with another or with the node is the caller that it is by
+// its cgroup.
+func TestSharedNamespaces(t *testing.T) {
+	const arn = "arn:aws:ecs:us-east-2:111122223333:task/test/"
+	startAttesting(t, "rate: 50, burst: 64", "")
+	agent := startECS(t)
+	// Of the same task, it has the namespaces that others share.
+	pause := startContainer(t, image, append([]string{"--ipc=shareable"}, withSocket...)...)
+	agent.Run(pause.id, arn+task)
+	for _, args := range [][]string{
+		{"--network=container:" + pause.id, "--ipc=container:" + pause.id}, // as awsvpc and ipcMode: task do
+		{"--pid=container:" + pause.id},                                    // pidMode: task
+		{"--pid=host"},
+		{"--network=host", "--ipc=host"},
+		{"--pid=host", "--network=host", "--ipc=host"},
+	} {
+		c := startContainer(t, image, append(args, withAll...)...)
+		agent.Run(c.id, arn+task)
+		nonce := newNonce()
+		r := c.ask("evidence " + nonce)
+		if r.Refused != nil {
+			t.Errorf("%v: refused: %+v", args, *r.Refused)
+			continue
+		}
+		want := evidence.ContainerCaller(0, c.id, arn+task)
+		if v := must.Get(verify(t, r.Text, nonce))(t, "%v: verify", args); v.Caller.String() != want.String() {
+			t.Errorf("%v: the caller is %+v, want %+v", args, v.Caller, want)
+		}
+	}
+}
+
 // TestFlood: a container that floods is asked to wait, while another gets its evidence with the next report, and sees
 // rotations.
 func TestFlood(t *testing.T) {
