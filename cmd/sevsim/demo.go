@@ -399,8 +399,8 @@ func (d *demo) evidence(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintln(d.out, "   The same evidence is rejected for another nonce, and by AMD's roots:")
-	another := append(verify, "--nonce", strings.Repeat("00", 32))
-	if _, err := d.runCommand(ctx, "sevctl", another...); exitCode(err) != 1 {
+	_, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", strings.Repeat("00", 32))...)
+	if exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with another nonce: %v, want exit status 1", err)
 	}
 	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--nonce", nonce,

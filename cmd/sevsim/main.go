@@ -30,7 +30,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		Args:  cobra.MinimumNArgs(1),
 		RunE:  func(cmd *cobra.Command, args []string) error { return sim.ExecUnderFilter(socket, args, os.Environ()) },
 	}
-	under.Flags().StringVar(&socket, "device", "", "the socket of the simulated device")
+	under.Flags().StringVar(&socket, "device", "", "the `SOCKET` of the simulated device")
 	root.AddCommand(demo, nodeCommand(), under, deviceCommand(), metadataCommand())
 	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"sevagent/internal/cli/clitest"
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simscript"
 )
@@ -23,6 +24,8 @@ var bin string // where the programs are
 func TestMain(m *testing.M) {
 	os.Exit(simscript.RunWith(m, &bin, "../sevsim", "../sevagent", "../bootstrap"))
 }
+
+func TestHelpFits(t *testing.T) { clitest.HelpFits(t, run) }
 
 // simulator is sevsim with a command, until it is stopped.
 type simulator struct {

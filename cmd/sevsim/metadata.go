@@ -66,12 +66,12 @@ while: --fault hang --fault-for 30s. Credentials that come late:
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&listen, "listen", "127.0.0.1:0", "where to listen; port 0: any that is free")
+	f.StringVar(&listen, "listen", "127.0.0.1:0", "`ADDRESS` to listen on; port 0: any that is free\n")
 	f.DurationVar(&after, "after", 0, "refuse connections for so long")
-	f.StringVar(&fault, "fault", "", "an HTTP status for every request, or hang")
+	f.StringVar(&fault, "fault", "", "an HTTP `STATUS` for every request, or hang")
 	f.DurationVar(&lasts, "fault-for", 0, "then the fault ends (default never)")
-	f.StringVar(&below, "fault-below", "", "only paths below /latest/ that begin so fail")
-	f.StringArrayVar(&items, "set", nil, "PATH=VALUE: an item below /latest/, such as user-data")
+	f.StringVar(&below, "fault-below", "", "what begins with this `PATH` below /latest/ fails")
+	f.StringArrayVar(&items, "set", nil, "`PATH=VALUE`: an item below /latest/,\nsuch as user-data")
 	instanceFlags(cmd, &service.Instance)
 	return cmd
 }

@@ -35,16 +35,17 @@ environment that the printed file has.`,
 			return d.run(cmd.Context(), registers)
 		},
 	}
-	cmd.Flags().DurationVar(&d.poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent")
-	cmd.Flags().DurationVar(&registers, "register-after", 2*time.Second, "how long the ECS agent takes to register")
+	cmd.Flags().DurationVar(&d.poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent\n")
+	cmd.Flags().DurationVar(&registers, "register-after", 2*time.Second,
+		"how long the ECS agent takes to register\n")
 	instanceFlags(cmd, &d.instance)
 	return cmd
 }
 
 // instanceFlags are those of the EC2 instance that is simulated.
 func instanceFlags(cmd *cobra.Command, i *simaws.Instance) {
-	cmd.Flags().StringVar(&i.ID, "instance-id", i.ID, "the EC2 instance that the node is")
-	cmd.Flags().Func("region", "the region it is in (default "+i.Region+")", func(region string) error {
+	cmd.Flags().StringVar(&i.ID, "instance-id", i.ID, "`ID` of the EC2 instance that the node is\n")
+	cmd.Flags().Func("region", "the `REGION` it is in\n(default "+i.Region+")", func(region string) error {
 		if region != i.Region { // and what is known of zones is not true there
 			i.Region, i.AvailabilityZone, i.ZoneID = region, region+"a", ""
 		}
