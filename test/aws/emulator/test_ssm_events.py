@@ -1,5 +1,6 @@
 """Run Command, and the rule that starts it."""
 
+import json
 import os
 import tempfile
 
@@ -14,7 +15,7 @@ esac
 """
 
 
-class RunCommand(EmulatorTest):
+class NodesTest(EmulatorTest):
     def setUp(self):
         super().setUp()
         with tempfile.NamedTemporaryFile("w", suffix=".sh", delete=False) as file:
@@ -24,6 +25,8 @@ class RunCommand(EmulatorTest):
         self.nodes = sorted(i["InstanceId"] for i in self.group(size=2)["Instances"])
         self.program = file.name
 
+
+class RunCommand(NodesTest):
     def send(self, command="hello", **target):
         sent = self.ssm.send_command(DocumentName="AWS-RunShellScript", Parameters={"commands": [command]}, **target)["Command"]
         self.until(lambda: self.ssm.list_commands(CommandId=sent["CommandId"])["Commands"][0]["Status"] not in ("Pending", "InProgress"))
@@ -60,6 +63,30 @@ class RunCommand(EmulatorTest):
         got = self.ssm.get_command_invocation(CommandId=command, InstanceId=self.nodes[0])
         self.assertEqual(len(got["StandardOutputContent"]), 24000)
         self.refused("InvocationDoesNotExist", self.ssm.get_command_invocation, CommandId=command, InstanceId=self.nodes[1])
+
+
+class Document(NodesTest):
+    def setUp(self):
+        super().setUp()
+        self.control("command", program=self.program)
+        self.ssm.create_document(Name="greet", DocumentType="Command", Content=json.dumps({
+            "schemaVersion": "2.2", "parameters": {"who": {"type": "String", "allowedPattern": "^[a-z]+$"}},
+            "mainSteps": [{"name": "greet", "action": "aws:runShellScript", "inputs": {"runCommand": ["hello {{ who }}", "bye {{who}}"]}}]}))
+
+    def greet(self, name="greet", **parameters):
+        return self.ssm.send_command(DocumentName=name, InstanceIds=self.nodes[:1], Parameters=parameters)["Command"]["CommandId"]
+
+    def test_own_document(self):
+        command = self.greet(who=["world"])
+        self.until(lambda: self.ssm.list_commands(CommandId=command)["Commands"][0]["Status"] == "Success")
+        got = self.ssm.get_command_invocation(CommandId=command, InstanceId=self.nodes[0])["StandardOutputContent"]
+        self.assertTrue(got.endswith("hello world\nbye world\n"), got)
+
+    def test_refused(self):
+        self.refused("InvalidParameters", self.greet, who=["$(reboot)"])
+        self.refused("InvalidParameters", self.greet)
+        self.refused("InvalidParameters", self.greet, who=["a"], commands=["reboot"])
+        self.refused("InvalidDocument", self.greet, name="other", who=["a"])
 
 
 class Rule(EmulatorTest):

@@ -92,6 +92,30 @@ class Rules(EmulatorTest):
         one = {"Assertions": [{"Assert": {"Fn::Contains": [["eu-west-1"], {"Ref": "AWS::Region"}]}, "AssertDescription": "elsewhere"}]}
         self.check(one, "Template validation error: Rule R: elsewhere")
 
+    def test_attributes_of_what_parameters_name(self):
+        first, second = self.subnet(), self.subnet("us-east-2b")
+        vpcs = [s["VpcId"] for s in self.ec2.describe_subnets(SubnetIds=[first, second])["Subnets"]]
+        self.ec2.create_tags(Resources=[vpcs[0]], Tags=[{"Key": "Department", "Value": "IT"}])
+        kinds = {"Vpc": {"Type": "AWS::EC2::VPC::Id"}, "Subnets": {"Type": "List<AWS::EC2::Subnet::Id>"}}
+        for name, expression, holds in [
+            ("of one list", {"Fn::EachMemberEquals": [{"Fn::ValueOf": ["Subnets", "VpcId"]}, {"Ref": "Vpc"}]}, True),
+            ("of all of a type", {"Fn::EachMemberIn": [{"Fn::ValueOfAll": ["AWS::EC2::Subnet::Id", "VpcId"]},
+                                                       {"Fn::RefAll": "AWS::EC2::VPC::Id"}]}, True),
+            ("of another", {"Fn::EachMemberEquals": [{"Fn::ValueOf": ["Subnets", "VpcId"]}, vpcs[1]]}, False),
+            ("zone", {"Fn::EachMemberIn": [{"Fn::ValueOf": ["Subnets", "AvailabilityZone"]}, ["us-east-2a"]]}, True),
+            ("tag", {"Fn::Equals": [{"Fn::ValueOf": ["Vpc", "Tags.Department"]}, "IT"]}, True),
+            ("no such tag", {"Fn::Equals": [{"Fn::ValueOf": ["Vpc", "Tags.Owner"]}, "IT"]}, False),
+        ]:
+            with self.subTest(name):
+                body = template(Parameters=kinds, Rules={"R": {"Assertions": [{"Assert": expression, "AssertDescription": "no"}]}})
+                if holds:
+                    self.deploy(body, name=name.replace(" ", "-"), Vpc=vpcs[0], Subnets=first)
+                else:
+                    self.refused("ValidationError", self.deploy, template=body, name="x", Vpc=vpcs[0], Subnets=first)
+        body = template(Parameters=kinds, Rules={"R": {"Assertions": [{"Assert": {"Fn::Equals": [
+            {"Fn::ValueOf": ["Vpc", "CidrBlock"]}, "x"]}}]}})
+        self.assertIn("no attribute", self.refused("ValidationError", self.deploy, template=body, Vpc=vpcs[0], Subnets=first))
+
 
 FUNCTIONS = """
 AWSTemplateFormatVersion: 2010-09-09

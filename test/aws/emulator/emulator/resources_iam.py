@@ -36,6 +36,10 @@ class Role(Type):
         self._detach(c, name, old)
         self._attach(c, name, p.get("Policies", []), p.get("ManagedPolicyArns", []))
         c.call("iam", "UpdateAssumeRolePolicy", {"RoleName": name, "PolicyDocument": p["AssumeRolePolicyDocument"]})
+        if p.get("PermissionsBoundary"):
+            c.call("iam", "PutRolePermissionsBoundary", {"RoleName": name, "PermissionsBoundary": p["PermissionsBoundary"]})
+        elif old.get("PermissionsBoundary"):
+            c.client("iam").delete_role_permissions_boundary(RoleName=name)
         c.client("iam").tag_role(RoleName=name, Tags=c.tags(p.get("Tags")))
         return resource.attributes
 

@@ -33,6 +33,7 @@ class Server:
 
     def __init__(self, host="127.0.0.1", port=0):
         actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create, "event": events.emit, "damage": damage,
+                   "settle": ssm.settle,
                    "health": lambda: {"status": "ok"}}
         self._server = make_server(host, port, Front(api.application, actions), threaded=True, request_handler=_Handler)
         self._server.daemon_threads = True

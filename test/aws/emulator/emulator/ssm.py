@@ -2,11 +2,14 @@
 
 import datetime
 import json
+import re
 import subprocess
 import sys
 import threading
+import time
 import uuid
 
+from botocore.exceptions import ClientError
 from moto.ec2.models import ec2_backends
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
 from moto.ssm.responses import SimpleSystemManagerResponse
@@ -50,6 +53,7 @@ def managed(region):
 class Command:
     def __init__(self, region, p, instance_ids):
         self.id, self.region, self.parameters = str(uuid.uuid4()), region, p
+        self.script = _script(region, p["DocumentName"], p.get("Parameters", {}))
         self.requested = datetime.datetime.now(datetime.timezone.utc)
         self.invocations = {i: Invocation(i) for i in instance_ids}
         self._room = threading.Semaphore(8)
@@ -61,12 +65,11 @@ class Command:
     def _run(self, invocation, program):
         with self._room:
             invocation.status = "InProgress"
-            script = "\n".join(self.parameters.get("Parameters", {}).get("commands", []))
+            script, timeout = self.script, int(self.parameters.get("TimeoutSeconds", 3600))
             try:
                 done = subprocess.run(
                     [program, invocation.instance_id], input=script, capture_output=True, text=True, check=False,
-                    timeout=int(self.parameters.get("TimeoutSeconds", 3600)),
-                    env=nodes.environment(self.region, invocation.instance_id))
+                    timeout=timeout, env=nodes.environment(self.region, invocation.instance_id))
                 invocation.stdout, invocation.stderr, invocation.code = done.stdout, done.stderr, done.returncode
             except subprocess.TimeoutExpired:
                 invocation.status = "TimedOut"
@@ -142,12 +145,33 @@ def _matches(instance, target):
     raise AWSError("InvalidTarget", f"{key} is not a target key")
 
 
+def _script(region, name, given):
+    """The shell script that a document of type Command, of schema 2.2 and with one step, makes of its parameters."""
+    if name == "AWS-RunShellScript":
+        return "\n".join(given.get("commands", []))
+    try:
+        content = json.loads(client("ssm", region).get_document(Name=name)["Content"])
+    except ClientError:
+        raise AWSError("InvalidDocument", f"Document with name {name} does not exist.") from None
+    specs = content.get("parameters", {})
+    if unknown := set(given) - set(specs):
+        raise AWSError("InvalidParameters", f"Parameters not defined in the document: {', '.join(sorted(unknown))}")
+    values = {}
+    for key, spec in specs.items():
+        value = given[key][0] if key in given else spec.get("default")
+        if value is None or not re.fullmatch(spec.get("allowedPattern", "(?s).*"), value):
+            raise AWSError("InvalidParameters", f"Parameter {key} is missing, or does not match {spec.get('allowedPattern')}")
+        values[key] = value
+    step, = content["mainSteps"]
+    if step["action"] != "aws:runShellScript":
+        raise AWSError("InvalidDocument", f"{step['action']} is not emulated")
+    return re.sub(r"\{\{ *(\w+) *\}\}", lambda found: values[found[1]], "\n".join(step["inputs"]["runCommand"]))
+
+
 @operation(SimpleSystemManagerResponse, json_body=True)
 def send_command(request, p):
     if not p.get("InstanceIds") and not p.get("Targets"):
         raise AWSError("InvalidParameters", "Either InstanceIds or Targets must be specified")
-    if p["DocumentName"] != "AWS-RunShellScript":
-        raise AWSError("InvalidDocument", "the emulator has AWS-RunShellScript only")
     command = Command(request.region, p, _targets(p, request.region))
     _commands[command.id] = command
     description = command.describe()
@@ -232,3 +256,9 @@ def start_automation(region, document):
 def automating():
     with _lock:
         return _automations > 0
+
+
+def settle():
+    """For the control API: returns when no automation runs."""
+    while automating():
+        time.sleep(0.02)

@@ -190,7 +190,7 @@ class Scope:
                                   f"{assertion.get('AssertDescription', 'assertion is false')}")
 
     def rule(self, expression):
-        """A rule-specific intrinsic function; they see parameters only."""
+        """A rule-specific intrinsic function; they see parameters, and attributes of what those name, only."""
         if not isinstance(expression, dict):
             return expression
         (function, arguments), = expression.items()
@@ -202,9 +202,27 @@ class Scope:
             return set(self.rule(arguments[0])) <= set(self.rule(arguments[1]))
         if function == "Fn::EachMemberEquals":
             return all(text(a) == text(self.rule(arguments[1])) for a in self.rule(arguments[0]))
+        if function == "Fn::RefAll":
+            return [value for _, values in self._of_type(arguments) for value in values]
+        if function == "Fn::ValueOf":
+            return self._value_of(*arguments)
+        if function == "Fn::ValueOfAll":
+            return [v for name, _ in self._of_type(arguments[0]) for v in _as_list(self._value_of(name, arguments[1]))]
         if function in LOGIC:
             return LOGIC[function](self.rule, arguments)
         raise invalid(f"Template error: {function} is not supported in Rules")
+
+    def _of_type(self, kind):
+        """Parameters whose values are of an AWS-specific type, with those values."""
+        return [(name, _as_list(self.parameters[name])) for name, spec in self.template["Parameters"].items()
+                if spec["Type"] in (kind, f"List<{kind}>")]
+
+    def _value_of(self, name, attribute):
+        """An attribute of what a parameter names, a list if the parameter is one. Template reference, "Rule functions",
+        "Supported attributes"."""
+        kind = re.sub(r"^List<(.+)>$", r"\1", self.template["Parameters"][name]["Type"])
+        found = [_attribute(kind, value, attribute, self.region) for value in _as_list(self.parameters[name])]
+        return found if _is_list(self.template["Parameters"][name]["Type"]) else found[0]
 
     def condition(self, name):
         if name not in self._conditions:
@@ -397,6 +415,23 @@ _EXISTS = {
     "AWS::EC2::Subnet::Id": ("describe_subnets", "SubnetIds"),
     "AWS::EC2::SecurityGroup::Id": ("describe_security_groups", "GroupIds"),
     "AWS::EC2::KeyPair::KeyName": ("describe_key_pairs", "KeyNames"),
+}
+
+
+def _attribute(kind, value, attribute, region):
+    if not (attribute in ATTRIBUTES.get(kind, ()) or kind in ATTRIBUTES and attribute.startswith("Tags.")):
+        raise invalid(f"Template error: {kind} has no attribute {attribute} in Rules")
+    method, argument = _EXISTS[kind]
+    found, = getattr(api.client("ec2", region), method)(**{argument: [value]})[argument.removesuffix("Ids") + "s"]
+    if attribute.startswith("Tags."):
+        return next((t["Value"] for t in found.get("Tags", []) if t["Key"] == attribute.removeprefix("Tags.")), "")
+    return found[attribute]
+
+
+# What Fn::ValueOf finds besides Tags.KEY.
+ATTRIBUTES = {
+    "AWS::EC2::VPC::Id": (),  # AWS has DefaultNetworkAcl and DefaultSecurityGroup as well
+    "AWS::EC2::Subnet::Id": ("AvailabilityZone", "VpcId"),
 }
 
 
