@@ -50,7 +50,9 @@ run.
 
 All that is what AWS says of the nodes, and what the nodes said of themselves at
 boot. With --attest, each node is asked for evidence with a fresh nonce, through
-SSM Run Command (ssm:SendCommand, ssm:ListCommands, ssm:GetCommandInvocation).
+SSM Run Command: the document sevagent-evidence-CLUSTER of the cluster's stack
+(ssm:SendCommand on it and on the nodes, ssm:ListCommands,
+ssm:GetCommandInvocation).
 The evidence is verified here, offline, as by 'sevctl evidence verify', for the
 region of the cluster. It finds nodes that are not SEV-SNP guests, and keys that
 are replayed; it cannot prove that a node is the one that was asked. A

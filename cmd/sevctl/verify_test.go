@@ -81,21 +81,21 @@ var changes = map[string]func(*clustertest.AWS){
 	// The second node hands its nonce to the first, and gives that one's evidence for its own.
 	"relay": func(a *clustertest.AWS) {
 		run := a.Run
-		a.Run = func(id, script string) (string, string, bool) {
+		a.Run = func(id, seed string) (string, string, bool) {
 			if id != a.Nodes[1].ID {
-				return run(id, script)
+				return run(id, seed)
 			}
-			return run("relay:"+id, script)
+			return run("relay:"+id, seed)
 		}
 	},
 	// The second node has kept an answer to an earlier nonce.
 	"replay": func(a *clustertest.AWS) {
 		run := a.Run
-		a.Run = func(id, script string) (string, string, bool) {
+		a.Run = func(id, seed string) (string, string, bool) {
 			if id == a.Nodes[1].ID {
-				script = `printf '%s' "old"`
+				seed = "old"
 			}
-			return run(id, script)
+			return run(id, seed)
 		}
 	},
 }
@@ -129,12 +129,12 @@ func simulated(dir string, n int) (*clustertest.AWS, []byte, error) {
 		node.Attested, node.TCB = "simulated", parsed.ReportedTCB.String()
 		node.Measurement = hex.EncodeToString(parsed.Measurement[:])
 	}
-	fake.Run = func(id, script string) (string, string, bool) {
+	fake.Run = func(id, seed string) (string, string, bool) {
 		guest := guests[id]
 		if relayed, ok := strings.CutPrefix(id, "relay:"); ok {
 			id, guest = relayed, first
 		}
-		text, err := document(guest, clustertest.Nonce(id, script), now)
+		text, err := document(guest, clustertest.Nonce(id, seed), now)
 		if err != nil {
 			return "", err.Error(), false
 		}

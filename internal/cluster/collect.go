@@ -51,6 +51,9 @@ const (
 //
 // Each node has a nonce of its own although one command goes to fifty: it is the hash of a fresh seed and the node's
 // instance ID, which the node computes from the command and we from the ID that we asked.
+//
+// The script is in an SSM document of the cluster's stack, not in the command, so that the right to ask for evidence is
+// no right to run commands.
 func (in *Inspector) Collect(ctx context.Context, ids []string, maxDocument int64) []Answer {
 	seed := rand.Text() + rand.Text() // 256 bits and more, in letters and digits
 	answers := make([]Answer, len(ids))
@@ -65,22 +68,18 @@ func (in *Inspector) Collect(ctx context.Context, ids []string, maxDocument int6
 	return answers
 }
 
+// document returns the name of the SSM document EvidenceDocument of cloudformation/cluster.yaml, for the name or the
+// ARN of its cluster.
+func document(cluster string) string {
+	return "sevagent-evidence-" + cluster[strings.LastIndexByte(cluster, '/')+1:]
+}
+
 const nonceLabel = "sevctl-verify-nonce"
 
+// nonce computes what the document's script gives to sevagent.
 func nonce(seed, id string) []byte {
 	sum := sha256.Sum256([]byte(nonceLabel + ":" + seed + ":" + id))
 	return sum[:]
-}
-
-// script is what a node runs, in sh. It takes the instance ID from the SSM agent, or else from cloud-init.
-func script(seed string) []string {
-	return []string{
-		`set -eu`,
-		`id=${AWS_SSM_INSTANCE_ID:-$(cat /var/lib/cloud/data/instance-id)}`,
-		`nonce=$(printf '%s' "` + nonceLabel + `:` + seed + `:$id" | sha256sum | cut -c1-64)`,
-		`evidence=$(/usr/bin/sevagent evidence --nonce "$nonce")`,
-		`printf '%s\n' "$evidence" | gzip -9 | base64 -w0`,
-	}
 }
 
 // command sends one command to a batch and fills in its answers. SSM refuses the command as a whole if one of the
@@ -96,8 +95,8 @@ func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, m
 		ids[i] = batch[i].ID
 	}
 	out, err := askOnce(ctx, in, apiSend, in.ssm.SendCommand, &ssm.SendCommandInput{
-		DocumentName: aws.String("AWS-RunShellScript"), InstanceIds: ids, Comment: aws.String("sevctl verify --attest"),
-		Parameters:     map[string][]string{"commands": script(seed), "executionTimeout": {"60"}},
+		DocumentName: aws.String(document(in.cfg.Cluster)), InstanceIds: ids,
+		Comment: aws.String("sevctl verify --attest"), Parameters: map[string][]string{"seed": {seed}},
 		TimeoutSeconds: aws.Int32(60),
 		MaxConcurrency: aws.String("100%"), MaxErrors: aws.String("100%"),
 	})
@@ -115,6 +114,10 @@ func (in *Inspector) command(ctx context.Context, seed string, batch []Answer, m
 		return
 	case err != nil:
 		fail(fmt.Errorf("%s: %s", apiSend, brief(err)))
+		if code(err) == "InvalidDocument" {
+			fail(fmt.Errorf("there is no SSM document %s; update the cluster's stack with the cluster.yaml of this version",
+				document(in.cfg.Cluster)))
+		}
 		for i := range batch {
 			batch[i].Unasked = true
 		}
@@ -180,7 +183,7 @@ func (in *Inspector) output(ctx context.Context, command, id string, timeout tim
 		status, out.ResponseCode, cmp.Or(visible.Text(reason[:min(len(reason), 300)]), "it gave no reason"))
 }
 
-// unpack undoes what script does. The text is the node's: hostile until verified.
+// unpack undoes what the document's script does. The text is the node's: hostile until verified.
 func unpack(text string, maxDocument int64) ([]byte, error) {
 	text = strings.TrimSpace(text)
 	if len(text) >= outputLimit {

@@ -26,6 +26,29 @@ func packed(doc string) string {
 	return base64.StdEncoding.EncodeToString(b.Bytes())
 }
 
+// script is that of the evidence document in the template, for a seed.
+func script(t *testing.T, seed string) string {
+	t.Helper()
+	template := string(must.Get(os.ReadFile("../../cloudformation/cluster.yaml"))(t, "read the template"))
+	if !strings.Contains(template, `Name: !Sub "`+document("${ClusterName}")+`"`) {
+		t.Errorf("the template has no document %s", document("NAME"))
+	}
+	if got := document("arn:aws:ecs:us-east-2:123456789012:cluster/prod"); got != document("prod") {
+		t.Errorf("the document of a cluster's ARN is %s", got)
+	}
+	_, rest, _ := strings.Cut(template, "- name: evidence\n")
+	_, rest, _ = strings.Cut(rest, "runCommand:\n")
+	var lines []string
+	for line := range strings.Lines(rest) {
+		text, ok := strings.CutPrefix(line, strings.Repeat(" ", 16)+"- ")
+		if !ok {
+			break
+		}
+		lines = append(lines, text)
+	}
+	return strings.ReplaceAll(strings.Join(lines, ""), "{{ seed }}", seed)
+}
+
 // TestScript runs what a node would run in the shell that it would run it in.
 func TestScript(t *testing.T) {
 	if runtime.GOOS != "linux" {
@@ -35,7 +58,7 @@ func TestScript(t *testing.T) {
 	agent := filepath.Join(dir, "sevagent")
 	run := func(program string) (string, error) {
 		must.Do(t, os.WriteFile(agent, []byte("#!/bin/sh\n"+program), 0o755), "write a file")
-		text := strings.ReplaceAll(strings.Join(script("SEED"), "\n"), "/usr/bin/sevagent", agent)
+		text := strings.ReplaceAll(script(t, "SEED"), "/usr/bin/sevagent", agent)
 		cmd := exec.Command("/bin/sh", "-c", text)
 		cmd.Env = append(os.Environ(), "AWS_SSM_INSTANCE_ID=i-1")
 		var stderr bytes.Buffer
@@ -60,11 +83,11 @@ func TestScript(t *testing.T) {
 func TestCollect(t *testing.T) {
 	a := clustertest.New(120)
 	a.Nodes[7].Unmanaged, a.Nodes[99].Unmanaged = true, true
-	a.Run = func(id, script string) (string, string, bool) {
+	a.Run = func(id, seed string) (string, string, bool) {
 		if id == a.Nodes[3].ID {
 			return "", "sevagent: \x1b[2Jdevice_missing\nmore", false
 		}
-		return packed(id + " " + clustertest.Nonce(id, script)), "", true
+		return packed(id + " " + clustertest.Nonce(id, seed)), "", true
 	}
 	in := start(t, a)
 	var ids []string
@@ -105,6 +128,11 @@ func TestCollectNoAnswer(t *testing.T) {
 	answers = start(t, a).Collect(t.Context(), []string{a.Nodes[0].ID}, 1000)
 	if err := answers[0].Err; err == nil || !strings.Contains(err.Error(), "ssm:SendCommand: AccessDeniedException") {
 		t.Errorf("SendCommand denied: %v", err)
+	}
+	a.Deny[apiSend] = "InvalidDocument"
+	answers = start(t, a).Collect(t.Context(), []string{a.Nodes[0].ID}, 1000)
+	if err := answers[0].Err; err == nil || !strings.Contains(err.Error(), "no SSM document sevagent-evidence-") {
+		t.Errorf("a stack without the document: %v", err)
 	}
 }
 

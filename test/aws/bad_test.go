@@ -17,6 +17,7 @@ func TestBadInput(t *testing.T) {
 	for i := range groups {
 		groups[i] = fmt.Sprintf("sg-0123456789abcde%02d", i)
 	}
+	elsewhere := c.aws("ec2", "create-vpc", "--cidr-block", "10.8.0.0/16", "--query", "Vpc.VpcId", "--output", "text")
 	mtls := []string{"EnableEnclaveMtls=true", "MtlsCertificateSecretsArns=arn:aws:secretsmanager:us-east-2:123456789012:secret:x-AbCdEf"}
 	for i, test := range []struct {
 		name, says string
@@ -26,6 +27,7 @@ func TestBadInput(t *testing.T) {
 		{"name with a blank", "a letter, then letters, digits", []string{"ClusterName=my cluster"}},
 		{"type without SNP", "a type with AMD SEV-SNP", []string{"InstanceType=t3.micro"}},
 		{"system", "amazon-linux-2023 or ubuntu", []string{"AmiOs=windows"}},
+		{"package of the other system", "nonexistent value at index 1", []string{"AmiOs=ubuntu"}},
 		{"AMI", "an AMI's ID", []string{"AmiId=ami-1"}},
 		{"seven security groups", "at most five", append(mtls, "EnclaveSecurityGroupIds="+strings.Join(groups, ","))},
 		{"not a security group", "security group IDs", append(mtls, "EnclaveSecurityGroupIds=sg-1")},
@@ -48,6 +50,14 @@ func TestBadInput(t *testing.T) {
 		{"volume too small", "8 to 16384", []string{"RootVolumeSize=1"}},
 		{"volume smaller than the AMI's", "set RootVolumeSize to 30 or more", []string{"RootVolumeSize=20"}},
 		{"desired above the maximum", "raise MaxSize", []string{"DesiredCapacity=4", "MaxSize=3"}},
+		{"minimum above the desired", "raise DesiredCapacity", []string{"MinSize=2", "DesiredCapacity=1"}},
+		{"subnets of another VPC", "all of them", []string{"VpcId=" + elsewhere}},
+		{"key by its alias", "the ARN of a KMS key",
+			[]string{"RootVolumeKmsKeyArn=arn:aws:kms:us-east-2:123456789012:alias/ebs"}},
+		{"boundary", "the ARN of an IAM policy",
+			[]string{"PermissionsBoundaryArn=arn:aws:iam::123456789012:role/x"}},
+		{"path without its end", "a path such as /", []string{"RolePath=/teams"}},
+		{"resolver without its length", "an IPv4 range", []string{"DnsResolverCidr=10.0.0.2"}},
 		{"target above 100", "1 to 100", []string{"TargetCapacity=101"}},
 		{"mode", "enforce, warn or off", []string{"AttestationMode=maybe"}},
 	} {

@@ -39,11 +39,11 @@ type AWS struct {
 	// Throttle has how often a call is throttled before it is answered.
 	Throttle map[string]int
 	// Run is what happens when a node is asked for evidence: what is printed and on which stream.
-	Run func(id, script string) (stdout, stderr string, ok bool)
+	Run func(id, seed string) (stdout, stderr string, ok bool)
 
 	mu       sync.Mutex
-	calls    map[string]int      // guarded by mu
-	commands map[string][]string // guarded by mu: script by command
+	calls    map[string]int    // guarded by mu
+	commands map[string]string // guarded by mu: seed by command
 }
 
 // Version is a launch template's.
@@ -77,7 +77,7 @@ func New(n int) *AWS {
 		},
 		Images:    map[string]string{"ami-00000000000000001": "", "ami-00000000000000002": "uefi-preferred"},
 		Supported: []string{"c6a.large", "m6a.large", "m6a.xlarge", "r6a.large"},
-		Deny:      make(map[string]string), Throttle: make(map[string]int), calls: make(map[string]int), commands: make(map[string][]string),
+		Deny:      make(map[string]string), Throttle: make(map[string]int), calls: make(map[string]int), commands: make(map[string]string),
 	}
 	for i := range n {
 		a.Nodes = append(a.Nodes, &Node{
@@ -181,6 +181,7 @@ type request struct {
 	InstanceIDs                                     []string `json:"InstanceIds"`
 	CommandID                                       string   `json:"CommandId"`
 	InstanceID                                      string   `json:"InstanceId"`
+	DocumentName                                    string
 	Parameters                                      map[string][]string
 }
 
@@ -294,8 +295,12 @@ func (a *AWS) ssm(w http.ResponseWriter, op string, in request) {
 				return
 			}
 		}
+		if in.DocumentName != "sevagent-evidence-"+a.Cluster || len(in.Parameters["seed"]) != 1 {
+			jsonError(w, "InvalidDocument", "Document with name "+in.DocumentName+" does not exist.")
+			return
+		}
 		id := fmt.Sprintf("00000000-0000-0000-0000-%012d", len(a.commands))
-		a.commands[id] = in.Parameters["commands"]
+		a.commands[id] = in.Parameters["seed"][0]
 		out["Command"] = object{"CommandId": id, "Status": "Pending"}
 	case "ListCommands":
 		status := "Success"
@@ -309,7 +314,7 @@ func (a *AWS) ssm(w http.ResponseWriter, op string, in request) {
 			out["Status"], out["StatusDetails"] = "InProgress", "InProgress"
 			break
 		}
-		stdout, stderr, ok := a.Run(in.InstanceID, strings.Join(a.commands[in.CommandID], "\n"))
+		stdout, stderr, ok := a.Run(in.InstanceID, a.commands[in.CommandID])
 		out["Status"], out["StatusDetails"], out["ResponseCode"] = "Success", "Success", 0
 		if !ok {
 			out["Status"], out["StatusDetails"], out["ResponseCode"] = "Failed", "Failed", 1
@@ -322,11 +327,9 @@ func (a *AWS) ssm(w http.ResponseWriter, op string, in request) {
 	json.NewEncoder(w).Encode(out)
 }
 
-// Nonce computes what a node would give to sevagent as nonce, in hex, from the script it was sent.
-func Nonce(id, script string) string {
-	_, rest, _ := strings.Cut(script, `printf '%s' "`)
-	text, _, _ := strings.Cut(rest, `"`)
-	sum := sha256.Sum256([]byte(strings.ReplaceAll(text, "$id", id)))
+// Nonce computes what a node would give to sevagent as nonce, in hex, from the seed it was sent.
+func Nonce(id, seed string) string {
+	sum := sha256.Sum256([]byte("sevctl-verify-nonce:" + seed + ":" + id))
 	return hex.EncodeToString(sum[:])
 }
 
