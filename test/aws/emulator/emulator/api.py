@@ -63,12 +63,14 @@ def extend(owner, name=None):
 
 
 @functools.lru_cache(maxsize=None)
-def client(service, region):
-    """A boto3 client of another service of this emulator."""
+def client(service, region, hook=None):
+    """A boto3 client of another service of this emulator; the hook sees each call's parameters."""
     session = boto3.session.Session(aws_access_key_id="EMULATOR", aws_secret_access_key="emulator", region_name=region)
     config = Config(retries={"total_max_attempts": 1}, parameter_validation=True)
     made = session.client(service, config=config, endpoint_url="http://emulator.invalid")
     made.meta.events.register("before-send", _send)
+    if hook:
+        made.meta.events.register("provide-client-params", hook)
     return made
 
 
@@ -89,13 +91,13 @@ def _send(request, **_):
     return AWSResponse(request.url, int(status.split()[0]), dict(answer.items()), _Body(b"".join(body)))
 
 
-def call(service, region, name, properties):
+def call(service, region, name, properties, hook=None):
     """Calls an operation with properties as a template has them, and returns the answer.
 
     The names of properties and API members differ in the case of the first letter only; the types are those that YAML
     happened to give. Both are put right by the API's model; a property that the API does not know is an error.
     """
-    made = client(service, region)
+    made = client(service, region, hook)
     model = made.meta.service_model.operation_model(name)
     arguments = shaped(properties, model.input_shape, "") if model.input_shape else {}
     method = next(m for m, op in made.meta.method_to_api_mapping.items() if op == name)

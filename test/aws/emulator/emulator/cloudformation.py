@@ -5,7 +5,7 @@ import uuid
 
 from moto.cloudformation.responses import CloudFormationResponse
 
-from . import api
+from . import api, authorization
 from .api import AWSError, operation
 from .control import settings
 from .resources import PROVIDERS
@@ -158,6 +158,8 @@ def create_change_set(request, p):
     change_set.changes = changes
     if empty:
         change_set.status, change_set.execution, change_set.reason = "FAILED", "UNAVAILABLE", NO_CHANGES
+    if "RoleARN" in p:  # it stays the stack's: CloudFormation guide, "service role"
+        stack.service_role = p["RoleARN"].rpartition("/")[2]
     _change_sets[change_set.id] = change_set
     return {"Id": change_set.id, "StackId": stack.id}
 
@@ -174,6 +176,7 @@ def execute_change_set(request, p):
         raise AWSError("InvalidChangeSetStatus", f"ChangeSet [{change_set.id}] cannot be executed in its current status of "
                        f"[{change_set.status}]")
     c, stack = change_set, change_set.stack
+    stack.caller = authorization.role_of(request.get_access_key())
     c.execution = "EXECUTE_IN_PROGRESS"
 
     def work():
@@ -197,6 +200,7 @@ def delete_stack(request, p):
     if stack.running:
         raise invalid(f"Stack:{stack.id} is in {stack.status} state and can not be deleted.")
     if stack.status != "DELETE_COMPLETE":
+        stack.caller = authorization.role_of(request.get_access_key())
         stack.start(stack.delete, settings.patience)
     return {}
 

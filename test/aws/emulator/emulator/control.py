@@ -10,6 +10,8 @@ import threading
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Request, Response
 
+from . import authorization
+
 JSON_SERVICES = {"ecs", "ssm", "secretsmanager", "events", "logs", "kms"}
 
 
@@ -72,6 +74,10 @@ def identify(request):
     return service, target.rpartition(".")[2] or request.form.get("Action") or request.args.get("Action", "")
 
 
+def _access_key(request):
+    return request.headers.get("Authorization", "").partition("Credential=")[2].split("/")[0]
+
+
 def error(service, code, message, status):
     """An error in the protocol of a service."""
     if service in JSON_SERVICES:
@@ -101,6 +107,10 @@ class Front:
         service, operation = identify(request)
         if fault := faults.take(service, operation):
             return error(service, fault["code"], fault["message"], fault["status"])(environ, start_response)
+        try:
+            authorization.check_request(_access_key(request), service, operation, request.form.get("StackName"))
+        except authorization.AWSError as denied:
+            return error(service, denied.code, denied.message, 403)(environ, start_response)
         return self.services(_replayed(environ, request), start_response)
 
     def _control(self, request):

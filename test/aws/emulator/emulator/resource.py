@@ -3,7 +3,7 @@
 import random
 import string
 
-from . import api
+from . import api, authorization
 from .api import call, text
 from .template import invalid
 
@@ -16,10 +16,10 @@ class Context:
         self.update_policy, self.properties, self.signals = update_policy, properties, signals
 
     def client(self, service):
-        return api.client(service, self.region)
+        return api.client(service, self.region, authorization.hook)
 
     def call(self, service, operation, properties):
-        return call(service, self.region, operation, properties)
+        return call(service, self.region, operation, properties, authorization.hook)
 
     def generated_name(self, limit=128):
         suffix = "".join(random.choices(string.ascii_letters + string.digits, k=12))

@@ -117,3 +117,28 @@ class LaunchTemplate(Type):
 
     def delete(self, c, resource):
         delete_quietly(c.client("ec2").delete_launch_template, "InvalidLaunchTemplateId.NotFound", LaunchTemplateId=resource.physical_id)
+
+
+class VPCEndpoint(Type):
+    replacing = ("VpcId", "ServiceName", "VpcEndpointType")
+
+    def create(self, c, p):
+        required(p, "VpcId", "ServiceName")
+        tags = {"TagSpecifications": [{"ResourceType": "vpc-endpoint", "Tags": c.tags(p.pop("Tags", []))}]}
+        made = c.call("ec2", "CreateVpcEndpoint", {**p, **tags})["VpcEndpoint"]
+        return made["VpcEndpointId"], {"Id": made["VpcEndpointId"]}
+
+    def update(self, c, resource, p, old):
+        def only(name):
+            return [v for v in p.get(name, []) if v not in old.get(name, [])], [v for v in old.get(name, []) if v not in p.get(name, [])]
+
+        changes = {}
+        for name, add, remove in (("SubnetIds", "AddSubnetIds", "RemoveSubnetIds"), ("RouteTableIds", "AddRouteTableIds", "RemoveRouteTableIds")):
+            added, removed = only(name)
+            changes |= {k: v for k, v in ((add, added), (remove, removed)) if v}
+        if changes:
+            c.client("ec2").modify_vpc_endpoint(VpcEndpointId=resource.physical_id, **changes)
+        return resource.attributes
+
+    def delete(self, c, resource):
+        c.client("ec2").delete_vpc_endpoints(VpcEndpointIds=[resource.physical_id])

@@ -97,3 +97,26 @@ class InstanceProfile(Type):
         for role in resource.properties["Roles"]:
             delete_quietly(iam.remove_role_from_instance_profile, "NoSuchEntity", InstanceProfileName=name, RoleName=role)
         delete_quietly(iam.delete_instance_profile, "NoSuchEntity", InstanceProfileName=name)
+
+
+class ManagedPolicy(Type):
+    name = "ManagedPolicyName"
+    tagged = False
+    replacing = ("Path", "Description")
+
+    def create(self, c, p):
+        required(p, "PolicyDocument")
+        p["PolicyName"] = self._named(c, p)
+        del p["ManagedPolicyName"]
+        arn = c.call("iam", "CreatePolicy", p)["Policy"]["Arn"]
+        return arn, {"PolicyArn": arn}
+
+    def update(self, c, resource, p, old):
+        made = c.call("iam", "CreatePolicyVersion", {"PolicyArn": resource.physical_id, "PolicyDocument": p["PolicyDocument"], "SetAsDefault": True})
+        for version in c.client("iam").list_policy_versions(PolicyArn=resource.physical_id)["Versions"]:
+            if version["VersionId"] != made["PolicyVersion"]["VersionId"]:
+                c.client("iam").delete_policy_version(PolicyArn=resource.physical_id, VersionId=version["VersionId"])
+        return resource.attributes
+
+    def delete(self, c, resource):
+        delete_quietly(c.client("iam").delete_policy, "NoSuchEntity", PolicyArn=resource.physical_id)

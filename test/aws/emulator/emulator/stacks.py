@@ -12,7 +12,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from . import api, events, nodes
+from . import api, authorization, events, nodes
 from .api import AWSError, reason
 from .resource import Context
 from .resources import PROVIDERS
@@ -91,6 +91,7 @@ class Stack:
         self.status, self.reason = "", ""
         self.body, self.template, self.raw, self.resolved = "", {}, {}, {}
         self.capabilities = []
+        self.caller = self.service_role = None  # in whose name it works, if that is a role
         self.resources = {}  # logical ID: Resource, in the order of creation
         self.replaced = {}  # logical ID: what the update that runs has replaced, in that order
         self.outputs = []
@@ -125,6 +126,7 @@ class Stack:
         self.running = True
 
         def run():
+            authorization.act_for(self.service_role or self.caller)
             try:
                 work()
             except Exception as error:  # noqa: BLE001, a mistake of ours must show in the stack, not hang it

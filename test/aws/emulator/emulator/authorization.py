@@ -1,0 +1,150 @@
+"""IAM for roles that were assumed: what they ask for themselves, and what CloudFormation does in their name.
+
+Calls with other keys are allowed. Policies are evaluated as the IAM guide, "Policy evaluation logic", has it for one
+account: a Deny, else an Allow of the role's policies. What is asked of CloudFormation is compared by action and stack,
+other calls from outside by action; calls in a caller's name by action, resource and the condition keys of `context`.
+"""
+
+import fnmatch
+import json
+import threading
+
+from moto.iam.models import iam_backends
+from moto.sts.models import sts_backends
+
+from . import api
+from .api import ACCOUNT, AWSError
+
+_local = threading.local()
+OPERATORS = {
+    "StringEquals": lambda got, want: got == want, "StringLike": fnmatch.fnmatchcase,
+    "ArnEquals": fnmatch.fnmatchcase, "ArnLike": fnmatch.fnmatchcase,
+}
+
+
+def role_of(access_key):
+    """The name of the role that a key belongs to, or None."""
+    found = sts_backends[ACCOUNT]["aws"].get_assumed_role_from_access_key(access_key)
+    return found.role_arn.rpartition("/")[2] if found else None
+
+
+def act_for(role):
+    """From now on, this thread works in the name of a role, or of nobody in particular."""
+    _local.role = role
+
+
+def statements(role):
+    """Those of the role's inline policies; the roles here have no others."""
+    for text in iam_backends[ACCOUNT]["aws"].get_role(role).policies.values():
+        yield from json.loads(text)["Statement"]
+
+
+def check(role, action, resource="*", **context):
+    """Refuses what the role may not do. A resource of * is one that is not known here, and fits every statement."""
+    allowed = False
+    for statement in statements(role):
+        if not any(fnmatch.fnmatchcase(action.lower(), a.lower()) for a in _list(statement["Action"])):
+            continue
+        if resource != "*" and not any(fnmatch.fnmatchcase(resource, r) for r in _list(statement["Resource"])):
+            continue
+        if not _holds(statement.get("Condition", {}), context):
+            continue
+        if statement["Effect"] == "Deny":
+            allowed = False
+            break
+        allowed = True
+    if not allowed:
+        raise AWSError("AccessDenied", f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{role}/s is not authorized to perform: {action} on "
+                       f"resource: {resource} because no identity-based policy allows the {action} action")
+
+
+def _list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def _holds(conditions, context):
+    """Whether the conditions hold; a key that is not in the context is one that this call lacks, unless it is not known here."""
+    for operator, keys in conditions.items():
+        for key, wanted in keys.items():
+            if key not in KNOWN:
+                continue
+            got = context.get(KNOWN[key])
+            if got is None or not any(OPERATORS[operator](got, w) for w in _list(wanted)):
+                return False
+    return True
+
+
+KNOWN = {"iam:PermissionsBoundary": "boundary", "iam:PassedToService": "service", "iam:AWSServiceName": "service", "ec2:Vpc": "vpc",
+         "ec2:CreateAction": "create"}
+
+
+def check_request(access_key, service, operation, stack=None):
+    """A call from outside."""
+    role = role_of(access_key)
+    if role and service != "sts":
+        name = stack and stack.rpartition("stack/")[2].split("/")[0]
+        check(role, f"{service}:{operation}", arn("cloudformation", f"stack/{name}/1") if name else "*")
+
+
+# In the name of a caller
+
+
+def arn(service, rest, region="us-east-2"):
+    return f"arn:aws:{service}:{'' if service in ('iam', 's3') else region}:{ACCOUNT}:{rest}"
+
+
+def _role(name):
+    return next((r for r in iam_backends[ACCOUNT]["aws"].roles.values() if r.name == name), None)
+
+
+def resource(service, operation, p):
+    """The ARN of what a call is about, as far as policies distinguish it."""
+    if service == "iam":
+        if "InstanceProfileName" in p:
+            return arn("iam", f"instance-profile{p.get('Path', '/')}{p['InstanceProfileName']}")
+        made = _role(p["RoleName"])
+        return made.arn if made else arn("iam", f"role{p.get('Path', '/')}{p['RoleName']}")
+    if service == "ssm" and ("Name" in p or "ResourceId" in p):
+        return arn("ssm", f"document/{p.get('Name') or p['ResourceId']}")
+    if service == "events" and (name := p.get("Name") or p.get("Rule")):
+        return arn("events", f"rule/{name}")
+    if service == "autoscaling" and "AutoScalingGroupName" in p:
+        return arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{p['AutoScalingGroupName']}")
+    if service == "ecs" and (name := p.get("clusterName") or p.get("cluster")):
+        return arn("ecs", f"cluster/{name.rpartition('/')[2]}")
+    if service == "ecs" and (name := p.get("capacityProvider") or p.get("name")) and operation != "CreateCapacityProvider":
+        return arn("ecs", f"capacity-provider/{name.rpartition('/')[2]}")
+    if service == "ec2" and "Resources" in p:
+        kind = {"sg": "security-group", "lt": "launch-template"}.get(p["Resources"][0].split("-")[0])
+        return arn("ec2", f"{kind}/{p['Resources'][0]}") if kind else "*"
+    if service == "ec2" and "GroupId" in p:
+        return arn("ec2", f"security-group/{p['GroupId']}")
+    if service == "ec2" and "LaunchTemplate" in operation and not operation.startswith("Describe"):
+        return arn("ec2", f"launch-template/{p.get('LaunchTemplateId', '*')}")
+    return "*"
+
+
+def _context(service, operation, p):
+    if service == "iam" and "RoleName" in p:
+        made = _role(p["RoleName"])
+        return {"boundary": p.get("PermissionsBoundary") or (made and made.permissions_boundary_arn)}
+    if service == "ec2" and "GroupId" in p:
+        group = api.client("ec2", "us-east-2").describe_security_groups(GroupIds=[p["GroupId"]])["SecurityGroups"]
+        return {"vpc": arn("ec2", f"vpc/{group[0]['VpcId']}")} if group else {}
+    return {}
+
+
+def hook(params, model, **_):
+    """Registered on the clients through which CloudFormation works."""
+    role = getattr(_local, "role", None)
+    if role is None:
+        return
+    service = model.service_model.service_name
+    check(role, f"{service}:{model.name}", resource(service, model.name, params), **_context(service, model.name, params))
+    for target in params.get("Targets", []) if model.name == "PutTargets" else []:
+        if "RoleArn" in target:
+            check(role, "iam:PassRole", target["RoleArn"], service="events.amazonaws.com")
+    if model.name == "AddRoleToInstanceProfile":
+        check(role, "iam:PassRole", _role(params["RoleName"]).arn, service="ec2.amazonaws.com")
+    if model.name == "CreateAutoScalingGroup":
+        check(role, "ec2:RunInstances", arn("ec2", "instance/*"))
