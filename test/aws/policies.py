@@ -18,6 +18,9 @@ MEANT = {
     ("RESOURCE_MISMATCH", "EventsRole"),
     # What AmazonSSMManagedInstanceCore allows: Image Builder's documents have names of AWS's choosing.
     ("RESOURCE_STAR", "BuilderRole"),
+    # Public parameters have an ARN without an account; and IAM compares the boundary's ARN as a string.
+    ("RESOURCE_MISMATCH", "Deployer"),
+    ("MISMATCHED_TYPE_BUT_USABLE", "Deployer"),
 }
 # These name actions that deserve a look, whatever their resources and conditions are.
 REMARKS = {"CREDENTIALS_EXPOSURE", "PERMISSIONS_MANAGEMENT_ACTIONS"}
@@ -61,6 +64,8 @@ class Sample:
             return PSEUDO[name]
         if name == "AWS::NoValue":
             return None
+        if self.resources.get(name, {}).get("Type") == "AWS::IAM::ManagedPolicy":
+            return "arn:aws:iam::123456789012:policy/demo"
         return SAMPLES.get(name) or str(self.parameters.get(name, {}).get("Default", "")) or "demo"
 
     def sub(self, argument):
