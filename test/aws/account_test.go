@@ -14,7 +14,7 @@ import (
 	"sevagent/test/lab"
 )
 
-// TestDeployer deploys, updates and deletes a cluster as the role of deployer.yaml, with CloudFormation in its name, and
+// TestDeployer deploys, updates and deletes a cluster as the role of deployer.yaml, with CloudFormation in its name. It
 // holds what the cluster's roles may do against the boundary.
 func TestDeployer(t *testing.T) {
 	t.Parallel()
@@ -124,7 +124,8 @@ func TestAccounts(t *testing.T) {
 	})
 }
 
-// TestEndpoints makes the endpoints, those of Run Command and of tags if asked, and compares them with the guide's list.
+// TestEndpoints makes the endpoints, with and without those of Run Command and of tags, and compares them with the
+// guide's list.
 func TestEndpoints(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
@@ -137,7 +138,8 @@ func TestEndpoints(t *testing.T) {
 		slices.Sort(all)
 		return all
 	}
-	if out, status := c.deploy("endpoints", "endpoints.yaml", append(parameters, "EnableTagPropagation=true")...); status != 0 {
+	if out, status := c.deploy("endpoints", "endpoints.yaml",
+		append(parameters, "EnableTagPropagation=true")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
 	var told []string

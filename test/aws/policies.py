@@ -14,7 +14,7 @@ from parliament import analyze_policy_string
 
 # False alarms, and what is meant: (finding, logical ID of the resource).
 MEANT = {
-    # SendCommand is authorized on the document and on each node. The nodes have a condition, hence a statement, of their own.
+    # SendCommand is authorized on the document and on each node. The nodes have a condition, so a statement, of their own.
     ("RESOURCE_MISMATCH", "EventsRole"),
     # What AmazonSSMManagedInstanceCore allows: Image Builder's documents have names of AWS's choosing.
     ("RESOURCE_STAR", "BuilderRole"),
@@ -41,10 +41,12 @@ def short_form(loader, name, node):
 
 
 Loader.add_multi_constructor("!", short_form)
-PSEUDO = {"AWS::Partition": "aws", "AWS::Region": "us-east-2", "AWS::AccountId": "123456789012", "AWS::URLSuffix": "amazonaws.com",
-          "AWS::StackName": "demo", "AWS::StackId": "arn:aws:cloudformation:us-east-2:123456789012:stack/demo/1d4aa1e0"}
+PSEUDO = {"AWS::Partition": "aws", "AWS::Region": "us-east-2", "AWS::AccountId": "123456789012",
+          "AWS::URLSuffix": "amazonaws.com", "AWS::StackName": "demo",
+          "AWS::StackId": "arn:aws:cloudformation:us-east-2:123456789012:stack/demo/1d4aa1e0"}
 # Of the resources that policies name; those of others are an error here.
-ARNS = {"AWS::ECS::Cluster": "arn:aws:ecs:us-east-2:123456789012:cluster/demo", "AWS::IAM::Role": "arn:aws:iam::123456789012:role/demo",
+ARNS = {"AWS::ECS::Cluster": "arn:aws:ecs:us-east-2:123456789012:cluster/demo",
+        "AWS::IAM::Role": "arn:aws:iam::123456789012:role/demo",
         "AWS::Logs::LogGroup": "arn:aws:logs:us-east-2:123456789012:log-group:demo:*"}
 # Of parameters without a default that is one.
 SAMPLES = {"MtlsCertificateSecretsArns": "arn:aws:secretsmanager:us-east-2:123456789012:secret:demo-AbCdEf",
@@ -73,7 +75,9 @@ class Sample:
 
         def value(found):
             name = found[1]
-            return str(self.value(own[name]) if name in own else self.attribute(name) if "." in name else self.ref(name))
+            if name in own:
+                return str(self.value(own[name]))
+            return str(self.attribute(name) if "." in name else self.ref(name))
 
         return re.sub(r"\$\{([^}!]+)\}", value, text)
 

@@ -86,7 +86,8 @@ func TestRights(t *testing.T) {
 	// Tags of container instances: in ecs.config, and those of the EC2 instance.
 	node = deploy(`UserDataExtra=echo 'ECS_CONTAINER_INSTANCE_TAGS={"team":"a"}' >> /etc/ecs/ecs.config`)
 	tag := allow(node, "ecs:TagResource")
-	if len(tag) != 1 || fmt.Sprint(tag[0].Condition) != "map[StringEquals:map[ecs:CreateAction:RegisterContainerInstance]]" ||
+	condition := "map[StringEquals:map[ecs:CreateAction:RegisterContainerInstance]]"
+	if len(tag) != 1 || fmt.Sprint(tag[0].Condition) != condition ||
 		!slices.Equal(tag[0].Resource, list{"arn:aws:ecs:us-east-2:123456789012:container-instance/r/*"}) {
 		t.Errorf("tags: %+v, want at the registration of this cluster's instances alone", tag)
 	}
@@ -159,7 +160,8 @@ func TestSurroundings(t *testing.T) {
 	if out, status := c.deploy("s", "cluster.yaml", "PermissionsBoundaryArn=", "DnsResolverCidr="); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
-	if got := c.query("Role.PermissionsBoundary", "iam", "get-role", "--role-name", c.role("s", "NodeRole")); got != "None" {
+	if got := c.query("Role.PermissionsBoundary", "iam", "get-role", "--role-name",
+		c.role("s", "NodeRole")); got != "None" {
 		t.Errorf("the boundary stays: %s", got)
 	}
 }

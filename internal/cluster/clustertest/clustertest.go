@@ -77,7 +77,8 @@ func New(n int) *AWS {
 		},
 		Images:    map[string]string{"ami-00000000000000001": "", "ami-00000000000000002": "uefi-preferred"},
 		Supported: []string{"c6a.large", "m6a.large", "m6a.xlarge", "r6a.large"},
-		Deny:      make(map[string]string), Throttle: make(map[string]int), calls: make(map[string]int), commands: make(map[string]string),
+		Deny:      make(map[string]string), Throttle: make(map[string]int), calls: make(map[string]int),
+		commands: make(map[string]string),
 	}
 	for i := range n {
 		a.Nodes = append(a.Nodes, &Node{

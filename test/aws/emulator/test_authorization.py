@@ -13,19 +13,20 @@ LOGS = {"Resources": {"Logs": {"Type": "AWS::Logs::LogGroup", "Properties": {}}}
 class Authorization(EmulatorTest):
     def session(self, *statements):
         """A CloudFormation client of a role with these rights."""
-        trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}]}
+        trust = {"Statement": [{"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "sts:AssumeRole"}]}
         role = self.iam.create_role(RoleName="r", AssumeRolePolicyDocument=json.dumps(trust))["Role"]
         policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", **s} for s in statements]}
         self.iam.put_role_policy(RoleName="r", PolicyName="p", PolicyDocument=json.dumps(policy))
         keys = boto3.client("sts", region_name=REGION, endpoint_url=self.url).assume_role(
             RoleArn=role["Arn"], RoleSessionName="somebody")["Credentials"]
-        return boto3.client("cloudformation", region_name=REGION, endpoint_url=self.url, aws_access_key_id=keys["AccessKeyId"],
-                            aws_secret_access_key=keys["SecretAccessKey"], aws_session_token=keys["SessionToken"])
+        return boto3.client(
+            "cloudformation", region_name=REGION, endpoint_url=self.url, aws_access_key_id=keys["AccessKeyId"],
+            aws_secret_access_key=keys["SecretAccessKey"], aws_session_token=keys["SessionToken"])
 
     def status(self, *statements, name="mine", template=LOGS):
         client = self.session(*statements)
-        made = client.create_change_set(StackName=name, ChangeSetName="c", ChangeSetType="CREATE", TemplateBody=json.dumps(template),
-                                        Capabilities=["CAPABILITY_IAM"])
+        made = client.create_change_set(StackName=name, ChangeSetName="c", ChangeSetType="CREATE",
+                                        TemplateBody=json.dumps(template), Capabilities=["CAPABILITY_IAM"])
         client.execute_change_set(ChangeSetName=made["Id"], StackName=name)
         return self.stack(name)["StackStatus"]
 

@@ -71,10 +71,12 @@ class Document(NodesTest):
         self.control("command", program=self.program)
         self.ssm.create_document(Name="greet", DocumentType="Command", Content=json.dumps({
             "schemaVersion": "2.2", "parameters": {"who": {"type": "String", "allowedPattern": "^[a-z]+$"}},
-            "mainSteps": [{"name": "greet", "action": "aws:runShellScript", "inputs": {"runCommand": ["hello {{ who }}", "bye {{who}}"]}}]}))
+            "mainSteps": [{"name": "greet", "action": "aws:runShellScript",
+                           "inputs": {"runCommand": ["hello {{ who }}", "bye {{who}}"]}}]}))
 
     def greet(self, name="greet", **parameters):
-        return self.ssm.send_command(DocumentName=name, InstanceIds=self.nodes[:1], Parameters=parameters)["Command"]["CommandId"]
+        sent = self.ssm.send_command(DocumentName=name, InstanceIds=self.nodes[:1], Parameters=parameters)
+        return sent["Command"]["CommandId"]
 
     def test_own_document(self):
         command = self.greet(who=["world"])

@@ -107,14 +107,16 @@ class Rules(EmulatorTest):
             ("no such tag", {"Fn::Equals": [{"Fn::ValueOf": ["Vpc", "Tags.Owner"]}, "IT"]}, False),
         ]:
             with self.subTest(name):
-                body = template(Parameters=kinds, Rules={"R": {"Assertions": [{"Assert": expression, "AssertDescription": "no"}]}})
+                assertions = [{"Assert": expression, "AssertDescription": "no"}]
+                body = template(Parameters=kinds, Rules={"R": {"Assertions": assertions}})
                 if holds:
                     self.deploy(body, name=name.replace(" ", "-"), Vpc=vpcs[0], Subnets=first)
                 else:
                     self.refused("ValidationError", self.deploy, template=body, name="x", Vpc=vpcs[0], Subnets=first)
         body = template(Parameters=kinds, Rules={"R": {"Assertions": [{"Assert": {"Fn::Equals": [
             {"Fn::ValueOf": ["Vpc", "CidrBlock"]}, "x"]}}]}})
-        self.assertIn("no attribute", self.refused("ValidationError", self.deploy, template=body, Vpc=vpcs[0], Subnets=first))
+        got = self.refused("ValidationError", self.deploy, template=body, Vpc=vpcs[0], Subnets=first)
+        self.assertIn("no attribute", got)
 
 
 FUNCTIONS = """

@@ -54,8 +54,8 @@ def check(role, action, resource="*", **context):
             break
         allowed = True
     if not allowed:
-        raise AWSError("AccessDenied", f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{role}/s is not authorized to perform: {action} on "
-                       f"resource: {resource} because no identity-based policy allows the {action} action")
+        raise AWSError("AccessDenied", f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{role}/s is not authorized to perform: "
+                       f"{action} on resource: {resource} because no identity-based policy allows the {action} action")
 
 
 def _list(value):
@@ -63,7 +63,7 @@ def _list(value):
 
 
 def _holds(conditions, context):
-    """Whether the conditions hold; a key that is not in the context is one that this call lacks, unless it is not known here."""
+    """Whether the conditions hold. A call lacks the keys that are not in its context; those not known here are skipped."""
     for operator, keys in conditions.items():
         for key, wanted in keys.items():
             if key not in KNOWN:
@@ -74,8 +74,8 @@ def _holds(conditions, context):
     return True
 
 
-KNOWN = {"iam:PermissionsBoundary": "boundary", "iam:PassedToService": "service", "iam:AWSServiceName": "service", "ec2:Vpc": "vpc",
-         "ec2:CreateAction": "create"}
+KNOWN = {"iam:PermissionsBoundary": "boundary", "iam:PassedToService": "service", "iam:AWSServiceName": "service",
+         "ec2:Vpc": "vpc", "ec2:CreateAction": "create"}
 
 
 def check_request(access_key, service, operation, stack=None):
@@ -112,7 +112,8 @@ def resource(service, operation, p):
         return arn("autoscaling", f"autoScalingGroup:*:autoScalingGroupName/{p['AutoScalingGroupName']}")
     if service == "ecs" and (name := p.get("clusterName") or p.get("cluster")):
         return arn("ecs", f"cluster/{name.rpartition('/')[2]}")
-    if service == "ecs" and (name := p.get("capacityProvider") or p.get("name")) and operation != "CreateCapacityProvider":
+    name = p.get("capacityProvider") or p.get("name")
+    if service == "ecs" and name and operation != "CreateCapacityProvider":
         return arn("ecs", f"capacity-provider/{name.rpartition('/')[2]}")
     if service == "ec2" and "Resources" in p:
         kind = {"sg": "security-group", "lt": "launch-template"}.get(p["Resources"][0].split("-")[0])
@@ -124,7 +125,7 @@ def resource(service, operation, p):
     return "*"
 
 
-def _context(service, operation, p):
+def _context(service, p):
     if service == "iam" and "RoleName" in p:
         made = _role(p["RoleName"])
         return {"boundary": p.get("PermissionsBoundary") or (made and made.permissions_boundary_arn)}
@@ -140,7 +141,8 @@ def hook(params, model, **_):
     if role is None:
         return
     service = model.service_model.service_name
-    check(role, f"{service}:{model.name}", resource(service, model.name, params), **_context(service, model.name, params))
+    about, context = resource(service, model.name, params), _context(service, params)
+    check(role, f"{service}:{model.name}", about, **context)
     for target in params.get("Targets", []) if model.name == "PutTargets" else []:
         if "RoleArn" in target:
             check(role, "iam:PassRole", target["RoleArn"], service="events.amazonaws.com")

@@ -130,12 +130,10 @@ class VPCEndpoint(Type):
 
     def update(self, c, resource, p, old):
         def only(name):
-            return [v for v in p.get(name, []) if v not in old.get(name, [])], [v for v in old.get(name, []) if v not in p.get(name, [])]
+            now, before = p.get(name, []), old.get(name, [])
+            return {f"Add{name}": [v for v in now if v not in before], f"Remove{name}": [v for v in before if v not in now]}
 
-        changes = {}
-        for name, add, remove in (("SubnetIds", "AddSubnetIds", "RemoveSubnetIds"), ("RouteTableIds", "AddRouteTableIds", "RemoveRouteTableIds")):
-            added, removed = only(name)
-            changes |= {k: v for k, v in ((add, added), (remove, removed)) if v}
+        changes = {k: v for k, v in {**only("SubnetIds"), **only("RouteTableIds")}.items() if v}
         if changes:
             c.client("ec2").modify_vpc_endpoint(VpcEndpointId=resource.physical_id, **changes)
         return resource.attributes

@@ -37,7 +37,7 @@ class Role(Type):
         self._attach(c, name, p.get("Policies", []), p.get("ManagedPolicyArns", []))
         c.call("iam", "UpdateAssumeRolePolicy", {"RoleName": name, "PolicyDocument": p["AssumeRolePolicyDocument"]})
         if p.get("PermissionsBoundary"):
-            c.call("iam", "PutRolePermissionsBoundary", {"RoleName": name, "PermissionsBoundary": p["PermissionsBoundary"]})
+            c.client("iam").put_role_permissions_boundary(RoleName=name, PermissionsBoundary=p["PermissionsBoundary"])
         elif old.get("PermissionsBoundary"):
             c.client("iam").delete_role_permissions_boundary(RoleName=name)
         c.client("iam").tag_role(RoleName=name, Tags=c.tags(p.get("Tags")))
@@ -112,10 +112,11 @@ class ManagedPolicy(Type):
         return arn, {"PolicyArn": arn}
 
     def update(self, c, resource, p, old):
-        made = c.call("iam", "CreatePolicyVersion", {"PolicyArn": resource.physical_id, "PolicyDocument": p["PolicyDocument"], "SetAsDefault": True})
-        for version in c.client("iam").list_policy_versions(PolicyArn=resource.physical_id)["Versions"]:
-            if version["VersionId"] != made["PolicyVersion"]["VersionId"]:
-                c.client("iam").delete_policy_version(PolicyArn=resource.physical_id, VersionId=version["VersionId"])
+        arn, iam = resource.physical_id, c.client("iam")
+        c.call("iam", "CreatePolicyVersion", {"PolicyArn": arn, "PolicyDocument": p["PolicyDocument"], "SetAsDefault": True})
+        for version in iam.list_policy_versions(PolicyArn=arn)["Versions"]:
+            if not version["IsDefaultVersion"]:
+                iam.delete_policy_version(PolicyArn=arn, VersionId=version["VersionId"])
         return resource.attributes
 
     def delete(self, c, resource):

@@ -160,7 +160,7 @@ def _script(region, name, given):
     for key, spec in specs.items():
         value = given[key][0] if key in given else spec.get("default")
         if value is None or not re.fullmatch(spec.get("allowedPattern", "(?s).*"), value):
-            raise AWSError("InvalidParameters", f"Parameter {key} is missing, or does not match {spec.get('allowedPattern')}")
+            raise AWSError("InvalidParameters", f"Parameter {key} is missing, or is not {spec.get('allowedPattern')}")
         values[key] = value
     step, = content["mainSteps"]
     if step["action"] != "aws:runShellScript":
