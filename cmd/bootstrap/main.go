@@ -176,6 +176,9 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 		"URL or path of Amazon's signing key, whose fingerprint is fixed (default: from aws/amazon-ecs-agent)")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Minute,
 		"how long to wait for the agent's proof and the first certificates")
+	f.StringVar(&o.Provider, "capacity-provider", "",
+		"wait until the cluster lists this capacity provider before the node joins (default: do not wait)")
+	f.DurationVar(&o.ProviderTimeout, "provider-timeout", 10*time.Minute, "how long to wait for that")
 	signalTimeoutFlag(f, &o.SignalTimeout)
 }
 

@@ -69,6 +69,31 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Value("cloudformation").(*simaws.CloudFormation).Fail(args[0], calls)
 			},
+			// cluster NAME [PROVIDER ...] makes a cluster that lists these capacity providers.
+			"cluster": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("clusters").(*simaws.Clusters).Set(args[0], args[1:]...)
+			},
+			// cluster-soon is cluster once a node has asked three times.
+			"cluster-soon": func(ts *testscript.TestScript, neg bool, args []string) {
+				clusters, stop := ts.Value("clusters").(*simaws.Clusters), make(chan struct{})
+				ts.Defer(func() { close(stop) })
+				go func() {
+					for want := clusters.Calls() + 3; clusters.Calls() < want; time.Sleep(5 * time.Millisecond) {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+					}
+					clusters.Set(args[0], args[1:]...)
+				}()
+			},
+			// cluster-fault CODE CALLS makes calls to ECS fail.
+			"cluster-fault": func(ts *testscript.TestScript, neg bool, args []string) {
+				calls, err := strconv.Atoi(args[1])
+				ts.Check(err)
+				ts.Value("clusters").(*simaws.Clusters).Fail(args[0], calls)
+			},
 			// signals [RESOURCE STATUS UNIQUEID ...] fails unless these are the signals that were accepted.
 			"signals": func(ts *testscript.TestScript, neg bool, args []string) {
 				got := []string{}
@@ -117,11 +142,13 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Defer(ecs.Close)
-	ms, cs := httptest.NewServer(metadata), httptest.NewServer(cfn)
-	for _, s := range []*httptest.Server{ms, cs} {
+	clusters := &simaws.Clusters{Region: metadata.Instance.Region, AccountID: metadata.Instance.AccountID}
+	ms, cs, as := httptest.NewServer(metadata), httptest.NewServer(cfn), httptest.NewServer(clusters)
+	for _, s := range []*httptest.Server{ms, cs, as} {
 		env.Defer(s.Close)
 	}
 	env.Values["metadata"], env.Values["cloudformation"], env.Values["ecs"] = metadata, cfn, ecs
+	env.Values["clusters"] = clusters
 	short, err := os.MkdirTemp("", "sb") // sockets have short paths
 	if err != nil {
 		return err
@@ -129,7 +156,8 @@ func setup(env *testscript.Env) error {
 	env.Defer(func() { os.RemoveAll(short) })
 	for name, value := range map[string]string{
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_CLOUDFORMATION": cs.URL, "HOME": env.WorkDir,
-		"AWS_REGION": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
+		"AWS_ENDPOINT_URL_ECS": as.URL,
+		"AWS_REGION":           "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
 		"STACK_ID":                      cfn.StackID("prod"),
 		"SOCKET":                        filepath.Join(short, "s"),
 		"SEVAGENT_BOOTSTRAP_SERVICES":   bootstrap.ServicesNone,

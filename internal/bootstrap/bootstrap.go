@@ -3,7 +3,7 @@
 // may start. The command line is cmd/bootstrap.
 //
 // Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, proof.go the agent and its
-// proof, ecsconfig.go ecs.config, install.go the packages, systemd.go and unitfiles.go the units, cloudformation.go and
+// proof, provider.go the capacity provider, ecsconfig.go ecs.config, install.go the packages, systemd.go and unitfiles.go the units, cloudformation.go and
 // reason.go what a stack is signaled, signal.go the registration, progress.go how far bootstrap has come.
 package bootstrap
 
@@ -108,6 +108,7 @@ func (n *node) run(ctx context.Context) error {
 		{"units", n.placeUnitFiles},
 		{"start sevagent", n.startAgent},
 		{"proof", n.waitForProof},
+		{"provider", n.waitForProvider},
 		// Join the cluster. The ECS agent is installed only now: before, nothing could have joined.
 		{"ecs.config", n.writeECSConfig},
 		{"install", n.install},

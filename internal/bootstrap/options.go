@@ -23,6 +23,9 @@ type Options struct {
 	Socket  string        // the agent's
 	Timeout time.Duration // for the agent's proof and the first certificates
 
+	Provider        string        // the capacity provider that the cluster has to list first; "": none
+	ProviderTimeout time.Duration // for that
+
 	ECSConfig  string   // the path of ecs.config
 	ECSOptions []string // KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent
 	Services   string   // ServicesSystemd or ServicesNone
@@ -43,7 +46,9 @@ var (
 	clusterName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
 	stackName   = regexp.MustCompile(`^([a-zA-Z][-a-zA-Z0-9]{0,127}|arn:aws[a-z-]*:cloudformation:[-a-zA-Z0-9:/._+]+)$`)
 	logicalID   = regexp.MustCompile(`^[A-Za-z0-9]{0,255}$`)
-	regionName  = regexp.MustCompile(`^([a-z0-9]+(-[a-z0-9]+)+)?$`)
+	// Amazon ECS API Reference, CreateCapacityProvider, name.
+	providerName = regexp.MustCompile(`^[A-Za-z0-9_-]{0,255}$`)
+	regionName   = regexp.MustCompile(`^([a-z0-9]+(-[a-z0-9]+)+)?$`)
 )
 
 // mistakes collects what is wrong with options.
@@ -68,6 +73,12 @@ func (o Options) check(units Dirs) error {
 		m.add("--services is %q, want %s or %s", o.Services, ServicesSystemd, ServicesNone)
 	}
 	m.positive("--timeout", o.Timeout)
+	if o.Provider != "" {
+		m.positive("--provider-timeout", o.ProviderTimeout)
+	}
+	if !providerName.MatchString(o.Provider) {
+		m.add("--capacity-provider is %q, want letters, digits, - and _, at most 255", o.Provider)
+	}
 	if _, _, err := o.ecsSettings(); err != nil {
 		m = append(m, err)
 	}
