@@ -152,14 +152,15 @@ class Signals(EmulatorTest):
         timer.join()
 
 
-def node_template(image, subnet, desired=2, maximum=4, in_service=1):
+def node_template(image, subnet, desired=2, maximum=4, in_service=1, user_data="", **policy):
     """A group of nodes that waits for their signals, with a cluster and its capacity provider."""
-    rolling = {"MaxBatchSize": 1, "MinInstancesInService": in_service, "WaitOnResourceSignals": True, "PauseTime": "PT5M"}
+    rolling = {"MaxBatchSize": 1, "MinInstancesInService": in_service, "WaitOnResourceSignals": True, "PauseTime": "PT5M", **policy}
     return {
         "Parameters": {"Type": {"Type": "String"}},
         "Resources": {
             "Template": {"Type": "AWS::EC2::LaunchTemplate", "Properties": {"LaunchTemplateName": "t", "LaunchTemplateData": {
-                "ImageId": image, "InstanceType": {"Ref": "Type"}, "CpuOptions": {"AmdSevSnp": "enabled"}}}},
+                "ImageId": image, "InstanceType": {"Ref": "Type"}, "CpuOptions": {"AmdSevSnp": "enabled"},
+                "UserData": {"Fn::Base64": user_data}}}},
             # The cluster is deleted after the group: it cannot be while it has container instances.
             "Group": {"Type": "AWS::AutoScaling::AutoScalingGroup", "DependsOn": "Cluster",
                       "UpdatePolicy": {"AutoScalingRollingUpdate": rolling},
@@ -202,6 +203,100 @@ class Nodes(EmulatorTest):
         for instance in after:
             self.assertIn(f"Received SUCCESS signal with UniqueId {instance}", reasons)
         self.assertEqual(len(self.ecs.list_container_instances(cluster="c")["containerInstanceArns"]), 2)
+
+    def steps(self):
+        """What the last update did to the group: + for nodes that were waited for, - for nodes that were terminated."""
+        marks = {"New instance(s) added": "+", "Terminating instance(s)": "-"}
+        found = []
+        for name, status, reason in self.stack_events():
+            if (name, status, reason) == ("s", "UPDATE_IN_PROGRESS", "User Initiated"):
+                found = []
+            found += [mark for text, mark in marks.items() if name == "Group" and reason.startswith(text)]
+        return "".join(found)
+
+    def test_order_of_a_rolling_update(self):
+        """A group has room for a batch on top of MinInstancesInService, up to MaxSize; only then the successor is first."""
+        for desired, maximum, in_service, batch, want in [
+            (2, 4, 2, 1, "+-+-"),  # room for one more
+            (2, 4, 1, 1, "-+-+"),  # which is not asked for
+            (2, 2, 1, 1, "-+-+"),  # or is not there
+            (1, 2, 1, 1, "+-"),
+            (3, 6, 3, 3, "+-"),  # all at once
+            (2, 6, 3, 1, "+-+-"),  # more than there are
+            (3, 4, 3, 2, "+-+-+-"),  # MaxSize has room for one of two
+        ]:
+            with self.subTest(desired=desired, maximum=maximum, in_service=in_service, batch=batch):
+                super().setUp()
+                self.control("boot", mode="register")
+                body = node_template(self.image(), self.subnet(), desired, maximum, in_service, MaxBatchSize=batch)
+                self.deploy(body, Type="m6a.large")
+                before = self.instances()
+                self.assertEqual(self.update(body, Type="c6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+                self.assertEqual(self.steps(), want)
+                self.assertFalse(set(before) & set(self.instances()))
+                group = self.describe_group()
+                self.assertEqual((group["MinSize"], group["DesiredCapacity"]), (0, desired))
+
+    def test_bad_policies(self):
+        for policy, want in [({"MaxBatchSize": 101}, "MaxBatchSize"), ({"MinActiveInstancesPercent": 101}, "MinActiveInstancesPercent"),
+                             ({"PauseTime": "PT1H1S"}, "PauseTime"), ({"MinHealthyPercentage": 100}, "MinHealthyPercentage")]:
+            with self.subTest(policy):
+                super().setUp()
+                body = node_template(self.image(), self.subnet(), desired=0, **policy)
+                self.deploy(body, Type="m6a.large")
+                self.assertEqual(self.update(body, Type="c6a.large")["StackStatus"], "UPDATE_ROLLBACK_FAILED")
+                self.assertIn(want, str([r for _, _, r in self.stack_events()]))
+
+    def test_growth_by_an_update(self):
+        """A larger DesiredCapacity waits for the nodes that it launches (PauseTime), and only for those."""
+        self.deploy(self.body, Type="m6a.large")
+        grown = node_template(self.image(), self.subnet(), desired=3)
+        grown["Resources"]["Template"], grown["Resources"]["Ready"] = (self.body["Resources"][n] for n in ("Template", "Ready"))
+        grown["Resources"]["Group"]["Properties"]["VPCZoneIdentifier"] = self.body["Resources"]["Group"]["Properties"]["VPCZoneIdentifier"]
+        self.assertEqual(self.update(grown, Type="m6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+        self.assertEqual((self.steps(), len(self.instances())), ("+", 3))
+        self.autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=4)
+        grown["Resources"]["Group"]["Properties"]["DesiredCapacity"] = 4
+        self.assertEqual(self.update(grown, Type="m6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+        self.assertEqual((self.steps(), len(self.instances())), ("", 4))
+
+    def test_slow_drains(self):
+        """Managed draining keeps a terminated node until its tasks are gone, and nothing waits for that."""
+        self.deploy(self.body, Type="m6a.large")
+        before = self.instances()
+        self.control("drains", slow=True)
+        self.assertEqual(self.update(self.body, Type="c6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+        states = {i["InstanceId"]: i["LifecycleState"] for i in self.describe_group()["Instances"]}
+        self.assertEqual([states.pop(i) for i in before], ["Terminating:Wait"] * 2)
+        self.assertEqual(list(states.values()), ["InService"] * 2)
+        draining = self.ecs.list_container_instances(cluster="c", status="DRAINING")["containerInstanceArns"]
+        self.assertEqual(len(draining), 2)
+        self.control("drains", slow=False)
+        self.assertEqual(len(self.instances()), 2)
+        self.assertEqual(len(self.ecs.list_container_instances(cluster="c")["containerInstanceArns"]), 2)
+
+    def providers(self):
+        arns = self.ecs.list_container_instances(cluster="c")["containerInstanceArns"]
+        found = self.ecs.describe_container_instances(cluster="c", containerInstances=arns)["containerInstances"]
+        return [n.get("capacityProviderName") for n in found]
+
+    def test_the_race_of_the_first_boot(self):
+        """Nodes boot when they are launched. Unless their user data makes them wait, that is before the association."""
+        told = "export SEVAGENT_BOOTSTRAP_CLUSTER='c'"
+        for user_data, want in [(told, None), (f"{told} \\\n  SEVAGENT_BOOTSTRAP_CAPACITY_PROVIDER='p'", "p")]:
+            with self.subTest(user_data):
+                super().setUp()
+                self.control("boot", mode="register")
+                body = node_template(self.image(), self.subnet(), user_data=user_data)
+                self.assertEqual(self.deploy(body, Type="m6a.large")["StackStatus"], "CREATE_COMPLETE", self.stack_events())
+                self.assertEqual(self.providers(), [want, want])
+
+    def test_hold(self):
+        self.control("hold", resource="Association")
+        self.deploy(self.body, Type="m6a.large")
+        self.assertEqual((self.stack()["StackStatus"], self.stack_events()[-1][0]), ("CREATE_IN_PROGRESS", "Association"))
+        self.control("release", resource="Association")
+        self.until(lambda: self.stack()["StackStatus"] == "CREATE_COMPLETE")
 
     def test_no_room_for_a_rolling_update(self):
         self.body = node_template(self.image(), self.subnet(), desired=1, maximum=1)

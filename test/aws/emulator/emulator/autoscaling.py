@@ -6,6 +6,7 @@ from moto.core.responses import ActionResult
 
 from . import ec2, nodes
 from .api import ACCOUNT, AWSError, extend, operation
+from .control import settings
 
 
 def backend(region):
@@ -125,7 +126,26 @@ def put_scaling_policy(original, request):
 
 
 def terminate(region, name, instance_ids):
-    """Takes instances out of a group for good; the group's size is left to the caller."""
+    """Takes instances out of a group for good; the group's size is left to the caller.
+
+    Managed draining makes them wait for their tasks first. They count no more then, and nobody waits for them: the hook
+    takes up to 48 hours (Amazon ECS developer guide, "Managed instance draining").
+    """
+    from . import ecs  # which needs this module
+
     group = find(region, name)
+    if settings.slow_drains and ecs.drain(region, group, instance_ids):
+        for state in group.instance_states:
+            if state.instance.id in instance_ids:
+                state.lifecycle_state = "Terminating:Wait"
+        return
     group.instance_states = [s for s in group.instance_states if s.instance.id not in instance_ids]
     group.ec2_backend.terminate_instances(instance_ids)
+
+
+def drains(slow, region="us-east-2"):
+    """For the control API: whether nodes that ECS drains keep their tasks. When that ends, those that waited go."""
+    settings.slow_drains = bool(slow)
+    for group in [] if slow else list(backend(region).autoscaling_groups.values()):
+        if waiting := [s.instance.id for s in group.instance_states if s.lifecycle_state == "Terminating:Wait"]:
+            terminate(region, group.name, waiting)

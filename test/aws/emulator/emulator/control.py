@@ -27,10 +27,40 @@ class Settings:
         self.boot_program = None
         self.attributes = {"sevagent.attested": "true"}  # of nodes that are booted by "register"
         self.command_program = None  # what answers SSM Run Command; without one, no node is managed
+        self.slow_drains = False  # nodes that are terminated wait for their tasks
         self.endpoint = None  # of this emulator, for the programs
 
 
 settings = Settings()
+
+
+class Holds:
+    """Resources whose creation lasts until a test lets it end, by their logical IDs."""
+
+    def __init__(self):
+        self._changed = threading.Condition()
+        self._held = set()  # guarded by _changed
+
+    def add(self, resource):
+        with self._changed:
+            self._held.add(resource)
+
+    def release(self, resource=None):
+        """Lets one go on, or all."""
+        with self._changed:
+            self._held -= {resource} if resource else set(self._held)
+            self._changed.notify_all()
+
+    def has(self, resource):
+        with self._changed:
+            return resource in self._held
+
+    def wait(self, resource):
+        with self._changed:
+            self._changed.wait_for(lambda: resource not in self._held)
+
+
+holds = Holds()
 
 
 class Faults:
@@ -159,4 +189,4 @@ def patience(seconds):
     settings.patience = float(seconds)
 
 
-ACTIONS = {"fault": fault, "clear-faults": clear_faults, "calls": calls, "boot": boot, "command": command, "patience": patience}
+ACTIONS = {"hold": holds.add, "release": holds.release, "fault": fault, "clear-faults": clear_faults, "calls": calls, "boot": boot, "command": command, "patience": patience}

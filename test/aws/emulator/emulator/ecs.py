@@ -7,7 +7,7 @@ from moto.ecs.exceptions import ClusterNotFoundException
 from moto.ecs.models import ecs_backends
 from moto.ecs.responses import EC2ContainerServiceResponse
 
-from . import autoscaling
+from . import autoscaling, nodes
 from .api import ACCOUNT, AWSError, operation
 from .placement import matches, schedule
 
@@ -211,6 +211,7 @@ def put_cluster_capacity_providers(request, p):
     if gone := used - set(names):
         raise AWSError("ResourceInUseException", f"The specified capacity provider is in use and cannot be removed: {', '.join(gone)}")
     cluster.capacity_providers, cluster.default_capacity_provider_strategy = names, strategy
+    nodes.boot_pending()
     return {"cluster": _describe_cluster(b, cluster)}
 
 
@@ -293,6 +294,19 @@ def put_attributes(request, p):
         nodes[attribute["targetId"].split("/")[-1]].attributes[attribute["name"]] = attribute.get("value")
     schedule(b, cluster)
     return {"attributes": p["attributes"]}
+
+
+def drain(region, group, instance_ids):
+    """Whether ECS drains instances of a group before they terminate: it does if their capacity provider says so."""
+    b = backend(region)
+    provider = b.capacity_providers.get(provider_of(b, group))
+    if provider is None or provider.auto_scaling_group_provider.get("managedDraining") != "ENABLED":
+        return False
+    for known in b.container_instances.values():
+        for node in known.values():
+            if node.ec2_instance_id in instance_ids:
+                node.status = "DRAINING"
+    return True
 
 
 def terminated(region, instance_ids):

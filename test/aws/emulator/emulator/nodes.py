@@ -1,6 +1,7 @@
 """What instances do once they run: nothing, the least that a node does, or what a program of the test does."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -9,15 +10,56 @@ from . import api
 from .control import settings
 
 _lock = threading.Lock()
-_pending = []  # (region, instance ID) launched and not booted; guarded by _lock
+_pending = []  # Nodes that have not done all that a node does; guarded by _lock
 _running = 0  # programs; guarded by _lock
 
 
+class _Node:
+    """An instance that does what sevagent's bootstrap and the ECS agent do, as far as its user data says so."""
+
+    def __init__(self, region, instance_id, user_data):
+        self.region, self.id = region, instance_id
+        told = dict(re.findall(r"SEVAGENT_BOOTSTRAP_([A-Z_]+)='([^'\n]+)'", user_data.decode(errors="replace")))
+        self.cluster, self.provider = told.get("CLUSTER"), told.get("CAPACITY_PROVIDER")
+        self.registered = False
+
+    def boot(self):
+        """Whether the node is done. It is tried again until it is."""
+        found = api.client("ec2", self.region).describe_instances(InstanceIds=[self.id])["Reservations"][0]["Instances"][0]
+        if found["State"]["Name"] != "running":
+            return True
+        tags = {t["Key"]: t["Value"] for t in found.get("Tags", [])}
+        stack_id = tags.get("aws:cloudformation:stack-id")
+        if not self.registered:
+            cluster = self._cluster(tags.get("aws:autoscaling:groupName"))
+            if cluster is None:
+                return False
+            register(self.region, cluster, self.id, settings.attributes)
+            self.registered = True
+            _signal(self.region, stack_id, self.id, "AWS::AutoScaling::AutoScalingGroup")
+        return _signal(self.region, stack_id, self.id, "AWS::CloudFormation::WaitCondition")
+
+    def _cluster(self, group):
+        """The cluster to join, once the node may; None until then.
+
+        A node whose user data names no capacity provider joins at once, and may be earlier than the provider. One whose
+        user data names no cluster either finds that through its provider.
+        """
+        if self.cluster is None:
+            return cluster_of(self.region, group)
+        if self.provider:
+            found = api.client("ecs", self.region).describe_clusters(clusters=[self.cluster])["clusters"]
+            if not found or self.provider not in found[0]["capacityProviders"]:
+                return None
+        return self.cluster
+
+
 def launched(region, instance_ids, user_data):
-    """Called by ec2 for new instances of a group."""
+    """Called by autoscaling for new instances of a group: they boot at once."""
     if settings.boot == "register":
         with _lock:
-            _pending.extend((region, i) for i in instance_ids)
+            _pending.extend(_Node(region, i, user_data or b"") for i in instance_ids)
+        boot_pending()
     elif settings.boot == "exec":
         for instance_id in instance_ids:
             _start(region, instance_id, user_data or b"")
@@ -34,27 +76,13 @@ def reset():
 
 
 def boot_pending():
-    """Registers the new nodes with their cluster and signals for them."""
+    """Lets the nodes try again what they could not do yet. Called after whatever they may have waited for."""
     with _lock:
         waiting, _pending[:] = _pending[:], []
-    for region, instance_id in waiting:
-        if not _register(region, instance_id):
+    for node in waiting:
+        if not node.boot():
             with _lock:
-                _pending.append((region, instance_id))
-
-
-def _register(region, instance_id):
-    """Whether the instance could be booted: its cluster is known once the capacity provider belongs to one."""
-    found = api.client("ec2", region).describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
-    if found["State"]["Name"] != "running":
-        return True
-    tags = {t["Key"]: t["Value"] for t in found.get("Tags", [])}
-    cluster = cluster_of(region, tags.get("aws:autoscaling:groupName"))
-    if cluster is None:
-        return False
-    register(region, cluster, instance_id, settings.attributes)
-    _signal(region, tags.get("aws:cloudformation:stack-id"), instance_id)
-    return True
+                _pending.append(node)
 
 
 def cluster_of(region, group):
@@ -78,18 +106,22 @@ def register(region, cluster, instance_id, attributes):
     )["containerInstance"]
 
 
-def _signal(region, stack_id, instance_id):
+def _signal(region, stack_id, instance_id, kind):
+    """Signals the stack's resources of a type. Whether it need not be tried again: one that is still to come may wait."""
     from . import cloudformation  # which imports this module through stacks
 
     if stack_id is None:
-        return
+        return True
     stack = cloudformation.find(stack_id, region)
-    for name in list(stack.signals):
-        if stack.template["Resources"][name]["Type"] in ("AWS::AutoScaling::AutoScalingGroup", "AWS::CloudFormation::WaitCondition"):
-            try:
-                stack.signal(name, instance_id, "SUCCESS")
-            except api.AWSError:
-                pass  # a node signals without knowing what waits
+    resources = [n for n, r in stack.template["Resources"].items() if r["Type"] == kind]
+    accepted = False
+    for name in [n for n in resources if n in stack.signals]:
+        try:
+            stack.signal(name, instance_id, "SUCCESS")
+            accepted = True
+        except api.AWSError:
+            pass  # a node signals without knowing what waits
+    return accepted or not stack.status.endswith("_IN_PROGRESS") or all(n in stack.resources for n in resources)
 
 
 def environment(region, instance_id):

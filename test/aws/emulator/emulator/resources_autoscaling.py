@@ -3,10 +3,10 @@
 import copy
 import time
 
-from . import api, autoscaling, nodes, ssm
+from . import api, autoscaling, ec2, nodes, ssm
 from .api import delete_quietly, text
 from .resource import Type, required
-from .template import invalid
+from .template import invalid, seconds
 
 
 class AutoScalingGroup(Type):
@@ -38,10 +38,13 @@ class AutoScalingGroup(Type):
         for size in ("MinSize", "MaxSize", "DesiredCapacity"):
             if api.text(scheduled).lower() == "true" and p.get(size) == old.get(size):
                 arguments.pop(size, None)
-        c.call("autoscaling", "UpdateAutoScalingGroup", arguments)
+        rolling = "AutoScalingRollingUpdate" in c.update_policy and RollingUpdate(c, resource, c.update_policy["AutoScalingRollingUpdate"])
+        known = [s.instance.id for s in autoscaling.find(c.region, resource.physical_id).active_instances()]
         c.call("autoscaling", "CreateOrUpdateTags", {"Tags": tags})
-        if "AutoScalingRollingUpdate" in c.update_policy:
-            RollingUpdate(c, resource, c.update_policy["AutoScalingRollingUpdate"]).run()
+        c.call("autoscaling", "UpdateAutoScalingGroup", arguments)
+        if rolling:
+            rolling.grow(known)
+            rolling.run()
         return resource.attributes
 
     def delete(self, c, resource):
@@ -65,66 +68,101 @@ class AutoScalingGroup(Type):
         asg.delete_auto_scaling_group(AutoScalingGroupName=name)
 
 
+LIMITS = {"MaxBatchSize": 100, "MinActiveInstancesPercent": 100, "MinSuccessfulInstancesPercent": 100}
+ROLLING = {*LIMITS, "MinInstancesInService", "PauseTime", "SuspendProcesses", "WaitOnResourceSignals"}
+
+
 class RollingUpdate:
-    """AutoScalingRollingUpdate: replaces the instances of another launch template version batch by batch."""
+    """AutoScalingRollingUpdate: replaces the instances of another launch template version batch by batch.
+
+    The template reference documents the properties, and leaves open when a group grows first. That is as observed on AWS
+    (guardian/testing-asg-rolling-update on GitHub, observations): before anything is terminated, the group is given room
+    for a batch on top of MinInstancesInService, up to its MaxSize; a batch is as large as that then permits.
+    """
 
     def __init__(self, c, resource, policy):
         self.c, self.resource = c, resource
         self.group = autoscaling.find(c.region, resource.physical_id)
+        if unknown := sorted(set(policy) - ROLLING):
+            raise invalid(f"Encountered unsupported property {unknown[0]}")
+        for name, most in LIMITS.items():
+            if not 0 <= int(policy.get(name, 1)) <= most:
+                raise invalid(f"{name} must be between 0 and {most}")
         self.batch = int(policy.get("MaxBatchSize", 1))
         self.in_service = int(policy.get("MinInstancesInService", 0))
+        self.active = int(policy.get("MinActiveInstancesPercent", 100))
         self.percent = int(policy.get("MinSuccessfulInstancesPercent", 100))
         self.signals = text(policy.get("WaitOnResourceSignals", False)).lower() == "true"
         self.pause = policy.get("PauseTime", "PT5M" if self.signals else "PT0S")
+        if seconds(self.pause) > 3600:
+            raise invalid("PauseTime must be at most one hour, PT1H")
 
     def _note(self, why):
         self.c.stack.event(self.resource, "UPDATE_IN_PROGRESS", why)
 
+    def grow(self, known):
+        """Waits for the signals of what a larger DesiredCapacity has launched besides the known instances."""
+        self._await([i for i in self._instances() if i not in known])
+
     def run(self):
         group = self.group
         target = group.ec2_launch_template.get_version(group.launch_template_version)
-        obsolete = [s.instance.id for s in group.instance_states if self._obsolete(s.instance, target)]
+        obsolete = [s.instance.id for s in group.active_instances() if self._obsolete(s.instance, target)]
         if not obsolete:
             return
         if self.in_service >= group.max_size:
             raise invalid("MinInstancesInService must be less than the autoscaling group's MaxSize")
-        self._note(f"Rolling update initiated. Terminating {len(obsolete)} obsolete instance(s) in batches of {self.batch}, while "
+        low, desired = group.min_size, group.desired_capacity
+        room = max(desired, min(group.max_size, self.in_service + self.batch))
+        batch = max(1, min(self.batch, len(obsolete), room - self.in_service))
+        self._note(f"Rolling update initiated. Terminating {len(obsolete)} obsolete instance(s) in batches of {batch}, while "
                    f"keeping at least {self.in_service} instance(s) in service.")
-        desired = group.desired_capacity
-        extra = max(0, min(self.batch, self.in_service - (desired - self.batch)))
-        if extra:
-            self._note(f"Temporarily setting autoscaling group MinSize and DesiredCapacity to {desired + extra}.")
-            self._await(self._launch(extra))
+        if room > desired:
+            self._note(f"Temporarily setting autoscaling group MinSize and DesiredCapacity to {room}.")
+            group.min_size, known = room, self._instances()
+            group.set_desired_capacity(room)
+            self.grow(known)
         total = len(obsolete)
         while obsolete:
-            batch, obsolete = obsolete[:self.batch], obsolete[self.batch:]
-            self._note(f"Terminating instance(s) [{','.join(batch)}]; replacing with {len(batch)} new instance(s).")
-            autoscaling.terminate(self.c.region, group.name, batch)
-            self._note(f"Successfully terminated instance(s) [{','.join(batch)}] (Progress {100 * (total - len(obsolete)) // total}%).")
-            missing = desired + (extra if obsolete else 0) - len(group.instance_states)
-            if missing > 0:
-                self._await(self._launch(missing))
+            gone, obsolete = obsolete[:batch], obsolete[batch:]
+            size = room if obsolete else desired
+            new = max(0, size - (len(self._instances()) - len(gone)))
+            self._note(f"Terminating instance(s) [{','.join(gone)}]; replacing with {new} new instance(s).")
+            autoscaling.terminate(self.c.region, group.name, gone)
+            self._note(f"Successfully terminated instance(s) [{','.join(gone)}] (Progress {100 * (total - len(obsolete)) // total}%).")
+            if not obsolete:
+                group.min_size = low
+            known = self._instances()
+            group.set_desired_capacity(size)
+            self.grow(known)
+        active = len(self._instances())
+        if active * 100 < self.active * desired:
+            raise invalid(f"{active} of {desired} instances are InService. Unable to satisfy {self.active}% MinActiveInstancesPercent "
+                          "requirement")
+
+    def _instances(self):
+        return [s.instance.id for s in self.group.active_instances()]
 
     def _obsolete(self, instance, target):
         """A rollback makes a new version with the old data; here, instances that were made from such data stay."""
         if self.c.stack.status.startswith("UPDATE_ROLLBACK"):
             made_from = self.group.ec2_launch_template.get_version(instance.launch_template_version)
-            return made_from.data != target.data
+            return _comparable(made_from.data) != _comparable(target.data)
         return instance.launch_template_version != target.number
 
-    def _launch(self, count):
-        known = {s.instance.id for s in self.group.instance_states}
-        self.group.replace_autoscaling_group_instances(count, self.group.get_propagated_tags())
-        return [s.instance.id for s in self.group.instance_states if s.instance.id not in known]
-
     def _await(self, launched):
-        from .stacks import seconds  # which needs this module
-
+        if not launched:
+            return
         if not self.signals:
             nodes.boot_pending()
             return
         self._note(f"New instance(s) added to autoscaling group - Waiting on {len(launched)} resource signal(s) with a timeout of {self.pause}.")
         self.c.stack._await(self.resource, self.c.signals, len(launched), self.percent, seconds(self.pause), True, set(launched))
+
+
+def _comparable(data):
+    """Launch template data whose user data is no object of its own."""
+    return {**data, "UserData": ec2.user_data(data)}
 
 
 class ScalingPolicy(Type):

@@ -6,7 +6,7 @@ from moto.moto_api._internal.models import moto_api_backend
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, imagebuilder, nodes, ssm  # noqa: F401, they change moto
-from .control import ACTIONS, Front, faults, settings
+from .control import ACTIONS, Front, faults, holds, settings
 from .damage import damage
 
 
@@ -24,6 +24,7 @@ def reset():
     for module in (cloudformation, imagebuilder, nodes, ssm):
         module.reset()
     faults.clear()
+    holds.release()
     settings.reset()
     settings.endpoint = endpoint
 
@@ -33,7 +34,7 @@ class Server:
 
     def __init__(self, host="127.0.0.1", port=0):
         actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create, "event": events.emit, "damage": damage,
-                   "settle": ssm.settle,
+                   "drains": autoscaling.drains, "settle": ssm.settle,
                    "health": lambda: {"status": "ok"}}
         self._server = make_server(host, port, Front(api.application, actions), threaded=True, request_handler=_Handler)
         self._server.daemon_threads = True

@@ -4,9 +4,9 @@ An operation runs in a thread of its own. The caller waits until it has ended or
 that most requests are answered when their work is done and tests need no polling.
 """
 
+import contextlib
 import copy
 import datetime
-import re
 import threading
 import time
 import uuid
@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 
 from . import api, authorization, events, nodes
 from .api import AWSError, reason
+from .control import holds
 from .resource import Context
 from .resources import PROVIDERS
-from .template import Scope, invalid, order, parse, references
+from .template import Scope, invalid, order, parse, references, seconds
 
 
 def now():
@@ -72,15 +73,6 @@ class Signals:
                     return False
                 self.changed.wait(left)
         return True
-
-
-def seconds(duration):
-    """An ISO 8601 duration such as PT15M."""
-    found = re.fullmatch(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?", duration)
-    if not found:
-        raise invalid(f"Invalid duration {duration}")
-    hours, minutes, rest = (int(part or 0) for part in found.groups())
-    return hours * 3600 + minutes * 60 + rest
 
 
 class Stack:
@@ -151,11 +143,22 @@ class Stack:
         nodes.boot_pending()
         if enough(signals.received):
             return True  # without a moment in which start takes this for waiting
+        with self._idle():
+            return signals.wait(enough, timeout)
+
+    def _hold(self, name):
+        if holds.has(name):
+            with self._idle():
+                holds.wait(name)
+
+    @contextlib.contextmanager
+    def _idle(self):
+        """While the operation waits for somebody else."""
         with self.changed:
             self.waiting = True
             self.changed.notify_all()
         try:
-            return signals.wait(enough, timeout)
+            yield
         finally:
             with self.changed:
                 self.waiting = False
@@ -203,6 +206,7 @@ class Stack:
         try:
             resource.properties = scope.evaluate(body.get("Properties") or {})
             provider = PROVIDERS[resource.type]
+            self._hold(name)
             context = Context(self, name, scope.evaluate(body.get("UpdatePolicy") or {}), resource.properties)
             resource.physical_id, resource.attributes = provider.create(context, copy.deepcopy(resource.properties))
             self.resources[name] = resource

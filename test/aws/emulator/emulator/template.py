@@ -445,3 +445,12 @@ def _check_exists(name, kind, values, region):
             getattr(api.client("ec2", region), method)(**{argument: [value]})
         except ClientError:
             raise invalid(f"Parameter validation failed: parameter value {value} for parameter name {name} does not exist") from None
+
+
+def seconds(duration):
+    """An ISO 8601 duration such as PT15M."""
+    found = re.fullmatch(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?", duration)
+    if not found:
+        raise invalid(f"Invalid duration {duration}")
+    hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + rest
