@@ -2,13 +2,30 @@
 """Prints the user data of cluster.yaml as CloudFormation would hand it to a node.
 
   userdata.py [NAME=VALUE...]           all of it, for these parameters
-  userdata.py --script [NAME=VALUE...]  its first part alone, for shellcheck and tests
   userdata.py --longest                 its size at the longest values that the parameters permit; fails above 12 KiB
 
 It needs PyYAML, as cfn-lint does.
+
+Part by part, since the user data and the template have no room for comments:
+
+- The parameters' patterns keep values inside their quotes, and ==sevagent== out of the two documents that end with it.
+- A node without a route for IPv4 asks the metadata service and AWS by the names that have IPv6 addresses; bootstrap does
+  so, too, and makes the agent's units do it.
+- signed() sends a request as the nodes' role; curl reads the role's keys from standard input, where no list of processes
+  shows them.
+- fail() signals what fails before bootstrap, which signals all else. A signal has no text but its ID, at most 64
+  characters, so that ID is the end of the instance's ID and the last line of the failed step. When the signal comes,
+  NodesReady may not be waiting yet; in a rolling update it no longer is, and the group waits instead. With an exit status
+  of at least 126, bootstrap cannot have signaled anything.
+- The package needs nothing that is not on the AMI, so no repository is asked: a private subnet has none. What else keeps
+  the package manager from it, such as another one that runs, passes; it is tried for some minutes.
+- Each line of EcsConfig is an argument of bootstrap, as it stands.
+- UserDataExtra runs when all else has ended, however it has. It is a file of its own, beside this script, where cloud-init
+  may execute files. There is no MIME message around the two: its encoding would take a third more room.
+
+The output is in /var/log/cloud-init-output.log.
 """
 import base64
-import email
 import pathlib
 import re
 import sys
@@ -81,7 +98,7 @@ def user_data(values):
 
 
 def longest():
-    names = ("UserDataExtra", "PackageUrl", "EnclaveEndpoints", "MtlsCertificateSecretsArns", "MtlsCertificatePath")
+    names = ("UserDataExtra", "EcsConfig", "PackageUrl", "EnclaveEndpoints", "MtlsCertificateSecretsArns", "MtlsCertificatePath")
     return {name: "x" * parameters[name]["MaxLength"] for name in names} | {
         "ClusterName": "c" * 100,
         "PackageSha256": "0" * 64,
@@ -98,12 +115,7 @@ def main(args):
         size = len(user_data(longest()).encode())
         print(f"{size} bytes of user data at the longest values, limit {LIMIT}")
         return size > LIMIT
-    script = args[:1] == ["--script"]
-    text = user_data(dict(a.split("=", 1) for a in args[script:]))
-    if script:
-        first = next(p for p in email.message_from_string(text).walk() if not p.is_multipart())
-        text = first.get_payload(decode=True).decode()
-    sys.stdout.write(text)
+    sys.stdout.write(user_data(dict(a.split("=", 1) for a in args)))
     return 0
 
 

@@ -39,6 +39,7 @@ const (
 	noPackage     defect = "no package"
 	wrongCluster  defect = "wrong cluster"
 	neverRegister defect = "never registers"
+	neverListed   defect = "its capacity provider is never listed"
 )
 
 // newNodes makes the emulator launch real nodes.
@@ -119,8 +120,12 @@ func (n *nodes) boot(id, userData string) error {
 		socket = filepath.Join(dir, "none")
 	}
 	config := filepath.Join(dir, "etc")
+	provider := lab.Hang
+	if wrong == neverListed {
+		provider = 2 * time.Second
+	}
 	if err := bootstrap(wrong == noAgent, "--services", "none", "--socket", socket, "--config-dir", config,
-		"--state-dir", dir,
+		"--state-dir", dir, "--provider-timeout", provider.String(),
 		"--ecs-config", filepath.Join(dir, "ecs.config")); err != nil {
 		return err
 	}
@@ -179,7 +184,6 @@ func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, e
 // script runs the script of the user data on an AMI that lacks sevagent.
 func (n *nodes) script(dir, imds, userData string) error {
 	_, script, _ := strings.Cut(userData, "#!/bin/bash\n")
-	script, _, _ = strings.Cut(script, "--==sevagent==")
 	replaced := strings.NewReplacer(
 		"imds=http://169.254.169.254/latest", "imds="+imds+"/latest",
 		"/usr/libexec/sevagent/bootstrap", filepath.Join(dir, "bootstrap"),
