@@ -97,6 +97,13 @@ func TestGuide(t *testing.T) {
 				t.Errorf("the rules are %s", rules)
 			}
 		},
+		"ecs-config": func(string) {
+			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
+			if data := c.userData("confidential-cluster"); !strings.Contains(data,
+				"\nECS_INSTANCE_ATTRIBUTES={\"pool\":\"general\",\"tier\":\"backend\"}\n") {
+				t.Errorf("the user data lacks the lines:\n%s", data)
+			}
+		},
 		"service": func(string) {
 			if n := c.query("services[0].runningCount", "ecs", "describe-services", "--cluster", "confidential-cluster",
 				"--services", "api"); n != "1" {

@@ -218,7 +218,8 @@ func TestSizes(t *testing.T) {
 			s := strings.Fields(step.sizes)
 			parameters := []string{"MinSize=" + s[0], "DesiredCapacity=" + s[1], "MaxSize=" + s[2]}
 			if step.name == "none" {
-				parameters = c.basic("sizes", parameters...)
+				// On the way, what the parameter's pattern must let pass.
+				parameters = c.basic("sizes", append(parameters, "EcsConfig=# a comment\n\n  "+strings.Join(hostile[:5], "\n\t"))...)
 			}
 			c.deployed("sizes", parameters...)
 			if got := c.group("sizes", "DesiredCapacity"); got != fmt.Sprint(step.wanted) {
@@ -234,5 +235,84 @@ func TestSizes(t *testing.T) {
 				t.Errorf("the steps are %q, want %q", got, step.steps)
 			}
 		})
+	}
+}
+
+// TestNames renames a live stack, and gives a second one the name of the first.
+func TestNames(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	c.deployed("one", c.basic("first", "DesiredCapacity=2")...)
+	before := c.instances("first")
+
+	out, status := c.deploy("two", "cluster.yaml", c.basic("first")...)
+	if status == 0 {
+		t.Errorf("a second stack with the name was deployed: %s", out)
+	}
+	if got := c.status("two"); got != "ROLLBACK_COMPLETE" {
+		t.Errorf("the second stack is %s", got)
+	}
+	if events := c.events(); !strings.Contains(events, "ReleaseDocument") || strings.Contains(events, "LaunchTemplate") {
+		t.Errorf("it was not refused first of all:\n%s", events)
+	}
+	if got := c.status("one"); got != "CREATE_COMPLETE" {
+		t.Errorf("the first stack is %s", got)
+	}
+	if got := c.query("clusters[0].status", "ecs", "describe-clusters", "--clusters", "first"); got != "ACTIVE" {
+		t.Errorf("the first stack's cluster is %s", got)
+	}
+	if after := c.instances("first"); !slices.Equal(after, before) {
+		t.Errorf("the first stack's nodes are %v, and were %v", after, before)
+	}
+	if failing, _, exit := c.verify("first"); exit != 0 {
+		t.Errorf("the first cluster does not verify: %v", failing)
+	}
+
+	c.deployed("one", "ClusterName=second")
+	if got := c.status("one"); got != "UPDATE_COMPLETE" {
+		t.Errorf("after the change of name the stack is %s", got)
+	}
+	if failing, _, exit := c.verify("second"); exit != 0 || len(c.instances("second")) != 2 {
+		t.Errorf("the renamed cluster does not verify: %v", failing)
+	}
+	for what, left := range map[string]string{
+		"clusters":           c.query("clusterArns", "ecs", "list-clusters"),
+		"groups":             c.query("AutoScalingGroups[].AutoScalingGroupName", "autoscaling", "describe-auto-scaling-groups"),
+		"capacity providers": c.query("capacityProviders[].name", "ecs", "describe-capacity-providers"),
+		"launch templates":   c.query("LaunchTemplates[].LaunchTemplateName", "ec2", "describe-launch-templates"),
+		"security groups":    c.query("SecurityGroups[].GroupName", "ec2", "describe-security-groups"),
+		"documents":          c.query("DocumentIdentifiers[].Name", "ssm", "list-documents", "--filters", "Key=Owner,Values=Self"),
+		"nodes": c.query("Reservations[].Instances[].Tags[?Key=='sevagent:cluster'].Value", "ec2", "describe-instances",
+			"--filters", "Name=instance-state-name,Values=running"),
+	} {
+		if strings.Contains(left, "first") {
+			t.Errorf("%s that are left: %s", what, left)
+		}
+	}
+
+	// The name is free again, and goes back.
+	c.deployed("three", c.basic("first")...)
+	if out, status := c.deploy("one", "cluster.yaml", "ClusterName=first"); status == 0 {
+		t.Errorf("a stack took the name of another: %s", out)
+	}
+	if got := c.status("one") + " " + c.status("three"); got != "UPDATE_ROLLBACK_COMPLETE CREATE_COMPLETE" {
+		t.Errorf("the stacks are %s", got)
+	}
+	for _, cluster := range []string{"first", "second"} {
+		if failing, _, exit := c.verify(cluster); exit != 0 {
+			t.Errorf("cluster %s does not verify: %v", cluster, failing)
+		}
+	}
+}
+
+// TestUpdatesKeepProtection lets the stack's automation run at the end of updates that delete no group.
+func TestUpdatesKeepProtection(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	c.deployed("keep", c.basic("keep", "DesiredCapacity=2")...)
+	c.deployed("keep", "ContainerInsightsEnabled=enhanced")
+	c.control("settle", nil)
+	if got := c.group("keep", "Instances[].ProtectedFromScaleIn"); got != "True\tTrue" {
+		t.Errorf("the nodes' protection is %s", got)
 	}
 }
