@@ -8,20 +8,21 @@ It needs PyYAML, as cfn-lint does.
 
 Part by part, since the user data and the template have no room for comments:
 
-- The parameters' patterns keep values inside their quotes, and ==sevagent== out of the two documents that end with it.
-- A node without a route for IPv4 asks the metadata service and AWS by the names that have IPv6 addresses; bootstrap does
-  so, too, and makes the agent's units do it.
-- signed() sends a request as the nodes' role; curl reads the role's keys from standard input, where no list of processes
-  shows them.
+- The parameters' patterns keep values inside their quotes, and ==sevagent== out of the two documents that end with
+  it.
+- A node without a route for IPv4 asks the metadata service and AWS by the names that have IPv6 addresses; bootstrap
+  does so, too, and makes the agent's units do it.
+- signed() sends a request as the nodes' role; curl reads the role's keys from standard input, where no list of
+  processes shows them.
 - fail() signals what fails before bootstrap, which signals all else. A signal has no text but its ID, at most 64
   characters, so that ID is the end of the instance's ID and the last line of the failed step. When the signal comes,
-  NodesReady may not be waiting yet; in a rolling update it no longer is, and the group waits instead. With an exit status
-  of at least 126, bootstrap cannot have signaled anything.
-- The package needs nothing that is not on the AMI, so no repository is asked: a private subnet has none. What else keeps
-  the package manager from it, such as another one that runs, passes; it is tried for some minutes.
+  NodesReady may not be waiting yet; in a rolling update it no longer is, and the group waits instead. With an exit
+  status of at least 126, bootstrap cannot have signaled anything.
+- The package needs nothing that is not on the AMI, so no repository is asked: a private subnet has none. What else
+  keeps the package manager from it, such as another one that runs, passes; it is tried for some minutes.
 - Each line of EcsConfig is an argument of bootstrap, as it stands.
-- UserDataExtra runs when all else has ended, however it has. It is a file of its own, beside this script, where cloud-init
-  may execute files. There is no MIME message around the two: its encoding would take a third more room.
+- UserDataExtra runs when all else has ended, however it has. It is a file of its own, beside this script, where
+  cloud-init may execute files. There is no MIME message around the two: its encoding would take a third more room.
 
 The output is in /var/log/cloud-init-output.log.
 """
@@ -98,7 +99,8 @@ def user_data(values):
 
 
 def longest():
-    names = ("UserDataExtra", "EcsConfig", "PackageUrl", "EnclaveEndpoints", "MtlsCertificateSecretsArns", "MtlsCertificatePath")
+    names = ("UserDataExtra", "EcsConfig", "PackageUrl", "EnclaveEndpoints", "MtlsCertificateSecretsArns",
+             "MtlsCertificatePath")
     return {name: "x" * parameters[name]["MaxLength"] for name in names} | {
         "ClusterName": "c" * 100,
         "PackageSha256": "0" * 64,

@@ -3,8 +3,9 @@
 // may start. The command line is cmd/bootstrap.
 //
 // Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, proof.go the agent and its
-// proof, provider.go the capacity provider, ecsconfig.go ecs.config, install.go the packages, systemd.go and unitfiles.go the units, cloudformation.go and
-// reason.go what a stack is signaled, signal.go the registration, progress.go how far bootstrap has come.
+// proof, provider.go the capacity provider, ecsconfig.go ecs.config, install.go the packages, systemd.go and
+// unitfiles.go the units, cloudformation.go and reason.go what a stack is signaled, signal.go the registration,
+// progress.go how far bootstrap has come.
 package bootstrap
 
 import (

@@ -141,7 +141,8 @@ func TestSuccessorFirst(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c, stack := *c, fmt.Sprint("roll", i)
 			c.t = t
-			c.deployed(stack, c.basic(stack, "MinSize="+test.minimum, "DesiredCapacity="+test.desired, "MaxSize="+test.maximum)...)
+			c.deployed(stack, c.basic(stack, "MinSize="+test.minimum, "DesiredCapacity="+test.desired,
+				"MaxSize="+test.maximum)...)
 			c.deployed(stack, "InstanceType=m6a.xlarge")
 			if got := c.steps(stack); got != test.want {
 				t.Errorf("the steps are %q, want %q", got, test.want)
@@ -172,8 +173,9 @@ func TestSuccessorFirst(t *testing.T) {
 		c.t = t
 		c.control("drains", map[string]any{"slow": true})
 		c.deployed("roll0", "InstanceType=m6a.2xlarge")
-		if got := c.group("roll0", "Instances[].LifecycleState"); got != "Terminating:Wait\tTerminating:Wait\tInService\tInService" {
-			t.Errorf("the nodes are %s", got)
+		states := strings.Fields(c.group("roll0", "Instances[].LifecycleState"))
+		if want := []string{"Terminating:Wait", "Terminating:Wait", "InService", "InService"}; !slices.Equal(states, want) {
+			t.Errorf("the nodes are %v, want %v", states, want)
 		}
 		c.control("drains", map[string]any{"slow": false})
 		if got := len(c.instances("roll0")); got != 2 {
@@ -219,7 +221,8 @@ func TestSizes(t *testing.T) {
 			parameters := []string{"MinSize=" + s[0], "DesiredCapacity=" + s[1], "MaxSize=" + s[2]}
 			if step.name == "none" {
 				// On the way, what the parameter's pattern must let pass.
-				parameters = c.basic("sizes", append(parameters, "EcsConfig=# a comment\n\n  "+strings.Join(hostile[:5], "\n\t"))...)
+				lines := "EcsConfig=# a comment\n\n  " + strings.Join(hostile[:5], "\n\t")
+				parameters = c.basic("sizes", append(parameters, lines)...)
 			}
 			c.deployed("sizes", parameters...)
 			if got := c.group("sizes", "DesiredCapacity"); got != fmt.Sprint(step.wanted) {
@@ -276,12 +279,14 @@ func TestNames(t *testing.T) {
 		t.Errorf("the renamed cluster does not verify: %v", failing)
 	}
 	for what, left := range map[string]string{
-		"clusters":           c.query("clusterArns", "ecs", "list-clusters"),
-		"groups":             c.query("AutoScalingGroups[].AutoScalingGroupName", "autoscaling", "describe-auto-scaling-groups"),
+		"clusters": c.query("clusterArns", "ecs", "list-clusters"),
+		"groups": c.query("AutoScalingGroups[].AutoScalingGroupName", "autoscaling",
+			"describe-auto-scaling-groups"),
 		"capacity providers": c.query("capacityProviders[].name", "ecs", "describe-capacity-providers"),
 		"launch templates":   c.query("LaunchTemplates[].LaunchTemplateName", "ec2", "describe-launch-templates"),
 		"security groups":    c.query("SecurityGroups[].GroupName", "ec2", "describe-security-groups"),
-		"documents":          c.query("DocumentIdentifiers[].Name", "ssm", "list-documents", "--filters", "Key=Owner,Values=Self"),
+		"documents": c.query("DocumentIdentifiers[].Name", "ssm", "list-documents", "--filters",
+			"Key=Owner,Values=Self"),
 		"nodes": c.query("Reservations[].Instances[].Tags[?Key=='sevagent:cluster'].Value", "ec2", "describe-instances",
 			"--filters", "Name=instance-state-name,Values=running"),
 	} {

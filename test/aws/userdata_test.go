@@ -38,8 +38,8 @@ func (b *firstBoot) program(name, script string) {
 // run returns what the script prints, and its exit status.
 func (b *firstBoot) run(replace ...string) (out string, status int) {
 	b.Helper()
-	text := must.Get(exec.Command(lab.Python("python"), append([]string{
-		filepath.Join(lab.Repository(), "cloudformation/userdata.py")}, b.parameters...)...).Output())(b, "print the user data")
+	args := append([]string{filepath.Join(lab.Repository(), "cloudformation/userdata.py")}, b.parameters...)
+	text := must.Get(exec.Command(lab.Python("python"), args...).Output())(b, "print the user data")
 	path := filepath.Join(b.dir, "part-001")
 	replace = append([]string{"/usr/libexec/sevagent/bootstrap", filepath.Join(b.dir, "bootstrap")}, replace...)
 	lab.WriteProgram(b, path, strings.NewReplacer(replace...).Replace(string(text)))
@@ -101,7 +101,8 @@ func TestUserDataExtra(t *testing.T) {
 		bootstrap, status int
 	}{
 		{"bash", "x=(a b); echo \"é ${x[1]} $(cat args | wc -l)\" > out", "é b 1\n", 0, 0},
-		{"python", "#!" + lab.Python("python") + "\nopen('out', 'w').write('''EOF\n$HOME\\t'quoted' {0}\n''')", "EOF\n$HOME\t'quoted' {0}\n", 0, 0},
+		{"python", "#!" + lab.Python("python") + "\nopen('out', 'w').write('''EOF\n$HOME\\t'quoted' {0}\n''')",
+			"EOF\n$HOME\t'quoted' {0}\n", 0, 0},
 		{"it fails", "echo x > out; exit 7", "x\n", 0, 7},
 		{"bootstrap fails", "echo x > out", "x\n", 3, 3},
 	} {
@@ -129,7 +130,8 @@ func TestUserDataInstall(t *testing.T) {
 	}{
 		{"dnf fails once", "dnf", "rpm", `echo "$*" >> calls; [ $(wc -l < calls) -gt 1 ] && mv later bootstrap`,
 			"-y --disablerepo=* install PACKAGE\n-y --disablerepo=* install PACKAGE\n", 0},
-		{"apt is locked for a while", "apt-get", "deb", `echo "$*" >> calls; [ $(wc -l < calls) -gt 4 ] && mv later bootstrap`,
+		{"apt is locked for a while", "apt-get", "deb",
+			`echo "$*" >> calls; [ $(wc -l < calls) -gt 4 ] && mv later bootstrap`,
 			strings.Repeat("-qy -o DPkg::Lock::Timeout=60 install PACKAGE\n", 5), 0},
 		{"for ever", "dnf", "rpm", `echo "$*" >> calls; echo no such thing; exit 1`,
 			strings.Repeat("-y --disablerepo=* install PACKAGE\n", 10), 1},
@@ -138,7 +140,11 @@ func TestUserDataInstall(t *testing.T) {
 			b := newFirstBoot(t, "PackageUrl=https://packages.example.com/sevagent."+test.format, "PackageSha256="+sum)
 			must.Do(t, os.Rename(filepath.Join(b.dir, "bootstrap"), filepath.Join(b.dir, "later")), "hide bootstrap")
 			b.program(test.manager, test.script)
-			b.program("curl", `while [ $# -gt 0 ]; do [ "$1" != -o ] || : > "$2"; [[ $1 != *UniqueId=* ]] || echo "$1" > signal; shift; done`)
+			b.program("curl", `while [ $# -gt 0 ]; do
+				[ "$1" != -o ] || : > "$2"
+				[[ $1 != *UniqueId=* ]] || echo "$1" > signal
+				shift
+			done`)
 			out, status := b.run()
 			calls := b.read("calls")
 			for _, line := range strings.Split(calls, "\n") {
@@ -147,7 +153,8 @@ func TestUserDataInstall(t *testing.T) {
 				}
 			}
 			if calls != test.calls || status != test.status {
-				t.Errorf("%s was called with\n%swant\n%sexit status %d, want %d: %s", test.manager, calls, test.calls, status, test.status, out)
+				t.Errorf("%s was called with\n%swant\n%sexit status %d, want %d: %s", test.manager, calls, test.calls,
+					status, test.status, out)
 			}
 			if test.status == 0 {
 				b.read("args") // bootstrap ran
@@ -204,10 +211,10 @@ func TestEcsConfigParameterReaches(t *testing.T) {
 	lines := []string{hostile[1], hostile[2],
 		`ECS_ENGINE_AUTH_DATA={"https://r.example.com":{"username":"u","password":"a,1=c $(id) !x"}}`}
 	b := newFirstBoot(t, "AmiId=ami-0123456789abcdef0", "EcsConfig="+strings.Join(lines, "\n"))
-	b.program("bootstrap", `unset SEVAGENT_BOOTSTRAP_STACK SEVAGENT_BOOTSTRAP_CAPACITY_PROVIDER SEVAGENT_BOOTSTRAP_READY_RESOURCE `+
-		`SEVAGENT_BOOTSTRAP_UPDATE_RESOURCE
+	b.program("bootstrap", `unset SEVAGENT_BOOTSTRAP_{STACK,CAPACITY_PROVIDER,READY_RESOURCE,UPDATE_RESOURCE}
 		export AWS_EC2_METADATA_SERVICE_ENDPOINT=`+imds.URL+` AWS_EC2_METADATA_DISABLED=
-		exec `+lab.Bin("bootstrap")+` "$@" --services none --socket `+socket+` --config-dir etc --state-dir var --ecs-config ecs.config`)
+		exec `+lab.Bin("bootstrap")+` "$@" --services none --socket `+socket+
+		` --config-dir etc --state-dir var --ecs-config ecs.config`)
 	out, status := b.run()
 	config := b.read("ecs.config")
 	for _, want := range append(lines[1:], `"pool":"general"`, `"tier":"back'end"`, `"sevagent.attested"`) {

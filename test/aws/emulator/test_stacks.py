@@ -154,7 +154,8 @@ class Signals(EmulatorTest):
 
 def node_template(image, subnet, desired=2, maximum=4, in_service=1, user_data="", **policy):
     """A group of nodes that waits for their signals, with a cluster and its capacity provider."""
-    rolling = {"MaxBatchSize": 1, "MinInstancesInService": in_service, "WaitOnResourceSignals": True, "PauseTime": "PT5M", **policy}
+    rolling = {"MaxBatchSize": 1, "MinInstancesInService": in_service, "WaitOnResourceSignals": True,
+               "PauseTime": "PT5M", **policy}
     return {
         "Parameters": {"Type": {"Type": "String"}},
         "Resources": {
@@ -215,7 +216,7 @@ class Nodes(EmulatorTest):
         return "".join(found)
 
     def test_order_of_a_rolling_update(self):
-        """A group has room for a batch on top of MinInstancesInService, up to MaxSize; only then the successor is first."""
+        """A group has room for a batch on top of MinInstancesInService, up to MaxSize; then the successor is first."""
         for desired, maximum, in_service, batch, want in [
             (2, 4, 2, 1, "+-+-"),  # room for one more
             (2, 4, 1, 1, "-+-+"),  # which is not asked for
@@ -231,18 +232,19 @@ class Nodes(EmulatorTest):
                 body = node_template(self.image(), self.subnet(), desired, maximum, in_service, MaxBatchSize=batch)
                 self.deploy(body, Type="m6a.large")
                 before = self.instances()
-                self.assertEqual(self.update(body, Type="c6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+                stack = self.update(body, Type="c6a.large")
+                self.assertEqual(stack["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
                 self.assertEqual(self.steps(), want)
                 self.assertFalse(set(before) & set(self.instances()))
                 group = self.describe_group()
                 self.assertEqual((group["MinSize"], group["DesiredCapacity"]), (0, desired))
 
     def test_bad_policies(self):
-        for policy, want in [({"MaxBatchSize": 101}, "MaxBatchSize"), ({"MinActiveInstancesPercent": 101}, "MinActiveInstancesPercent"),
-                             ({"PauseTime": "PT1H1S"}, "PauseTime"), ({"MinHealthyPercentage": 100}, "MinHealthyPercentage")]:
-            with self.subTest(policy):
+        for want, value in [("MaxBatchSize", 101), ("MinActiveInstancesPercent", 101), ("PauseTime", "PT1H1S"),
+                            ("MinHealthyPercentage", 100)]:
+            with self.subTest(want):
                 super().setUp()
-                body = node_template(self.image(), self.subnet(), desired=0, **policy)
+                body = node_template(self.image(), self.subnet(), desired=0, **{want: value})
                 self.deploy(body, Type="m6a.large")
                 self.assertEqual(self.update(body, Type="c6a.large")["StackStatus"], "UPDATE_ROLLBACK_FAILED")
                 self.assertIn(want, str([r for _, _, r in self.stack_events()]))
@@ -251,8 +253,9 @@ class Nodes(EmulatorTest):
         """A larger DesiredCapacity waits for the nodes that it launches (PauseTime), and only for those."""
         self.deploy(self.body, Type="m6a.large")
         grown = node_template(self.image(), self.subnet(), desired=3)
-        grown["Resources"]["Template"], grown["Resources"]["Ready"] = (self.body["Resources"][n] for n in ("Template", "Ready"))
-        grown["Resources"]["Group"]["Properties"]["VPCZoneIdentifier"] = self.body["Resources"]["Group"]["Properties"]["VPCZoneIdentifier"]
+        old, new = self.body["Resources"], grown["Resources"]
+        new["Template"], new["Ready"] = old["Template"], old["Ready"]
+        new["Group"]["Properties"]["VPCZoneIdentifier"] = old["Group"]["Properties"]["VPCZoneIdentifier"]
         self.assertEqual(self.update(grown, Type="m6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
         self.assertEqual((self.steps(), len(self.instances())), ("+", 3))
         self.autoscaling.set_desired_capacity(AutoScalingGroupName="g", DesiredCapacity=4)
@@ -265,7 +268,8 @@ class Nodes(EmulatorTest):
         self.deploy(self.body, Type="m6a.large")
         before = self.instances()
         self.control("drains", slow=True)
-        self.assertEqual(self.update(self.body, Type="c6a.large")["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+        stack = self.update(self.body, Type="c6a.large")
+        self.assertEqual(stack["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
         states = {i["InstanceId"]: i["LifecycleState"] for i in self.describe_group()["Instances"]}
         self.assertEqual([states.pop(i) for i in before], ["Terminating:Wait"] * 2)
         self.assertEqual(list(states.values()), ["InService"] * 2)
@@ -288,13 +292,15 @@ class Nodes(EmulatorTest):
                 super().setUp()
                 self.control("boot", mode="register")
                 body = node_template(self.image(), self.subnet(), user_data=user_data)
-                self.assertEqual(self.deploy(body, Type="m6a.large")["StackStatus"], "CREATE_COMPLETE", self.stack_events())
+                stack = self.deploy(body, Type="m6a.large")
+                self.assertEqual(stack["StackStatus"], "CREATE_COMPLETE", self.stack_events())
                 self.assertEqual(self.providers(), [want, want])
 
     def test_hold(self):
         self.control("hold", resource="Association")
         self.deploy(self.body, Type="m6a.large")
-        self.assertEqual((self.stack()["StackStatus"], self.stack_events()[-1][0]), ("CREATE_IN_PROGRESS", "Association"))
+        self.assertEqual(self.stack()["StackStatus"], "CREATE_IN_PROGRESS")
+        self.assertEqual(self.stack_events()[-1][0], "Association")
         self.control("release", resource="Association")
         self.until(lambda: self.stack()["StackStatus"] == "CREATE_COMPLETE")
 

@@ -189,4 +189,5 @@ def patience(seconds):
     settings.patience = float(seconds)
 
 
-ACTIONS = {"hold": holds.add, "release": holds.release, "fault": fault, "clear-faults": clear_faults, "calls": calls, "boot": boot, "command": command, "patience": patience}
+ACTIONS = {"hold": holds.add, "release": holds.release, "fault": fault, "clear-faults": clear_faults, "calls": calls,
+           "boot": boot, "command": command, "patience": patience}

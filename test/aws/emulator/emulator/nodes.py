@@ -25,7 +25,8 @@ class _Node:
 
     def boot(self):
         """Whether the node is done. It is tried again until it is."""
-        found = api.client("ec2", self.region).describe_instances(InstanceIds=[self.id])["Reservations"][0]["Instances"][0]
+        ec2 = api.client("ec2", self.region)
+        found = ec2.describe_instances(InstanceIds=[self.id])["Reservations"][0]["Instances"][0]
         if found["State"]["Name"] != "running":
             return True
         tags = {t["Key"]: t["Value"] for t in found.get("Tags", [])}
@@ -107,7 +108,7 @@ def register(region, cluster, instance_id, attributes):
 
 
 def _signal(region, stack_id, instance_id, kind):
-    """Signals the stack's resources of a type. Whether it need not be tried again: one that is still to come may wait."""
+    """Signals the stack's resources of a type. Whether it need not be tried again: one to come may still wait."""
     from . import cloudformation  # which imports this module through stacks
 
     if stack_id is None:

@@ -38,7 +38,8 @@ class AutoScalingGroup(Type):
         for size in ("MinSize", "MaxSize", "DesiredCapacity"):
             if api.text(scheduled).lower() == "true" and p.get(size) == old.get(size):
                 arguments.pop(size, None)
-        rolling = "AutoScalingRollingUpdate" in c.update_policy and RollingUpdate(c, resource, c.update_policy["AutoScalingRollingUpdate"])
+        policy = c.update_policy.get("AutoScalingRollingUpdate")
+        rolling = RollingUpdate(c, resource, policy) if policy is not None else None
         known = [s.instance.id for s in autoscaling.find(c.region, resource.physical_id).active_instances()]
         c.call("autoscaling", "CreateOrUpdateTags", {"Tags": tags})
         c.call("autoscaling", "UpdateAutoScalingGroup", arguments)
@@ -75,9 +76,9 @@ ROLLING = {*LIMITS, "MinInstancesInService", "PauseTime", "SuspendProcesses", "W
 class RollingUpdate:
     """AutoScalingRollingUpdate: replaces the instances of another launch template version batch by batch.
 
-    The template reference documents the properties, and leaves open when a group grows first. That is as observed on AWS
-    (guardian/testing-asg-rolling-update on GitHub, observations): before anything is terminated, the group is given room
-    for a batch on top of MinInstancesInService, up to its MaxSize; a batch is as large as that then permits.
+    The template reference documents the properties, and leaves open when a group grows first. That is as observed on
+    AWS (guardian/testing-asg-rolling-update on GitHub, observations): before anything is terminated, the group is given
+    room for a batch on top of MinInstancesInService, up to its MaxSize; a batch is as large as that then permits.
     """
 
     def __init__(self, c, resource, policy):
@@ -115,8 +116,8 @@ class RollingUpdate:
         low, desired = group.min_size, group.desired_capacity
         room = max(desired, min(group.max_size, self.in_service + self.batch))
         batch = max(1, min(self.batch, len(obsolete), room - self.in_service))
-        self._note(f"Rolling update initiated. Terminating {len(obsolete)} obsolete instance(s) in batches of {batch}, while "
-                   f"keeping at least {self.in_service} instance(s) in service.")
+        self._note(f"Rolling update initiated. Terminating {len(obsolete)} obsolete instance(s) in batches of {batch}, "
+                   f"while keeping at least {self.in_service} instance(s) in service.")
         if room > desired:
             self._note(f"Temporarily setting autoscaling group MinSize and DesiredCapacity to {room}.")
             group.min_size, known = room, self._instances()
@@ -129,7 +130,8 @@ class RollingUpdate:
             new = max(0, size - (len(self._instances()) - len(gone)))
             self._note(f"Terminating instance(s) [{','.join(gone)}]; replacing with {new} new instance(s).")
             autoscaling.terminate(self.c.region, group.name, gone)
-            self._note(f"Successfully terminated instance(s) [{','.join(gone)}] (Progress {100 * (total - len(obsolete)) // total}%).")
+            progress = 100 * (total - len(obsolete)) // total
+            self._note(f"Successfully terminated instance(s) [{','.join(gone)}] (Progress {progress}%).")
             if not obsolete:
                 group.min_size = low
             known = self._instances()
@@ -137,8 +139,8 @@ class RollingUpdate:
             self.grow(known)
         active = len(self._instances())
         if active * 100 < self.active * desired:
-            raise invalid(f"{active} of {desired} instances are InService. Unable to satisfy {self.active}% MinActiveInstancesPercent "
-                          "requirement")
+            raise invalid(f"{active} of {desired} instances are InService. Unable to satisfy {self.active}% "
+                          "MinActiveInstancesPercent requirement")
 
     def _instances(self):
         return [s.instance.id for s in self.group.active_instances()]
