@@ -21,6 +21,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,12 +41,21 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	began := false
 	root := newCommand(&o, &began)
 	err := cli.Execute(ctx, root, args, stdin, stdout, stderr)
-	if cmd, _, findErr := root.Find(args); err == nil || began || findErr == nil && cmd != root {
+	if err == nil || began || !firstBoot(args) {
 		return err
 	}
-	// A mistake in the flags is a failure like any other, and the stack to signal may come from the environment.
+	// Nobody is there to see a mistake in the flags, and the stack to signal may come from the environment.
 	_ = fromEnvironment(root.Flags(), os.LookupEnv)
 	return bootstrap.Fail(ctx, o, stdout, err)
+}
+
+// firstBoot reports whether --first-boot is set for the command bootstrap itself, even if other flags are wrong.
+func firstBoot(args []string) bool {
+	if len(args) > 0 && slices.Contains([]string{"signal", "may-join"}, args[0]) {
+		return false
+	}
+	fromEnv, _ := strconv.ParseBool(os.Getenv("SEVAGENT_BOOTSTRAP_FIRST_BOOT"))
+	return fromEnv || slices.Contains(args, "--first-boot")
 }
 
 // newCommand returns the command bootstrap with all below it. It sets began once bootstrap.Run takes over.
@@ -101,6 +112,10 @@ func mayJoinCommand() *cobra.Command {
 its condition: a node that bootstrap has begun joins the cluster only once
 bootstrap has finished, on this instance, also after a reboot.
 
+What bootstrap wrote to ecs.config and is lost there, by a script of the user
+data for instance, is put back first: the cluster, sevagent's attributes, and
+settings that are gone or mean nothing to the ECS agent. Other values stay.
+
 Exit status 0: it may. Bootstrap has finished here, or was never used here,
 because the node is configured in another way. Exit status 1: it may not, and
 the reason is printed. --state-dir holds bootstrapped.json, which records how
@@ -124,7 +139,8 @@ sevagent, wait for its proof, write /etc/ecs/ecs.config, start the ECS agent.
 
 Each flag can also be set by the environment: --cluster by
 SEVAGENT_BOOTSTRAP_CLUSTER, and so on; lists are separated by commas there. A
-flag takes precedence.
+flag takes precedence. User data sets --first-boot, so that a mistake in flags
+or the environment keeps the node out and is signaled; else it changes nothing.
 
 With --stack, any failure is signaled to --ready-resource and --update-resource
 of that CloudFormation stack, with the step and the cause in the signal's unique
@@ -133,7 +149,8 @@ signaled by 'bootstrap signal', which sevagent-signal.service runs once the ECS
 agent has been started.
 
 ecs.config gets these keys unless it has them already; --ecs-option sets others,
-or other values, and replaces what is there:
+or other values, and replaces what is there. A value that the ECS agent would
+not understand is refused or reported:
 
 `)
 	for _, s := range bootstrap.Hardening {
@@ -164,7 +181,8 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 	f.StringVar(&o.ECSConfig, "ecs-config", "/etc/ecs/ecs.config",
 		"the ECS agent's configuration, merged with what is there")
 	f.StringArrayVar(&o.ECSOptions, "ecs-option", nil,
-		"KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent; repeatable")
+		"KEY=VALUE for ecs.config, or KEY= to remove a key and leave it to the ECS agent; repeatable")
+	f.StringVar(&o.ECSData, "ecs-data-dir", "/var/lib/ecs/data", "the ECS agent's data, which names the cluster it joined")
 	f.StringVar(&o.Socket, "socket", "/run/sevagent/sevagent.sock", "the agent's socket")
 	f.StringVar(&o.Services, "services", bootstrap.ServicesSystemd,
 		"systemd: start sevagent, ecs and sevagent-signal; none: leave that to the caller")
@@ -177,6 +195,8 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Minute,
 		"how long to wait for the agent's proof and the first certificates")
 	signalTimeoutFlag(f, &o.SignalTimeout)
+	f.BoolVar(&o.FirstBoot, "first-boot", false,
+		"user data's call: a mistake in the options, too, keeps the node out and is signaled")
 }
 
 func dirFlags(f *pflag.FlagSet, d *bootstrap.Dirs, config, state string) {

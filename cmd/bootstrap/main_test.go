@@ -108,14 +108,15 @@ func setup(env *testscript.Env) error {
 	for name, value := range map[string]string{
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_CLOUDFORMATION": cs.URL, "HOME": env.WorkDir,
 		"AWS_REGION": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
-		"STACK_ID":                      cfn.StackID("prod"),
-		"SOCKET":                        filepath.Join(short, "s"),
-		"SEVAGENT_BOOTSTRAP_SERVICES":   bootstrap.ServicesNone,
-		"SEVAGENT_BOOTSTRAP_SOCKET":     filepath.Join(short, "s"),
-		"SEVAGENT_BOOTSTRAP_CONFIG_DIR": filepath.Join(env.WorkDir, "etc/sevagent"),
-		"SEVAGENT_BOOTSTRAP_STATE_DIR":  filepath.Join(env.WorkDir, "var"),
-		"SEVAGENT_BOOTSTRAP_ECS_CONFIG": filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
-		"SEVAGENT_BOOTSTRAP_TIMEOUT":    "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
+		"STACK_ID":                        cfn.StackID("prod"),
+		"SOCKET":                          filepath.Join(short, "s"),
+		"SEVAGENT_BOOTSTRAP_SERVICES":     bootstrap.ServicesNone,
+		"SEVAGENT_BOOTSTRAP_SOCKET":       filepath.Join(short, "s"),
+		"SEVAGENT_BOOTSTRAP_CONFIG_DIR":   filepath.Join(env.WorkDir, "etc/sevagent"),
+		"SEVAGENT_BOOTSTRAP_STATE_DIR":    filepath.Join(env.WorkDir, "var"),
+		"SEVAGENT_BOOTSTRAP_ECS_CONFIG":   filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
+		"SEVAGENT_BOOTSTRAP_ECS_DATA_DIR": filepath.Join(env.WorkDir, "ecs-data"),
+		"SEVAGENT_BOOTSTRAP_TIMEOUT":      "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
 		"SEVAGENT_BOOTSTRAP_INTROSPECTION": es.URL,
 		"GORACE":                           "atexit_sleep_ms=0", // or every program takes a second to end
 		// Nothing here asks the systemd of the machine that runs the tests.

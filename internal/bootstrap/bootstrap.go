@@ -3,8 +3,9 @@
 // may start. The command line is cmd/bootstrap.
 //
 // Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, proof.go the agent and its
-// proof, ecsconfig.go ecs.config, install.go the packages, systemd.go and unitfiles.go the units, cloudformation.go and
-// reason.go what a stack is signaled, signal.go the registration, progress.go how far bootstrap has come.
+// proof, ecsconfig.go ecs.config, written.go what of it is put back later, agentdata.go the ECS agent's saved cluster,
+// install.go the packages, systemd.go and unitfiles.go the units, cloudformation.go and reason.go what a stack is
+// signaled, signal.go the registration, progress.go how far bootstrap has come.
 package bootstrap
 
 import (
@@ -31,7 +32,8 @@ func Run(ctx context.Context, o Options, out io.Writer) error {
 	return newNode(o, thisMachine(), out).run(ctx)
 }
 
-// Fail does what Run does when a step fails, for an error that came before the first, such as an unknown flag.
+// Fail does what Run does when a step fails, for an error that came before the first, such as an unknown flag. It is
+// for FirstBoot.
 func Fail(ctx context.Context, o Options, out io.Writer, err error) error {
 	return newNode(o, thisMachine(), out).fail(ctx, err)
 }
@@ -64,6 +66,7 @@ type node struct {
 
 	agentConfig []byte
 	agentTCP    string // address of its local API, "" if it has none there
+	agentMode   string // of its attestation
 	unitFiles   unitFiles
 	ecs         *ecsConfig
 	missing     []string // packages
@@ -88,17 +91,21 @@ func reportTo(out io.Writer) report {
 }
 
 func (n *node) run(ctx context.Context) error {
+	if err := n.checkUsage(); err != nil {
+		if n.FirstBoot {
+			return n.fail(ctx, err)
+		}
+		return err
+	}
 	defer func() { n.units.close() }()
 	for _, step := range []struct {
 		name string
 		do   func(ctx context.Context) error
 	}{
 		// Check everything first: after this, nothing fails that could have been known in advance.
-		{"options", n.checkOptions},
 		{"services", n.connectUnits},
 		{"state", n.begin},
 		{"metadata", n.identify},
-		{"agent configuration", n.planAgent},
 		{"ecs.config", n.planECSConfig},
 		{"install", n.planInstall},
 		{"services", n.checkUnits},
@@ -124,11 +131,12 @@ func (n *node) run(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) checkOptions(context.Context) error {
+// checkUsage reports mistakes in the options, and in the agent's configuration with them.
+func (n *node) checkUsage() error {
 	if err := n.check(n.machine.dirs); err != nil {
-		return cli.Usage(err)
+		return failed("options", cli.Usage(err))
 	}
-	return nil
+	return failed("agent configuration", n.planAgent())
 }
 
 func (n *node) connectUnits(ctx context.Context) (err error) {

@@ -31,11 +31,13 @@ type lab struct {
 	metadata *simaws.IMDS
 	stack    *simaws.CloudFormation
 	options  Options
+	proved   string          // the status of the agent's attestation, JSON
 	out      strings.Builder // what the last run printed
 }
 
 func newLab(t *testing.T) *lab {
-	l := &lab{T: t, dir: t.TempDir(), metadata: &simaws.IMDS{Instance: simaws.DefaultInstance()}}
+	l := &lab{T: t, dir: t.TempDir(), metadata: &simaws.IMDS{Instance: simaws.DefaultInstance()},
+		proved: `{"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}`}
 	l.stack = &simaws.CloudFormation{Region: l.metadata.Instance.Region, AccountID: l.metadata.Instance.AccountID}
 	for name, handler := range map[string]http.Handler{
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT": l.metadata, "AWS_ENDPOINT_URL_CLOUDFORMATION": l.stack,
@@ -52,7 +54,7 @@ func newLab(t *testing.T) *lab {
 	}
 	l.options = Options{
 		Target: Target{Cluster: "prod"}, Dirs: dirs, SignalTimeout: 10 * time.Second, Timeout: 10 * time.Second,
-		Socket: l.serveAgent(), ECSConfig: l.path("etc/ecs/ecs.config"),
+		Socket: l.serveAgent(), ECSConfig: l.path("etc/ecs/ecs.config"), ECSData: l.path("ecs-data"),
 		Services: ServicesSystemd, Install: Install{When: InstallNever},
 	}
 	return l
@@ -66,7 +68,7 @@ func (l *lab) serveAgent() string {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "pass"}`) })
 	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"attestation": {"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}}`)
+		fmt.Fprintf(w, `{"attestation": %s}`, l.proved)
 	})
 	server := httptest.NewUnstartedServer(mux)
 	server.Listener.Close()

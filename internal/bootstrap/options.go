@@ -24,9 +24,14 @@ type Options struct {
 	Timeout time.Duration // for the agent's proof and the first certificates
 
 	ECSConfig  string   // the path of ecs.config
+	ECSData    string   // the ECS agent's data directory
 	ECSOptions []string // KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent
 	Services   string   // ServicesSystemd or ServicesNone
 	Install    Install
+
+	// FirstBoot: this is user data's call, and nobody is there to see a mistake in the options. It keeps the node out of
+	// the cluster and is signaled, as all else that fails. Else such a mistake changes nothing.
+	FirstBoot bool
 }
 
 // Dirs are the directories of bootstrap's files.

@@ -47,6 +47,9 @@ func Signal(ctx context.Context, o SignalOptions, out io.Writer) error {
 		report("registration", "%s", arn)
 		return failed("signal", r.success(ctx))
 	}
+	if refused := refusal(o.Dirs.State); refused != nil {
+		err = refused // the ECS agent does not run, and its log is of another time
+	}
 	err = failed("registration", err)
 	if ctx.Err() != nil {
 		return err // asked to stop; the next boot asks the ECS agent again
@@ -87,6 +90,8 @@ func waitForRegistration(ctx context.Context, o SignalOptions, cluster string) (
 	err = retry(ctx, 200*time.Millisecond, 5*time.Second, func() (again bool, err error) {
 		m, err := askECSAgent(ctx, client, o.Introspection)
 		switch {
+		case err != nil && refusal(o.Dirs.State) != nil:
+			return false, refusal(o.Dirs.State)
 		case err != nil:
 			return true, cli.Unreachable(fmt.Errorf("ECS agent not reachable: %w", err))
 		case m.ContainerInstanceArn == "":

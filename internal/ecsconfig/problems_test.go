@@ -12,6 +12,14 @@ func TestProblems(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"none but the last", "# a=b\n\nA=1\r\n;c\\\n# d\njunk\n  B=\"2\" 3\" \n",
 			"line 7: ecs-init reads B=`\"2\" 3\"`, systemd reads B=`23\"`"},
+		{"escapes in a key of the agent's", `ECS_ENGINE_AUTH_DATA={"a":"R\u0026D","b":"https:\/\/c","d":"\"e\""}`, ""},
+		{"quotes in a key of the agent's", `ECS_AVAILABLE_LOGGING_DRIVERS='["syslog"]'`, ""}, // Findings has it
+		{"key of the agent's that changes the next line", "ECS_UPDATE_DOWNLOAD_DIR=C:\\\nA=1\n",
+			"line 1: systemd reads the value of ECS_UPDATE_DOWNLOAD_DIR on to line 2, ecs-init ends it here"},
+		{"escape in a key of ecs-init's", `ECS_LOG_OPTS={"tag":"a\"b"}`,
+			"line 1: ecs-init reads ECS_LOG_OPTS=`{\"tag\":\"a\\\"b\"}`, systemd reads ECS_LOG_OPTS=`{\"tag\":\"a\"b\"}`"},
+		{"escape in a key of a library's", `HTTPS_PROXY=http://a\b`,
+			"line 1: ecs-init reads HTTPS_PROXY=`http://a\\b`, systemd reads HTTPS_PROXY=`http://ab`"},
 		{"quotes", `A="prod"`, "line 1: ecs-init reads A=`\"prod\"`, systemd reads A=`prod`"},
 		{"blanks around =", "\nA = 1\n", "line 2: ecs-init reads `A `=` 1`, systemd reads A=`1`"},
 		{"backslash", `A=b\c`, "line 1: ecs-init reads A=`b\\c`, systemd reads A=`bc`"},
@@ -54,7 +62,7 @@ func TestProblems(t *testing.T) {
 // TestProblemsKeepSecrets: problems are logged, and the file may hold secrets.
 func TestProblemsKeepSecrets(t *testing.T) {
 	for _, text := range []string{
-		`ECS_ENGINE_AUTH_DATA='{"https://index.docker.io/v1/":{"password":"hunter2"}}'`,
+		`AWS_SECRET_ACCESS_KEY='hunter2'`,
 		`ECS_ENGINE_AUTH_DATA = hunter2`,
 		"ECS_ENGINE_AUTH_DATA=\"{\n\"auth\":\"hunter2\"}\n",
 		"A=1\rAWS_SECRET_ACCESS_KEY=hunter2",
