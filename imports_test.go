@@ -31,9 +31,10 @@ var table = map[string][]string{
 	"internal/ecsconfig":           {},
 	"internal/must":                {},
 	"internal/visible":             {},
+	"internal/suggest":             {},
 	"internal/visible/visibletest": {},
 	"internal/cli": {
-		"internal/atomicfile", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
+		"internal/atomicfile", "internal/suggest", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
 	},
 	"internal/cli/clitest": {"internal/must"},
 	"internal/atomicfile":  {},
@@ -57,7 +58,7 @@ var table = map[string][]string{
 	"internal/probe":               {"client", "internal/visible", prometheus},
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
 	"internal/reload":              {"client", "internal/cgroup", prometheus},
-	"internal/config":              {"internal/appraise", "internal/snp", "go.yaml.in/yaml"},
+	"internal/config":              {"internal/appraise", "internal/snp", "internal/suggest", "go.yaml.in/yaml"},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
 		"internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",

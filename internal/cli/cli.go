@@ -14,6 +14,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"sevagent/internal/suggest"
 )
 
 // Exit statuses, the same for all commands.
@@ -60,8 +63,9 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage(err) })
+	root.SetFlagErrorFunc(flagError)
 	prepare(root)
+	prepareHelp(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	out := &output{Writer: stdout}
@@ -76,7 +80,9 @@ func prepare(cmd *cobra.Command) {
 		check = cobra.NoArgs
 	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
+		if err := check(cmd, args); err != nil && cmd.HasSubCommands() {
+			return unknownCommand(cmd, args[0])
+		} else if err != nil {
 			return Usage(err)
 		}
 		return nil
@@ -89,6 +95,51 @@ func prepare(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		prepare(sub)
 	}
+}
+
+// prepareHelp makes help about a command that is none an error.
+func prepareHelp(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "help" {
+			cmd.Run, cmd.RunE = nil, func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil || len(rest) > 0 {
+					return unknownCommand(about, rest[0])
+				}
+				about.InitDefaultHelpFlag()
+				return about.Help()
+			}
+		}
+	}
+}
+
+func unknownCommand(parent *cobra.Command, name string) error {
+	var known []string
+	for _, cmd := range parent.Commands() {
+		if cmd.IsAvailableCommand() {
+			known = append(known, cmd.Name())
+		}
+	}
+	advice := fmt.Sprintf("see '%s --help'", parent.CommandPath())
+	if best := suggest.Closest(name, known); best != "" {
+		advice = "did you mean " + best + "?"
+	}
+	return Usagef("unknown command %q for %q; %s", name, parent.CommandPath(), advice)
+}
+
+// flagError adds to an error of pflag, if it is about a flag that there is not, which one may have been meant.
+func flagError(cmd *cobra.Command, err error) error {
+	missing, ok := errors.AsType[*pflag.NotExistError](err)
+	if !ok {
+		return Usage(err)
+	}
+	var known []string
+	cmd.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
+	if best := suggest.Closest(missing.GetSpecifiedName(), known); best != "" {
+		return Usagef("%w; did you mean --%s?", err, best)
+	}
+	return Usage(err)
 }
 
 // versionCommand is the command version of the program name.
