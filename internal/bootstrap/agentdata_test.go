@@ -29,8 +29,9 @@ func TestSavedElsewhere(t *testing.T) {
 	}{
 		{"nothing saved", "", "", instance, "prod", ""},
 		{"same", "fresh", "", instance, "legacy", ""},
-		{"another", "fresh", "", instance, "prod", "cluster legacy instead of prod is saved in DIR/agent.db; the ECS agent " +
-			"would end; remove that file, which forgets its tasks, or join legacy"},
+		{"another", "fresh", "", instance, "prod",
+			"cluster legacy instead of prod is saved in DIR/agent.db; the ECS agent " +
+				"would end; remove that file, which forgets its tasks, or join legacy"},
 		{"another, on a page", "long", "", instance, "prod", "cluster " + long + " instead of prod"},
 		{"another, below a branch", "deep", "", instance, "prod", "cluster legacy instead of prod"},
 		{"of another instance", "fresh", "", "i-00000000000000000", "prod", ""},

@@ -88,8 +88,8 @@ func checkAttributes(ours map[string]string) error {
 			errs = append(errs, fmt.Errorf("attribute %q: a name has 1 to 128 letters, digits, - _ . and /", name))
 		}
 		if !attributeValue.MatchString(ours[name]) {
-			errs = append(errs,
-				fmt.Errorf("attribute %q: value %q: 1 to 128 letters, digits, - _ . @ / : and blanks within", name, ours[name]))
+			errs = append(errs, fmt.Errorf("attribute %q: value %q: 1 to 128 letters, digits, - _ . @ / : and blanks within",
+				name, ours[name]))
 		}
 	}
 	return errors.Join(errs...)

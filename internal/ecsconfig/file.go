@@ -46,7 +46,8 @@ func Parse(data []byte) (*File, error) {
 		return nil, fmt.Errorf("parse: %d bytes, at most %d are allowed", len(data), maxSize)
 	}
 	if i := bytes.IndexByte(data, 0); i >= 0 {
-		return nil, fmt.Errorf("line %d: a NUL byte: systemd drops the whole file", 1+bytes.Count(data[:i], []byte("\n")))
+		line := 1 + bytes.Count(data[:i], []byte("\n"))
+		return nil, fmt.Errorf("line %d: a NUL byte: systemd drops the whole file", line)
 	}
 	f := new(File)
 	for text := range strings.Lines(string(data)) {
@@ -153,7 +154,8 @@ func (f *File) places(key string) ([]int, error) {
 			continue
 		}
 		if s.last > s.first {
-			return nil, fmt.Errorf("line %d: systemd reads its value on to line %d; make it one line", s.first+1, s.last+1)
+			return nil, fmt.Errorf("line %d: systemd reads its value on to line %d; make it one line",
+				s.first+1, s.last+1)
 		}
 		places = append(places, s.first)
 	}

@@ -129,7 +129,8 @@ func TestSetRefuses(t *testing.T) {
 // TestSetAccepts has values that look as if they had a meaning, and have none to either reader.
 func TestSetAccepts(t *testing.T) {
 	for _, value := range []string{
-		"", `{"a":"R\u0026D \"b\" c\\"}`, "a", "a b", "a\tb", "#a", ";a", "a # b", "a=b", "=", `a"b`, `a 'b'`, "$A ${B} %n",
+		"", `{"a":"R\u0026D \"b\" c\\"}`, "a", "a b", "a\tb", "#a", ";a",
+		"a # b", "a=b", "=", `a"b`, `a 'b'`, "$A ${B} %n",
 		"`a`", "ü", "\ufffd", "\ufeffa",
 		`{"a":"b c"}`, `["json-file","awslogs"]`,
 	} {
@@ -205,7 +206,8 @@ func TestUnset(t *testing.T) {
 		t.Errorf("the file is %q", got)
 	}
 	f = parse(t, "A=1\\\nB=2\n")
-	if err := f.Unset("A"); err == nil || !strings.HasPrefix(err.Error(), "remove A: line 1: systemd reads its value on") {
+	const want = "remove A: line 1: systemd reads its value on"
+	if err := f.Unset("A"); err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("Unset = %v, want a refusal", err)
 	}
 }
@@ -282,7 +284,8 @@ func FuzzEncode(f *testing.F) {
 		}
 		other := ruleOf(key).environment && !holds(ReadSystemd(out), key, value)
 		if !agree(out) || other || !holds(ReadECSInit(out), key, value) {
-			t.Errorf("Set(%q, %q) of %q: ecs-init reads %q, systemd %q", key, value, data, ReadECSInit(out), ReadSystemd(out))
+			t.Errorf("Set(%q, %q) of %q: ecs-init reads %q, systemd %q",
+				key, value, data, ReadECSInit(out), ReadSystemd(out))
 		}
 		for _, read := range []func([]byte) map[string]string{ReadECSInit, ReadSystemd} {
 			before, after := read(data), read(out)

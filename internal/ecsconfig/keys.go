@@ -108,7 +108,7 @@ var rules = map[string]rule{
 	"ECS_TASK_METADATA_RPS_LIMIT":            {check: rates},
 	"ECS_DYNAMIC_HOST_PORT_RANGE":            {check: portRange},
 
-	"ECS_IMAGE_PULL_BEHAVIOR":                    {check: oneOf(takesDefault, "default", "always", "once", "prefer-cached")},
+	"ECS_IMAGE_PULL_BEHAVIOR":                    {check: pullBehavior},
 	"ECS_CONTAINER_INSTANCE_PROPAGATE_TAGS_FROM": {check: oneOf("would take none", "none", "ec2_instance")},
 	"ECS_INSTANCE_IP_COMPATIBILITY":              {check: anyCase(oneOf(takesDefault, "ipv4", "ipv6"))},
 	"ECS_LOG_ROLLOVER_TYPE":                      {check: oneOf(takesDefault, "size", "hourly")},
@@ -133,6 +133,8 @@ const (
 
 // authType is trimmed by the agent, authData is not.
 var authType = trimmed(oneOf("would use no ECS_ENGINE_AUTH_DATA", "docker", "dockercfg"))
+
+var pullBehavior = oneOf(takesDefault, "default", "always", "once", "prefer-cached")
 
 var logLevel = anyCase(oneOf(takesDefault, "debug", "info", "warn", "error", "crit", "none"))
 
@@ -214,7 +216,8 @@ func dockercfg(value string) string {
 		return wants(want, "would use none of it")
 	}
 	for _, entry := range entries {
-		if text, err := base64.StdEncoding.DecodeString(entry.Auth); err != nil || !strings.Contains(string(text), ":") {
+		text, err := base64.StdEncoding.DecodeString(entry.Auth)
+		if err != nil || !strings.Contains(string(text), ":") {
 			return wants(want, "would do without the entry that has none")
 		}
 	}

@@ -11,7 +11,8 @@ import (
 func TestRulesAreFaithful(t *testing.T) {
 	another := []string{ // taken, and as something that is not written there
 		`ECS_RESERVED_PORTS=["22"]`, "ECS_RESERVED_PORTS=[70000]", "ECS_RESERVED_PORTS=[-1]",
-		"ECS_VOLUME_PLUGIN_CAPABILITIES=[1]", "ECS_TASK_METADATA_RPS_LIMIT=0,5", "ECS_DYNAMIC_HOST_PORT_RANGE=100-200-300",
+		"ECS_VOLUME_PLUGIN_CAPABILITIES=[1]", "ECS_TASK_METADATA_RPS_LIMIT=0,5",
+		"ECS_DYNAMIC_HOST_PORT_RANGE=100-200-300",
 	}
 	seen := 0
 	for text := range strings.Lines(string(readFile(t, "testdata/agent.txt"))) {
@@ -67,8 +68,9 @@ func TestFindings(t *testing.T) {
 		{"ECS_ENGINE_AUTH_TYPE=basic", "!ECS_ENGINE_AUTH_TYPE wants one of docker, dockercfg; " +
 			"the ECS agent would use no ECS_ENGINE_AUTH_DATA"},
 		{"ECS_EXTERNAL=true", "!ECS_EXTERNAL wants AWS_DEFAULT_REGION with it; the ECS agent would end (it is `true`)"},
-		{"ECS_LOGLEVEL=INFO\nECS_LOGLEVEL_ON_INSTANCE=loud", "ECS_LOGLEVEL_ON_INSTANCE wants one of debug, info, warn, " +
-			"error, crit, none; the ECS agent would take its default (it is `loud`)"},
+		{"ECS_LOGLEVEL=INFO\nECS_LOGLEVEL_ON_INSTANCE=loud",
+			"ECS_LOGLEVEL_ON_INSTANCE wants one of debug, info, warn, " +
+				"error, crit, none; the ECS agent would take its default (it is `loud`)"},
 		{"ECS_LOG_OPTS={\"max-size\":10}",
 			"!ECS_LOG_OPTS wants a JSON object of strings; the ECS agent would have none (it is `{\"max-size\":10}`)"},
 		{"ECS_AGENT_RUN_PRIVILEGED=1",

@@ -106,7 +106,8 @@ func (f *File) compare(i int, statements []statement, inside bool) string {
 			return "not UTF-8: systemd drops the whole file, ecs-init does not"
 		}
 		if s.last > s.first {
-			return fmt.Sprintf("systemd reads the value of %s on to line %d, ecs-init ends it here", showKey(s.key), s.last+1)
+			return fmt.Sprintf("systemd reads the value of %s on to line %d, ecs-init ends it here",
+				showKey(s.key), s.last+1)
 		}
 		if validName(s.key) {
 			systemd = append(systemd, s)

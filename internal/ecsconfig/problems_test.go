@@ -17,7 +17,8 @@ func TestProblems(t *testing.T) {
 		{"key of the agent's that changes the next line", "ECS_UPDATE_DOWNLOAD_DIR=C:\\\nA=1\n",
 			"line 1: systemd reads the value of ECS_UPDATE_DOWNLOAD_DIR on to line 2, ecs-init ends it here"},
 		{"escape in a key of ecs-init's", `ECS_LOG_OPTS={"tag":"a\"b"}`,
-			"line 1: ecs-init reads ECS_LOG_OPTS=`{\"tag\":\"a\\\"b\"}`, systemd reads ECS_LOG_OPTS=`{\"tag\":\"a\"b\"}`"},
+			"line 1: ecs-init reads ECS_LOG_OPTS=`{\"tag\":\"a\\\"b\"}`, " +
+				"systemd reads ECS_LOG_OPTS=`{\"tag\":\"a\"b\"}`"},
 		{"escape in a key of a library's", `HTTPS_PROXY=http://a\b`,
 			"line 1: ecs-init reads HTTPS_PROXY=`http://a\\b`, systemd reads HTTPS_PROXY=`http://ab`"},
 		{"quotes", `A="prod"`, "line 1: ecs-init reads A=`\"prod\"`, systemd reads A=`prod`"},
@@ -26,7 +27,8 @@ func TestProblems(t *testing.T) {
 		{"continuation", "A=b\\\nc\n", "line 1: systemd reads the value of A on to line 2, ecs-init ends it here"},
 		{"open quote", "A='b\nB=1\nC='2\n", "line 1: systemd reads the value of A on to line 3, ecs-init ends it here"},
 		{"export", "export A=1", "line 1: `export A`" + notAName + " (no shell reads this file)" + ignored},
-		{"byte order mark", "\ufeffA=1", "line 1: \"\\ufeffA\"" + notAName + " (a byte order mark precedes it)" + ignored},
+		{"byte order mark", "\ufeffA=1",
+			"line 1: \"\\ufeffA\"" + notAName + " (a byte order mark precedes it)" + ignored},
 		{"byte order mark before a comment", "\ufeff# a\nA=1\n", ""},
 		{"vertical tab", "\vA=1", "line 1: \"\\vA\"" + notAName + ignored},
 		{"no key", "=1", "line 1: a key of 0 bytes" + notAName + ignored},
@@ -37,8 +39,9 @@ func TestProblems(t *testing.T) {
 			"before version 254 systemd takes line 3 for a part of it, ecs-init does not"},
 		{"comment that hides a line from the older only", "# a\\\rB=2\n",
 			"line 1: ecs-init reads nothing, systemd reads B=`2`"},
-		{"several", "A=1\nexport B=2\nC='3'\n", "line 2: `export B`" + notAName + " (no shell reads this file)" + ignored +
-			"\nline 3: ecs-init reads C=`'3'`, systemd reads C=`3`"},
+		{"several", "A=1\nexport B=2\nC='3'\n",
+			"line 2: `export B`" + notAName + " (no shell reads this file)" + ignored +
+				"\nline 3: ecs-init reads C=`'3'`, systemd reads C=`3`"},
 		{"long", "A='" + strings.Repeat("b", 100) + "'", "line 1: ecs-init reads A=`'" + strings.Repeat("b", 59) +
 			"`…, systemd reads A=`" + strings.Repeat("b", 60) + "`…"},
 	} {
