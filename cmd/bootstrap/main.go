@@ -85,7 +85,7 @@ func signalCommand() *cobra.Command {
 	var o bootstrap.SignalOptions
 	cmd := &cobra.Command{
 		Use:   "signal",
-		Short: "Wait until the node has joined the cluster, and signal CloudFormation",
+		Short: "Wait until the node has joined, and signal CloudFormation",
 		Long: `Wait until the ECS agent has registered the node to its cluster, and signal
 SUCCESS to CloudFormation, or FAILURE if it does not register in time. What to
 signal is in signal.json, which bootstrap writes. sevagent-signal.service runs
@@ -182,7 +182,8 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 		"the ECS agent's configuration, merged with what is there")
 	f.StringArrayVar(&o.ECSOptions, "ecs-option", nil,
 		"KEY=VALUE for ecs.config, or KEY= to remove a key and leave it to the ECS agent; repeatable")
-	f.StringVar(&o.ECSData, "ecs-data-dir", "/var/lib/ecs/data", "the ECS agent's data, which names the cluster it joined")
+	f.StringVar(&o.ECSData, "ecs-data-dir", "/var/lib/ecs/data",
+		"the ECS agent's data, which names the cluster that it has joined")
 	f.StringVar(&o.Socket, "socket", "/run/sevagent/sevagent.sock", "the agent's socket")
 	f.StringVar(&o.Services, "services", bootstrap.ServicesSystemd,
 		"systemd: start sevagent, ecs and sevagent-signal; none: leave that to the caller")
