@@ -37,6 +37,7 @@ var table = map[string][]string{
 	},
 	"internal/cli/clitest": {"internal/must"},
 	"internal/atomicfile":  {},
+	"internal/awsconfig":   {aws},
 	"internal/appraise":    {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile",
@@ -70,7 +71,7 @@ var table = map[string][]string{
 	"internal/sim/simca":     {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
-		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config",
+		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli", "internal/config",
 		"internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls", "internal/mtls/source",
 		"internal/probe", "internal/readers",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
@@ -81,7 +82,7 @@ var table = map[string][]string{
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
-		"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig",
+		"client", "internal/atomicfile", "internal/awsconfig", "internal/cli", "internal/config", "internal/ecsconfig",
 		aws, "github.com/aws/smithy-go", systemd,
 	},
 	"cmd/sevctl": {
