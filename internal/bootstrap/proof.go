@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,7 +28,7 @@ func (n *node) planAgent(context.Context) error {
 	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
 	n.agentTCP = cfg.Listen.TCP
 	if err == nil && n.Services == ServicesSystemd {
-		n.unitFiles, err = unitFilesFor(cfg.MTLS)
+		n.unitFiles, err = unitFilesFor(cfg.MTLS, os.Getenv)
 	}
 	if err != nil {
 		return cli.Usage(err)
