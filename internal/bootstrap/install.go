@@ -106,7 +106,7 @@ func (n *node) install(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Minute, errors.New("not done within 15m"))
 	defer cancel()
-	if err := apt(ctx, "update"); err != nil {
+	if err := aptUpdate(ctx); err != nil {
 		return err
 	}
 	for _, name := range n.missing {
@@ -114,7 +114,7 @@ func (n *node) install(ctx context.Context) error {
 		if name == packageECSInit {
 			err = n.installECSInit(ctx)
 		} else {
-			err = apt(ctx, "install", "--yes", name)
+			err = aptInstall(ctx, name)
 		}
 		if err != nil {
 			return err
@@ -153,16 +153,52 @@ func (n *node) installECSInit(ctx context.Context) error {
 	if err := verify(ctx, n.machine.ecsKey, key, sig, deb); err != nil {
 		return fmt.Errorf("verify %s: %w", source, err)
 	}
-	return apt(ctx, "install", "--yes", "--option=Dpkg::Options::=--force-confold", deb)
+	return aptInstall(ctx, "--option=Dpkg::Options::=--force-confold", deb)
 }
 
-// ecsPackageURL is of the regional bucket: Amazon ECS Developer Guide, as above. SEV-SNP is AMD's: amd64 only.
+// ecsPackageURL is of the regional bucket: Amazon ECS Developer Guide, as above. SEV-SNP is AMD's: amd64 only. S3 is
+// reached over IPv6 by another name.
 func ecsPackageURL(region string) string {
-	domain := "amazonaws.com"
+	host, domain := "s3", "amazonaws.com"
+	if strings.EqualFold(os.Getenv(dualStack), "true") {
+		host = "s3.dualstack"
+	}
 	if strings.HasPrefix(region, "cn-") {
 		domain = "amazonaws.com.cn"
 	}
-	return fmt.Sprintf("https://s3.%s.%s/amazon-ecs-agent-%s/amazon-ecs-init-latest.amd64.deb", region, domain, region)
+	return fmt.Sprintf("https://%s.%s.%s/amazon-ecs-agent-%s/amazon-ecs-init-latest.amd64.deb", host, region, domain, region)
+}
+
+// aptRetries is for how long a failed apt-get is started again. At first boot, others use it too: its option
+// DPkg::Lock::Timeout does not cover the lock of the package lists.
+const aptRetries = 3 * time.Minute
+
+func aptUpdate(ctx context.Context) error {
+	return again(ctx, aptRetries, func() error { return apt(ctx, "update") })
+}
+
+// aptInstall updates the lists before each further attempt: they may be what is wrong.
+func aptInstall(ctx context.Context, args ...string) error {
+	failed := false
+	return again(ctx, aptRetries, func() (err error) {
+		if failed {
+			err = apt(ctx, "update")
+		}
+		if err == nil {
+			err = apt(ctx, append([]string{"install", "--yes"}, args...)...)
+		}
+		failed = true
+		return err
+	})
+}
+
+// again starts what failed again for some time. Unlike a deadline, that does not end an attempt half-way.
+func again(ctx context.Context, limit time.Duration, do func() error) error {
+	until := time.Now().Add(limit)
+	return retry(ctx, 2*time.Second, 20*time.Second, func() (again bool, err error) {
+		err = do()
+		return err != nil && ctx.Err() == nil && time.Now().Before(until), err
+	})
 }
 
 // apt runs apt-get, which waits for others that hold its lock. Its error is the last line that it wrote.
