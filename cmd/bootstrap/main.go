@@ -176,6 +176,10 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 		"URL or path of Amazon's signing key, whose fingerprint is fixed (default: from aws/amazon-ecs-agent)")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Minute,
 		"how long to wait for the agent's proof and the first certificates")
+	f.DurationVar(&o.MetadataTimeout, "metadata-timeout", 2*time.Minute,
+		"how long to wait for the instance metadata service")
+	f.DurationVar(&o.Deadline, "deadline", 20*time.Minute,
+		"how long all of it may take before it fails and signals that")
 	signalTimeoutFlag(f, &o.SignalTimeout)
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/dbus"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
 )
@@ -49,9 +50,11 @@ func newLab(t *testing.T) *lab {
 	l.machine = machine{
 		dirs: dirs, unitDir: l.path("units"), instanceIDFile: l.path("instance-id"),
 		connect: func(context.Context) (systemd, error) { return l.systemd, nil },
+		aws:     awsconfig.Load,
 	}
 	l.options = Options{
 		Target: Target{Cluster: "prod"}, Dirs: dirs, SignalTimeout: 10 * time.Second, Timeout: 10 * time.Second,
+		MetadataTimeout: 10 * time.Second, Deadline: time.Minute,
 		Socket: l.serveAgent(), ECSConfig: l.path("etc/ecs/ecs.config"),
 		Services: ServicesSystemd, Install: Install{When: InstallNever},
 	}
@@ -297,7 +300,7 @@ func TestMayJoinAfterFailure(t *testing.T) {
 	may("")
 
 	// Without the metadata service, cloud-init knows which instance this is, or nobody does.
-	l.metadata.SetFault(http.StatusUnauthorized)
+	l.metadata.SetFault(http.StatusForbidden)
 	may("it is not known whether this is it: get the instance identity document by IMDSv2")
 	l.write("instance-id", "i-0123456789abcdef0\n")
 	may("")
@@ -315,7 +318,7 @@ func TestMayJoinAfterFailure(t *testing.T) {
 	l.systemd.units[ecsUnit] = fakeUnit{}
 	l.fails("start sevagent")
 	may("bootstrap has not finished well on i-0123456789abcdef0;")
-	l.metadata.SetFault(http.StatusUnauthorized)
+	l.metadata.SetFault(http.StatusForbidden)
 	may("bootstrap has not finished well on this machine;")
 	l.metadata.SetFault(0)
 

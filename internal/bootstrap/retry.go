@@ -3,11 +3,13 @@ package bootstrap
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 )
 
-// retry calls try until it succeeds, or fails for good, and pauses in between, twice as long each time. When ctx ends,
-// the error says why it ended, and then what try failed with last.
+// retry calls try until it succeeds, or fails for good, and pauses in between, twice as long each time, less up to a
+// half: the nodes of a group boot together. When ctx ends, the error says why it ended, and then what try failed with
+// last.
 func retry(ctx context.Context, pause, longest time.Duration, try func() (again bool, err error)) error {
 	var last error
 	for {
@@ -21,7 +23,7 @@ func retry(ctx context.Context, pause, longest time.Duration, try func() (again 
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
-		case <-time.After(pause):
+		case <-time.After(pause - rand.N(pause/2+1)):
 			pause = min(2*pause, longest)
 		}
 	}
