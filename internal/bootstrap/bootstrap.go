@@ -2,9 +2,10 @@
 // step; Signal reports the node's registration to CloudFormation; MayJoin decides at every boot whether the ECS agent
 // may start. The command line is cmd/bootstrap.
 //
-// Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, proof.go the agent and its
-// proof, ecsconfig.go ecs.config, install.go the packages, systemd.go and unitfiles.go the units, cloudformation.go and
-// reason.go what a stack is signaled, signal.go the registration, progress.go how far bootstrap has come.
+// Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, metadata.go the metadata
+// service, proof.go the agent and its proof, ecsconfig.go ecs.config, install.go the packages, systemd.go and
+// unitfiles.go the units, cloudformation.go and reason.go what a stack is signaled, signal.go and ecslog.go the
+// registration, progress.go how far bootstrap has come.
 package bootstrap
 
 import (
