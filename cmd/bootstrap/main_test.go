@@ -18,12 +18,15 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/bootstrap"
+	"sevagent/internal/cli/clitest"
 	"sevagent/internal/localapi"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simscript"
 )
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"bootstrap": main}) }
+
+func TestHelpFits(t *testing.T) { clitest.HelpFits(t, run) }
 
 // TestScripts runs the binary as a binary, with AWS and the ECS agent on loopback and, where a script asks for it, the
 // real local API of sevagent in front of a fixed state.
