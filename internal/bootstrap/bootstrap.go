@@ -246,6 +246,7 @@ func (n *node) fail(ctx context.Context, err error) error {
 // leaveSignal leaves the signal of a failure to sevagent-signal.service: an instance in a warm pool is not waited for,
 // and may be stopped there, until it goes into service.
 func (n *node) leaveSignal(ctx context.Context, why error) error {
+	n.Target.Failure = failureID(n.Target.InstanceID, why)
 	err := n.writeTarget(ctx)
 	if err == nil {
 		var u units

@@ -28,6 +28,7 @@ type Target struct {
 	UpdateResource string `json:"update_resource"` // the Auto Scaling group, which waits in a rolling update; "": none
 	Region         string `json:"region"`
 	InstanceID     string `json:"instance_id"`
+	Failure        string `json:"failure,omitempty"` // the ID of a failure that a warm pool kept from being signaled
 }
 
 // signaler signals CloudFormation, once.

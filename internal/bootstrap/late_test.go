@@ -353,6 +353,9 @@ func TestSuccessAfterFailure(t *testing.T) {
 			wantError(t, n.signal(), "registration: ")
 			n.signaled(failed)
 		}
+		if !strings.Contains(n.out.String(), "none: i-0123456789abcdef0 signaled FAILURE to stack prod at ") {
+			t.Errorf("the failure is signaled again:\n%s", n.out.String())
+		}
 		n.register()
 		for range 2 {
 			must.Do(t, n.signal(), "signal the success")
@@ -428,6 +431,8 @@ func TestFailureInWarmPool(t *testing.T) {
 	l.metadata.Set(target, "Warmed:Stopped")
 	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
 	l.systemd.units[agentUnit] = agentFailed
+	l.write("bin/journalctl", "#!/bin/sh\nexit 1\n")
+	t.Setenv("PATH", l.path("bin")+":"+os.Getenv("PATH"))
 	l.fails("start sevagent: ")
 	l.holds("etc/sevagent/signal.json", `"ready_resource": "NodesReady"`)
 	if calls := l.systemd.calls; !slices.Contains(calls, "queue start sevagent-signal.service") {
@@ -440,9 +445,25 @@ func TestFailureInWarmPool(t *testing.T) {
 		t.Errorf("bootstrap does not say why it does not signal:\n%s", out)
 	}
 
+	signal := func() {
+		t.Helper()
+		must.Do(t, l.machine.signal(t.Context(), SignalOptions{
+			Dirs: l.options.Dirs, Introspection: "http://127.0.0.1:1", Timeout: time.Minute, SignalTimeout: time.Minute,
+		}, reportTo(&l.out)), "signal in service")
+	}
+	want := []simaws.Signal{failure("start sevagent: proving")}
 	l.metadata.Set(target, "InService")
-	l.fails("start sevagent: ")
-	if got := l.stack.Signals(); len(got) != 1 {
-		t.Errorf("the signals are %v, want the failure", got)
+	for range 2 {
+		signal()
+		if got := l.stack.Signals(); !slices.Equal(got, want) {
+			t.Errorf("the signals are %v, want %v", got, want)
+		}
+	}
+
+	// Bootstrap is run again and succeeds: there is no failure to signal any more.
+	l.systemd.units[agentUnit] = fakeUnit{result: "done"}
+	l.succeeds()
+	if target := l.read("etc/sevagent/signal.json"); strings.Contains(target, "failure") {
+		t.Errorf("signal.json still has the failure:\n%s", target)
 	}
 }

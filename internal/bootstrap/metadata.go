@@ -21,8 +21,8 @@ import (
 	"sevagent/internal/cli"
 )
 
-// loadAWS loads the SDK's configuration, without the SDK's retries: those give up after three attempts, and on some
-// errors at once, such as a role's credentials that are not there yet. retry asks again, until the deadline.
+// loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors at
+// once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
 func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error) {
 	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/cloudformation/types"
+
 	"sevagent/internal/cli"
 )
 
@@ -43,6 +45,10 @@ func (m machine) signal(ctx context.Context, o SignalOptions, report report) err
 	if s, ok := r.before(); ok && s.succeeded() {
 		return r.success(ctx) // which prints so
 	}
+	if t.Failure != "" {
+		m.awaitService(ctx, report)
+		return failed("signal", r.signal(ctx, types.ResourceSignalStatusFailure, t.Failure))
+	}
 	arn, err := m.registration(ctx, o, t.Cluster, report)
 	if err == nil {
 		report("registration", "%s", arn)
@@ -57,29 +63,28 @@ func (m machine) signal(ctx context.Context, o SignalOptions, report report) err
 
 // registration waits for the registration, while the instance is in service.
 func (m machine) registration(ctx context.Context, o SignalOptions, cluster string, report report) (arn string, err error) {
-	m.awaitService(ctx, report)
 	for {
+		m.awaitService(ctx, report)
 		arn, err = m.waitForRegistration(ctx, o, cluster)
-		if waited := m.awaitService(ctx, report); !waited || ctx.Err() != nil {
+		if m.warmPool(ctx) == "" || ctx.Err() != nil {
 			return arn, err
 		}
 	}
 }
 
-// awaitService waits while the instance is in a warm pool, and reports whether it was.
-func (m machine) awaitService(ctx context.Context, report report) (waited bool) {
-	for state := m.warmPool(ctx); state != ""; state = m.warmPool(ctx) {
-		if !waited {
+// awaitService waits while the instance is in a warm pool.
+func (m machine) awaitService(ctx context.Context, report report) {
+	said := false
+	for state := m.warmPool(ctx); state != "" && ctx.Err() == nil; state = m.warmPool(ctx) {
+		if !said {
 			report("warm pool", "%s: waiting until the instance goes into service", state)
 		}
-		waited = true
+		said = true
 		select {
 		case <-ctx.Done():
-			return waited
 		case <-time.After(10 * time.Second):
 		}
 	}
-	return waited
 }
 
 func readTarget(file string) (t Target, err error) {
