@@ -17,7 +17,7 @@ func retry(ctx context.Context, pause, longest time.Duration, try func() (again 
 		if !again {
 			return err
 		}
-		if ctx.Err() == nil || last == nil { // else the error before explains more
+		if last == nil || !over(ctx) { // else the error before explains more
 			last = err
 		}
 		select {
@@ -27,4 +27,10 @@ func retry(ctx context.Context, pause, longest time.Duration, try func() (again 
 			pause = min(2*pause, longest)
 		}
 	}
+}
+
+// over reports whether ctx has ended. A connection may notice its deadline before ctx does.
+func over(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(deadline)
 }
