@@ -71,9 +71,9 @@ var table = map[string][]string{
 	"internal/sim/simca":     {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
-		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli", "internal/config",
-		"internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls", "internal/mtls/source",
-		"internal/probe", "internal/readers",
+		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
+		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
+		"internal/mtls/source", "internal/probe", "internal/readers",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {

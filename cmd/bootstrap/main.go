@@ -178,7 +178,8 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 	f.StringVar(&o.Install.When, "install-ecs", bootstrap.InstallAuto,
 		"`WHEN` is auto: install Docker and\namazon-ecs-init by apt where they are\nmissing; or never")
 	f.StringVar(&o.Install.Package, "ecs-package", "",
-		"`URL` or path of amazon-ecs-init's deb, its\nsignature beside it as .asc (default:\nAmazon's bucket in the region)")
+		"`URL` or path of amazon-ecs-init's deb, its\nsignature beside it as .asc (default:\n"+
+			"Amazon's bucket in the region)")
 	f.StringVar(&o.Install.Key, "ecs-key", "",
 		"`URL` or path of Amazon's signing key, whose\nfingerprint is fixed (default: from\naws/amazon-ecs-agent)")
 	f.DurationVar(&o.MetadataTimeout, "metadata-timeout", 2*time.Minute,

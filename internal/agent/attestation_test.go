@@ -168,7 +168,8 @@ func TestGateWaitsForTheClock(t *testing.T) {
 			}
 		}
 		if waited := time.Since(began); waited < ahead || waited > ahead+time.Minute {
-			t.Errorf("the gate is passed after %v, want it within a minute of the certificate's start at %v", waited, ahead)
+			t.Errorf("the gate is passed after %v, want it within a minute of the certificate's start at %v",
+				waited, ahead)
 		}
 		cancel()
 		must.Do(t, group.Wait(), "stop")

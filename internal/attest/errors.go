@@ -124,8 +124,8 @@ func Advice(err error) string {
 	return ""
 }
 
-// Permanent reports whether asking again cannot help until someone acts. A certificate that is not valid yet becomes so:
-// at boot the clock may be behind, until it is synchronized.
+// Permanent reports whether asking again cannot help until someone acts. A certificate that is not valid yet becomes
+// so: at boot the clock may be behind, until it is synchronized.
 func Permanent(err error) bool {
 	switch Code(err) {
 	case "not_ready", "throttled", "vcek_pending", "queue_full", "deadline", "stopping",

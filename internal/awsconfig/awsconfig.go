@@ -1,6 +1,6 @@
-// Package awsconfig is how the programs on a node reach AWS: by the SDK's usual configuration, and by the proxies of the
-// environment, except for what answers on the node itself. That is the metadata service above all: by version 2 only,
-// and never through a proxy, whose answer would be believed.
+// Package awsconfig is how the programs on a node reach AWS: by the SDK's usual configuration, and by the proxies of
+// the environment, except for what answers on the node itself. That is the metadata service above all: by version 2
+// only, and never through a proxy, whose answer would be believed.
 package awsconfig
 
 import (
@@ -35,7 +35,9 @@ func Load(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.
 		// The SDK's clients for credentials would neither keep to version 2 nor know of this proxy function.
 		plain, err = config.LoadDefaultConfig(ctx, append(options,
 			config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = Metadata(plain) }),
-			config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) { o.HTTPClient = plain.HTTPClient }))...)
+			config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) {
+				o.HTTPClient = plain.HTTPClient
+			}))...)
 	}
 	if err != nil {
 		return plain, fmt.Errorf("load the AWS configuration: %w", err)

@@ -39,10 +39,11 @@ func TestProxy(t *testing.T) {
 		"169.254.169.254": false, "169.254.170.2": false, "169.254.170.23": false, "[fd00:ec2::254]": false,
 		"[fd00:ec2::23]": false, "127.0.0.1:51678": false, "127.9.9.9": false, "[::1]": false, "localhost:80": false,
 		"[::ffff:169.254.169.254]": false, "[fe80::1%25eth0]": false,
-		"169.253.169.254": true, "10.0.0.1": true, "[fd00:ec3::254]": true, "secretsmanager.us-east-2.amazonaws.com": true,
+		"169.253.169.254": true, "10.0.0.1": true, "[fd00:ec3::254]": true,
+		"secretsmanager.us-east-2.amazonaws.com": true,
 	} {
 		for _, scheme := range []string{"http", "https"} {
-			req := must.Get(http.NewRequest(http.MethodGet, scheme+"://"+host+"/", nil))(t, "make a request to %s", host)
+			req := must.Get(http.NewRequest(http.MethodGet, scheme+"://"+host+"/", nil))(t, "make a request")
 			if got := must.Get(proxy(req))(t, "find a proxy for %s", host); (got != nil) != want {
 				t.Errorf("%s://%s goes through the proxy %v, want a proxy: %v", scheme, host, got, want)
 			}
@@ -75,7 +76,8 @@ func TestMetadataGoesDirect(t *testing.T) {
 	}
 
 	// The proxy does work: AWS's own names go there.
-	req := must.Get(http.NewRequest(http.MethodGet, "http://secretsmanager.us-east-2.amazonaws.com/", nil))(t, "make a request")
+	const secrets = "http://secretsmanager.us-east-2.amazonaws.com/"
+	req := must.Get(http.NewRequest(http.MethodGet, secrets, nil))(t, "make a request")
 	resp := must.Get(cfg.HTTPClient.Do(req))(t, "ask AWS")
 	resp.Body.Close()
 	if got := proxied.Load() - before; got != 1 {

@@ -69,7 +69,8 @@ func (l *lab) serveAgent() string {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "pass"}`) })
 	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"attestation": {"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}}`)
+		fmt.Fprint(w, `{"attestation": {
+			"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}}`)
 	})
 	server := httptest.NewUnstartedServer(mux)
 	server.Listener.Close()
@@ -229,8 +230,8 @@ func TestServices(t *testing.T) {
 	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
 	l.succeeds()
 	first := []string{
-		"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service", "enable ecs.service",
-		"queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service",
+		"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service",
+		"enable ecs.service", "queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service",
 	}
 	l.asked(first...)
 
@@ -314,7 +315,8 @@ func TestMayJoinAfterFailure(t *testing.T) {
 	l.fails("start sevagent")
 	may("")
 
-	// A run that fails while it does not run takes the permission away, also where the metadata service does not answer.
+	// A run that fails while it does not run takes the permission away, also where the metadata service does not
+	// answer.
 	l.systemd.units[ecsUnit] = fakeUnit{}
 	l.fails("start sevagent")
 	may("bootstrap has not finished well on i-0123456789abcdef0;")

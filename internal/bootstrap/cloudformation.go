@@ -164,15 +164,16 @@ func (r signaler) send(
 	return false, err
 }
 
-// permanent reports whether trying again cannot help: the role lacks the permission, the stack does not exist, or there are
-// no credentials to be had. Everything else may pass: the network and the service's own failures, throttling, a role
+// permanent reports whether trying again cannot help: the role lacks the permission, the stack does not exist, or there
+// are no credentials to be had. Everything else may pass: the network and the service's own failures, throttling, a role
 // whose credentials are late or not known everywhere yet, a clock that is being set.
 func permanent(err error) bool {
 	api, ok := errors.AsType[smithy.APIError](err)
 	if !ok {
 		return metadataOff(err)
 	}
-	return api.ErrorCode() == accessDenied || api.ErrorCode() == "ValidationError" && noStack.MatchString(api.ErrorMessage())
+	return api.ErrorCode() == accessDenied ||
+		api.ErrorCode() == "ValidationError" && noStack.MatchString(api.ErrorMessage())
 }
 
 const accessDenied = "AccessDenied"

@@ -120,7 +120,8 @@ func (n *node) mergeECSConfig() (*ecsconfig.File, error) {
 		return nil, fmt.Errorf("%s: %w", n.ECSConfig, err)
 	}
 	if _, err := f.Encode(); err != nil {
-		return nil, fmt.Errorf("%s: systemd and ecs-init would read it differently: %w; fix these lines", n.ECSConfig, err)
+		return nil, fmt.Errorf(
+			"%s: systemd and ecs-init would read it differently: %w; fix these lines", n.ECSConfig, err)
 	}
 	return f, nil
 }

@@ -166,7 +166,8 @@ func ecsPackageURL(region string) string {
 	if strings.HasPrefix(region, "cn-") {
 		domain = "amazonaws.com.cn"
 	}
-	return fmt.Sprintf("https://%s.%s.%s/amazon-ecs-agent-%s/amazon-ecs-init-latest.amd64.deb", host, region, domain, region)
+	const file = "amazon-ecs-init-latest.amd64.deb"
+	return fmt.Sprintf("https://%s.%s.%s/amazon-ecs-agent-%s/%s", host, region, domain, region, file)
 }
 
 // aptRetries is for how long a failed apt-get is started again. At first boot, others use it too: its option
@@ -203,7 +204,8 @@ func again(ctx context.Context, limit time.Duration, do func() error) error {
 
 // apt runs apt-get, which waits for others that hold its lock. Its error is the last line that it wrote.
 func apt(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"--quiet", "--option=DPkg::Lock::Timeout=300"}, args...)...)
+	options := []string{"--quiet", "--option=DPkg::Lock::Timeout=300"}
+	cmd := exec.CommandContext(ctx, "apt-get", append(options, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "LC_ALL=C")
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()

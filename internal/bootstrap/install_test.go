@@ -39,7 +39,8 @@ func TestInstall(t *testing.T) {
 	installs := func(want bool, why string) {
 		t.Helper()
 		if got := strings.Contains(l.read("apt.log"), "amazon-ecs-init.deb"); got != want {
-			t.Errorf("%s: the package is installed: %v, want %v; apt-get was called with\n%s", why, got, want, l.read("apt.log"))
+			t.Errorf("%s: the package is installed: %v, want %v; apt-get was called with\n%s",
+				why, got, want, l.read("apt.log"))
 		}
 		os.Remove(l.path("apt.log"))
 	}
@@ -117,14 +118,15 @@ echo 'E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1234 
 exit 100
 `)
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	install := func(ctx context.Context) error { return aptInstall(ctx, "docker.io") }
 	for name, c := range map[string]struct {
 		do    func(context.Context) error
 		fails int
 		calls string
 	}{
 		"update":  {aptUpdate, 3, "update\nupdate\nupdate\nupdate\n"},
-		"install": {func(ctx context.Context) error { return aptInstall(ctx, "docker.io") }, 1, "install\nupdate\ninstall\n"},
-		"lists":   {func(ctx context.Context) error { return aptInstall(ctx, "docker.io") }, 2, "install\nupdate\nupdate\ninstall\n"},
+		"install": {install, 1, "install\nupdate\ninstall\n"},
+		"lists":   {install, 2, "install\nupdate\nupdate\ninstall\n"},
 	} {
 		write("fails", strings.Repeat("once\n", c.fails))
 		write("calls", "")
@@ -136,7 +138,8 @@ exit 100
 	write("fails", strings.Repeat("always\n", 1000))
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		wantError(t, aptUpdate(t.Context()), "apt-get update: exit status 100: E: Could not get lock /var/lib/apt/lists/lock.")
+		wantError(t, aptUpdate(t.Context()),
+			"apt-get update: exit status 100: E: Could not get lock /var/lib/apt/lists/lock.")
 		if d := time.Since(began); d < aptRetries || d > aptRetries+time.Minute {
 			t.Errorf("apt-get was tried for %v, want %v", d, aptRetries)
 		}
@@ -181,10 +184,11 @@ func (k testKey) sign(name string) {
 }
 
 func TestECSPackageURL(t *testing.T) {
-	for region, want := range map[string]string{
-		"us-east-2":  "https://s3.us-east-2.amazonaws.com/amazon-ecs-agent-us-east-2/amazon-ecs-init-latest.amd64.deb",
-		"cn-north-1": "https://s3.cn-north-1.amazonaws.com.cn/amazon-ecs-agent-cn-north-1/amazon-ecs-init-latest.amd64.deb",
+	for region, bucket := range map[string]string{
+		"us-east-2":  "https://s3.us-east-2.amazonaws.com/amazon-ecs-agent-us-east-2/",
+		"cn-north-1": "https://s3.cn-north-1.amazonaws.com.cn/amazon-ecs-agent-cn-north-1/",
 	} {
+		want := bucket + "amazon-ecs-init-latest.amd64.deb"
 		if got := ecsPackageURL(region); got != want {
 			t.Errorf("the package for %s is at %s, want %s", region, got, want)
 		}

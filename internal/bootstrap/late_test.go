@@ -61,7 +61,9 @@ func newLateNode(t *testing.T) *lateNode {
 	n.stack.SetResource("prod", "NodesReady", "CREATE_IN_PROGRESS", true)
 	n.dirs = Dirs{Config: t.TempDir(), State: t.TempDir()}
 	n.machine = machine{
-		dirs: n.dirs, instanceIDFile: filepath.Join(t.TempDir(), "instance-id"), ecsLog: filepath.Join(t.TempDir(), "log"),
+		dirs:           n.dirs,
+		instanceIDFile: filepath.Join(t.TempDir(), "instance-id"),
+		ecsLog:         filepath.Join(t.TempDir(), "log"),
 		aws: func(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error) {
 			return awsconfig.Load(ctx, append(options, config.WithHTTPClient(n.client(10*time.Second)))...)
 		},
@@ -369,15 +371,16 @@ func TestSuccessAfterFailure(t *testing.T) {
 
 // TestECSLog: the ECS agent answers only once it has registered; why it has not is in its log.
 func TestECSLog(t *testing.T) {
-	const denied = "operation error ECS: RegisterContainerInstance, https response error StatusCode: 400, RequestID: 1, " +
-		"api error AccessDeniedException: User: arn:aws:sts::111122223333:assumed-role/node/i-1 is not authorized"
+	const denied = "operation error ECS: RegisterContainerInstance, https response error StatusCode: 400, " +
+		"RequestID: 1, api error AccessDeniedException: User: arn:aws:sts::111122223333:assumed-role/node/i-1 is not authorized"
 	for name, c := range map[string]struct{ log, reason, id string }{
 		"structured": {`level=info time=2026-11-30T10:00:00Z msg="Registering Instance with ECS"
 level=error time=2026-11-30T10:00:01Z msg="Unable to register as a container instance with ECS" error="` + denied + `"
 level=info time=2026-11-30T10:00:02Z msg="level=error is not this" module=agent.go
 `, "ECS agent: Unable to register as a container instance with ECS: operation error ECS: ",
 			"registration: AccessDeniedException: User: arn:aws:s..."},
-		"json": {`{"level":"critical","time":"2026-11-30T10:00:01Z","msg":"Error","error":"saved cluster does not match"}
+		"json": {`{"level":"critical","time":"2026-11-30T10:00:01Z","msg":"Error",` +
+			`"error":"saved cluster does not match"}
 {"level":"warn","time":"2026-11-30T10:00:02Z","msg":"something else"}
 `, "ECS agent: Error: saved cluster does not match", "registration: Error: saved cluster does not match"},
 		"old": {"2018-03-21T13:01:15Z [ERROR] Error registering: no route\n2018-03-21T13:01:16Z [INFO] bye\n",
@@ -418,7 +421,8 @@ func TestDeadline(t *testing.T) {
 			MetadataTimeout: time.Hour, Deadline: 20 * time.Minute, Socket: "/nowhere", Services: ServicesNone,
 			ECSConfig: filepath.Join(n.dirs.Config, "ecs.config"), Install: Install{When: InstallNever},
 		}, n.machine, &n.out).run(t.Context())
-		wantError(t, err, "metadata: get the instance identity document by IMDSv2: bootstrap is not done within 20m0s: ")
+		wantError(t, err,
+			"metadata: get the instance identity document by IMDSv2: bootstrap is not done within 20m0s: ")
 		n.took(20*time.Minute, 20*time.Minute+2*idTimeout)
 	})
 }

@@ -21,8 +21,8 @@ import (
 	"sevagent/internal/cli"
 )
 
-// loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors at
-// once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
+// loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors
+// at once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
 func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error) {
 	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
 }
@@ -38,8 +38,11 @@ func metadataOff(err error) bool {
 }
 
 // askMetadata asks the instance metadata service until it answers, for as long as timeout: at boot it may be late, or
-// ill in any way. It asks by version 2 only: a service that refuses a token is an error, never a reason to try version 1.
-func (m machine) askMetadata(ctx context.Context, timeout time.Duration, ask func(context.Context, *imds.Client) error) error {
+// ill in any way. It asks by version 2 only: a service that refuses a token is an error, never a reason to try
+// version 1.
+func (m machine) askMetadata(
+	ctx context.Context, timeout time.Duration, ask func(context.Context, *imds.Client) error,
+) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
 	cfg, err := m.loadAWS(ctx, "")
@@ -94,7 +97,8 @@ const warmed = "Warmed:"
 func (m machine) warmPool(ctx context.Context) (state string) {
 	_ = m.askMetadata(ctx, idTimeout, func(ctx context.Context, client *imds.Client) error {
 		answer, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: "autoscaling/target-lifecycle-state"})
-		if refused, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && refused.HTTPStatusCode() == http.StatusNotFound {
+		refused, ok := errors.AsType[*smithyhttp.ResponseError](err)
+		if ok && refused.HTTPStatusCode() == http.StatusNotFound {
 			return nil
 		}
 		if err != nil {

@@ -62,7 +62,9 @@ func (m machine) signal(ctx context.Context, o SignalOptions, report report) err
 }
 
 // registration waits for the registration, while the instance is in service.
-func (m machine) registration(ctx context.Context, o SignalOptions, cluster string, report report) (arn string, err error) {
+func (m machine) registration(
+	ctx context.Context, o SignalOptions, cluster string, report report,
+) (arn string, err error) {
 	for {
 		m.awaitService(ctx, report)
 		arn, err = m.waitForRegistration(ctx, o, cluster)
@@ -98,8 +100,10 @@ func readTarget(file string) (t Target, err error) {
 	if err := json.Unmarshal(data, &t); err != nil {
 		return t, cli.Usage(fmt.Errorf("read %s: %w", file, err))
 	}
-	if t.Cluster == "" || t.Stack == "" || t.Region == "" || t.InstanceID == "" || t.ReadyResource+t.UpdateResource == "" {
-		return t, cli.Usagef("read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
+	named := t.ReadyResource != "" || t.UpdateResource != ""
+	if t.Cluster == "" || t.Stack == "" || t.Region == "" || t.InstanceID == "" || !named {
+		return t, cli.Usagef(
+			"read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
 	}
 	return t, nil
 }

@@ -86,7 +86,8 @@ func newMachine(t *testing.T, mount, node bool) *machine {
 		}
 		return nil
 	})
-	// The product learns nothing from the environment but where Secrets Manager is, and of a proxy that must not be asked.
+	// The product learns nothing from the environment but where Secrets Manager is, and of a proxy that must not be
+	// asked.
 	proxy := "http://" + unasked(t)
 	m.env = lab.Environment("AWS_ENDPOINT_URL_SECRETS_MANAGER=http://"+m.moto,
 		"HTTP_PROXY="+proxy, "HTTPS_PROXY="+proxy, "ALL_PROXY="+proxy)
