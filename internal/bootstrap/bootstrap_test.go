@@ -231,7 +231,8 @@ func TestServices(t *testing.T) {
 	l.succeeds()
 	first := []string{
 		"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service",
-		"enable ecs.service", "queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service",
+		"enable ecs.service", "queue restart ecs.service",
+		"enable sevagent-signal.service", "queue start sevagent-signal.service",
 	}
 	l.asked(first...)
 

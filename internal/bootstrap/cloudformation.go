@@ -165,8 +165,8 @@ func (r signaler) send(
 }
 
 // permanent reports whether trying again cannot help: the role lacks the permission, the stack does not exist, or there
-// are no credentials to be had. Everything else may pass: the network and the service's own failures, throttling, a role
-// whose credentials are late or not known everywhere yet, a clock that is being set.
+// are no credentials to be had. Everything else may pass: the network and the service's own failures, throttling, a
+// role whose credentials are late or not known everywhere yet, a clock that is being set.
 func permanent(err error) bool {
 	api, ok := errors.AsType[smithy.APIError](err)
 	if !ok {

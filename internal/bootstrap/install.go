@@ -106,7 +106,7 @@ func (n *node) install(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, 15*time.Minute, errors.New("not done within 15m"))
 	defer cancel()
-	if err := aptUpdate(ctx); err != nil {
+	if err := apt(ctx, "update"); err != nil {
 		return err
 	}
 	for _, name := range n.missing {
@@ -114,7 +114,7 @@ func (n *node) install(ctx context.Context) error {
 		if name == packageECSInit {
 			err = n.installECSInit(ctx)
 		} else {
-			err = aptInstall(ctx, name)
+			err = apt(ctx, "install", "--yes", name)
 		}
 		if err != nil {
 			return err
@@ -153,7 +153,7 @@ func (n *node) installECSInit(ctx context.Context) error {
 	if err := verify(ctx, n.machine.ecsKey, key, sig, deb); err != nil {
 		return fmt.Errorf("verify %s: %w", source, err)
 	}
-	return aptInstall(ctx, "--option=Dpkg::Options::=--force-confold", deb)
+	return apt(ctx, "install", "--yes", "--option=Dpkg::Options::=--force-confold", deb)
 }
 
 // ecsPackageURL is of the regional bucket: Amazon ECS Developer Guide, as above. SEV-SNP is AMD's: amd64 only. S3 is
@@ -174,19 +174,16 @@ func ecsPackageURL(region string) string {
 // DPkg::Lock::Timeout does not cover the lock of the package lists.
 const aptRetries = 3 * time.Minute
 
-func aptUpdate(ctx context.Context) error {
-	return again(ctx, aptRetries, func() error { return apt(ctx, "update") })
-}
-
-// aptInstall updates the lists before each further attempt: they may be what is wrong.
-func aptInstall(ctx context.Context, args ...string) error {
+// apt runs apt-get until it succeeds, or for aptRetries. It updates the lists before each further attempt: they may be
+// what is wrong.
+func apt(ctx context.Context, args ...string) error {
 	failed := false
 	return again(ctx, aptRetries, func() (err error) {
-		if failed {
-			err = apt(ctx, "update")
+		if failed && args[0] != "update" {
+			err = aptGet(ctx, "update")
 		}
 		if err == nil {
-			err = apt(ctx, append([]string{"install", "--yes"}, args...)...)
+			err = aptGet(ctx, args...)
 		}
 		failed = true
 		return err
@@ -202,8 +199,8 @@ func again(ctx context.Context, limit time.Duration, do func() error) error {
 	})
 }
 
-// apt runs apt-get, which waits for others that hold its lock. Its error is the last line that it wrote.
-func apt(ctx context.Context, args ...string) error {
+// aptGet runs apt-get once. It waits for others that hold dpkg's lock. Its error is the last line that it wrote.
+func aptGet(ctx context.Context, args ...string) error {
 	options := []string{"--quiet", "--option=DPkg::Lock::Timeout=300"}
 	cmd := exec.CommandContext(ctx, "apt-get", append(options, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "LC_ALL=C")

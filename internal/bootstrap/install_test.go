@@ -1,7 +1,6 @@
 package bootstrap
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -118,19 +117,21 @@ echo 'E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1234 
 exit 100
 `)
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	install := func(ctx context.Context) error { return aptInstall(ctx, "docker.io") }
+	install := []string{"install", "--yes", "docker.io"}
 	for name, c := range map[string]struct {
-		do    func(context.Context) error
+		args  []string
 		fails int
 		calls string
 	}{
-		"update":  {aptUpdate, 3, "update\nupdate\nupdate\nupdate\n"},
+		"update":  {[]string{"update"}, 3, "update\nupdate\nupdate\nupdate\n"},
 		"install": {install, 1, "install\nupdate\ninstall\n"},
 		"lists":   {install, 2, "install\nupdate\nupdate\ninstall\n"},
 	} {
 		write("fails", strings.Repeat("once\n", c.fails))
 		write("calls", "")
-		synctest.Test(t, func(t *testing.T) { must.Do(t, c.do(t.Context()), "%s, with a lock that is held", name) })
+		synctest.Test(t, func(t *testing.T) {
+			must.Do(t, apt(t.Context(), c.args...), "%s, with a lock that is held", name)
+		})
 		if got := string(must.Get(os.ReadFile(calls))(t, "read the calls")); got != c.calls {
 			t.Errorf("%s called apt-get for\n%s\nwant\n%s", name, got, c.calls)
 		}
@@ -138,7 +139,7 @@ exit 100
 	write("fails", strings.Repeat("always\n", 1000))
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		wantError(t, aptUpdate(t.Context()),
+		wantError(t, apt(t.Context(), "update"),
 			"apt-get update: exit status 100: E: Could not get lock /var/lib/apt/lists/lock.")
 		if d := time.Since(began); d < aptRetries || d > aptRetries+time.Minute {
 			t.Errorf("apt-get was tried for %v, want %v", d, aptRetries)

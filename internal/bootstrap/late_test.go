@@ -33,7 +33,7 @@ type lateNode struct {
 	began    time.Time
 	out      strings.Builder
 
-	// ill returns what is wrong with a request: an HTTP status, an error of the network, or hung; nil: nothing.
+	// ill returns what is wrong with a request: an HTTP status, an error of the network, or errHung; nil: nothing.
 	ill func(*http.Request) error
 	// silent makes the ECS agent refuse connections, as it does until it has registered.
 	silent bool
@@ -41,7 +41,7 @@ type lateNode struct {
 
 var (
 	errRefused = errors.New("connect: connection refused")
-	hung       = errors.New("no answer")
+	errHung    = errors.New("no answer")
 )
 
 type status int
@@ -100,7 +100,7 @@ func (n *lateNode) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	code, isStatus := err.(status)
 	switch {
-	case err == hung:
+	case err == errHung:
 		<-req.Context().Done()
 		return nil, req.Context().Err()
 	case isStatus:
@@ -173,7 +173,7 @@ func failure(why string) simaws.Signal {
 // illnesses are what time heals.
 func illnesses() map[string]error {
 	return map[string]error{
-		"refused": errRefused, "hanging": hung, "500": status(500), "502": status(502), "503": status(503),
+		"refused": errRefused, "hanging": errHung, "500": status(500), "502": status(502), "503": status(503),
 		"429": status(429), "404": status(404), "401": status(401), "400": status(400),
 	}
 }
@@ -372,7 +372,8 @@ func TestSuccessAfterFailure(t *testing.T) {
 // TestECSLog: the ECS agent answers only once it has registered; why it has not is in its log.
 func TestECSLog(t *testing.T) {
 	const denied = "operation error ECS: RegisterContainerInstance, https response error StatusCode: 400, " +
-		"RequestID: 1, api error AccessDeniedException: User: arn:aws:sts::111122223333:assumed-role/node/i-1 is not authorized"
+		"RequestID: 1, api error AccessDeniedException: User: arn:aws:sts::111122223333:assumed-role/node/i-1 " +
+		"is not authorized"
 	for name, c := range map[string]struct{ log, reason, id string }{
 		"structured": {`level=info time=2026-11-30T10:00:00Z msg="Registering Instance with ECS"
 level=error time=2026-11-30T10:00:01Z msg="Unable to register as a container instance with ECS" error="` + denied + `"
@@ -413,7 +414,7 @@ level=info time=2026-11-30T10:00:02Z msg="level=error is not this" module=agent.
 // TestDeadline: all of bootstrap is bounded, and the failure says by what.
 func TestDeadline(t *testing.T) {
 	n := newLateNode(t)
-	n.until(time.Hour, hung)
+	n.until(time.Hour, errHung)
 	n.inBubble(func(t *testing.T) {
 		n.began = time.Now()
 		err := newNode(Options{
