@@ -38,6 +38,7 @@ var table = map[string][]string{
 	},
 	"internal/cli/clitest": {"internal/must"},
 	"internal/atomicfile":  {},
+	"internal/awsconfig":   {aws},
 	"internal/appraise":    {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile",
@@ -56,8 +57,8 @@ var table = map[string][]string{
 	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go"},
 	"internal/cluster/clustertest": {},
 	"internal/probe":               {"client", "internal/visible", prometheus},
+	"internal/watch":               {"github.com/fsnotify/fsnotify"},
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
-	"internal/reload":              {"client", "internal/cgroup", prometheus},
 	"internal/config":              {"internal/appraise", "internal/snp", "internal/suggest", "go.yaml.in/yaml"},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
@@ -71,18 +72,18 @@ var table = map[string][]string{
 	"internal/sim/simca":     {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
-		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config",
-		"internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls", "internal/mtls/source",
-		"internal/probe", "internal/readers", "internal/reload",
+		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
+		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
+		"internal/mtls/source", "internal/probe", "internal/readers",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
 		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
-		"internal/visible", cobra,
+		"internal/visible", "internal/watch", cobra, "golang.org/x/sys",
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
-		"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig",
+		"client", "internal/atomicfile", "internal/awsconfig", "internal/cli", "internal/config", "internal/ecsconfig",
 		aws, "github.com/aws/smithy-go", systemd,
 	},
 	"cmd/sevctl": {

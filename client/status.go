@@ -17,7 +17,6 @@ type Status struct {
 	// Endpoints are the enclave servers of mtls.endpoints, in the order of the configuration.
 	Endpoints []Endpoint `json:"endpoints"`
 	Readers   Readers    `json:"readers"`
-	Reload    Reload     `json:"reload"`
 	// ReloadError is why the agent refused its configuration when it last re-read it. Empty: it did not.
 	ReloadError string `json:"reload_error,omitempty"`
 }
@@ -230,26 +229,4 @@ type StaleMount struct {
 	// replaced.
 	Generation string `json:"generation,omitempty"`
 	Deleted    bool   `json:"deleted"` // from the host; the container has the only copy
-}
-
-// Reload describes the signals that the agent sends to containers after a publication (mtls.reload).
-type Reload struct {
-	Enabled bool `json:"enabled"`
-	// Pending is the number of containers still to be signalled.
-	Pending int `json:"pending"`
-	// Last has the last outcome for each of the last 64 containers, the latest last.
-	Last []ReloadOutcome `json:"last"`
-	// Error is why the containers could not be listed. Empty: they could.
-	Error string `json:"error,omitempty"`
-}
-
-// ReloadOutcome is the outcome of one signal.
-type ReloadOutcome struct {
-	ContainerID string    `json:"container_id"`
-	Name        string    `json:"name"`
-	Signal      string    `json:"signal,omitempty"`
-	Generation  string    `json:"generation"`
-	At          time.Time `json:"at"`
-	// Error is why it was not sent. Empty: it was.
-	Error string `json:"error,omitempty"`
 }

@@ -97,6 +97,9 @@ type Want struct {
 	// Key is a public key that the evidence must bind, a SubjectPublicKeyInfo in DER: the RawSubjectPublicKeyInfo of
 	// the certificate that the peer of a TLS connection has presented. Nil: a binding is not asked for.
 	Key []byte
+	// Binding is the kind of certificate whose key the evidence must bind, BindClient or BindServer. A published client
+	// certificate and a server certificate may have one key, and then Key alone does not tell them apart. Empty: either.
+	Binding string
 	// Purpose is what the evidence must have been made for. Empty: any.
 	Purpose Purpose
 	// MaxAge bounds the age of evidence by the node's own clock, whose reading the report does not commit to: it finds
@@ -138,6 +141,10 @@ func (v *Verifier) Document(doc []byte, w Want) (*Result, error) {
 	}
 	if w.Key != nil {
 		r.Key = r.compareKey(w.Key)
+	}
+	if w.Binding != "" && d.Binding.Kind != w.Binding {
+		r.reject(CodeBindingMismatch, fmt.Sprintf("the evidence has a binding of the kind %s, and %s is wanted",
+			d.Binding.Kind, w.Binding))
 	}
 	if w.Purpose != "" && d.Purpose != w.Purpose {
 		r.reject(CodePurposeMismatch, fmt.Sprintf("the evidence was made for the purpose %s, and %s is wanted",
@@ -187,6 +194,9 @@ func (w Want) check() (code, reason string) {
 		return CodeNonceRequired, "a nonce is required, and any nonce is allowed: choose one"
 	case w.Key != nil && len(w.Key) == 0:
 		return CodeBindingMismatch, "the key to compare with is empty"
+	case w.Binding != "" && w.Binding != BindClient && w.Binding != BindServer:
+		return CodeBindingMismatch, fmt.Sprintf("the kind of binding to compare with is %q, and none of %s and %s",
+			w.Binding, BindClient, BindServer)
 	case w.MaxAge < 0:
 		return CodeTooOld, "the greatest age allowed is negative"
 	}
@@ -201,8 +211,11 @@ func (w Want) now() time.Time {
 }
 
 func (r *Result) compareKey(spki []byte) Check {
-	if len(r.Binding.SPKISHA256) == 0 {
-		return r.compare(false, CodeBindingMismatch, "the evidence binds no key, and the peer's is wanted")
+	// Both kinds are of keys that peers of a TLS connection have. A kind that is added may be of another, and of the same
+	// bytes.
+	if kind := r.Binding.Kind; kind != BindClient && kind != BindServer {
+		return r.compare(false, CodeBindingMismatch,
+			fmt.Sprintf("the evidence binds no key of a certificate: its binding is of the kind %s", kind))
 	}
 	want := sha256.Sum256(spki)
 	return r.compare(bytes.Equal(r.Binding.SPKISHA256, want[:]), CodeBindingMismatch,

@@ -14,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -135,6 +136,9 @@ func TestRefused(t *testing.T) {
 		return bytes.Replace(n.doc, []byte(old), []byte(new), 1)
 	}
 	good := verify.Want{Nonce: n.nonce}
+	hourAt := func(fromMade time.Duration) verify.Want { // at most an hour old, at a time after the evidence was made
+		return verify.Want{Nonce: n.nonce, MaxAge: time.Hour, Now: n.now.Truncate(time.Second).Add(fromMade)}
+	}
 	for _, c := range []struct {
 		name string
 		doc  []byte
@@ -155,10 +159,17 @@ func TestRefused(t *testing.T) {
 		{"a digest for the key", n.doc, verify.Want{Nonce: n.nonce, Key: make([]byte, 32)},
 			verify.CodeBindingMismatch, ""},
 		{"empty key", n.doc, verify.Want{Nonce: n.nonce, Key: []byte{}}, verify.CodeBindingMismatch, "empty"},
-		{"bound to no key", unbound, verify.Want{Nonce: n.nonce, Key: n.spki},
-			verify.CodeBindingMismatch, "binds no key"},
-		{"another purpose", unbound, verify.Want{Nonce: n.nonce, Purpose: verify.PurposeClient},
-			verify.CodePurposeMismatch,
+		{"bound to no key", unbound, verify.Want{Nonce: n.nonce, Key: n.spki}, verify.CodeBindingMismatch, "binds no key"},
+		{"bound to no key, any wanted", unbound, verify.Want{Nonce: n.nonce, Binding: verify.BindServer},
+			verify.CodeBindingMismatch, "kind none, and server"},
+		{"the kind of binding", n.doc, verify.Want{Nonce: n.nonce, Key: n.spki, Binding: verify.BindClient}, "", ""},
+		{"another kind of binding, same key", n.doc, verify.Want{Nonce: n.nonce, Key: n.spki, Binding: verify.BindServer},
+			verify.CodeBindingMismatch, "kind client, and server"},
+		{"an unknown kind of binding", n.doc, verify.Want{Nonce: n.nonce, Binding: "peer"},
+			verify.CodeBindingMismatch, `"peer"`},
+		{"the kind none", unbound, verify.Want{Nonce: n.nonce, Binding: verify.BindNone},
+			verify.CodeBindingMismatch, `"none"`},
+		{"another purpose", unbound, verify.Want{Nonce: n.nonce, Purpose: verify.PurposeClient}, verify.CodePurposeMismatch,
 			"purpose mtls, and client"},
 		{"too old", n.doc, verify.Want{Nonce: n.nonce, MaxAge: time.Minute, Now: n.now.Add(time.Hour)},
 			verify.CodeTooOld,
@@ -166,6 +177,10 @@ func TestRefused(t *testing.T) {
 		{"made long from now", edit(`"iat":`, `"iat":4`), verify.Want{Nonce: n.nonce, MaxAge: time.Hour},
 			verify.CodeFromFuture,
 			"from now"},
+		{"made as far from now as clocks differ", n.doc, hourAt(-time.Minute), "", ""},
+		{"made further from now", n.doc, hourAt(-time.Minute - 1), verify.CodeFromFuture, "from now"},
+		{"as old as allowed", n.doc, hourAt(time.Hour), "", ""},
+		{"older than allowed", n.doc, hourAt(time.Hour + 1), verify.CodeTooOld, "at most 1h0m0s"},
 		{"made long from now, no age wanted", edit(`"iat":`, `"iat":4`), good, "", ""},
 		{"negative age", n.doc, verify.Want{Nonce: n.nonce, MaxAge: -1}, verify.CodeTooOld, "negative"},
 		{"edited caller", edit(`"uid":0`, `"uid":1`), good, verify.CodeReportDataMismatch, "does not commit"},
@@ -200,10 +215,21 @@ func TestRefused(t *testing.T) {
 				t.Errorf("error %v, verdict %s %q; want code %q and …%s…",
 					err, r.Verdict.Status, r.Verdict.Code, c.code, c.text)
 			}
+			if r.Verdict.Roots != "custom" {
+				t.Errorf("roots are %q, want custom", r.Verdict.Roots)
+			}
 			if _, err := json.Marshal(r); err != nil || (c.code == "") != (r.Verdict.Status == verify.Pass) {
 				t.Errorf("verdict %s, which encodes with %v", r.Verdict.Status, err)
 			}
 		})
+	}
+}
+
+// TestRootsOfAMD: a verdict by AMD's roots says so, whatever was not appraised.
+func TestRootsOfAMD(t *testing.T) {
+	v := must.Get(verify.New(verify.Config{AnyRegion: true}))(t, "make a verifier")
+	if r, err := v.Document(nil, verify.Want{AnyNonce: true}); err == nil || r.Verdict.Roots != "amd" {
+		t.Errorf("no document: %v, by the roots %q, want amd", err, r.Verdict.Roots)
 	}
 }
 
@@ -354,8 +380,25 @@ func TestRevocation(t *testing.T) {
 		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 27},
 			Critical: true, Value: []byte{2, 1, 0}}},
 	}))(t, "make a list of changes only")
+	// Each list belongs to the root that it names, whichever else are trusted.
+	turin := newNode(t, func(o *sim.Options) { o.Product = snp.Turin })
+	both := func(string) ([]byte, error) { return slices.Concat(n.psp.Roots(), turin.psp.Roots()), nil }
+	c := n.config(t)
+	c.Policy = must.Get(verify.ParsePolicy("policy.yaml", simulatorPolicy, both))(t, "read the policy")
+	c.RevocationLists = [][]byte{list(turin, after), list(n, after)}
+	v := must.Get(verify.New(c))(t, "make a verifier for two products")
+	if _, err := v.Document(n.doc, verify.Want{Nonce: n.nonce}); err != nil {
+		t.Errorf("with lists of two products: %v", err)
+	}
+	c.RevocationLists = c.RevocationLists[:1]
+	v = must.Get(verify.New(c))(t, "make a verifier with a list of another product")
+	if _, err := v.Document(n.doc, verify.Want{Nonce: n.nonce}); code(t, err) != verify.CodeRevocationUnknown {
+		t.Errorf("with the list of another product alone: %v", err)
+	}
+
 	for name, data := range map[string][]byte{
-		"of another root": list(other, after), "with a wrong signature": flipped, "a certificate": n.certs[0],
+		"labelled as a certificate": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: list(n, after)}),
+		"of another root":           list(other, after), "with a wrong signature": flipped, "a certificate": n.certs[0],
 		"two in one": append(encoded(newer), encoded(newer)...),
 		"cut":        newer[:100], "empty": {}, "of changes only": delta,
 	} {

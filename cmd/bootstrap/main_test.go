@@ -43,6 +43,13 @@ func TestScripts(t *testing.T) {
 				ts.Check(err)
 				ts.Value("metadata").(*simaws.IMDS).SetFault(status)
 			},
+			// region NAME moves the instance and its stacks there.
+			"region": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("metadata").(*simaws.IMDS).Instance.Region = args[0]
+				cfn := ts.Value("cloudformation").(*simaws.CloudFormation)
+				cfn.Region = args[0]
+				ts.Setenv("STACK_ID", cfn.StackID("prod"))
+			},
 			// no-v1 fails if a request came without a token.
 			"no-v1": func(ts *testscript.TestScript, neg bool, args []string) {
 				if n := ts.Value("metadata").(*simaws.IMDS).V1Requests(); n != 0 {
@@ -75,9 +82,20 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("signals are %q, want %q", got, args)
 				}
 			},
-			// registered CLUSTER [ARN] makes the ECS agent report that.
+			// registered [CLUSTER ARN] makes the ECS agent report that, or, before it is registered, refuse connections.
 			"registered": func(ts *testscript.TestScript, neg bool, args []string) {
-				ts.Value("ecs").(*simaws.ECSAgent).Register(args[0], strings.Join(args[1:], ""))
+				ecs := ts.Value("ecs").(*simaws.ECSAgent)
+				if len(args) == 0 {
+					ecs.Shut()
+					return
+				}
+				ts.Check(ecs.Register(args[0], args[1]))
+			},
+			// later-registered is registered after a while.
+			"later-registered": func(ts *testscript.TestScript, neg bool, args []string) {
+				ecs := ts.Value("ecs").(*simaws.ECSAgent)
+				timer := time.AfterFunc(300*time.Millisecond, func() { ecs.Register(args[0], args[1]) })
+				ts.Defer(func() { timer.Stop() })
 			},
 			// waits-for FILE waits until the file exists.
 			"waits-for": func(ts *testscript.TestScript, neg bool, args []string) {
@@ -97,9 +115,13 @@ func TestScripts(t *testing.T) {
 func setup(env *testscript.Env) error {
 	metadata := &simaws.IMDS{Instance: simaws.DefaultInstance()}
 	cfn := &simaws.CloudFormation{Region: metadata.Instance.Region, AccountID: metadata.Instance.AccountID}
-	ecs := new(simaws.ECSAgent)
-	ms, cs, es := httptest.NewServer(metadata), httptest.NewServer(cfn), httptest.NewServer(ecs)
-	for _, s := range []*httptest.Server{ms, cs, es} {
+	ecs, err := simaws.NewECSAgent("127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	env.Defer(ecs.Close)
+	ms, cs := httptest.NewServer(metadata), httptest.NewServer(cfn)
+	for _, s := range []*httptest.Server{ms, cs} {
 		env.Defer(s.Close)
 	}
 	env.Values["metadata"], env.Values["cloudformation"], env.Values["ecs"] = metadata, cfn, ecs
@@ -120,7 +142,7 @@ func setup(env *testscript.Env) error {
 		"SEVAGENT_BOOTSTRAP_ECS_CONFIG":   filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
 		"SEVAGENT_BOOTSTRAP_ECS_DATA_DIR": filepath.Join(env.WorkDir, "ecs-data"),
 		"SEVAGENT_BOOTSTRAP_TIMEOUT":      "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
-		"SEVAGENT_BOOTSTRAP_INTROSPECTION": es.URL,
+		"SEVAGENT_BOOTSTRAP_INTROSPECTION": ecs.URL(),
 		"GORACE":                           "atexit_sleep_ms=0", // or every program takes a second to end
 		// Nothing here asks the systemd of the machine that runs the tests.
 		"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=" + filepath.Join(short, "no-bus"),

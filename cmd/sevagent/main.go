@@ -40,7 +40,8 @@ func command() *cobra.Command {
 		"the configuration's `PATH`: a directory with\nconfig.yaml and conf.d, or a file\n")
 	root.PersistentFlags().StringVar(&o.socket, "socket", "",
 		"the agent's `SOCKET`\n(default: listen.socket of the configuration)")
-	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o))
+	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o),
+		watchCommand())
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -71,7 +72,17 @@ func TestScripts(t *testing.T) {
 				env.Defer(s.Close)
 				return s.URL
 			}
-			env.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", serve(&simaws.IMDS{Instance: instance}))
+			port, err := simaws.NewPort("127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			env.Defer(port.Close)
+			metadata := &simaws.IMDS{Instance: instance}
+			env.Values["port"], env.Values["metadata"] = port, metadata
+			if err := port.Open(metadata); err != nil {
+				return err
+			}
+			env.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", port.URL())
 			env.Setenv("AWS_ENDPOINT_URL_SECRETS_MANAGER", serve(secrets))
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv(simDirVariable, simDir)
@@ -111,6 +122,21 @@ listen: {socket: SOCKET, tcp: ""}
 			// secrets-fault CODE makes Secrets Manager fail; without a code it works again.
 			"secrets-fault": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Value("secrets").(*simaws.Secrets).SetFault(strings.Join(args, ""))
+			},
+			// metadata open has the metadata service listen, metadata shut refuse connections.
+			"metadata": func(ts *testscript.TestScript, neg bool, args []string) {
+				port := ts.Value("port").(*simaws.Port)
+				if args[0] == "shut" {
+					port.Shut()
+					return
+				}
+				ts.Check(port.Open(ts.Value("metadata").(*simaws.IMDS)))
+			},
+			// metadata-fault STATUS [PATH] makes the metadata service fail, or what is below a path of it.
+			"metadata-fault": func(ts *testscript.TestScript, neg bool, args []string) {
+				status, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				ts.Value("metadata").(*simaws.IMDS).FailFor(time.Hour, status, strings.Join(args[1:], ""))
 			},
 			// hup sends SIGHUP, which testscript's own kill lacks, to every program in the background.
 			"hup": func(ts *testscript.TestScript, neg bool, args []string) {

@@ -69,9 +69,6 @@ func printStatus(w io.Writer, s *client.Status) {
 	for _, r := range s.Readers.Stale {
 		cli.Fprintf(w, "stale reader    %s\n", r)
 	}
-	for _, o := range s.Reload.Last {
-		cli.Fprintf(w, "reload          %s: %s at %s%s\n", o.Name, o.Signal, date(o.At), reason(o.Error))
-	}
 	fmt.Fprintln(w)
 	printHealth(w, &s.Health)
 }

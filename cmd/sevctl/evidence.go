@@ -47,7 +47,7 @@ type evidenceFlags struct {
 	appraisal
 	raw                 reportFlags
 	nonce, peer         string
-	purpose             string
+	bind, purpose       string
 	maxAge              time.Duration
 	anyNonce, anyRegion bool
 	out                 *output
@@ -94,6 +94,8 @@ Exit status 0 if all evidence is acceptable, 1 if not, 2 for wrong usage.`,
 	f.BoolVar(&o.anyRegion, "any-region", false, "accept evidence of any region")
 	f.StringVar(&o.peer, "peer-cert", "",
 		"a `FILE` with the peer's certificate, PEM or DER: the\nevidence must bind its key")
+	f.StringVar(&o.bind, "bind", "", "the `KIND` of certificate whose key the evidence must\n"+
+		"bind: client or server")
 	f.StringVar(&o.purpose, "purpose", "", "the `PURPOSE` that the evidence must have been made\nfor: client, mtls or boot")
 	f.DurationVar(&o.maxAge, "max-age", 0, "refuse evidence older than this `DURATION`, such as\n"+
 		"24h, by the node's clock, which is the node's word")
@@ -171,14 +173,20 @@ func (o *evidenceFlags) want(cmd *cobra.Command, args []string) (w verify.Want, 
 			return w, err
 		}
 		return w, cli.Usagef("--nonce is missing: give the nonce that was asked for, or --any-nonce to accept a replay")
-	case bare && (o.peer != "" || o.purpose != "" || o.maxAge != 0):
-		return w, cli.Usagef("--peer-cert, --purpose and --max-age are for documents; a bare report has no such claims")
+	case bare && (o.peer != "" || o.bind != "" || o.purpose != "" || o.maxAge != 0):
+		return w, cli.Usagef(
+			"--peer-cert, --bind, --purpose and --max-age are for documents; a bare report has no such claims")
 	case !bare && o.raw.certs != nil:
 		return w, cli.Usagef("--cert needs --report; a document has its certificates")
 	case cmd.Flags().Changed("max-age") && o.maxAge <= 0:
 		return w, cli.Usagef("--max-age is %v, want a positive duration such as 24h", o.maxAge)
 	}
-	w = verify.Want{AnyNonce: o.nonce == "", Purpose: verify.Purpose(o.purpose), MaxAge: o.maxAge}
+	w = verify.Want{AnyNonce: o.nonce == "", Binding: o.bind, Purpose: verify.Purpose(o.purpose), MaxAge: o.maxAge}
+	switch w.Binding {
+	case "", verify.BindClient, verify.BindServer:
+	default:
+		return w, cli.Usagef("--bind is %q, want client or server", o.bind)
+	}
 	switch w.Purpose {
 	case "", verify.PurposeClient, verify.PurposeMTLS, verify.PurposeBoot:
 	default:

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -40,9 +39,10 @@ type demo struct {
 	ca      *simca.CA
 	step    int
 	agent   *exec.Cmd
-	poll    time.Duration // mtls.poll_interval
-	// instance is the ID of the EC2 instance that the node is; empty: the default.
-	instance string
+	// What 'sevsim node' has flags for.
+	poll     time.Duration // mtls.poll_interval
+	instance simaws.Instance
+	stack    string // that bootstrap signals to; empty: none
 }
 
 const secretName = "demo/mtls"
@@ -50,7 +50,7 @@ const secretName = "demo/mtls"
 func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	d := &demo{out: out, poll: 5 * time.Minute}
+	d := &demo{out: out, poll: 5 * time.Minute, instance: simaws.DefaultInstance()}
 	if err := d.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare the node: %w", err)
 	}
@@ -78,22 +78,6 @@ func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 	return nil
 }
 
-// runNode brings a node up and leaves it running for experiments.
-func runNode(ctx context.Context, out io.Writer, poll time.Duration, instance string) (err error) {
-	d := &demo{out: out, poll: poll, instance: instance}
-	if err := d.prepare(ctx); err != nil {
-		return fmt.Errorf("prepare the node: %w", err)
-	}
-	defer func() { err = errors.Join(err, d.cleanUp(false)) }()
-	if err := d.bootstrap(ctx); err != nil {
-		return err
-	}
-	fmt.Fprintf(out, "   The agent runs until you stop this, as process %d. To ask it: sevagent status --socket %s\n",
-		d.agent.Process.Pid, d.socket())
-	<-ctx.Done()
-	return d.stop(context.WithoutCancel(ctx))
-}
-
 // prepare makes the directory, starts the device and AWS, and puts the first secret there.
 func (d *demo) prepare(ctx context.Context) (err error) {
 	self, err := os.Executable()
@@ -118,7 +102,9 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	}
 
 	now := time.Now()
-	if d.psp, err = loadOrNew(filepath.Join(d.dir, "sim"), sim.DefaultOptions(now)); err != nil {
+	o := sim.DefaultOptions(now)
+	o.Region = d.instance.Region
+	if d.psp, err = loadOrNew(filepath.Join(d.dir, "sim"), o); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(d.dir, "dev/sev-guest"), nil, 0o600); err != nil {
@@ -130,10 +116,8 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	}
 	go d.psp.ServeIoctl(ctx, device)
 
-	instance := simaws.DefaultInstance()
-	instance.ID = cmp.Or(d.instance, instance.ID)
-	d.secrets = &simaws.Secrets{Region: instance.Region, AccountID: instance.AccountID}
-	imds, err := serve(ctx, &simaws.IMDS{Instance: instance})
+	d.secrets = &simaws.Secrets{Region: d.instance.Region, AccountID: d.instance.AccountID}
+	imds, err := serve(ctx, &simaws.IMDS{Instance: d.instance})
 	if err != nil {
 		return err
 	}
@@ -230,11 +214,15 @@ func (d *demo) printIndented(text []byte) {
 }
 
 func (d *demo) bootstrapArgs() []string {
-	return []string{
+	args := []string{
 		"--cluster", "demo", "--mtls-secret", secretName, "--mtls-path", d.mtls, "--config-dir", d.configDir(),
 		"--state-dir", filepath.Join(d.dir, "var/lib/sevagent"),
 		"--ecs-config", d.ecsConfig(), "--socket", d.socket(), "--services", "none", "--timeout", "30s",
 	}
+	if d.stack != "" {
+		args = append(args, "--stack", d.stack, "--ready-resource", readyResource)
+	}
+	return args
 }
 
 // bootstrap runs the real bootstrap, and in systemd's place starts the agent once it is configured.
@@ -406,7 +394,7 @@ func (d *demo) evidence(ctx context.Context) error {
 	}
 	policy := filepath.Join(d.dir, "sim/policy.yaml")
 	verify := []string{"evidence", "verify", file, "--policy", policy, "--allow-custom-roots",
-		"--region", simaws.DefaultInstance().Region}
+		"--region", d.instance.Region}
 	if _, err := d.runCommand(ctx, "sevctl", append(verify, "--nonce", nonce)...); err != nil {
 		return err
 	}
@@ -416,7 +404,7 @@ func (d *demo) evidence(ctx context.Context) error {
 		return fmt.Errorf("sevctl with another nonce: %v, want exit status 1", err)
 	}
 	text, err := d.runCommand(ctx, "sevctl", "evidence", "verify", file, "--nonce", nonce,
-		"--region", simaws.DefaultInstance().Region, "--format", "json")
+		"--region", d.instance.Region, "--format", "json")
 	if exitCode(err) != 1 {
 		return fmt.Errorf("sevctl with AMD's roots: %v, want exit status 1", err)
 	}

@@ -6,13 +6,11 @@ import (
 	"context"
 	"io"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"sevagent/internal/cli"
 	"sevagent/internal/sim"
-	"sevagent/internal/sim/simaws"
 )
 
 func main() { cli.Main("sevsim", run) }
@@ -25,15 +23,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		RunE: func(cmd *cobra.Command, args []string) error { return runDemo(cmd.Context(), stdout, keep) },
 	}
 	demo.Flags().BoolVar(&keep, "keep", false, "leave the node's directory behind")
-	var poll time.Duration
-	var instance string
-	node := &cobra.Command{
-		Use: "node", Short: "Bring a simulated node up and leave it running until stopped",
-		RunE: func(cmd *cobra.Command, args []string) error { return runNode(cmd.Context(), stdout, poll, instance) },
-	}
-	node.Flags().DurationVar(&poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent\n")
-	node.Flags().StringVar(&instance, "instance-id", simaws.DefaultInstance().ID,
-		"`ID` of the EC2 instance that the node is\n")
 	var socket string
 	under := &cobra.Command{
 		Use:   "exec -- PROGRAM [ARGUMENT ...]",
@@ -42,7 +31,6 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		RunE:  func(cmd *cobra.Command, args []string) error { return sim.ExecUnderFilter(socket, args, os.Environ()) },
 	}
 	under.Flags().StringVar(&socket, "device", "", "the `SOCKET` of the simulated device")
-	device := deviceCommand()
-	root.AddCommand(demo, node, under, device)
+	root.AddCommand(demo, nodeCommand(), under, deviceCommand(), metadataCommand())
 	return cli.Execute(ctx, root, args, stdin, stdout, stderr)
 }

@@ -759,15 +759,19 @@ func (g *generator) arguments(lone, member base) {
 			g.add(b, "region", "asked for in "+region, vector{Region: region}, "region")
 		}
 		g.add(b, "region", "any", vector{Region: "any"})
-		g.add(b, "expired", "a year later", vector{At: at().AddDate(1, 0, 0).Format(time.RFC3339)}, "expired")
-		g.add(b, "expired", "a second too late",
-			vector{At: at().AddDate(0, 3, 0).Add(time.Second).Format(time.RFC3339)}, "expired")
-		g.add(b, "expired", "a second too early",
-			vector{At: at().AddDate(0, -9, 0).Add(-time.Second).Format(time.RFC3339)}, "expired")
-		g.add(b, "expired", "before the last second",
-			vector{At: at().AddDate(0, 3, 0).Add(-time.Second).Format(time.RFC3339)})
-		g.add(b, "expired", "after the first second",
-			vector{At: at().AddDate(0, -9, 0).Add(time.Second).Format(time.RFC3339)})
+		moment := func(t time.Time) vector { return vector{At: t.Format(time.RFC3339Nano)} }
+		first, last, half := at().AddDate(0, -9, 0), at().AddDate(0, 3, 0), time.Second/2
+		g.add(b, "expired", "a year later", moment(at().AddDate(1, 0, 0)), "expired")
+		g.add(b, "expired", "a second too late", moment(last.Add(time.Second)), "expired")
+		g.add(b, "expired", "half a second too late", moment(last.Add(half)), "expired")
+		g.add(b, "expired", "half a second too early", moment(first.Add(-half)), "expired")
+		g.add(b, "expired", "a second too early", moment(first.Add(-time.Second)), "expired")
+		g.add(b, "expired", "at its end", moment(last))
+		g.add(b, "expired", "half a second before its end", moment(last.Add(-half)))
+		g.add(b, "expired", "a second before its end", moment(last.Add(-time.Second)))
+		g.add(b, "expired", "at its beginning", moment(first))
+		g.add(b, "expired", "half a second after its beginning", moment(first.Add(half)))
+		g.add(b, "expired", "a second after its beginning", moment(first.Add(time.Second)))
 		g.add(b, "chain", "roots of somebody else", vector{Roots: "foreign.pem"}, "chain")
 		g.add(b, "profile", "profile 1", put("eat_profile", `"tag:sevagent,2026:evidence#1"`), "profile")
 		g.add(b, "profile", "a later profile", put("eat_profile", `"tag:sevagent,2026:evidence#3"`), "profile")

@@ -305,6 +305,12 @@ func (g *generator) certificates(b base, s, foreign *signer) {
 	}
 	g.add(b, "chain", "issued by somebody else's ASVK",
 		b.signed(nil, foreign.issue("asvk", &s.key.PublicKey, nil)), "chain")
+	ourID := func(c *x509.Certificate) {
+		value := append([]byte{0x30, 22, 0x80, 20}, s.authority["asvk"].SubjectKeyId...)
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 35}, Value: value})
+	}
+	g.add(b, "chain", "issued by somebody else's ASVK, with the identifier of the right one",
+		b.signed(nil, foreign.issue("asvk", &s.key.PublicKey, ourID)), "chain")
 	g.add(b, "chain", "all by somebody else",
 		b.signed(foreign.report(b.data(), nil), foreign.certificate(nil)), "chain")
 	g.add(b, "chain", "the ASVK as the key's certificate", b.signed(nil, s.authority["asvk"].Raw), form...)
@@ -452,6 +458,18 @@ func (g *generator) products(genoa, turin, milan *signer) {
 				b.signed(s.report(b.data(), func(r []byte) { clear(r[0x1A0:0x1E0]) }), nil), "mismatch")
 			g.add(b, "chip", "masked CHIP_ID",
 				b.signed(s.report(b.data(), func(r []byte) { clear(r[0x1A0:0x1E0]); r[0x48] |= 2 }), nil))
+			wrapped := func(form ...byte) vector {
+				return b.signed(nil, s.certificate(func(c *x509.Certificate) {
+					for i, e := range c.ExtraExtensions {
+						if e.Id.String() == "1.3.6.1.4.1.3704.1.4" {
+							c.ExtraExtensions[i].Value = slices.Concat(form, []byte{byte(len(e.Value))}, e.Value)
+						}
+					}
+				}))
+			}
+			g.add(b, "chip", "HWID in an OCTET STRING", wrapped(4), "certificate", "chain")
+			g.add(b, "chip", "HWID in an OCTET STRING of a long form", wrapped(4, 0x81), "certificate", "chain")
+			g.add(b, "chip", "HWID in a BIT STRING", wrapped(3), "certificate", "chain")
 			g.add(b, "chip", "a VLEK by the report", b.signed(s.report(b.data(), func(r []byte) { r[0x48] = 4 }), nil),
 				"certificate", "chain", "malformed")
 		} else {

@@ -2,7 +2,7 @@
 
     verify.py --roots ROOTS.pem --nonce HEX (--region REGION | --any-region) [--at TIME] DOCUMENT
 """
-import argparse, base64, datetime, hashlib, json, pathlib, re, struct, subprocess, sys, tempfile
+import argparse, base64, datetime, hashlib, json, math, pathlib, re, struct, subprocess, sys, tempfile
 
 PROFILE = "tag:sevagent,2026:evidence#2"
 MEMBERS = "eat_profile eat_nonce iat purpose binding caller batch report_data report certificates cmw"
@@ -188,9 +188,13 @@ def verify(data, o):
         ok, why = openssl("dgst", "-sha384", "-keyform", "DER", "-verify", tmp + "/key", "-signature", tmp + "/sig",
                           stdin=report[:0x2A0])
         check(ok, why, "signature")
-        # The roots alone: unless told otherwise, openssl trusts those of the system too.
-        time = "%d" % o.at.timestamp()
-        ok, why = openssl("verify", "-no-CApath", "-no-CAstore", "-attime", time, "-CAfile", o.roots, tmp + "/cert")
+        # The roots alone: unless told otherwise, openssl trusts those of the system too. It takes a certificate's last
+        # second for expired, which it is not (RFC 5280): what is valid the second before was not expired yet.
+        at = o.at.timestamp()
+        for second in math.floor(at), math.ceil(at) - 1:
+            ok, why = openssl("verify", "-no-CApath", "-no-CAstore", "-attime", str(second), "-CAfile", o.roots,
+                              tmp + "/cert")
+            if "error 10 at" not in why: break
     above = ("SEV-VLEK-" if kind == "VLEK" else "SEV-") + line
     check(amd(above, issuer), "the issuer is not " + above, "chain")
     check(ok, why, "expired" if re.search("error (9|10) at", why) else "chain")

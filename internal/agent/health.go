@@ -233,7 +233,4 @@ func (p *publishing) readersHealth(h *client.Health) {
 	for _, r := range stale.Stale[:min(len(stale.Stale), maxShown)] {
 		h.Add("mtls:stale_reader", client.Check{Status: client.Warn, Time: stale.Checked, Output: r.String()})
 	}
-	if err := p.reloader.Status().Error; err != "" {
-		h.Add("mtls:reload", client.Check{Status: client.Warn, Output: err})
-	}
 }

@@ -18,16 +18,14 @@ import (
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/probe"
 	"sevagent/internal/readers"
-	"sevagent/internal/reload"
 )
 
 // publishing is the rotator and what looks after the readers of its generations.
 type publishing struct {
-	cloud    *cloud
-	rotator  *mtls.Rotator
-	prober   *probe.Prober
-	readers  *readers.Watcher
-	reloader *reload.Reloader
+	cloud   *cloud
+	rotator *mtls.Rotator
+	prober  *probe.Prober
+	readers *readers.Watcher
 }
 
 // evidenceFor returns the content of evidence.json for a published key, given the kind of its certificate and the
@@ -56,17 +54,9 @@ func newPublishing(
 		Registerer: registry,
 		Log:        log.With("component", "readers"),
 	})
-	p.reloader = reload.New(reload.Config{
-		Path:       cfg.Path,
-		Docker:     cfg.Docker,
-		Settings:   reloadSettings(cfg),
-		Registerer: registry,
-		Log:        log.With("component", "reload"),
-	})
-	p.rotator.OnPublish(func(generation string) {
+	p.rotator.OnPublish(func(string) {
 		p.prober.Hint()
 		p.readers.Hint()
-		p.reloader.Published(generation)
 	})
 	return p
 }
@@ -76,7 +66,6 @@ func (p *publishing) run(ctx context.Context) error {
 	group.Go(func() error { return p.rotator.Run(ctx) })
 	group.Go(func() error { return p.prober.Run(ctx) })
 	group.Go(func() error { return p.readers.Run(ctx) })
-	group.Go(func() error { return p.reloader.Run(ctx) })
 	return group.Wait()
 }
 
@@ -84,15 +73,10 @@ func (p *publishing) run(ctx context.Context) error {
 func (p *publishing) reconfigure(cfg config.MTLS) {
 	p.rotator.Apply(p.settings(cfg))
 	p.prober.Apply(probeSettings(cfg))
-	p.reloader.Apply(reloadSettings(cfg))
 }
 
 func probeSettings(cfg config.MTLS) probe.Settings {
 	return probe.Settings{Endpoints: cfg.Endpoints, Interval: cfg.ProbeInterval}
-}
-
-func reloadSettings(cfg config.MTLS) reload.Settings {
-	return reload.Settings{Enabled: cfg.Reload, Splay: cfg.ReloadSplay}
 }
 
 // settings adds to the configuration where its secrets come from.

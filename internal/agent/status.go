@@ -21,7 +21,6 @@ func (a *agent) status(now time.Time) *client.Status {
 		MTLS:        *p.rotator.Status(),
 		Endpoints:   p.prober.Status(),
 		Readers:     *p.readers.Status(),
-		Reload:      *p.reloader.Status(),
 	}
 	if text := a.refused.Load(); text != nil {
 		s.ReloadError = *text

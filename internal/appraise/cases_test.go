@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -338,6 +339,10 @@ func TestOddReports(t *testing.T) {
 			now, appraise.Fail, appraise.CodePolicyRejected, "csp_id"},
 		{"another chip", func(o *sim.Options) { vcek(o); o.Alter = func(r []byte) { r[0x1A0] = 2 } },
 			now, appraise.Fail, appraise.CodeCertificateMismatch, "another chip"},
+		{"HWID in an OCTET STRING", func(o *sim.Options) {
+			vcek(o)
+			extension("4", slices.Concat([]byte{4, 64}, o.ChipID[:])...)(o)
+		}, now, appraise.Fail, appraise.CodeChainInvalid, "hardware ID"},
 		{"HWID of 63 bytes", func(o *sim.Options) { vcek(o); extension("4", make([]byte, 63)...)(o) },
 			now, appraise.Fail, appraise.CodeChainInvalid, "hardware ID"},
 	} {

@@ -65,7 +65,7 @@ func newMachine(t testing.TB, now time.Time, change func(*sim.Options)) *machine
 	policy := must.Get(Builtin(AWSShared))(t, "take a built-in policy")
 	policy.RootsPEM = m.Roots()
 	m.warm = must.Get(New(Config{Policy: policy}))(t, "make a verifier")
-	if v := m.warm.Appraise(now, m.report, [][]byte{m.cert}); !genuine(v) {
+	if v := m.warm.Appraise(now, m.report, [][]byte{m.cert}); !v.Genuine() {
 		t.Fatalf("the report to begin with: %s: %s", v.Code, v.Reason)
 	}
 	return m

@@ -187,13 +187,9 @@ func (e *endorsement) readExtensions(values map[string][]byte) (err error) {
 		e.cspID = text("5")
 	} else {
 		e.hwid = take("4")
-		if len(e.hwid) != chipIDSize { // as plain bytes, or in an OCTET STRING as 57230 has it
-			var octets []byte
-			rest, bad := asn1.Unmarshal(e.hwid, &octets)
-			if err == nil && (bad != nil || len(rest) > 0 || len(octets) != chipIDSize) {
-				err = fmt.Errorf("has a hardware ID of other than %d bytes", chipIDSize)
-			}
-			e.hwid = octets
+		// AMD issues it as plain bytes, although 57230 has an OCTET STRING. Other readers do not take a second form.
+		if err == nil && len(e.hwid) != chipIDSize {
+			err = fmt.Errorf("has a hardware ID of other than %d bytes", chipIDSize)
 		}
 	}
 	if err == nil && len(values) > 0 {

@@ -1,16 +1,20 @@
 package attest
 
-import "sync"
+import (
+	"sync"
+
+	"sevagent/internal/evidence"
+)
 
 // queue holds the requests that wait for a report. It is bounded, and fair between callers: a batch takes from
 // each waiting caller in turn, so that one with ten thousand requests delays another's single one by at most
-// one batch.
+// one batch. Callers are told apart by turn.
 type queue struct {
 	max, maxPerCaller int
 
 	mu      sync.Mutex
 	closed  bool
-	waiting map[string][]*request // by caller
+	waiting map[string][]*request // by turn
 	turns   []string              // callers with something waiting, in the order of their turns
 	size    int
 }
@@ -22,7 +26,7 @@ func newQueue(max int) *queue {
 func (q *queue) add(r *request) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	caller := r.claims.Caller.String()
+	caller := turn(r.claims.Caller)
 	switch own := q.waiting[caller]; {
 	case q.closed:
 		return ErrStopped
@@ -34,6 +38,15 @@ func (q *queue) add(r *request) error {
 	q.waiting[caller] = append(q.waiting[caller], r)
 	q.size++
 	return nil
+}
+
+// turn names whose turn a caller takes: a container has one whatever the user, since root in it may be any user, and
+// all unknown callers share one, since they may be the same. On the host it is the user's.
+func turn(c evidence.Caller) string {
+	if c.Kind == evidence.CallerContainer {
+		c = evidence.Caller{Kind: c.Kind, ContainerID: c.ContainerID}
+	}
+	return c.String()
 }
 
 // take removes up to n requests, one per caller and round. Requests whose caller has gone are dropped.

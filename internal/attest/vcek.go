@@ -304,14 +304,14 @@ func requestFor(r *snp.Report) (vcekRequest, bool) {
 	if r.SigningKey != snp.SignedByVCEK || !r.Known() || r.ChipID == [64]byte{} {
 		return request, false
 	}
-	// Family and model, and the names in KDS's paths. Turin is left out: its TCB has another layout.
-	switch cpu := r.CPUID; {
-	case r.Version < 3: // has no CPUID; the firmware that writes such reports runs on Milan
-		request.line = "Milan"
-	case cpu.Family == 0x19 && cpu.Model == 0x01:
-		request.line = "Milan"
-	case cpu.Family == 0x19 && cpu.Model == 0x11:
-		request.line = "Genoa"
+	// The product line is the name in KDS's paths: that of Bergamo and Siena is Genoa. Turin is left out: KDS has other
+	// parameters for it.
+	product := r.CPUID.Product()
+	if r.Version < 3 { // has no CPUID; the firmware that writes such reports runs on Milan
+		product = snp.Milan
+	}
+	if product.Layout() == snp.LayoutMilan {
+		request.line = product.Line()
 	}
 	return request, request.line != ""
 }
@@ -334,7 +334,7 @@ func (r vcekRequest) check(der []byte, now time.Time) (*vcek, error) {
 		return nil, fmt.Errorf("the certificate is for %q, want SEV-VCEK", cert.Subject.CommonName)
 	}
 	// Below AMD's arc 1.3.6.1.4.1.3704.1: AMD publication 57230, "VCEK Certificate Extensions". The values of 3.x are
-	// integers, hwID comes as plain bytes.
+	// integers, hwID comes as plain bytes, although 57230 has an OCTET STRING.
 	tcb := r.tcb.Components()
 	for _, want := range []struct {
 		name, id string
@@ -349,7 +349,7 @@ func (r vcekRequest) check(der []byte, now time.Time) (*vcek, error) {
 				got = e.Value
 			}
 		}
-		if !bytes.HasSuffix(got, want.value) { // a suffix: hwID with a tag, as 57230 has it, is right too
+		if !bytes.Equal(got, want.value) {
 			return nil, fmt.Errorf("the certificate has %s %x, want %x", want.name, got, want.value)
 		}
 	}

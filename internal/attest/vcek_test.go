@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -183,7 +184,12 @@ func TestVCEKIsWanted(t *testing.T) {
 		{"version 2", snp.Report{Version: 2, ChipID: chip}, "Milan"},
 		{"Milan", snp.Report{Version: 5, CPUID: milan, ChipID: chip}, "Milan"},
 		{"Genoa", snp.Report{Version: 3, CPUID: genoa, ChipID: chip}, "Genoa"},
+		{"Milan-X", snp.Report{Version: 5, CPUID: snp.CPUID{Family: 0x19, Model: 0x01, Stepping: 2}, ChipID: chip}, "Milan"},
+		{"Bergamo", snp.Report{Version: 3, CPUID: snp.CPUID{Family: 0x19, Model: 0xA0, Stepping: 1}, ChipID: chip}, "Genoa"},
+		{"Siena", snp.Report{Version: 5, CPUID: snp.CPUID{Family: 0x19, Model: 0xA0, Stepping: 2}, ChipID: chip}, "Genoa"},
 		{"Turin", snp.Report{Version: 5, CPUID: turin, ChipID: chip}, ""},
+		{"unknown model", snp.Report{Version: 5, CPUID: snp.CPUID{Family: 0x19, Model: 0x40}, ChipID: chip}, ""},
+		{"unknown family", snp.Report{Version: 5, CPUID: snp.CPUID{Family: 0x1B, Model: 0x01}, ChipID: chip}, ""},
 		{"no chip ID", snp.Report{Version: 5, CPUID: milan}, ""},
 		{"VLEK", snp.Report{Version: 5, CPUID: milan, ChipID: chip, SigningKey: snp.SignedByVLEK}, ""},
 		{"unknown version", snp.Report{Version: snp.MaxKnownVersion + 1, CPUID: milan, ChipID: chip}, ""},
@@ -239,6 +245,15 @@ func TestFetchVCEK(t *testing.T) {
 		{"another kind", gives(vlekTable.Find(snp.GUIDVLEK)), `for "SEV-VLEK", want SEV-VCEK`, 0},
 		{"another chip", gives(newDedicated(t, func(o *sim.Options) { o.ChipID[1]++ }).vcek(t)),
 			"the certificate has hwID", 0},
+		{"hwID in an OCTET STRING", gives(newDedicated(t, func(o *sim.Options) {
+			o.AlterCertificate = func(c *x509.Certificate) {
+				for i, e := range c.ExtraExtensions {
+					if bytes.Equal(e.Value, o.ChipID[:]) {
+						c.ExtraExtensions[i].Value = append([]byte{4, 64}, e.Value...)
+					}
+				}
+			}
+		}).vcek(t)), "the certificate has hwID", 0},
 		{"another TCB", gives(newDedicated(t, func(o *sim.Options) { o.TCB.Microcode++ }).vcek(t)),
 			"the certificate has ucodeSPL", 0},
 		{"expired", gives(newDedicated(t, func(o *sim.Options) { o.NotAfter = time.Now().Add(-time.Hour) }).vcek(t)),

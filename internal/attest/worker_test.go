@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -171,6 +172,66 @@ func TestFairness(t *testing.T) {
 	}
 	if err := q.add(&request{ctx: t.Context(), claims: claims(2, 9)}); err != nil {
 		t.Errorf("caller 2 is refused although only caller 1 has many waiting: %v", err)
+	}
+}
+
+// TestOneTurnForAContainer: root in a container may ask as any user, and that must gain it nothing, neither turns nor
+// places in the queue.
+func TestOneTurnForAContainer(t *testing.T) {
+	task := "arn:aws:ecs:us-east-2:123456789012:task/prod/0123456789abcdef0123456789abcdef"
+	greedy, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	for name, c := range map[string]struct {
+		flood func(i int) evidence.Caller
+		other evidence.Caller
+		same  bool // the other takes the turn of the flood
+	}{
+		"users of a container": {
+			func(i int) evidence.Caller { return evidence.ContainerCaller(uint32(i), greedy, "") },
+			evidence.ContainerCaller(0, other, ""), false},
+		"a container whose task is known at times": {
+			func(i int) evidence.Caller { return evidence.ContainerCaller(0, greedy, []string{"", task}[i%2]) },
+			evidence.ContainerCaller(0, other, task), false},
+		"against root of the host": {
+			func(i int) evidence.Caller { return evidence.ContainerCaller(uint32(i), greedy, "") },
+			evidence.HostCaller(0), false},
+		"a user of the host": {
+			func(int) evidence.Caller { return evidence.HostCaller(1000) }, evidence.HostCaller(1001), false},
+		"unknown": {
+			func(int) evidence.Caller { return evidence.Caller{Kind: evidence.CallerUnknown} },
+			evidence.Caller{Kind: evidence.CallerUnknown}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &fakeDevice{took: time.Second}
+				w := newWorker(t, d, 1, 1)
+				w.maxBatch = 2
+				run(t, w)
+				ask := func(caller evidence.Caller, n uint64) {
+					c := claims(0, n)
+					c.Caller = caller
+					w.Evidence(t.Context(), c)
+				}
+				var flood sync.WaitGroup
+				for i := range 20 {
+					flood.Go(func() { ask(c.flood(i), uint64(i)) })
+					synctest.Wait()
+				}
+				began := time.Now()
+				ask(c.other, 100)
+				// The device is busy with the first request; the next batch, another second, has both.
+				if took := time.Since(began); took <= 2*time.Second == c.same {
+					t.Errorf("the other caller waited %v; it has a turn of its own: %v", took, !c.same)
+				}
+				flood.Wait()
+			})
+		})
+	}
+	q := newQueue(4)
+	for uid := range uint32(3) {
+		err := q.add(&request{ctx: t.Context(), claims: evidence.Claims{Caller: evidence.ContainerCaller(uid, greedy, "")}})
+		if full := errors.Is(err, ErrQueueFull); full != (uid == 2) {
+			t.Errorf("request %d of four places, each as another user of one container: err = %v", uid+1, err)
+		}
 	}
 }
 

@@ -23,6 +23,8 @@ type Options struct {
 	Socket  string        // the agent's
 	Timeout time.Duration // for the agent's proof and the first certificates
 
+	MetadataTimeout, Deadline time.Duration // for the metadata service's first answer, and for all but the signal
+
 	ECSConfig  string   // the path of ecs.config
 	ECSData    string   // the ECS agent's data directory
 	ECSOptions []string // KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent
@@ -73,6 +75,8 @@ func (o Options) check(units Dirs) error {
 		m.add("--services is %q, want %s or %s", o.Services, ServicesSystemd, ServicesNone)
 	}
 	m.positive("--timeout", o.Timeout)
+	m.positive("--metadata-timeout", o.MetadataTimeout)
+	m.positive("--deadline", o.Deadline)
 	if _, _, err := o.ecsSettings(); err != nil {
 		m = append(m, err)
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // progressFile, in the state directory, records how far bootstrap has come. It outlives a reboot, and a bootstrap that
@@ -157,22 +156,4 @@ func (m machine) hasFinished(ctx context.Context, d Dirs, report report) (id str
 func refused(format string, args ...any) error {
 	return advised{fmt.Errorf("the ECS agent may not start: "+format, args...),
 		"see 'journalctl -u cloud-final' and run bootstrap again"}
-}
-
-// instanceIDTimeout bounds the question to the metadata service before ecs.service starts, which systemd gives 90 s.
-const instanceIDTimeout = 15 * time.Second
-
-// instanceID asks the metadata service or, where that does not answer, reads what cloud-init recorded.
-func (m machine) instanceID(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, instanceIDTimeout)
-	defer cancel()
-	doc, err := readMetadata(ctx)
-	if err == nil {
-		return doc.InstanceID, nil
-	}
-	data, readErr := os.ReadFile(m.instanceIDFile)
-	if id := strings.TrimSpace(string(data)); readErr == nil && id != "" {
-		return id, nil
-	}
-	return "", err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,7 +31,7 @@ func (n *node) planAgent() error {
 		_, err = config.LoadPolicy(cfg.Attestation.Policy)
 	}
 	if err == nil && n.Services == ServicesSystemd {
-		n.unitFiles, err = unitFilesFor(cfg.MTLS)
+		n.unitFiles, err = unitFilesFor(cfg.MTLS, os.Getenv)
 	}
 	if err != nil {
 		return cli.Usage(err)

@@ -70,22 +70,19 @@ ReadWritePaths="/srv/tls-100%%/of mine"
 	l.holds("units/srv-own.mount", "Where=/srv/own\n")
 	l.holds(dropIn, "ReadWritePaths=/srv/own\n")
 
-	// Files of others, and Docker's API, take what the package's unit does not grant.
-	config(`mtls: {reload: true, consumers: [{name: web, owner: "101:101", files: [server.pem]}]}`)
+	// Files of others take what the package's unit does not grant.
+	config(`mtls: {consumers: [{name: web, owner: "101:101", files: [server.pem]}]}`)
 	l.options.MTLSPath = "/run/tls"
 	l.succeeds()
 	l.holds("units/run-tls.mount", "Where=/run/tls\n")
 	is(dropIn, marker+`[Unit]
 RequiresMountsFor=/run/tls
-After=docker.socket docker.service
 
 [Service]
 BindPaths=/run/tls
 # mtls.owner: to give files away, and to check and renew them afterwards.
 CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
 SystemCallFilter=@chown
-# mtls.reload: Docker's API, and with it all that root can do.
-BindPaths=-/run/docker.sock
 `)
 
 	// The package's directory again: all of it goes.
@@ -143,6 +140,36 @@ func TestUnitPath(t *testing.T) {
 		got, err := unitPath(path)
 		if got != want || (err != nil) != (want == "") {
 			t.Errorf("unitPath(%q) = %q, %v; want %q", path, got, err, want)
+		}
+	}
+}
+
+// TestEnvironment: units get what describes the node's network, and lose it with the next run that does not have it.
+func TestEnvironment(t *testing.T) {
+	l := newLab(t)
+	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
+	t.Setenv("HTTPS_PROXY", "http://user:secret@192.0.2.1:3128")
+	l.succeeds()
+	const want = marker + `[Service]
+Environment=AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6
+Environment=AWS_USE_DUALSTACK_ENDPOINT=true
+`
+	files := []string{"units/sevagent.service.d/50-bootstrap.conf", "units/sevagent-signal.service.d/50-bootstrap.conf"}
+	for _, name := range files {
+		if got := l.read(name); got != want {
+			t.Errorf("%s is\n%s\nwant\n%s", name, got, want)
+		}
+	}
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "")
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "true\nExecStart=/bin/false")
+	l.fails("invalid value for environment variable, AWS_USE_DUALSTACK_ENDPOINT=true")
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "")
+	l.succeeds()
+	for _, name := range files {
+		if got := l.read(name); got != "" {
+			t.Errorf("%s is still there:\n%s", name, got)
 		}
 	}
 }

@@ -11,13 +11,9 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
-
-	"sevagent/internal/suggest"
 )
 
 // Exit statuses, the same for all commands.
@@ -64,10 +60,11 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
+	root.Version = Version() // for the flag --version
+	root.SetVersionTemplate(versionLine(root.Name()))
 	root.SetFlagErrorFunc(flagError)
 	prepare(root)
-	prepareHelp(root)
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages ", ".FlagUsagesWrapped 80 "))
+	refuseUnknownTopics(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	out := &output{Writer: stdout}
@@ -81,67 +78,18 @@ func prepare(cmd *cobra.Command) {
 	if check == nil {
 		check = cobra.NoArgs
 	}
+	if cmd.RunE == nil {
+		check, cmd.RunE = cobra.ArbitraryArgs, groupError
+	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil && cmd.HasSubCommands() {
-			return unknownCommand(cmd, args[0])
-		} else if err != nil {
-			return Usage(err)
+		if err := check(cmd, args); err != nil {
+			return argumentError(cmd, args, err)
 		}
 		return nil
-	}
-	if cmd.RunE == nil {
-		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-			return Usagef("a command is missing; see '%s --help'", cmd.CommandPath())
-		}
 	}
 	for _, sub := range cmd.Commands() {
 		prepare(sub)
 	}
-}
-
-// prepareHelp makes help about a command that is none an error.
-func prepareHelp(root *cobra.Command) {
-	root.InitDefaultHelpCmd()
-	for _, cmd := range root.Commands() {
-		if cmd.Name() == "help" {
-			cmd.Run, cmd.RunE = nil, func(_ *cobra.Command, args []string) error {
-				about, rest, err := root.Find(args)
-				if err != nil || len(rest) > 0 {
-					return unknownCommand(about, rest[0])
-				}
-				about.InitDefaultHelpFlag()
-				return about.Help()
-			}
-		}
-	}
-}
-
-func unknownCommand(parent *cobra.Command, name string) error {
-	var known []string
-	for _, cmd := range parent.Commands() {
-		if cmd.IsAvailableCommand() {
-			known = append(known, cmd.Name())
-		}
-	}
-	advice := fmt.Sprintf("see '%s --help'", parent.CommandPath())
-	if best := suggest.Closest(name, known); best != "" {
-		advice = "did you mean " + best + "?"
-	}
-	return Usagef("unknown command %q for %q; %s", name, parent.CommandPath(), advice)
-}
-
-// flagError adds to an error of pflag, if it is about a flag that there is not, which one may have been meant.
-func flagError(cmd *cobra.Command, err error) error {
-	missing, ok := errors.AsType[*pflag.NotExistError](err)
-	if !ok {
-		return Usage(err)
-	}
-	var known []string
-	cmd.Flags().VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
-	if best := suggest.Closest(missing.GetSpecifiedName(), known); best != "" {
-		return Usagef("%w; did you mean --%s?", err, best)
-	}
-	return Usage(err)
 }
 
 // versionCommand is the command version of the program name.
@@ -149,11 +97,14 @@ func versionCommand(name string) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n",
-				name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := io.WriteString(cmd.OutOrStdout(), versionLine(name))
 			return err
 		},
 	}
+}
+
+func versionLine(name string) string {
+	return fmt.Sprintf("%s %s %s %s/%s\n", name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // Version returns what the build recorded about the source: a tag, or a pseudo-version with the commit.

@@ -89,13 +89,6 @@ type MTLS struct {
 	// AllowRemoval publishes a version of a secret even if it takes away files that the version before gave. Default
 	// false: it is rejected.
 	AllowRemoval bool `yaml:"allow_removal"`
-	// Reload sends the signal that a container's label io.sevagent.reload names, such as SIGHUP, after a publication.
-	// Default false.
-	Reload bool `yaml:"reload"`
-	// ReloadSplay is the time over which those signals are spread, 1s to 10m. Default 10s.
-	ReloadSplay time.Duration `yaml:"reload_splay"`
-	// Docker is the socket of Docker's API, for Reload alone. Default /var/run/docker.sock.
-	Docker string `yaml:"docker"`
 	// AllowDisk lets Path be on something else than a tmpfs, where private keys reach a disk. Default false.
 	AllowDisk bool `yaml:"allow_disk"`
 	// Endpoints are the enclave servers, host:port. Default none.
@@ -136,7 +129,7 @@ func Default() Config {
 		},
 		MTLS: MTLS{
 			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o440, CertMode: 0o444,
-			ReloadSplay: 10 * time.Second, Docker: "/var/run/docker.sock", ProbeInterval: time.Minute,
+			ProbeInterval: time.Minute,
 		},
 		Listen: Listen{Socket: "/run/sevagent/sevagent.sock", TCP: "127.0.0.1:9180"},
 	}
@@ -157,7 +150,6 @@ func (c Config) NeedsRestart(old Config) (keys []string) {
 		{"attestation.kds", c.Attestation.KDS != old.Attestation.KDS},
 		{"attestation.cache", c.Attestation.Cache != old.Attestation.Cache},
 		{"mtls.path", c.MTLS.Path != old.MTLS.Path},
-		{"mtls.docker", c.MTLS.Docker != old.MTLS.Docker},
 		{"mtls.allow_disk", c.MTLS.AllowDisk != old.MTLS.AllowDisk},
 		{"log.format", c.Log.Format != old.Log.Format},
 		{"listen.socket", c.Listen.Socket != old.Listen.Socket},

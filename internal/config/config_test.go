@@ -86,11 +86,10 @@ func TestLoadAccepts(t *testing.T) {
 			c.Attestation.KDS, c.Attestation.Cache = "http://[::1]:8080/kds", "/c"
 		}},
 		{"policy file", "attestation: {policy: ./policy}\n", func(c *Config) { c.Attestation.Policy = "./policy" }},
-		{"consumers", "mtls:\n  ca_overlap: 720h\n  reload: true\n  reload_splay: 1s\n  docker: /run/d.sock\n" +
+		{"consumers", "mtls:\n  ca_overlap: 720h\n" +
 			"  consumers:\n  - {name: web-1, owner: 101:102, files: [client.pem, ca.crt, cert-19.pem]}\n" +
 			"  - name: api\n    files: [server.key]\n", func(c *Config) {
-			c.MTLS.CAOverlap, c.MTLS.Docker = 720*time.Hour, "/run/d.sock"
-			c.MTLS.Reload, c.MTLS.ReloadSplay = true, time.Second
+			c.MTLS.CAOverlap = 720 * time.Hour
 			c.MTLS.Consumers = []Consumer{{"web-1", Owner{101, 102}, []string{"client.pem", "ca.crt", "cert-19.pem"}},
 				{"api", Owner{}, []string{"server.key"}}}
 		}},
@@ -202,7 +201,6 @@ func TestLoadRefuses(t *testing.T) {
 		{"too many consumers", "mtls: {consumers: [" + numbered("{name: a%d, files: [ca.crt]},", 9) + "]}\n",
 			"1: mtls.consumers: 9 consumers, at most 8 are allowed"},
 		{"overlap", "mtls: {ca_overlap: 721h}\n", "1: mtls.ca_overlap: 721h0m0s is not between 0s and 720h"},
-		{"splay", "mtls: {reload_splay: 11m}\n", "1: mtls.reload_splay: 11m0s is not between 1s and 10m"},
 
 		// Types.
 		{"alias", "log: &a {level: warn}\nmtls: {path: /x}\nlisten: *a\n", "3: listen: an alias; write the value out"},
@@ -462,7 +460,7 @@ func TestNeedsRestart(t *testing.T) {
 	reloadable := []string{"log.level", "attestation.policy",
 		"mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
 		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap",
-		"mtls.allow_removal", "mtls.reload", "mtls.reload_splay", "mtls.endpoints", "mtls.probe_interval"}
+		"mtls.allow_removal", "mtls.endpoints", "mtls.probe_interval"}
 	var got, want []string
 	old := Default()
 	if keys := old.NeedsRestart(old); keys != nil {

@@ -25,7 +25,6 @@ const (
 	maxInterval   = 24 * time.Hour
 	maxConsumers  = 8 // each takes two inotify instances of root's 128
 	maxOverlap    = 720 * time.Hour
-	maxSplay      = 10 * time.Minute
 	maxSocketPath = 107 // what fits into sockaddr_un.sun_path with its final NUL
 )
 
@@ -99,10 +98,6 @@ func (c *MTLS) validate(m *mistakes) {
 	if c.CAOverlap < 0 || c.CAOverlap > maxOverlap {
 		m.bad("mtls.ca_overlap", "%v is not between 0s and 720h", c.CAOverlap)
 	}
-	if c.ReloadSplay < time.Second || c.ReloadSplay > maxSplay {
-		m.bad("mtls.reload_splay", "%v is not between 1s and 10m", c.ReloadSplay)
-	}
-	m.absolute("mtls.docker", c.Docker)
 	m.interval("mtls.poll_interval", c.PollInterval)
 	m.interval("mtls.probe_interval", c.ProbeInterval)
 	if c.KeyMode&0o007 != 0 {

@@ -253,6 +253,12 @@ func TestClaimsCheck(t *testing.T) {
 		{"zone", at(good, "us-east-2a", account), "name of a region"},
 		{"region with line feed", at(good, "us-east-2\n", account), "name of a region"},
 		{"endless region", at(good, "us-east-"+strings.Repeat("2", 32), account), "name of a region"},
+		{"longest region", at(good, "us-east-"+strings.Repeat("2", 24), account), ""},
+		{"region too long by a digit", at(good, "us-east-"+strings.Repeat("2", 25), account), "name of a region"},
+		{"longest task", in(evidence.ContainerCaller(0, container, task+strings.Repeat("0", 400-len(task)))), ""},
+		{"task too long by a digit", in(evidence.ContainerCaller(0, container, task+strings.Repeat("0", 401-len(task)))),
+			"ARN of an ECS task"},
+		{"account with a letter", at(good, region, "11112222333a"), "account ID"},
 		{"no account", at(good, region, ""), "account ID"},
 		{"short account", at(good, region, account[1:]), "account ID"},
 		{"account of other digits", at(good, region, "11112222333\u0663"), "account ID"},
@@ -263,6 +269,46 @@ func TestClaimsCheck(t *testing.T) {
 				t.Errorf("err = %v, want %q", err, c.want)
 			}
 		})
+	}
+}
+
+// TestCallerInWords: callers are compared by their words, which have to tell them apart.
+func TestCallerInWords(t *testing.T) {
+	a, b := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	for want, c := range map[string]evidence.Caller{
+		"unknown":                           {Kind: evidence.CallerUnknown},
+		"host uid 0":                        evidence.HostCaller(0),
+		"host uid 1000":                     evidence.HostCaller(1000),
+		"container uid 0 container " + a:    evidence.ContainerCaller(0, a, ""),
+		"container uid 1000 container " + a: evidence.ContainerCaller(1000, a, ""),
+		"container uid 0 container " + b:    evidence.ContainerCaller(0, b, ""),
+		"container uid 0 container " + a + " task " + task: evidence.ContainerCaller(0, a, task),
+	} {
+		if got := c.String(); got != want {
+			t.Errorf("%+v is %q, want %q", c, got, want)
+		}
+	}
+}
+
+// TestLargestBatch has the deepest tree, and none is larger or empty.
+func TestLargestBatch(t *testing.T) {
+	leaves := make([][evidence.Size]byte, 1<<evidence.MaxDepth)
+	for i := range leaves {
+		leaves[i][0], leaves[i][1] = byte(i), byte(i>>8)
+	}
+	tree := evidence.NewTree(leaves)
+	for _, i := range []int{0, 1, len(leaves) / 2, len(leaves) - 1} {
+		root, err := evidence.Root(leaves[i], i, tree.Path(i))
+		if err != nil || root != tree.Root() || len(tree.Path(i)) != evidence.MaxDepth {
+			t.Errorf("leaf %d is not included by %d steps: %v", i, len(tree.Path(i)), err)
+		}
+	}
+	for _, leaves := range [][][evidence.Size]byte{nil, append(leaves, [evidence.Size]byte{})} {
+		func() {
+			defer func() { recover() }()
+			evidence.NewTree(leaves)
+			t.Errorf("a tree of %d leaves, want none", len(leaves))
+		}()
 	}
 }
 

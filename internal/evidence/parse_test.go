@@ -193,6 +193,9 @@ func variants(n *node) []variant {
 			`{"a":`+strings.Repeat("[", 14)+strings.Repeat("]", 14)+"}").String()},
 		{name: "too large", text: whole + strings.Repeat(" ", evidence.MaxDocument),
 			want: "at most 262144 are allowed"},
+		{name: "of the greatest size", text: whole + strings.Repeat(" ", evidence.MaxDocument-len(whole))},
+		{name: "too large by a byte", text: whole + strings.Repeat(" ", evidence.MaxDocument-len(whole)+1),
+			want: "at most 262144 are allowed"},
 		{name: "name twice in the verdict", text: swap(`"status":"pass"`, `"status":"pass","status":"fail"`),
 			want: "verdict: member status stands twice"},
 		{name: "fraction in the verdict", text: x.with("verdict", `{"a":1.5}`).String(), want: "verdict.a: a number"},
@@ -355,6 +358,7 @@ func variants(n *node) []variant {
 		{name: "iat as text", text: x.with("iat", `"1780000000"`).String(), want: "unexpected string"},
 
 		// Certificates: PEM blocks and nothing else, the endorsement key's own first.
+		{name: "no certificate", text: recollected(n.t, d, "")},
 		{name: "foreign certificate behind", text: recollected(n.t, d, certs+foreign(n.t))},
 		{name: "no certificate behind, but a block", text: recollected(n.t, d, certs+block)},
 		{name: "foreign certificate behind, not in cmw", text: pemWith(certs + foreign(n.t))},

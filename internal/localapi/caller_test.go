@@ -25,10 +25,14 @@ const (
 	taskA   = "e95a40efbde84cbc8600660a109ec194"
 	taskOld = "c09f0188-7f87-4b0f-bfc3-16296622b6fe"
 	arnA    = "arn:aws:ecs:eu-west-1:123456789012:task/prod/" + taskA
+	taskB   = "00000000000000000000000000000000"
+	arnB    = "arn:aws:ecs:eu-west-1:123456789012:task/prod/" + taskB
 )
 
-const service, inTaskA = "0::/system.slice/x.service\n", "0::/ecstasks.slice/ecstasks-" +
-	taskA + ".slice/docker-" + idA + ".scope\n"
+const (
+	service = "0::/system.slice/x.service\n"
+	inTaskA = "0::/ecstasks.slice/ecstasks-" + taskA + ".slice/docker-" + idA + ".scope\n"
+)
 
 // stat is a /proc/<pid>/stat. The rest is that of a real one, of Linux 6.18.
 func stat(comm, state string, start uint64) string {
@@ -108,7 +112,7 @@ func TestIdentify(t *testing.T) {
 	proc.set(13, service, living)
 	proc.set(14, inTaskA, stat("app", "Z", 1))
 	proc.set(15, inTaskA+strings.Repeat("\n", maxProcFile), living)
-	proc.set(16, strings.ReplaceAll(inTaskA, taskA, "00000000000000000000000000000000"), living)
+	proc.set(16, strings.ReplaceAll(inTaskA, taskA, taskB), living)
 	proc.set(18, "0::/\n", living)
 	proc.set(19, service, stat("app", "Z", 1))
 	proc.set(20, service, living)

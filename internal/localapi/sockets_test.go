@@ -60,6 +60,7 @@ func TestListeners(t *testing.T) {
 	}
 	const ours, all, other, port = "0100007F:C9DE", "00000000:C9DE", "0200007F:C9DE", "0100007F:C9DF"
 	const all6, ours6 = "00000000000000000000000000000000:C9DE", "00000000000000000000000001000000:C9DE"
+	const mapped, allMapped = "0000000000000000FFFF00000100007F:C9DE", "0000000000000000FFFF000000000000:C9DE"
 	nobody := "65534"
 	if ownUID == 65534 {
 		nobody = "65533"
@@ -71,6 +72,9 @@ func TestListeners(t *testing.T) {
 		{"root's", line(ours, "0A", "0"), "", ""},
 		{"root's, of all addresses", line(all, "0A", "0"), "", ""},
 		{"root's, of all addresses of IPv6", "", line(all6, "0A", "0"), ""},
+		{"root's, of IPv4 by IPv6", "", line(mapped, "0A", "0"), ""},
+		{"another's, of IPv4 by IPv6", "", line(mapped, "0A", nobody), "not of root"},
+		{"another's, of all addresses of IPv4 by IPv6", "", line(allMapped, "0A", nobody), "not of root"},
 		{"another's", line(ours, "0A", nobody), "", "not of root"},
 		{"another's, of all addresses", line(all, "0A", nobody), "", "not of root"},
 		{"another's, of all addresses of IPv6", "", line(all6, "0A", nobody), "not of root"},

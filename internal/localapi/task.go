@@ -1,6 +1,7 @@
 package localapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -210,22 +211,40 @@ func (t *tasks) ask(ctx context.Context, container string) (arn string, err erro
 	if task.Arn != "" && !evidence.ValidTaskARN(task.Arn) {
 		return "", errors.New("the ECS agent's answer has no task ARN")
 	}
-	nodes := []Node{t.node()}
-	if n := nodes[0]; n.Region == "" || n.AccountID == "" || n.Cluster == "" {
-		if n, err := t.registered(ctx); err == nil {
-			nodes = append(nodes, n)
+	var here Node
+	if task.Arn != "" {
+		if here, err = t.here(ctx); err != nil {
+			return "", err
 		}
 	}
 	if after, err := t.listeners(); err != nil || !slices.Equal(before, after) {
 		return "", fmt.Errorf("the socket at %s has changed hands", t.at)
 	}
-	for _, n := range nodes {
-		if task.Arn != "" && !n.has(task.Arn) {
-			t.log.Debug("the ECS agent names a task of another region, account or cluster", "task_arn", task.Arn)
-			return "", nil
-		}
+	if task.Arn != "" && !here.has(task.Arn) {
+		t.log.Debug("the ECS agent names a task of another region, account or cluster", "task_arn", task.Arn)
+		return "", nil
 	}
 	return task.Arn, nil
+}
+
+// here returns where the node is, all of it: what it does not know by itself, it asks the ECS agent.
+func (t *tasks) here(ctx context.Context) (Node, error) {
+	n := t.node()
+	known := func() bool { return n.Region != "" && n.AccountID != "" && n.Cluster != "" }
+	if known() {
+		return n, nil
+	}
+	registered, err := t.registered(ctx)
+	if err != nil {
+		return n, err
+	}
+	n.Region = cmp.Or(n.Region, registered.Region)
+	n.AccountID = cmp.Or(n.AccountID, registered.AccountID)
+	n.Cluster = cmp.Or(n.Cluster, registered.Cluster)
+	if !known() {
+		return n, errors.New("neither the node nor the ECS agent says which region, account and cluster it is in")
+	}
+	return n, nil
 }
 
 // get asks the ECS agent: 200 and JSON, or 404 and the same JSON without values (aws/amazon-ecs-agent:
@@ -270,12 +289,11 @@ func (t *tasks) registered(ctx context.Context) (n Node, err error) {
 // without the cluster.
 func (n Node) has(arn string) bool {
 	parts := strings.Split(arn, ":")
-	task := Node{Region: parts[3], AccountID: parts[4]}
+	cluster := n.Cluster
 	if resource := strings.Split(parts[5], "/"); len(resource) == 3 {
-		task.Cluster = resource[1]
+		cluster = resource[1]
 	}
-	agree := func(a, b string) bool { return a == b || a == "" || b == "" }
-	return agree(n.Region, task.Region) && agree(n.AccountID, task.AccountID) && agree(n.Cluster, task.Cluster)
+	return n == Node{Region: parts[3], AccountID: parts[4], Cluster: cluster}
 }
 
 // listeners returns the sockets that listen where the ECS agent does, of which all have to be root's.

@@ -2,6 +2,7 @@ package localapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,12 +14,15 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"sevagent/internal/must"
+	"sevagent/internal/sim/simaws"
 )
 
 // ecsAgent serves the introspection API, and counts the requests for tasks.
@@ -38,25 +42,19 @@ func counting(asked *atomic.Int32, handler http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// knows answers as the ECS agent does: a container that it does not know has status 404 and a task without values.
-func knows(container, arn string) http.HandlerFunc { return registeredIn(container, arn, `{}`) }
+// instanceA is where the ECS agent of most tests is registered.
+const instanceA = "arn:aws:ecs:eu-west-1:123456789012:container-instance/prod/0123456789abcdef"
 
-// registeredIn is knows, of an agent with this metadata.
-func registeredIn(container, arn, metadata string) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		arn := arn
-		switch {
-		case r.URL.Path == "/v1/metadata":
-			fmt.Fprint(w, metadata)
-			return
-		case r.URL.Path != "/v1/tasks" || r.URL.Query().Get("dockerid") != container:
-			w.WriteHeader(http.StatusNotFound)
-			arn = ""
-		}
-		const format = `{"Arn":%q,"KnownStatus":"RUNNING","Family":"web","Version":"3",` +
-			`"Containers":[{"DockerId":%q,"Name":"web"}]}`
-		fmt.Fprintf(w, format, arn, container)
-	}
+// knows answers as the ECS agent does that is registered as instanceA and has one container.
+func knows(container, arn string) http.HandlerFunc {
+	return registeredIn("prod", instanceA, container, arn)
+}
+
+func registeredIn(cluster, instance, container, arn string) http.HandlerFunc {
+	agent := new(simaws.ECSAgent)
+	agent.Register(cluster, instance)
+	agent.Run(container, arn)
+	return agent.ServeHTTP
 }
 
 // unless fails requests while down is true.
@@ -82,16 +80,17 @@ func TestTaskARN(t *testing.T) {
 	body := func(format string, args ...any) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, format, args...) }
 	}
+	const short = "arn:aws:ecs:eu-west-1:123456789012:task/" + taskOld
+	const china = "arn:aws-cn:ecs:cn-north-1:123456789012:task/prod/" + taskA
+	inChina := strings.NewReplacer("aws:", "aws-cn:", "eu-west-1", "cn-north-1").Replace(instanceA)
 	for _, c := range []struct {
 		name    string
 		handler http.HandlerFunc
 		want    string
 	}{
 		{"answer", knows(idA, arnA), arnA},
-		{"short form", knows(idA, "arn:aws:ecs:us-east-1:123456789012:task/"+taskOld),
-			"arn:aws:ecs:us-east-1:123456789012:task/" + taskOld},
-		{"other partition", knows(idA, "arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/"+taskA),
-			"arn:aws-us-gov:ecs:us-gov-west-1:123456789012:task/c/" + taskA},
+		{"short form", knows(idA, short), short},
+		{"other partition", registeredIn("prod", inChina, idA, china), china},
 		{"unknown container", knows(idB, arnA), ""},
 		{"another kind of ARN", knows(idA, "arn:aws:ecs:us-east-1:123456789012:cluster/c"), ""},
 		{"ARN with a newline", knows(idA, arnA+"\n"), ""},
@@ -135,36 +134,36 @@ func TestTaskARN(t *testing.T) {
 
 // A task of another region, account or cluster is not one that runs here, no matter who says so.
 func TestTaskOfAnotherNode(t *testing.T) {
-	const metadata = `{"Cluster":%q,"ContainerInstanceArn":%s}`
-	const instance = `"arn:aws:ecs:eu-west-1:123456789012:container-instance/prod/0123456789abcdef"`
 	here := Node{"eu-west-1", "123456789012", "prod"}
+	elsewhere := func(old, new string) string { return strings.Replace(instanceA, old, new, 1) }
+	const short = "arn:aws:ecs:eu-west-1:123456789012:task/" + taskA
 	for _, c := range []struct {
-		name     string
-		node     Node
-		metadata string
-		arn      string
-		want     bool
+		name              string
+		node              Node
+		cluster, instance string // of the ECS agent
+		arn               string
+		want              bool
 	}{
-		{"all is known", here, `{}`, arnA, true},
-		{"nothing is known", Node{}, `{}`, arnA, true},
-		{"another region", Node{Region: "us-east-1"}, `{}`, arnA, false},
-		{"another account", Node{AccountID: "210987654321"}, `{}`, arnA, false},
-		{"another cluster", Node{Cluster: "dev"}, `{}`, arnA, false},
-		{"another cluster, short form", Node{Cluster: "dev"},
-			`{}`, "arn:aws:ecs:eu-west-1:123456789012:task/" + taskA, true},
-		{"registered here", Node{}, fmt.Sprintf(metadata, "prod", instance), arnA, true},
-		{"registered here, by ARN", Node{},
-			fmt.Sprintf(metadata, "arn:aws:ecs:eu-west-1:123456789012:cluster/prod", "null"), arnA, true},
-		{"registered in another region", Node{},
-			fmt.Sprintf(metadata, "prod", strings.Replace(instance, "eu-west-1", "us-east-1", 1)), arnA, false},
-		{"registered in another account", Node{},
-			fmt.Sprintf(metadata, "prod", strings.Replace(instance, "123456789012", "210987654321", 1)), arnA, false},
-		{"registered in another cluster", Node{}, fmt.Sprintf(metadata, "dev", "null"), arnA, false},
-		{"registered there, and it is not", Node{Region: "us-east-1"},
-			fmt.Sprintf(metadata, "prod", instance), arnA, false},
+		{"the node knows", here, "", "", arnA, true},
+		{"nobody knows", Node{}, "", "", arnA, false},
+		{"nobody knows the account", Node{"eu-west-1", "", "prod"}, "prod", "", arnA, false},
+		{"nobody knows the cluster", Node{"eu-west-1", "123456789012", ""}, "", instanceA, short, false},
+		{"another region", Node{"us-east-1", "123456789012", "prod"}, "", "", arnA, false},
+		{"another account", Node{"eu-west-1", "210987654321", "prod"}, "", "", arnA, false},
+		{"another cluster", Node{"eu-west-1", "123456789012", "dev"}, "", "", arnA, false},
+		{"short form", here, "", "", short, true},
+		{"short form of another account", Node{"eu-west-1", "210987654321", "prod"}, "", "", short, false},
+		{"registered here", Node{}, "prod", instanceA, arnA, true},
+		{"registered here, by ARN", Node{}, "arn:aws:ecs:eu-west-1:123456789012:cluster/prod", instanceA, arnA, true},
+		{"the cluster by the ECS agent", Node{"eu-west-1", "123456789012", ""}, "prod", instanceA, arnA, true},
+		{"another cluster by the ECS agent", Node{"eu-west-1", "123456789012", ""}, "dev", instanceA, arnA, false},
+		{"registered in another region", Node{}, "prod", elsewhere("eu-west-1", "us-east-1"), arnA, false},
+		{"registered in another account", Node{}, "prod", elsewhere("123456789012", "210987654321"), arnA, false},
+		{"registered in another cluster", Node{}, "dev", instanceA, arnA, false},
+		{"registered here, and the node is not", Node{"us-east-1", "", ""}, "prod", instanceA, arnA, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			url, _ := ecsAgent(t, registeredIn(idA, c.arn, c.metadata))
+			url, _ := ecsAgent(t, registeredIn(c.cluster, c.instance, idA, c.arn))
 			callers, _ := newCallers(t, url)
 			callers.tasks.node = func() Node { return c.node }
 			if got := callers.tasks.arn(t.Context(), idA, taskA); (got == c.arn) != c.want ||
@@ -195,12 +194,21 @@ func TestImpostorOfTheECSAgent(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to listen as another user")
 	}
+	for _, family := range []struct {
+		name string
+		id   int
+	}{{"IPv4", unix.AF_INET}, {"IPv6 and IPv4", unix.AF_INET6}} {
+		t.Run(family.name, func(t *testing.T) { testImpostor(t, family.id) })
+	}
+}
+
+func testImpostor(t *testing.T, family int) {
 	listen := func(uid int) (net.Listener, error) {
 		runtime.LockOSThread() // until the goroutine ends, whose thread is not used again
 		if err := unix.Setfsuid(uid); err != nil {
 			return nil, err
 		}
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -219,6 +227,9 @@ func TestImpostorOfTheECSAgent(t *testing.T) {
 		impostor, err = listen(65534)
 	}()
 	<-done
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		t.Skip("no IPv6:", err)
+	}
 	must.Do(t, err, "listen as another user")
 	asked := new(atomic.Int32)
 	server := &http.Server{Handler: counting(asked, knows(idA, arnA))}
@@ -239,46 +250,78 @@ func TestImpostorOfTheECSAgent(t *testing.T) {
 	}
 }
 
-// The answer of a socket that another has taken the place of, before the answer or after, is nobody's.
+// The answer of a socket that another has taken the place of, before the answer or after, is nobody's, and what was
+// proved before stays.
 func TestECSAgentThatChangesHands(t *testing.T) {
-	const table = "  sl\n   0: 0100007F:%04X 00000000:0000 0A 0:0 0:0 0 0 0 %d 1\n"
-	dir := t.TempDir()
-	must.Do(t, os.Mkdir(filepath.Join(dir, "net"), 0o755), "make a directory")
-	var port int
-	listening := func(inode int) {
-		text := fmt.Sprintf(table, port, inode)
-		must.Do(t, os.WriteFile(filepath.Join(dir, "net/tcp"), []byte(text), 0o644), "write the table of sockets")
-	}
-	var another atomic.Bool
-	url, _ := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
-		if another.Load() {
-			listening(78)
-		}
-		knows(idA, arnA)(w, r)
-	})
-	tasks := newTasks(CallersConfig{Proc: dir, Introspection: url, Log: slog.New(slog.DiscardHandler)})
-	port = int(tasks.at.Port())
-	listening(77)
-	another.Store(true)
-	if got := tasks.arn(t.Context(), idA, ""); got != "" {
-		t.Errorf("task is %q, by a socket that changed hands", got)
-	}
-	another.Store(false)
-	tasks.expire(idA)
-	if got := tasks.arn(t.Context(), idA, ""); got != arnA {
-		t.Errorf("task is %q, by a socket that stayed, want %q", got, arnA)
+	for _, c := range []struct {
+		name       string
+		uid, inode int // of the socket that has taken its place
+	}{
+		{"root's by another of root's", 0, 78},
+		{"root's by one that is not", 65534, 78},
+		{"root's by none", -1, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var another atomic.Bool
+			var net *network
+			url, _ := ecsAgent(t, func(w http.ResponseWriter, r *http.Request) {
+				if another.Load() {
+					net.listening(c.uid, c.inode)
+				}
+				knows(idA, arnA)(w, r)
+			})
+			net = newNetwork(t, url)
+			net.listening(0, 77)
+			another.Store(true)
+			if got := net.tasks.arn(t.Context(), idA, ""); got != "" {
+				t.Errorf("task is %q, by a socket that changed hands", got)
+			}
+			another.Store(false)
+			net.listening(0, 77)
+			net.tasks.expire(idA)
+			if got := net.tasks.arn(t.Context(), idA, ""); got != arnA {
+				t.Errorf("task is %q, by a socket that stayed, want %q", got, arnA)
+			}
+			net.listening(c.uid, c.inode)
+			another.Store(true)
+			net.tasks.expire(idA)
+			if got := net.tasks.arn(t.Context(), idA, ""); got != arnA {
+				t.Errorf("task is %q once another listens there, want the one that was proved", got)
+			}
+		})
 	}
 }
 
+// network is tasks that see a table of sockets of the test's own.
+type network struct {
+	t     *testing.T
+	dir   string // in place of procfs
+	tasks *tasks
+}
+
+func newNetwork(t *testing.T, url string) *network {
+	n := &network{t: t, dir: t.TempDir()}
+	must.Do(t, os.Mkdir(filepath.Join(n.dir, "net"), 0o755), "make a directory")
+	n.tasks = newTasks(CallersConfig{Proc: n.dir, Introspection: url, Log: slog.New(slog.DiscardHandler)})
+	return n
+}
+
+// listening has a socket of a user listen where the ECS agent does, on all addresses; uid -1: none.
+func (n *network) listening(uid, inode int) {
+	text := "  sl\n"
+	if uid >= 0 {
+		const line = "   0: 00000000:%04X 00000000:0000 0A 0:0 0:0 0 %d 0 %d 1\n"
+		text += fmt.Sprintf(line, n.tasks.at.Port(), uid, inode)
+	}
+	must.Do(n.t, os.WriteFile(filepath.Join(n.dir, "net/tcp"), []byte(text), 0o644), "write the table of sockets")
+}
+
 func TestTasksAreRemembered(t *testing.T) {
-	var down, other atomic.Bool
-	url, asked := ecsAgent(t, unless(&down, func(w http.ResponseWriter, r *http.Request) {
-		if other.Load() {
-			knows(idB, arnA)(w, r)
-			return
-		}
-		knows(idA, arnA)(w, r)
-	}))
+	var down atomic.Bool
+	agent := new(simaws.ECSAgent)
+	agent.Register("prod", instanceA)
+	agent.Run(idA, arnA)
+	url, asked := ecsAgent(t, unless(&down, agent.ServeHTTP))
 	callers, _ := newCallers(t, url)
 	tasks := callers.tasks
 	expect := func(when, want string, requests int32) {
@@ -324,7 +367,17 @@ func TestTasksAreRemembered(t *testing.T) {
 	down.Store(false)
 	tasks.expire(idA)
 	expect("when it is back", arnA, 1)
-	other.Store(true)
+	for _, c := range []struct{ when, arn, want string }{
+		{"when it names another task", arnB, arnB},
+		{"when it names one of another cluster", strings.Replace(arnA, "prod", "dev", 1), ""},
+		{"when it names the first again", arnA, arnA},
+		{"when it names what is no task", "arn:aws:ecs:eu-west-1:123456789012:cluster/prod", arnA}, // no answer
+	} {
+		agent.Run(idA, c.arn)
+		tasks.expire(idA)
+		expect(c.when, c.want, 1)
+	}
+	agent.Forget(idA)
 	tasks.expire(idA)
 	expect("when it knows of none", "", 1)
 
@@ -336,57 +389,126 @@ func TestTasksAreRemembered(t *testing.T) {
 	}
 }
 
-// While the ECS agent restarts, a caller whose cgroup names the task waits for it, and no other does, nor for ever.
+// After a restart of both agents, the ECS agent does not listen for some seconds. A caller whose cgroup names the task
+// waits for it, and no other does, nor for ever.
 func TestTaskWhileTheECSAgentRestarts(t *testing.T) {
-	l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "find a free port")
-	address := l.Addr().String()
-	l.Close()
-	callers, _ := newCallers(t, "http://"+address)
-	tasks := callers.tasks
-	if got := tasks.arn(t.Context(), idA, ""); got != "" {
-		t.Errorf("task is %q, and nobody could have said so", got)
-	}
-	if entry := tasks.known[idA]; !entry.wait {
-		t.Error("a caller whose cgroup names the task would not wait")
-	}
-	leaving, leave := context.WithCancel(t.Context())
-	leave()
-	if got := tasks.arn(leaving, idA, taskA); got != "" {
-		t.Errorf("task is %q for a caller that leaves", got)
-	}
-
-	got := make(chan string)
-	go func() { got <- tasks.arn(t.Context(), idB, taskA) }()
-	for asked := false; !asked; time.Sleep(time.Millisecond) { // until it has asked in vain
-		tasks.mu.Lock()
-		if entry := tasks.known[idB]; entry != nil {
-			select {
-			case <-entry.done:
-				asked = true
-			default:
-			}
-		}
-		tasks.mu.Unlock()
-	}
-	l = must.Get(net.Listen("tcp", address))(t, "listen there again")
-	server := &http.Server{Handler: knows(idB, arnA)}
-	go server.Serve(l)
-	defer server.Close()
-	if got := <-got; got != arnA {
-		t.Errorf("task is %q once the ECS agent is back, want %q", got, arnA)
-	}
-
-	server.Close()
-	tasks.mu.Lock()
-	tasks.down = time.Now().Add(-restartWait)
-	tasks.mu.Unlock()
-	tasks.expire(idA)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	if got := tasks.arn(ctx, idA, taskA); got != "" || ctx.Err() != nil {
-		t.Errorf("task is %q, %v, want that nobody waits once the ECS agent has been down for long", got, ctx.Err())
+	for _, c := range []struct {
+		name   string
+		uid    int           // of who listens there to begin with; -1: nobody
+		after  time.Duration // then the ECS agent does; 0: never
+		taskID string
+		leaves time.Duration // the caller does; 0: never
+		want   string
+		min    time.Duration
+		max    time.Duration
+	}{
+		{"it is up", 0, 0, taskA, 0, arnA, 0, 0},
+		{"it comes back", -1, 5 * time.Second, taskA, 0, arnA, 5 * time.Second, 5*time.Second + retryTask},
+		{"it comes back, and the cgroup names no task", -1, 5 * time.Second, "", 0, "", 0, 0},
+		{"it comes back, with another task", -1, time.Second, taskB, 0, "", time.Second, time.Second + retryTask},
+		{"it does not come back", -1, 0, taskA, 0, "", restartWait, restartWait + retryTask},
+		{"the caller leaves", -1, 5 * time.Second, taskA, time.Second, "", time.Second, time.Second},
+		{"another listens there", 65534, 5 * time.Second, taskA, 0, "", 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newNetwork(t, "http://127.0.0.1:51678")
+				defer net.serve(knows(idA, arnA))()
+				net.listening(c.uid, 77)
+				if c.after > 0 {
+					time.AfterFunc(c.after, func() { net.listening(0, 78) })
+				}
+				ctx, cancel := t.Context(), func() {}
+				if c.leaves > 0 {
+					ctx, cancel = context.WithTimeout(ctx, c.leaves)
+				}
+				defer cancel()
+				began := time.Now()
+				got := net.tasks.arn(ctx, idA, c.taskID)
+				if took := time.Since(began); got != c.want || took < c.min || took > c.max {
+					t.Errorf("task is %q after %v, want %q after %v to %v", got, took, c.want, c.min, c.max)
+				}
+				time.Sleep(time.Minute)
+				began = time.Now()
+				net.listening(-1, 0)
+				net.tasks.expire(idA)
+				net.tasks.arn(t.Context(), idA, "")
+				if took := time.Since(began); took != 0 {
+					t.Errorf("a caller whose cgroup names no task waits for %v", took)
+				}
+			})
+		})
 	}
 }
+
+// Nobody waits for another's answer, and nobody again once the ECS agent has been down for long.
+func TestCallersWhileTheECSAgentRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newNetwork(t, "http://127.0.0.1:51678")
+		defer net.serve(knows(idA, arnA))()
+		net.listening(-1, 0)
+		took := func(id, taskID string) time.Duration {
+			began := time.Now()
+			net.tasks.arn(t.Context(), id, taskID)
+			return time.Since(began)
+		}
+		var group sync.WaitGroup
+		for i := range 50 {
+			group.Go(func() {
+				time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+				// The wait ends restartWait after the first, for all.
+				if took := took(fmt.Sprintf("%064x", i), taskA); took > restartWait+retryTask {
+					t.Errorf("caller %d waits for %v", i, took)
+				}
+			})
+		}
+		time.Sleep(time.Second)
+		if took := took(idB, ""); took != 0 {
+			t.Errorf("a caller whose cgroup names no task waits for %v beside those that do", took)
+		}
+		group.Wait()
+		if took := took(idB, taskB); took != 0 {
+			t.Errorf("the ECS agent has been down for long, and a caller waits for %v", took)
+		}
+	})
+}
+
+// serve has h answer without a network, which time in a bubble would wait for. A table of sockets without a listener
+// refuses connections.
+func (n *network) serve(h http.Handler) (stop func()) {
+	l := pipes{make(chan net.Conn), make(chan struct{})}
+	n.tasks.client.Transport = &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			here, there := net.Pipe()
+			select {
+			case l.conns <- there:
+				return here, nil
+			case <-l.closed:
+				return nil, syscall.ECONNREFUSED
+			}
+		}}
+	server := &http.Server{Handler: h}
+	go server.Serve(l)
+	return func() { server.Close() }
+}
+
+// pipes is a net.Listener within the process.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (p pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (p pipes) Close() error   { close(p.closed); return nil }
+func (p pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestFirstToAskMayLeave(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})

@@ -26,7 +26,8 @@ func judge(t *testing.T, policyName string, report, table, roots []byte, now tim
 	entries := must.Get(snp.ParseCertTable(table))(t, "parse the certificate table")
 	policy := must.Get(appraise.Builtin(policyName))(t, "load the policy %s", policyName)
 	policy.RootsPEM = roots
-	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: "us-east-2", Own: true}))(t, "build the verifier")
+	cfg := appraise.Config{Policy: policy, Region: "us-east-2", Own: true}
+	verifier := must.Get(appraise.New(cfg))(t, "build the verifier")
 	return verifier.Appraise(now, report, [][]byte{entries[0].Data})
 }
 
@@ -45,7 +46,9 @@ func TestReportsAreGenuine(t *testing.T) {
 		{"VLEK", appraise.AWSShared, func(*sim.Options) {}, now, ""},
 		{"version 3", appraise.AWSShared, func(o *sim.Options) { o.Version = 3 }, now, ""},
 		{"version 2", appraise.AWSShared, func(o *sim.Options) { o.Version = 2 }, now, appraise.CodePolicyRejected},
-		{"VCEK", appraise.AWSDedicated, func(o *sim.Options) { o.Signer, o.ChipID = snp.SignedByVCEK, [64]byte{1, 2, 3} }, now, ""},
+		{"VCEK", appraise.AWSDedicated, func(o *sim.Options) {
+			o.Signer, o.ChipID = snp.SignedByVCEK, [64]byte{1, 2, 3}
+		}, now, ""},
 		{"older TCB", appraise.AWSShared, func(o *sim.Options) { o.TCB.Microcode = 115 }, now, appraise.CodePolicyRejected},
 		{"in 2023", appraise.AWSShared, func(o *sim.Options) { *o = in2023 }, in2023.NotBefore.Add(time.Hour), ""},
 	} {

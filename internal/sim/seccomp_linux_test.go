@@ -121,7 +121,8 @@ func TestIoctlThroughTheKernel(t *testing.T) {
 	for _, c := range []struct{ fault, want string }{
 		{sim.FaultBusy, "throttled"},
 		{sim.FaultWiped, "vmpck_disabled"},
-		{sim.FaultFirmware + " 0x27", "firmware_error: get report from " + device + ": the SEV firmware refused the request with status 0x27 (INVALID_KEY)"},
+		{sim.FaultFirmware + " 0x27", "firmware_error: get report from " + device +
+			": the SEV firmware refused the request with status 0x27 (INVALID_KEY)"},
 		{sim.FaultTable, "lie outside the table"},
 		{sim.FaultEcho, "not the report that was asked for"},
 	} {
@@ -143,7 +144,9 @@ func TestIoctlAsksForItsOwnVMPL(t *testing.T) {
 	if !strings.Contains(string(out), "status 0x16 (INVALID_PARAM)") {
 		t.Errorf("without vmpck_id the program prints %q, want status 0x16", out)
 	}
-	for text, want := range map[string]string{"1\n": "", "-1\n": "status 0x16", "one\n": "status 0x16", "7\n": "status 0x16"} {
+	for text, want := range map[string]string{
+		"1\n": "", "-1\n": "status 0x16", "one\n": "status 0x16", "7\n": "status 0x16",
+	} {
 		must.Do(t, os.WriteFile(filepath.Join(filepath.Dir(device), "vmpck_id"), []byte(text), 0o444), "set vmpck_id")
 		out, _ := program(socket, device).CombinedOutput()
 		if !strings.Contains(string(out), want) || want == "" && len(out) > 0 {

@@ -5,16 +5,16 @@ import (
 	"fmt"
 )
 
-// reserved are the byte ranges of the signed part that must be zero, with the versions of the report that they are
+// reserved are the byte ranges of the signed part that must be zero, with the last version of the report that they are
 // reserved in: AMD 56860, "ATTESTATION_REPORT Structure".
-var reserved = []struct{ from, to, minVersion, maxVersion int }{
-	{0x04C, 0x050, 2, 5},
-	{0x188, 0x18B, 2, 2}, // from version 3: CPUID_FAM_ID, CPUID_MOD_ID, CPUID_STEP
-	{0x18B, 0x1A0, 2, 5},
-	{0x1EB, 0x1EC, 2, 5},
-	{0x1EF, 0x1F0, 2, 5},
-	{0x1F8, 0x208, 2, 4}, // from version 5: LAUNCH_MIT_VECTOR, CURRENT_MIT_VECTOR
-	{0x208, 0x2A0, 2, 5},
+var reserved = []struct{ from, to, maxVersion int }{
+	{0x04C, 0x050, 5},
+	{0x188, 0x18B, 2}, // from version 3: CPUID_FAM_ID, CPUID_MOD_ID, CPUID_STEP
+	{0x18B, 0x1A0, 5},
+	{0x1EB, 0x1EC, 5},
+	{0x1EF, 0x1F0, 5},
+	{0x1F8, 0x208, 4}, // from version 5: LAUNCH_MIT_VECTOR, CURRENT_MIT_VECTOR
+	{0x208, 0x2A0, 5},
 }
 
 const (
@@ -42,7 +42,7 @@ func (r *Report) CheckSigned() error {
 		return fmt.Errorf("CPUID_STEP is %#x, more than a stepping can be", r.CPUID.Stepping)
 	}
 	for _, z := range reserved {
-		if int(r.Version) < z.minVersion || int(r.Version) > z.maxVersion {
+		if int(r.Version) > z.maxVersion {
 			continue
 		}
 		if at := notZero(r.raw[:], z.from, z.to); at >= 0 {

@@ -91,6 +91,98 @@ func TestParseReportEveryLength(t *testing.T) {
 	}
 }
 
+// TestFields: a field is never taken from another's place, and exists in the versions that define it.
+func TestFields(t *testing.T) {
+	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
+		raw := wellFormed(version)
+		for i := range raw {
+			if raw[i] == 0xA5 { // free bytes, and each differs from its neighbours
+				raw[i] = byte(i*7 + i>>8)
+			}
+		}
+		agreesWithLibrary(t, raw)
+		r := must.Get(snp.ParseReport(raw))(t, "parse a report")
+		if cpuid := (snp.CPUID{Family: 0x19, Model: 0x11, Stepping: 0x0f}); (r.CPUID == cpuid) != (version >= 3) {
+			t.Errorf("version %d: CPUID is %v", version, r.CPUID)
+		}
+		if (r.LaunchMitVector != 0) != (version >= 5) || (r.CurrentMitVector != 0) != (version >= 5) {
+			t.Errorf("version %d: mitigation vectors are %#x and %#x", version, r.LaunchMitVector, r.CurrentMitVector)
+		}
+		if !r.Known() {
+			t.Errorf("version %d is unknown", version)
+		}
+		odd := bytes.Clone(raw) // with the bytes of later versions set
+		copy(odd[0x188:], []byte{0x1A, 0x02, 1})
+		odd[0x1F8], odd[0x200] = 1, 1
+		if r := must.Get(snp.ParseReport(odd))(t, "parse a report"); (r.CPUID != snp.CPUID{}) != (version >= 3) ||
+			(r.LaunchMitVector != 0) != (version >= 5) || (r.CurrentMitVector != 0) != (version >= 5) {
+			t.Errorf("version %d has fields of later ones: %v, %#x, %#x", version, r.CPUID, r.LaunchMitVector, r.CurrentMitVector)
+		}
+		layout := snp.LayoutMilan
+		if version >= 3 {
+			raw[0x188], raw[0x189] = 0x1A, 0x02
+			layout = snp.LayoutTurin
+		}
+		r = must.Get(snp.ParseReport(raw))(t, "parse a report")
+		for _, tcb := range []snp.TCBVersion{r.CurrentTCB, r.ReportedTCB, r.CommittedTCB, r.LaunchTCB} {
+			if tcb.Layout != layout {
+				t.Errorf("version %d: the layout of a TCB is %v, want %v", version, tcb.Layout, layout)
+			}
+		}
+		for flags := range uint32(32) {
+			binary.LittleEndian.PutUint32(raw[0x48:], flags)
+			r := must.Get(snp.ParseReport(raw))(t, "parse a report")
+			if r.AuthorKeyEn != (flags%2 == 1) || r.MaskChipKey != (flags/2%2 == 1) || uint32(r.SigningKey) != flags/4 {
+				t.Errorf("flags %05b: AUTHOR_KEY_EN %v, MASK_CHIP_KEY %v, SIGNING_KEY %d", flags, r.AuthorKeyEn, r.MaskChipKey,
+					r.SigningKey)
+			}
+		}
+	}
+}
+
+// TestProducts: families and models to their ends.
+func TestProducts(t *testing.T) {
+	for _, c := range []struct {
+		family      uint8
+		first, last uint8
+		want        snp.Product
+	}{
+		{0x18, 0x00, 0xFF, ""},
+		{0x19, 0x00, 0x0F, snp.Milan}, {0x19, 0x10, 0x1F, snp.Genoa}, {0x19, 0x20, 0x9F, ""}, {0x19, 0xA0, 0xAF, snp.Bergamo},
+		{0x19, 0xB0, 0xFF, ""},
+		{0x1A, 0x00, 0x11, snp.Turin}, {0x1A, 0x12, 0xFF, ""},
+		{0x1B, 0x00, 0xFF, ""},
+	} {
+		for model := int(c.first); model <= int(c.last); model++ {
+			if got := (snp.CPUID{Family: c.family, Model: uint8(model)}).Product(); got != c.want {
+				t.Errorf("family %#x, model %#x: %q, want %q", c.family, model, got, c.want)
+			}
+		}
+	}
+}
+
+// TestAtLeast: each component counts by itself.
+func TestAtLeast(t *testing.T) {
+	min := snp.TCB{FMC: 2, Bootloader: 3, TEE: 4, SNP: 5, Microcode: 6}
+	if !min.AtLeast(min) {
+		t.Error("a TCB is below itself")
+	}
+	for name, lower := range map[string]func(*snp.TCB){
+		"FMC": func(t *snp.TCB) { t.FMC-- }, "bootloader": func(t *snp.TCB) { t.Bootloader-- },
+		"TEE": func(t *snp.TCB) { t.TEE-- }, "SNP": func(t *snp.TCB) { t.SNP-- },
+		"microcode": func(t *snp.TCB) { t.Microcode-- },
+	} {
+		got := snp.TCB{FMC: 9, Bootloader: 9, TEE: 9, SNP: 9, Microcode: 9}
+		if !got.AtLeast(min) {
+			t.Errorf("%v is below %v", got, min)
+		}
+		got = min
+		if lower(&got); got.AtLeast(min) {
+			t.Errorf("%s below its minimum: %v is at least %v", name, got, min)
+		}
+	}
+}
+
 func TestNewerVersionIsKept(t *testing.T) {
 	raw := bytes.Repeat([]byte{0x5a}, snp.ReportSize)
 	binary.LittleEndian.PutUint32(raw, snp.MaxKnownVersion+1)
@@ -128,6 +220,7 @@ func TestTCBLayouts(t *testing.T) {
 	}{
 		{snp.CPUID{Family: 0x19, Model: 0x01, Stepping: 1}, "Milan", 0xde1d000000000004, "4.0.29.222"},
 		{snp.CPUID{Family: 0x19, Model: 0x11, Stepping: 1}, "Genoa", 0x541700000000000a, "10.0.23.84"},
+		{snp.CPUID{Family: 0x19, Model: 0x11, Stepping: 1}, "Genoa", 0x541700000000050a, "10.5.23.84"},
 		{snp.CPUID{Family: 0x19, Model: 0xA0, Stepping: 2}, "Genoa", 0x191700000000000a, "10.0.23.25"},
 		{snp.CPUID{Family: 0x1A, Model: 0x02, Stepping: 1}, "Turin", 0x5100000004010101, "1.1.1.4.81"},
 		{snp.CPUID{Family: 0x1A, Model: 0x11}, "Turin", 0x5100000004010200, "0.2.1.4.81"},
@@ -160,6 +253,12 @@ func TestBitsHaveTheirNames(t *testing.T) {
 	if got := snp.GuestPolicy(0x30000 | 1<<30).Unknown(); got != 1<<30 {
 		t.Errorf("unknown policy bits = %#x", uint64(got))
 	}
+	if got := snp.PlatformInfo(0x27 | 1<<40).Unknown(); got != 1<<40 {
+		t.Errorf("unknown platform bits = %#x", uint64(got))
+	}
+	if got := snp.PlatformInfo(0).String(); got != "0x0" {
+		t.Errorf("no platform bits are %q", got)
+	}
 }
 
 func TestCertTable(t *testing.T) {
@@ -168,6 +267,12 @@ func TestCertTable(t *testing.T) {
 	if string(got.Find(snp.GUIDVLEK)) != "leaf" || string(got.Find(snp.GUIDARK)) != "root" ||
 		got.Find(snp.GUIDASK) != nil {
 		t.Errorf("read back: %v", got)
+	}
+	g := snp.GUIDVLEK
+	mixedOrder := snp.GUID(concat([]byte{g[3], g[2], g[1], g[0], g[5], g[4], g[7], g[6]}, g[8:]))
+	table = snp.CertTable{{GUID: snp.GUIDARK, Data: []byte("root")}, {GUID: mixedOrder, Data: []byte("mixed")}}
+	if string(table.Find(snp.GUIDVLEK)) != "mixed" || table.Find(snp.GUIDVCEK) != nil {
+		t.Errorf("GUIDs in the mixed byte order: %v", table)
 	}
 	// go-sev-guest writes GUIDs in the mixed byte order that other hosts use.
 	var lib abi.CertTable
@@ -217,6 +322,33 @@ func TestEmptyEntriesArePassedOver(t *testing.T) {
 	}
 }
 
+// TestLargestCertTables are at the ends of what is allowed.
+func TestLargestCertTables(t *testing.T) {
+	entry := func(g snp.GUID, offset, length uint32) []byte {
+		return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(bytes.Clone(g[:]), offset), length)
+	}
+	end, body := make([]byte, 24), bytes.Repeat([]byte{1}, 16)
+	full := concat(entry(snp.GUIDVLEK, 48, snp.MaxCertTableSize-48), end, make([]byte, snp.MaxCertTableSize-48))
+	for name, c := range map[string]struct {
+		raw     []byte
+		entries int
+	}{
+		"empty":                    {nil, 0},
+		"nothing but its end":      {end, 0},
+		"of the greatest size":     {full, 1},
+		"one behind the other":     {concat(entry(snp.GUIDVLEK, 72, 8), entry(snp.GUIDARK, 80, 8), end, body), 2},
+		"the other way round":      {concat(entry(snp.GUIDVLEK, 80, 8), entry(snp.GUIDARK, 72, 8), end, body), 2},
+		"a GUID of zeros":          {concat(entry(snp.GUID{}, 72, 8), entry(snp.GUIDARK, 80, 8), end, body), 2},
+		"a GUID of zeros, empty":   {concat(entry(snp.GUID{}, 72, 0), entry(snp.GUIDARK, 80, 8), end, body), 1},
+		"sixteen entries":          {concat(bytes.Repeat(entry(snp.GUIDARK, 0, 0), 16), end), 0},
+		"zeros in front of others": {concat(end, entry(snp.GUIDARK, 1<<31, 1<<31)), 0},
+	} {
+		if table, err := snp.ParseCertTable(c.raw); err != nil || len(table) != c.entries {
+			t.Errorf("%s: %d entries, %v, want %d", name, len(table), err, c.entries)
+		}
+	}
+}
+
 // TestTableOfARealHost has an empty entry before its one certificate.
 func TestTableOfARealHost(t *testing.T) {
 	raw, err := os.ReadFile("../../../shared/cases/attestation/ms-milan-table-empty-ask.bin")
@@ -248,6 +380,10 @@ func TestHostileCertTables(t *testing.T) {
 		{"no end", entry(snp.GUIDVLEK, 0, 24), "no terminating entry"},
 		{"offset overflows", concat(entry(snp.GUIDVLEK, 0xFFFFFF00, 0x200), end, body), "outside the table"},
 		{"length overflows", concat(entry(snp.GUIDVLEK, 48, 0xFFFFFFFF), end, body), "outside the table"},
+		{"within the header, with a GUID of zeros", concat(entry(snp.GUID{}, 0, 16), end, body), "within the header"},
+		{"overlap, the other way round", concat(entry(snp.GUIDVLEK, 79, 8), entry(snp.GUIDARK, 72, 8), end, body), "overlap"},
+		{"one in the other", concat(entry(snp.GUIDVLEK, 72, 16), entry(snp.GUIDARK, 76, 4), end, body), "overlap"},
+		{"one byte too long", concat(entry(snp.GUIDVLEK, 48, 65), end, body), "outside the table"},
 		{"within the header", concat(entry(snp.GUIDVLEK, 24, 16), end, body), "within the header"},
 		{"overlap", concat(entry(snp.GUIDVLEK, 72, 8), entry(snp.GUIDARK, 79, 8), end, body), "overlap"},
 		{"many entries", concat(many, end), "more than 16 entries"},

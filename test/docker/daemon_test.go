@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -25,8 +26,7 @@ import (
 
 // The images. That of the container's own process, and the same with a label of its own.
 const (
-	image         = "inhabitant"
-	labelledImage = "inhabitant-usr1"
+	image = "inhabitant"
 )
 
 // task is what the ECS agent would call the containers' task.
@@ -110,10 +110,8 @@ func startDocker() (stop func(), err error) {
 	}); err != nil {
 		return stop, cannot(err)
 	}
-	for _, args := range [][]string{{image}, {labelledImage, "--change", "LABEL io.sevagent.reload=usr1"}} {
-		if err := makeImage(args[0], args[1:]...); err != nil {
-			return stop, cannot(err)
-		}
+	if err := makeImage(image); err != nil {
+		return stop, cannot(err)
 	}
 	if _, err := docker(nil, "run", "--rm", "--network", "none", image); err != nil {
 		return stop, cannot(err)
@@ -122,7 +120,7 @@ func startDocker() (stop func(), err error) {
 }
 
 // makeImage makes an image of nothing but this binary.
-func makeImage(name string, changes ...string) error {
+func makeImage(name string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -140,9 +138,8 @@ func makeImage(name string, changes ...string) error {
 	if err := errors.Join(err, w.Close()); err != nil {
 		return err
 	}
-	args := []string{"import", "--change", `ENTRYPOINT ["/inhabitant"]`, "--change", "ENV " + roleVariable + "=1"}
-	args = append(args, changes...)
-	_, err = docker(&archive, append(args, "-", name)...)
+	_, err = docker(&archive, "import", "--change", `ENTRYPOINT ["/inhabitant"]`, "--change", "ENV "+roleVariable+"=1",
+		"-", name)
 	return err
 }
 
@@ -169,8 +166,11 @@ type container struct {
 // startContainer runs a container until the test ends.
 func startContainer(t *testing.T, image string, args ...string) *container {
 	t.Helper()
-	id := must.Get(docker(nil, append(append([]string{"create", "-i", "--network", "none"}, args...), image)...))(t,
-		"create a container")
+	create := append([]string{"create", "-i"}, args...)
+	if !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--network") }) {
+		create = append(create, "--network=none")
+	}
+	id := must.Get(docker(nil, append(create, image)...))(t, "create a container")
 	cmd := exec.Command("docker", "start", "-a", "-i", id)
 	stdin := must.Get(cmd.StdinPipe())(t, "make a pipe")
 	stdout, in, err := os.Pipe()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,127 +17,33 @@ import (
 	"sevagent/test/lab"
 )
 
-const hup = "--label=io.sevagent.reload=SIGHUP"
-
 // readOnly binds something published into a container, at a place of the same name.
 func readOnly(source, target string) string { return "--volume=" + source + ":" + target + ":ro" }
 
 // whole binds everything that is published, at its own place.
 var whole = readOnly(lab.Published, lab.Published)
 
-// TestReload: containers with the label get one signal after the last publication, and others none.
-func TestReload(t *testing.T) {
-	a := startAgent(t, "reload: true, reload_splay: 3s")
-	before := a.status().MTLS.Generation
+// TestWatch: a program without code of its own is told of each rotation by a container beside it, which shares its
+// processes, as the containers of a task do with pidMode "task".
+func TestWatch(t *testing.T) {
+	a := startAgent(t, "")
+	program := startContainer(t, image, whole)
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	lab.Write(t, pidFile, "1\n")
+	sidecar := must.Get(docker(nil, "run", "--detach", "--network", "none", "--pid", "container:"+program.id, whole,
+		readOnly(lab.Bin("sevagent"), "/sevagent"), readOnly(pidFile, "/pid"), "--entrypoint", "/sevagent", image,
+		"watch", "--signal", "HUP", "--pid-file", "/pid"))(t, "start the container beside it")
+	t.Cleanup(func() { must.Get(docker(nil, "rm", "-f", sidecar))(t, "remove a container") })
 
-	told := map[*container]string{
-		startContainer(t, image, hup, whole):                                             "SIGHUP",
-		startContainer(t, labelledImage, whole):                                          "SIGUSR1",
-		startContainer(t, image, hup, readOnly(lab.Published+"/client.crt", "/one.crt")): "SIGHUP",
-	}
-	others := []*container{
-		startContainer(t, image, whole),
-		startContainer(t, image, hup),
-		startContainer(t, image, hup, readOnly("/etc/ecs", "/elsewhere")),
-	}
-	if s := a.status().Reload; len(s.Last) != 0 || s.Error != "" {
-		t.Fatalf("before a rotation, reload is %+v", s)
-	}
-
-	// settled waits until every container has its signal for a generation, and none is pending.
-	settled := func(generation string) {
-		t.Helper()
-		lab.Until(t, "signals after "+generation, func() error {
-			s := a.status().Reload
-			n := 0
-			for _, o := range s.Last {
-				if o.Generation == generation && o.Error == "" {
-					n++
-				}
-			}
-			if n != len(told) || s.Pending != 0 || s.Error != "" {
-				return fmt.Errorf("reload is %+v", s)
+	for n := 1; n <= 3; n++ {
+		generation := a.rotate()
+		lab.Until(t, "the signal after "+generation, func() error {
+			if got := program.ask("signals").Signals; len(got) != n || got[n-1].Signal != "SIGHUP" {
+				return fmt.Errorf("got %v, want %d times SIGHUP; the container beside it printed %s", got, n,
+					must.Get(docker(nil, "logs", sidecar))(t, "read its log"))
 			}
 			return nil
 		})
-	}
-	// signals returns what a container got. Once a signal of our own is there, those before it are, too.
-	ours := make(map[*container]int)
-	signals := func(c *container) (got []received) {
-		t.Helper()
-		must.Get(docker(nil, "kill", "--signal", "SIGUSR2", c.id))(t, "signal a container")
-		ours[c]++
-		lab.Until(t, "our own signal to "+c.name, func() error {
-			all := c.ask("signals").Signals
-			got = slices.DeleteFunc(slices.Clone(all), func(r received) bool { return r.Signal == "SIGUSR2" })
-			if len(all)-len(got) < ours[c] {
-				return fmt.Errorf("got %v", all)
-			}
-			return nil
-		})
-		return got
-	}
-
-	began := time.Now()
-	generation := a.rotate()
-	returned := time.Now()
-	settled(generation)
-	if generation == before {
-		t.Fatal("nothing was published")
-	}
-	for c, want := range told {
-		got := signals(c)
-		if len(got) != 1 || got[0].Signal != want {
-			t.Errorf("container %s got %v, want one %s", c.name, got, want)
-			continue
-		}
-		if got[0].At.Before(began) {
-			t.Errorf("container %s got its signal %v before the rotation", c.name, began.Sub(got[0].At))
-		}
-		t.Logf("%s to %s, %v after the publication", got[0].Signal, c.name,
-			got[0].At.Sub(returned).Round(time.Millisecond))
-	}
-
-	// Two publications. A signal that was due at once, before the second, stands for the first alone.
-	folded := 0
-	for round := 1; folded == 0; round++ {
-		if round > 10 {
-			t.Fatal("signals were always due before the second publication")
-		}
-		had := make(map[*container]int)
-		for c := range told {
-			had[c] = len(signals(c))
-		}
-		a.rotate()
-		last := a.rotate()
-		second := time.Now()
-		settled(last)
-		for c := range told {
-			got := signals(c)[had[c]:]
-			switch {
-			case len(got) == 0:
-				t.Fatalf("container %s got no signal after two publications", c.name)
-			case got[0].At.Before(second.Add(50 * time.Millisecond)):
-			case len(got) == 1:
-				folded++
-			default:
-				t.Errorf("container %s got %v after two publications, the last at %v; want one signal", c.name, got,
-					second)
-			}
-		}
-	}
-
-	for _, c := range others {
-		if got := signals(c); len(got) != 0 {
-			t.Errorf("container %s got %v, want no signal", c.name, got)
-		}
-	}
-	var all int
-	for c := range told {
-		all += len(signals(c))
-	}
-	if sent := a.metric(`sevagent_mtls_reload_signals_total{result="sent"}`); sent != float64(all) {
-		t.Errorf("the metric says %v signals, the containers got %d", sent, all)
 	}
 }
 

@@ -3,6 +3,7 @@
 package docker
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
@@ -10,7 +11,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,6 +26,7 @@ import (
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/tsmfs"
 	"sevagent/test/lab"
 )
@@ -100,32 +101,14 @@ func spki(t *testing.T, certificate string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ecs stands in for the ECS agent's introspection: it knows the tasks of containers.
-type ecs struct{ tasks sync.Map }
-
-// startECS answers as the ECS agent does: on all addresses, and for a container that it does not know with a task
-// without values.
-func startECS(t *testing.T) *ecs {
+// startECS starts an ECS agent that listens as the real one does: on all addresses.
+func startECS(t *testing.T) *simaws.ECSAgent {
 	t.Helper()
-	e := new(ecs)
-	l := must.Get(net.Listen("tcp", ":51678"))(t, "serve introspection")
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		if r.URL.Path == "/v1/metadata" {
-			fmt.Fprint(w, `{"Cluster":"test","ContainerInstanceArn":`+
-				`"arn:aws:ecs:us-east-2:111122223333:container-instance/test/0123456789abcdef"}`)
-			return
-		}
-		arn, ok := e.tasks.Load(r.URL.Query().Get("dockerid"))
-		if r.URL.Path != "/v1/tasks" || !ok {
-			w.WriteHeader(http.StatusNotFound)
-			arn = ""
-		}
-		fmt.Fprintf(w, `{"Arn":%q,"KnownStatus":"RUNNING","Family":"","Version":"","Containers":null}`, arn)
-	})}
-	go server.Serve(l)
-	t.Cleanup(func() { server.Close() })
-	return e
+	agent := must.Get(simaws.NewECSAgent(":51678"))(t, "make an ECS agent")
+	t.Cleanup(agent.Close)
+	must.Do(t, agent.Register("test", "arn:aws:ecs:us-east-2:111122223333:container-instance/test/0123456789abcdef"),
+		"serve introspection")
+	return agent
 }
 
 // TestEvidence: containers get evidence by the mounted directory alone, which binds the certificate that they see, and
@@ -155,9 +138,7 @@ func TestEvidence(t *testing.T) {
 		if x.want.Kind == evidence.CallerContainer {
 			x.want.ContainerID = c.id
 		}
-		if agent.tasks.Store(c.id, x.want.TaskARN); x.want.TaskARN == "" {
-			agent.tasks.Store(c.id, arn+task)
-		}
+		agent.Run(c.id, cmp.Or(x.want.TaskARN, arn+task))
 		want := spki(t, c.ask("cat "+lab.Published+"/client.crt").Text)
 		for _, way := range []string{"evidence", "tool"} {
 			nonce := newNonce()
@@ -190,6 +171,37 @@ func TestEvidence(t *testing.T) {
 		if _, err := verify(t, forged, last.nonce); err == nil ||
 			!strings.Contains(err.Error(), "report_data_mismatch") {
 			t.Errorf("with another container's name: %v, want report_data_mismatch", err)
+		}
+	}
+}
+
+// TestSharedNamespaces: a container that shares namespaces with another or with the node is the caller that it is by
+// its cgroup.
+func TestSharedNamespaces(t *testing.T) {
+	const arn = "arn:aws:ecs:us-east-2:111122223333:task/test/"
+	startAttesting(t, "rate: 50, burst: 64", "")
+	agent := startECS(t)
+	// Of the same task, it has the namespaces that others share.
+	pause := startContainer(t, image, append([]string{"--ipc=shareable"}, withSocket...)...)
+	agent.Run(pause.id, arn+task)
+	for _, args := range [][]string{
+		{"--network=container:" + pause.id, "--ipc=container:" + pause.id}, // as awsvpc and ipcMode: task do
+		{"--pid=container:" + pause.id},                                    // pidMode: task
+		{"--pid=host"},
+		{"--network=host", "--ipc=host"},
+		{"--pid=host", "--network=host", "--ipc=host"},
+	} {
+		c := startContainer(t, image, append(args, withAll...)...)
+		agent.Run(c.id, arn+task)
+		nonce := newNonce()
+		r := c.ask("evidence " + nonce)
+		if r.Refused != nil {
+			t.Errorf("%v: refused: %+v", args, *r.Refused)
+			continue
+		}
+		want := evidence.ContainerCaller(0, c.id, arn+task)
+		if v := must.Get(verify(t, r.Text, nonce))(t, "%v: verify", args); v.Caller.String() != want.String() {
+			t.Errorf("%v: the caller is %+v, want %+v", args, v.Caller, want)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func recipes(t *testing.T) map[string]string {
 
 // TestDocument looks that no recipe is without a test.
 func TestDocument(t *testing.T) {
-	tested := []string{"consumer", "reload", "task-definition", "poll"}
+	tested := []string{"consumer", "task-definition", "watch"}
 	for _, r := range readers {
 		tested = append(tested, r.name)
 	}
@@ -78,7 +78,6 @@ func TestTaskDefinition(t *testing.T) {
 				SourceVolume, ContainerPath string
 				ReadOnly                    bool
 			}
-			DockerLabels map[string]string
 		}
 	}
 	must.Do(t, json.Unmarshal([]byte(all["task-definition"]), &task), "decode the task definition")
@@ -91,8 +90,5 @@ func TestTaskDefinition(t *testing.T) {
 	if volume.Host.SourcePath != consumerDir || mount.SourceVolume != volume.Name ||
 		mount.ContainerPath != lab.Published || !mount.ReadOnly {
 		t.Errorf("mounts %+v as %+v, want %s, read-only, at %s", volume, mount, consumerDir, lab.Published)
-	}
-	if container.DockerLabels[reloadLabel] != "SIGHUP" {
-		t.Errorf("labels are %v", container.DockerLabels)
 	}
 }

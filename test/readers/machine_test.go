@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -16,8 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -29,23 +26,21 @@ import (
 )
 
 const (
-	consumerDir  = lab.Published + "/web"
-	secretFile   = "/run/secret.json"
-	dockerSocket = "/run/docker.sock" // /var/run is a link
-	reloadLabel  = "io.sevagent.reload"
+	consumerDir = lab.Published + "/web"
+	secretFile  = "/run/secret.json"
 )
 
-// machine is the node: a real agent, its secret, a server for the clients among the readers, and Docker.
+// machine is the node: a real agent, its secret, and a server for the clients among the readers.
 type machine struct {
-	t       *testing.T
-	work    string
-	agent   *lab.Agent
-	cas     [2]*simca.CA // they issue the versions in turn
-	peers   *simca.CA    // of the programs that the readers talk to
-	n       int          // version of the secret
-	orders  atomic.Pointer[tls.Config]
-	refused atomic.Pointer[string] // the first handshake that failed at the server
-	docker  docker
+	t        *testing.T
+	work     string
+	agent    *lab.Agent
+	cas      [2]*simca.CA // they issue the versions in turn
+	peers    *simca.CA    // of the programs that the readers talk to
+	n        int          // version of the secret
+	orders   atomic.Pointer[tls.Config]
+	refused  atomic.Pointer[string] // the first handshake that failed at the server
+	watching string                 // the recipe
 }
 
 func newMachine(t *testing.T, snippets ...string) *machine {
@@ -56,14 +51,13 @@ func newMachine(t *testing.T, snippets ...string) *machine {
 		*ca = lab.NewCA(t, fmt.Sprintf("CA %d", i))
 	}
 	m.serveOrders()
-	m.docker.serve(t)
 	lab.Mount(t, lab.Published)
 	lab.Write(t, lab.ConfigDir+"/config.yaml", `
 attestation: {mode: "off"}
 mtls: {secrets: ["file://`+secretFile+`"], poll_interval: 24h}
 listen: {tcp: ""}
 `)
-	for i, text := range append(snippets, "mtls: {reload_splay: 1s}\n") {
+	for i, text := range snippets {
 		lab.Write(t, fmt.Sprintf("%s/conf.d/%d0-test.yaml", lab.ConfigDir, i+1), text)
 	}
 	m.put(false)
@@ -198,72 +192,4 @@ func container(source string, user int, args ...string) *exec.Cmd {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Env = lab.Environment()
 	return cmd
-}
-
-// docker is as much of Docker's Engine API as the agent uses, for processes of ours.
-type docker struct {
-	mu   sync.Mutex
-	list []contained
-}
-
-type contained struct {
-	ID      string `json:"Id"`
-	Names   []string
-	Created int64
-	Labels  map[string]string
-	Mounts  []struct{ Source string }
-	process *os.Process
-	signals int
-}
-
-func (d *docker) add(name, signal string, process *os.Process) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.list = append(d.list, contained{
-		ID: strings.Repeat(fmt.Sprint(len(d.list)), 64), Names: []string{"/" + name}, Created: time.Now().Unix(),
-		Labels: map[string]string{reloadLabel: signal}, Mounts: []struct{ Source string }{{consumerDir}},
-		process: process,
-	})
-}
-
-// signals returns how many a container got.
-func (d *docker) signals(name string) int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, c := range d.list {
-		if c.Names[0] == "/"+name {
-			return c.signals
-		}
-	}
-	return 0
-}
-
-func (d *docker) serve(t *testing.T) {
-	t.Helper()
-	l := must.Get(net.Listen("unix", dockerSocket))(t, "serve Docker's API")
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.44") })
-	mux.HandleFunc("GET /v1.44/containers/json", func(w http.ResponseWriter, _ *http.Request) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		json.NewEncoder(w).Encode(d.list)
-	})
-	mux.HandleFunc("POST /v1.44/containers/{id}/kill", func(w http.ResponseWriter, r *http.Request) {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for i := range d.list {
-			c := &d.list[i]
-			known := map[string]os.Signal{"SIGHUP": syscall.SIGHUP, "SIGUSR2": syscall.SIGUSR2}
-			signal, ok := known[r.FormValue("signal")]
-			if c.ID == r.PathValue("id") && ok && c.process.Signal(signal) == nil {
-				c.signals++
-				w.WriteHeader(http.StatusNoContent)
-				return
-			}
-		}
-		http.Error(w, `{"message": "no such container, or signal"}`, http.StatusNotFound)
-	})
-	server := &http.Server{Handler: mux}
-	go server.Serve(l)
-	t.Cleanup(func() { server.Close() })
 }

@@ -38,8 +38,8 @@ type recipe struct {
 	// set, one for each process.
 	addr string
 	once bool
-	// told: it reads its files again when something makes it, a signal if its container's label has one; the others do
-	// at each handshake.
+	// told: it reads its files again when something makes it, the recipe "watch" if it has a signal; the others do at each
+	// handshake.
 	told   bool
 	signal string
 	// user is the uid that it runs as. One other than root sees the consumer's directory, which it owns.
@@ -76,14 +76,14 @@ var readers = []*recipe{
 			return []string{"node", m.program("server.js", code, "server.js")}, ""
 		}},
 	{name: "java", needs: []string{"java", "javac"}, prepare: javaProgram},
-	{name: "nginx", needs: []string{"nginx"}, addr: "127.0.0.1:8443", told: true, signal: "SIGHUP", user: 101,
+	{name: "nginx", needs: []string{"nginx"}, addr: "127.0.0.1:8443", told: true, signal: "HUP", user: 101,
 		prepare: func(m *machine, code string) ([]string, string) {
 			dir := m.owned("nginx", 101)
 			lab.Write(m.t, filepath.Join(dir, "nginx.conf"), lab.Read(m.t, "testdata/nginx.conf"))
 			lab.Write(m.t, filepath.Join(dir, "recipe.conf"), code)
 			return []string{"nginx", "-p", dir, "-c", "nginx.conf", "-e", "error.log"}, ""
 		}},
-	{name: "haproxy", needs: []string{"haproxy"}, addr: "127.0.0.1:8447", told: true, signal: "SIGUSR2", user: 101,
+	{name: "haproxy", needs: []string{"haproxy"}, addr: "127.0.0.1:8447", told: true, signal: "USR2", user: 101,
 		prepare: func(m *machine, code string) ([]string, string) {
 			config := filepath.Join(m.owned("haproxy", 101), "haproxy.cfg")
 			lab.Write(m.t, config, lab.Read(m.t, "testdata/haproxy.cfg")+code)
@@ -140,10 +140,11 @@ func javaProgram(m *machine, code string) ([]string, string) {
 // reader is a recipe that runs.
 type reader struct {
 	*recipe
-	m        *machine
-	missing  string // what it needs and does not have; empty: it runs
-	ended    <-chan struct{}
-	exchange func() (name string, err error) // one handshake, and the name in the certificate of the reader's side
+	m         *machine
+	missing   string // what it needs and does not have; empty: it runs
+	ended     <-chan struct{}
+	exchange  func() (name string, err error) // one handshake, and the name in the certificate of the reader's side
+	rotations *lab.Output                     // what watch prints, for a reader that is signalled
 
 	handshakes int
 	failures   []string
@@ -187,7 +188,7 @@ func (m *machine) start(r *recipe, code string) *reader {
 		p.ended = lab.Start(m.t, r.name, cmd).Ended
 		p.exchange = func() (string, error) { return m.call(r.addr) }
 		if r.signal != "" {
-			m.docker.add(r.name, r.signal, cmd.Process)
+			p.rotations = m.watch(r, cmd.Process.Pid)
 		}
 		return p
 	}
@@ -248,7 +249,8 @@ func TestReaders(t *testing.T) {
 		t.Skip("run test/run readers, which makes the namespaces")
 	}
 	code := recipes(t)
-	m := newMachine(t, code["consumer"], code["reload"])
+	m := newMachine(t, code["consumer"])
+	m.watching = code["watch"]
 	var all, running []*reader
 	for _, r := range readers {
 		p := m.start(r, code[r.name])
@@ -257,7 +259,7 @@ func TestReaders(t *testing.T) {
 			running = append(running, p)
 		}
 	}
-	seen := m.poll(code["poll"])
+	seen := m.runOnRotation()
 	for _, p := range running {
 		lab.Until(t, p.name, func() error { _, err := p.exchange(); return err })
 	}
@@ -316,7 +318,7 @@ func TestReaders(t *testing.T) {
 		}
 	}
 	last := current(t)
-	lab.Until(t, "the command of poll", func() error {
+	lab.Until(t, "the command of watch", func() error {
 		if text, err := os.ReadFile(seen); err != nil || !bytes.HasSuffix(bytes.TrimSpace(text), []byte(last)) {
 			return fmt.Errorf("has run the command for %.300q, not last for %s, %v", text, last, err)
 		}
@@ -332,7 +334,7 @@ func TestReaders(t *testing.T) {
 				t.Skip(p.missing)
 			}
 			fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%v\n", p.name, p.handshakes, len(p.failures), len(p.seen),
-				m.docker.signals(p.name), p.late.Round(time.Millisecond))
+				p.signals(), p.late.Round(time.Millisecond))
 			if len(p.failures) > 0 {
 				slices.Sort(p.failures)
 				t.Errorf("%d of %d handshakes failed: %.2000s", len(p.failures), p.handshakes,
@@ -353,11 +355,28 @@ func TestReaders(t *testing.T) {
 	}
 }
 
-// poll runs that recipe with a command that notes each generation, and returns where.
-func (m *machine) poll(code string) string {
+// watch runs that recipe beside a server, as its user.
+func (m *machine) watch(r *recipe, pid int) *lab.Output {
 	m.t.Helper()
-	script, out := filepath.Join(m.work, "on-rotation"), filepath.Join(m.work, "generations")
-	lab.WriteProgram(m.t, script, code)
-	lab.Start(m.t, "poll", container(lab.Published, 0, script, "sh", "-c", "readlink /etc/ecs/mtls/..data >>"+out))
+	pidFile := filepath.Join(m.work, r.name+".pid")
+	lab.Write(m.t, pidFile, fmt.Sprintln(pid))
+	code := strings.NewReplacer("sevagent", lab.Bin("sevagent"), "HUP", r.signal, "/run/nginx.pid", pidFile).Replace(m.watching)
+	return lab.Start(m.t, "watch "+r.name, container(consumerDir, r.user, "sh", "-ec", code)).Output
+}
+
+// signals returns how many a reader got.
+func (p *reader) signals() int {
+	if p.rotations == nil {
+		return 0
+	}
+	return strings.Count(p.rotations.String(), "rotated: ")
+}
+
+// runOnRotation has a command note each generation, and returns where.
+func (m *machine) runOnRotation() string {
+	m.t.Helper()
+	out := filepath.Join(m.work, "generations")
+	lab.Start(m.t, "watch", container(lab.Published, 0, lab.Bin("sevagent"), "watch", "--", "sh", "-c",
+		"readlink /etc/ecs/mtls/..data >>"+out))
 	return out
 }

@@ -33,7 +33,7 @@ func (e *HeldError) Error() string {
 // *RejectError, *HeldError and *CollisionError.
 //
 // Bundles that are published already may have expired since: that is no reason to keep the others from being renewed.
-// Carried anchors go into ca.crt beside its own; no leaf may need one of them.
+// Carried anchors go into ca.crt beside its own, the first of them if there are too many; no leaf may need one of them.
 //
 // It takes less than a second, whatever the bundles hold: keys, anchors, chains and the times to look for a chain are
 // bounded, before any signature is verified. A clock would make the verdict depend on what else the node does.
@@ -236,12 +236,23 @@ func (a *assembly) addAnchors(carried []Carried) error {
 		return err
 	}
 	ends := last(certs)
-	a.Carried = carried
-	for _, c := range carried {
+	a.carry(trusted, bundles[0], len(certs), carried)
+	for _, c := range a.Carried {
 		certs = append(certs, c.Cert)
 	}
 	a.addAnchorFile(anchorFile, bundles, certs, ends)
 	return nil
+}
+
+// carry takes over the carried anchors that ca.crt has room for beside own ones. The others go before their time: they
+// must not keep a new version out.
+func (a *assembly) carry(field string, b *Bundle, own int, carried []Carried) {
+	room := maxAnchors - own
+	if n := len(carried) - room; n > 0 {
+		a.warn(b, field, "%d anchors of earlier versions are dropped early: ca.crt holds at most %d", n, maxAnchors)
+		carried = carried[:room]
+	}
+	a.Carried = carried
 }
 
 func (a *assembly) addAnchorFile(name string, bundles []*Bundle, certs []*x509.Certificate, ends *x509.Certificate) {

@@ -1,6 +1,7 @@
 package certset
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"maps"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,16 +94,19 @@ func TestManyAnchors(t *testing.T) {
 		t.Fatalf("100 anchors: %v", err)
 	}
 
-	// Those that are carried are not counted, neither now nor when the files are read again.
+	// Those that are carried count, and the newest version does not have to wait for them.
 	old := mtlstest.NewCA(t, "old", nil).Cert
 	until := time.Now().Add(time.Hour)
 	s, err = Assemble(s.Bundles, nil, time.Now(), []Carried{{old, until}})
-	if err != nil {
-		t.Fatalf("100 anchors and one that is carried: %v", err)
+	if err != nil || len(s.Carried) != 0 || bytes.Contains(file(t, s, "ca.crt"), []byte(mtlstest.CertPEM(old))) {
+		t.Fatalf("100 anchors and one that is carried: %v, and %d are carried", err, len(s.Carried))
 	}
-	carried := map[string]time.Time{Digest(old.Raw): until}
-	if _, err := Restore(s.Origins(), s.Files, carried, time.Now(), time.Now()); err != nil {
-		t.Errorf("100 anchors and one that is carried, read again: %v", err)
+	dropped := "secret a: ca_cert: 1 anchors of earlier versions are dropped early: ca.crt holds at most 100"
+	if !slices.Contains(s.Warnings, dropped) {
+		t.Errorf("warnings are %q, want %s", s.Warnings, dropped)
+	}
+	if _, err := Restore(s.Origins(), s.Files, nil, time.Now(), time.Now()); err != nil {
+		t.Errorf("100 anchors, read again: %v", err)
 	}
 
 	fields[caCert] = text + mtlstest.CertPEM(old)
@@ -109,6 +114,52 @@ func TestManyAnchors(t *testing.T) {
 	if _, err := set(fields.JSON(t)); err == nil || err.Error() != want {
 		t.Errorf("101 anchors: %v, want %s", err, want)
 	}
+}
+
+// TestCarriedAnchorsAreBounded: ca.crt stays within the limit however many anchors secrets drop, those that were
+// dropped last stay, and what was published is read again.
+func TestCarriedAnchorsAreBounded(t *testing.T) {
+	ca := mtlstest.NewCA(t, "ca", nil)
+	fields := ca.ClientFields(t, "node")
+	fields[caCert] = mtlstest.CertPEM(ca.Cert) + mtlstest.CertPEM(mtlstest.NewCA(t, "second", nil).Cert)
+	now := time.Now()
+	b := must.Get(Parse("a", "1", fields.JSON(t)))(t, "parse a secret")
+	key := mtlstest.NewKey(t)
+	var carried []Carried
+	until := make(map[string]time.Time)
+	for i := range 99 {
+		c := Carried{mtlstest.NewCAFor(t, fmt.Sprint("old-", i), key, nil).Cert, now.Add(time.Hour)}
+		carried, until[Digest(c.Cert.Raw)] = append(carried, c), c.Until
+	}
+	for _, n := range []int{97, 98, 99} {
+		s := must.Get(Assemble([]*Bundle{b}, nil, now, carried[:n]))(t, "put a set together")
+		kept := min(n, 98)
+		if got := bytes.Count(file(t, s, "ca.crt"), []byte("BEGIN CERTIFICATE")); got != 2+kept || len(s.Carried) != kept {
+			t.Errorf("2 anchors and %d that are carried: ca.crt has %d, %d of them carried", n, got, len(s.Carried))
+		}
+		if !s.Carried[kept-1].Cert.Equal(carried[kept-1].Cert) {
+			t.Errorf("of %d that are carried, others stay than the first", n)
+		}
+		if got := len(s.Warnings) > 0; got != (n > kept) {
+			t.Errorf("2 anchors and %d that are carried: warnings are %q", n, s.Warnings)
+		}
+		again, err := Restore(s.Origins(), s.Files, until, now, now)
+		if err != nil || len(again.Carried) != kept {
+			t.Errorf("2 anchors and %d that are carried, read again: %v", n, err)
+		}
+	}
+}
+
+// file returns the content of a file of the set.
+func file(t *testing.T, s *Set, name string) []byte {
+	t.Helper()
+	for _, f := range s.Files {
+		if f.Name == name {
+			return f.Content
+		}
+	}
+	t.Fatalf("the set has no %s", name)
+	return nil
 }
 
 // TestTriesAreBounded: neither many dates nor many certificates of one name make a verdict slow.

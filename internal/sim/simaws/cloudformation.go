@@ -72,7 +72,7 @@ func (s *CloudFormation) Fail(code string, calls int) {
 // StackID returns the ID of a stack.
 func (s *CloudFormation) StackID(name string) string {
 	const suffix = "11111111-2222-3333-4444-555555555555"
-	return fmt.Sprintf("arn:aws:cloudformation:%s:%s:stack/%s/%s", s.Region, s.AccountID, name, suffix)
+	return Instance{Region: s.Region, AccountID: s.AccountID}.ARN("cloudformation", "stack/"+name+"/"+suffix)
 }
 
 // ServeHTTP implements http.Handler.
@@ -123,8 +123,8 @@ func (s *CloudFormation) serve(form url.Values, authorized bool) error {
 		case "Throttling":
 			return &apiError{code, "Rate exceeded"}
 		case "AccessDenied":
-			return &apiError{code, fmt.Sprintf("User: arn:aws:sts::%s:assumed-role/node/i-0123456789abcdef0 is not authorized "+
-				"to perform: cloudformation:SignalResource on resource: %s", s.AccountID, in.Stack)}
+			return &apiError{code, fmt.Sprintf("User: arn:aws:sts::%s:assumed-role/node/i-0123456789abcdef0 is not "+
+				"authorized to perform: cloudformation:SignalResource on resource: %s", s.AccountID, in.Stack)}
 		}
 		return &apiError{code, "simulated"}
 	}

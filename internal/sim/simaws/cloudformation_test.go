@@ -41,7 +41,8 @@ func TestSignalResource(t *testing.T) {
 		{"prod", "Other", "i-1", "Resource Other does not exist for stack prod"},
 		{"old", "Ready", "i-1", "Stack " + service.StackID("old") + " is in CREATE_COMPLETE state and cannot be signaled"},
 		{"none", "Ready", "i-1", "Stack 'none' does not exist"},
-		{"prod", "Ready", strings.Repeat("x", 65), "1 validation error detected: Value '" + strings.Repeat("x", 65) + "' at 'uniqueId' failed to satisfy constraint: Member must have length between 1 and 64"},
+		{"prod", "Ready", strings.Repeat("x", 65), "1 validation error detected: Value '" +
+			strings.Repeat("x", 65) + "' at 'uniqueId' failed to satisfy constraint: Member must have length between 1 and 64"},
 	} {
 		err := signal(c.stack, c.resource, c.id)
 		if c.message == "" {

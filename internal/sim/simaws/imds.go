@@ -7,8 +7,10 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,36 +19,98 @@ import (
 
 // Instance is what the metadata service reports.
 type Instance struct {
-	ID, Type, Region, AvailabilityZone, AccountID, ImageID, PrivateIP, MAC, Role string
+	ID, Type, Region, AvailabilityZone, ZoneID, AccountID, ImageID, PrivateIP, MAC, VPC, Subnet, Role string
 }
 
 // DefaultInstance is an m6a.large in us-east-2.
 func DefaultInstance() Instance {
 	return Instance{
 		ID: "i-0123456789abcdef0", Type: "m6a.large", Region: "us-east-2", AvailabilityZone: "us-east-2a",
-		AccountID: "111122223333", ImageID: "ami-0123456789abcdef0",
-		PrivateIP: "10.0.0.10", MAC: "02:00:00:00:00:10", Role: "node",
+		ZoneID: "use2-az1", AccountID: "111122223333", ImageID: "ami-0123456789abcdef0",
+		PrivateIP: "10.0.0.10", MAC: "02:00:00:00:00:10", VPC: "vpc-0123456789abcdef0",
+		Subnet: "subnet-0123456789abcdef0", Role: "node",
 	}
+}
+
+// ARN returns that of a resource of the instance's account, in the region's partition.
+func (i Instance) ARN(service, resource string) string {
+	partition := "aws"
+	switch {
+	case strings.HasPrefix(i.Region, "cn-"):
+		partition = "aws-cn"
+	case strings.HasPrefix(i.Region, "us-gov-"):
+		partition = "aws-us-gov"
+	}
+	return fmt.Sprintf("arn:%s:%s:%s:%s:%s", partition, service, i.Region, i.AccountID, resource)
 }
 
 // accessKeyID is that of the role's credentials.
 const accessKeyID = "ASIASIMULATEDNODE000"
 
+// Hang is the fault of a service that takes requests and never answers.
+const Hang = -1
+
 // IMDS is an instance metadata service that speaks version 2 only. The zero value with Instance set is ready to serve.
+// A service that is not up at all is a Port that is not open.
 type IMDS struct {
 	Instance Instance
 
 	mu     sync.Mutex
 	tokens map[string]time.Time // when each expires
-	fault  int
+	extra  map[string]string
+	fault  fault
 	v1     int
 }
 
-// SetFault makes every request fail with an HTTP status; 0: none.
-func (s *IMDS) SetFault(status int) {
+type fault struct {
+	status int
+	below  string    // the paths that fail, by what they begin with
+	until  time.Time // then it ends by itself; zero: it does not
+}
+
+// Set adds an item that only some instances have, by its path below /latest/, as "user-data" or
+// "meta-data/autoscaling/target-lifecycle-state", or changes one. Unset takes it away again.
+func (s *IMDS) Set(path, value string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fault = status
+	if s.extra == nil {
+		s.extra = make(map[string]string)
+	}
+	s.extra[root+path] = value
+}
+
+// Unset removes what Set has added.
+func (s *IMDS) Unset(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.extra, root+path)
+}
+
+// SetFault makes every request fail with an HTTP status, such as 403, which a service that is switched off answers, or
+// Hang; 0: none.
+func (s *IMDS) SetFault(status int) { s.setFault(fault{status: status}) }
+
+// FailFor makes requests fail for a while: all of them, or those whose path below /latest/ begins with below, such as
+// "meta-data/iam/", for credentials that come late.
+func (s *IMDS) FailFor(d time.Duration, status int, below string) {
+	s.setFault(fault{status, root + below, time.Now().Add(d)})
+}
+
+func (s *IMDS) setFault(f fault) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = f
+}
+
+// faultOf returns the status that a request for path fails with, or 0.
+func (s *IMDS) faultOf(path string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.fault
+	if !strings.HasPrefix(path, f.below) || !f.until.IsZero() && !time.Now().Before(f.until) {
+		return 0
+	}
+	return f.status
 }
 
 // V1Requests counts the requests without a token.
@@ -57,39 +121,51 @@ func (s *IMDS) V1Requests() int {
 }
 
 const (
-	tokenPath = "/latest/api/token"
+	root      = "/latest/"
+	tokenPath = root + "api/token"
 	ttlHeader = "X-Aws-Ec2-Metadata-Token-Ttl-Seconds"
 )
 
 // ServeHTTP implements http.Handler.
 func (s *IMDS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	fault := s.fault
-	s.mu.Unlock()
-	if fault != 0 {
-		http.Error(w, http.StatusText(fault), fault)
-		return
-	}
-	if r.URL.Path == tokenPath {
+	switch fault := s.faultOf(r.URL.Path); {
+	case fault == Hang:
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler) // and no answer even then
+	case fault != 0:
+		refuse(w, fault)
+	case r.URL.Path == tokenPath:
 		s.token(w, r)
-		return
+	case !s.authorized(r.Header.Get("X-Aws-Ec2-Metadata-Token")):
+		refuse(w, http.StatusUnauthorized)
+	case r.Method != http.MethodGet:
+		refuse(w, http.StatusMethodNotAllowed)
+	default:
+		text, ok := s.item(strings.TrimSuffix(r.URL.Path, "/"))
+		if !ok {
+			refuse(w, http.StatusNotFound)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain")
+		io.WriteString(w, text)
 	}
-	if !s.authorized(r.Header.Get("X-Aws-Ec2-Metadata-Token")) {
-		http.Error(w, "401 - Unauthorized", http.StatusUnauthorized)
-		return
-	}
-	text, ok := s.values()[strings.TrimSuffix(r.URL.Path, "/")]
-	if !ok || r.Method != http.MethodGet {
-		http.Error(w, "404 - Not Found", http.StatusNotFound)
-		return
-	}
-	fmt.Fprint(w, text)
+}
+
+func refuse(w http.ResponseWriter, status int) {
+	http.Error(w, fmt.Sprintf("%d - %s", status, http.StatusText(status)), status)
 }
 
 func (s *IMDS) token(w http.ResponseWriter, r *http.Request) {
 	ttl, err := strconv.Atoi(r.Header.Get(ttlHeader))
-	if r.Method != http.MethodPut || err != nil || ttl < 1 || ttl > 21600 {
-		http.Error(w, "400 - Bad Request", http.StatusBadRequest)
+	switch {
+	case r.Method != http.MethodPut:
+		refuse(w, http.StatusMethodNotAllowed)
+		return
+	case r.Header.Values("X-Forwarded-For") != nil: // a proxy must not get a token for others
+		refuse(w, http.StatusForbidden)
+		return
+	case err != nil || ttl < 1 || ttl > 21600:
+		refuse(w, http.StatusBadRequest)
 		return
 	}
 	now, token := time.Now(), rand.Text()
@@ -114,26 +190,59 @@ func (s *IMDS) authorized(token string) bool {
 	return time.Now().Before(s.tokens[token])
 }
 
-func (s *IMDS) values() map[string]string {
+// item returns the item at a path, or, for a path above items, the list of what is there.
+func (s *IMDS) item(path string) (text string, ok bool) {
+	items := s.items()
+	if text, ok := items[path]; ok {
+		return text, true
+	}
+	var names []string
+	for item := range items {
+		below, ok := strings.CutPrefix(item, path+"/")
+		if !ok {
+			continue
+		}
+		if dir, _, ok := strings.Cut(below, "/"); ok {
+			below = dir + "/"
+		}
+		names = append(names, below)
+	}
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), "\n"), len(names) > 0
+}
+
+func (s *IMDS) items() map[string]string {
 	i := s.Instance
-	document, _ := json.Marshal(map[string]any{ // of text and one list: always marshals
+	document, _ := json.Marshal(map[string]any{ // of text: always marshals
 		"accountId": i.AccountID, "architecture": "x86_64", "availabilityZone": i.AvailabilityZone, "imageId": i.ImageID,
 		"instanceId": i.ID, "instanceType": i.Type, "pendingTime": "2026-01-01T00:00:00Z", "privateIp": i.PrivateIP,
 		"region": i.Region, "version": "2017-09-30",
 	})
-	const meta = "/latest/meta-data/"
-	return map[string]string{
-		meta + "instance-id":                         i.ID,
-		meta + "instance-type":                       i.Type,
-		meta + "ami-id":                              i.ImageID,
-		meta + "mac":                                 i.MAC,
-		meta + "local-ipv4":                          i.PrivateIP,
-		meta + "placement/region":                    i.Region,
-		meta + "placement/availability-zone":         i.AvailabilityZone,
-		meta + "iam/security-credentials":            i.Role,
-		meta + "iam/security-credentials/" + i.Role:  credentials(),
-		"/latest/dynamic/instance-identity/document": string(document),
+	const meta = root + "meta-data/"
+	nic := meta + "network/interfaces/macs/" + i.MAC
+	items := map[string]string{
+		meta + "instance-id":                        i.ID,
+		meta + "instance-type":                      i.Type,
+		meta + "ami-id":                             i.ImageID,
+		meta + "mac":                                i.MAC,
+		meta + "local-ipv4":                         i.PrivateIP,
+		meta + "placement/region":                   i.Region,
+		meta + "placement/availability-zone":        i.AvailabilityZone,
+		meta + "placement/availability-zone-id":     i.ZoneID,
+		nic + "/mac":                                i.MAC,
+		nic + "/local-ipv4s":                        i.PrivateIP,
+		nic + "/vpc-id":                             i.VPC,
+		nic + "/subnet-id":                          i.Subnet,
+		root + "dynamic/instance-identity/document": string(document),
 	}
+	maps.DeleteFunc(items, func(_, value string) bool { return value == "" })
+	if i.Role != "" {
+		items[meta+"iam/security-credentials/"+i.Role] = credentials()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.Copy(items, s.extra)
+	return items
 }
 
 func credentials() string {

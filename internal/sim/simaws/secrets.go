@@ -122,7 +122,7 @@ func (s *Secrets) serve(header http.Header, in input) (answer any, refusal *apiE
 		return nil, &apiError{s.fault, "simulated"}
 	}
 	// An ID is a secret's name, its ARN, or its ARN without the random end.
-	arn := fmt.Sprintf("arn:aws:secretsmanager:%s:%s:secret:", s.Region, s.AccountID)
+	arn := Instance{Region: s.Region, AccountID: s.AccountID}.ARN("secretsmanager", "secret:")
 	name, isARN := strings.CutPrefix(in.SecretID, arn)
 	if isARN {
 		name = strings.TrimSuffix(name, "-AbCdEf")

@@ -3,11 +3,12 @@ package simaws_test
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -91,7 +92,8 @@ func TestSDKAgrees(t *testing.T) {
 			in.VersionStage = &c.label
 		}
 		got, err := api.GetSecretValue(ctx, in)
-		if c.want == "" && code(err) != "ResourceNotFoundException" || c.want != "" && (err != nil || *got.SecretString != c.want) {
+		found := err == nil && *got.SecretString == c.want
+		if c.want == "" && code(err) != "ResourceNotFoundException" || c.want != "" && !found {
 			t.Errorf("a version %s: %+v, %v, want %q", c.name, got, err, c.want)
 		}
 	}
@@ -119,55 +121,154 @@ func TestSDKAgrees(t *testing.T) {
 	}
 }
 
-func TestMetadata(t *testing.T) {
-	metadata, _, _ := node(t)
-	server := httptest.NewServer(metadata)
-	defer server.Close()
-	do := func(method, path string, headers ...string) (int, string) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, nil)
-		must.Do(t, err, "make a request for %s %s", method, path)
-		for i := 0; i < len(headers); i += 2 {
-			req.Header.Set(headers[i], headers[i+1])
-		}
-		resp := must.Get(http.DefaultClient.Do(req))(t, "request %s %s", method, path)
-		defer resp.Body.Close()
-		body := must.Get(io.ReadAll(resp.Body))(t, "read the answer to %s %s", method, path)
-		return resp.StatusCode, string(body)
-	}
-	const (
-		tokenPath   = "/latest/api/token"
-		tokenHeader = "X-aws-ec2-metadata-token"
-		ttl         = tokenHeader + "-ttl-seconds"
-	)
-	for _, seconds := range []string{"", "0", "21601", "x"} {
-		if status, _ := do(http.MethodPut, tokenPath, ttl, seconds); status != 400 {
-			t.Errorf("a token for %q seconds: %d", seconds, status)
-		}
-	}
-	_, token := do(http.MethodPut, tokenPath, ttl, "60")
-	for path, want := range map[string]string{
-		"instance-id": metadata.Instance.ID, "instance-type": "m6a.large", "placement/region": "us-east-2", "placement/availability-zone": "us-east-2a",
-		"mac": metadata.Instance.MAC, "local-ipv4": "10.0.0.10", "ami-id": metadata.Instance.ImageID, "iam/security-credentials/": "node",
-	} {
-		if status, got := do(http.MethodGet, "/latest/meta-data/"+path, tokenHeader, token); status != 200 || got != want {
-			t.Errorf("%s: %d %q, want %q", path, status, got, want)
-		}
-	}
-	if status, _ := do(http.MethodGet, "/latest/meta-data/absent", tokenHeader, token); status != 404 {
-		t.Errorf("an absent path: %d", status)
-	}
-	for _, headers := range [][]string{nil, {tokenHeader, "forged"}} {
-		if status, _ := do(http.MethodGet, "/latest/meta-data/instance-id", headers...); status != 401 {
-			t.Errorf("with %v: %d, want 401", headers, status)
-		}
-	}
-	if n := metadata.V1Requests(); n != 1 {
-		t.Errorf("%d requests without a token, want 1", n)
-	}
+const (
+	tokenPath   = "/latest/api/token"
+	tokenHeader = "X-aws-ec2-metadata-token"
+	ttlHeader   = tokenHeader + "-ttl-seconds"
+)
 
-	metadata.SetFault(503)
-	if status, _ := do(http.MethodPut, tokenPath, ttl, "60"); status != 503 {
-		t.Errorf("a service that is down: %d", status)
+// answer has the handler answer a request, and returns status 0 if it does not.
+func answer(ctx context.Context, h http.Handler, method, path string, headers ...string) (status int, body string) {
+	req := httptest.NewRequestWithContext(ctx, method, path, nil)
+	for i := 0; i < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	defer func() {
+		if r := recover(); r != nil && r != http.ErrAbortHandler {
+			panic(r)
+		}
+	}()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, req)
+	return w.Code, w.Body.String()
+}
+
+// Version 2 of the service alone: no item without a token, and no token by GET, for long or through a proxy.
+func TestMetadataToken(t *testing.T) {
+	metadata := &simaws.IMDS{Instance: simaws.DefaultInstance()}
+	_, token := answer(t.Context(), metadata, http.MethodPut, tokenPath, ttlHeader, "60")
+	const item = "/latest/meta-data/instance-id"
+	for _, c := range []struct {
+		name, method, path string
+		headers            []string
+		want               int
+	}{
+		{"token", http.MethodPut, tokenPath, []string{ttlHeader, "21600"}, 200},
+		{"token without a TTL", http.MethodPut, tokenPath, nil, 400},
+		{"token for no time", http.MethodPut, tokenPath, []string{ttlHeader, "0"}, 400},
+		{"token for too long", http.MethodPut, tokenPath, []string{ttlHeader, "21601"}, 400},
+		{"token for x seconds", http.MethodPut, tokenPath, []string{ttlHeader, "x"}, 400},
+		{"token by GET", http.MethodGet, tokenPath, []string{ttlHeader, "60"}, 405},
+		{"token through a proxy", http.MethodPut, tokenPath, []string{ttlHeader, "60", "X-Forwarded-For", "10.0.0.1"}, 403},
+		{"item", http.MethodGet, item, []string{tokenHeader, token}, 200},
+		{"item by POST", http.MethodPost, item, []string{tokenHeader, token}, 405},
+		{"item without a token", http.MethodGet, item, nil, 401},
+		{"item with another token", http.MethodGet, item, []string{tokenHeader, "forged"}, 401},
+		{"absent item without a token", http.MethodGet, item + "x", nil, 401},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if status, _ := answer(t.Context(), metadata, c.method, c.path, c.headers...); status != c.want {
+				t.Errorf("status %d, want %d", status, c.want)
+			}
+		})
+	}
+	if n := metadata.V1Requests(); n != 2 {
+		t.Errorf("%d requests without a token, want 2", n)
+	}
+}
+
+// What the ECS agent and bootstrap ask for, and what only some instances have.
+func TestMetadataItems(t *testing.T) {
+	metadata := &simaws.IMDS{Instance: simaws.DefaultInstance()}
+	_, token := answer(t.Context(), metadata, http.MethodPut, tokenPath, ttlHeader, "60")
+	expect := func(path, want string) {
+		t.Helper()
+		wantStatus := 200
+		if want == "" {
+			wantStatus = 404
+		}
+		status, got := answer(t.Context(), metadata, http.MethodGet, "/latest/"+path, tokenHeader, token)
+		if status != wantStatus || status == 200 && got != want {
+			t.Errorf("%s: %d %q, want %d %q", path, status, got, wantStatus, want)
+		}
+	}
+	const nic = "meta-data/network/interfaces/macs/"
+	i := metadata.Instance
+	for path, want := range map[string]string{
+		"meta-data/instance-id": i.ID, "meta-data/instance-type": "m6a.large", "meta-data/ami-id": i.ImageID,
+		"meta-data/mac": i.MAC, "meta-data/local-ipv4": "10.0.0.10",
+		"meta-data/placement/region":               "us-east-2",
+		"meta-data/placement/availability-zone":    "us-east-2a",
+		"meta-data/placement/availability-zone-id": "use2-az1",
+		"meta-data/placement/":                     "availability-zone\navailability-zone-id\nregion",
+		"meta-data/iam/security-credentials/":      "node",
+		nic:                                        i.MAC + "/",
+		nic + i.MAC + "/vpc-id":                    i.VPC,
+		nic + i.MAC + "/subnet-id":                 i.Subnet,
+		nic + "02:00:00:00:00:99/vpc-id":           "",
+		"meta-data/absent":                         "",
+		"meta-data/instance":                       "",
+		"meta-data/public-ipv4":                    "",
+	} {
+		expect(path, want)
+	}
+	for path, value := range map[string]string{
+		"user-data": "#!/bin/sh\n",
+		"meta-data/autoscaling/target-lifecycle-state": "Warmed:Stopped",
+		"meta-data/outpost-arn":                        metadata.Instance.ARN("outposts", "outpost/op-0123456789abcdef0"),
+		"meta-data/spot/instance-action":               `{"action": "terminate", "time": "2026-01-01T00:02:00Z"}`,
+		"meta-data/tags/instance/Name":                 "node",
+	} {
+		expect(path, "")
+		metadata.Set(path, value)
+		expect(path, value)
+	}
+	expect("meta-data/tags/instance", "Name")
+	metadata.Set("meta-data/autoscaling/target-lifecycle-state", "InService")
+	expect("meta-data/autoscaling/target-lifecycle-state", "InService")
+	metadata.Unset("meta-data/autoscaling/target-lifecycle-state")
+	expect("meta-data/autoscaling/target-lifecycle-state", "")
+}
+
+// A service that is off, late or silent, as a whole or below a path.
+func TestMetadataFaults(t *testing.T) { synctest.Test(t, testMetadataFaults) }
+
+func testMetadataFaults(t *testing.T) {
+	metadata := &simaws.IMDS{Instance: simaws.DefaultInstance()}
+	const item, role = "/latest/meta-data/instance-id", "/latest/meta-data/iam/security-credentials/"
+	_, token := answer(t.Context(), metadata, http.MethodPut, tokenPath, ttlHeader, "21600")
+	get := func(path string) int {
+		status, _ := answer(t.Context(), metadata, http.MethodGet, path, tokenHeader, token)
+		return status
+	}
+	expect := func(when string, wantItem, wantRole int) {
+		t.Helper()
+		if gotItem, gotRole := get(item), get(role); gotItem != wantItem || gotRole != wantRole {
+			t.Errorf("%s: %d for an item and %d for the role, want %d and %d", when, gotItem, gotRole, wantItem, wantRole)
+		}
+	}
+	expect("without a fault", 200, 200)
+	metadata.SetFault(403)
+	expect("switched off", 403, 403)
+	if status, _ := answer(t.Context(), metadata, http.MethodPut, tokenPath, ttlHeader, "60"); status != 403 {
+		t.Errorf("switched off: %d for a token", status)
+	}
+	metadata.SetFault(0)
+	expect("switched on", 200, 200)
+	metadata.FailFor(12*time.Second, 404, "meta-data/iam/")
+	expect("while credentials are late", 200, 404)
+	time.Sleep(12 * time.Second)
+	expect("once they are there", 200, 200)
+	metadata.FailFor(15*time.Second, 503, "")
+	time.Sleep(15*time.Second - 1)
+	expect("for a while", 503, 503)
+	time.Sleep(1)
+	expect("after it", 200, 200)
+
+	metadata.FailFor(time.Minute, simaws.Hang, "")
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if status, _ := answer(ctx, metadata, http.MethodGet, item, tokenHeader, token); status != 0 || ctx.Err() == nil {
+		t.Errorf("a silent service answers %d before its client gives up", status)
 	}
 }

@@ -57,7 +57,8 @@ func TestAttributes(t *testing.T) {
 	dir, psp := mount(t)
 	path, write, read := entry(t, dir)
 	for name, mode := range map[string]os.FileMode{
-		"inblob": 0o200, "privlevel": 0o200, "outblob": 0o444, "auxblob": 0o444, "generation": 0o444, "provider": 0o444, "privlevel_floor": 0o444,
+		"inblob": 0o200, "privlevel": 0o200, "outblob": 0o444, "auxblob": 0o444, "generation": 0o444,
+		"provider": 0o444, "privlevel_floor": 0o444,
 	} {
 		info, err := os.Stat(filepath.Join(path, name))
 		if err != nil || info.Mode() != mode {

@@ -64,7 +64,10 @@ func aws(ctx context.Context) error {
 	return group.Wait()
 }
 
-// ecs stands in for the ECS agent: it reads its cluster and answers that it is registered there.
+// registering is how long the ECS agent takes to register, in which it does not listen.
+const registering = time.Second
+
+// ecs stands in for the ECS agent: it reads its cluster, registers and then answers that it is registered there.
 func ecs(ctx context.Context) error {
 	f, err := os.Open("/etc/ecs/ecs.config")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -76,13 +79,22 @@ func ecs(ctx context.Context) error {
 			cluster = value
 		}
 	}
-	agent := new(simaws.ECSAgent)
-	agent.Register(cluster, "arn:aws:ecs:us-east-2:111122223333:container-instance/"+cluster+"/0123456789abcdef")
-	group, ctx := errgroup.WithContext(ctx)
-	if err := serve(ctx, group, "127.0.0.1:51678", agent); err != nil {
+	agent, err := simaws.NewECSAgent(":51678")
+	if err != nil {
 		return err
 	}
-	return group.Wait()
+	defer agent.Close()
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(registering):
+	}
+	arn := "arn:aws:ecs:us-east-2:111122223333:container-instance/" + cluster + "/0123456789abcdef"
+	if err := agent.Register(cluster, arn); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
 }
 
 func serve(ctx context.Context, group *errgroup.Group, address string, handler http.Handler) error {
