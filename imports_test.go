@@ -31,12 +31,14 @@ var table = map[string][]string{
 	"internal/ecsconfig":           {},
 	"internal/must":                {},
 	"internal/visible":             {},
+	"internal/suggest":             {},
 	"internal/visible/visibletest": {},
 	"internal/cli": {
-		"internal/atomicfile", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
+		"internal/atomicfile", "internal/suggest", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
 	},
 	"internal/cli/clitest": {"internal/must"},
 	"internal/atomicfile":  {},
+	"internal/awsconfig":   {aws},
 	"internal/appraise":    {"internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile",
@@ -57,7 +59,7 @@ var table = map[string][]string{
 	"internal/probe":               {"client", "internal/visible", prometheus},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
-	"internal/config":              {"internal/appraise", "internal/snp", "go.yaml.in/yaml"},
+	"internal/config":              {"internal/appraise", "internal/snp", "internal/suggest", "go.yaml.in/yaml"},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
 		"internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
@@ -70,9 +72,9 @@ var table = map[string][]string{
 	"internal/sim/simca":     {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
-		"client", "client/certs", "internal/appraise", "internal/attest", "internal/cli", "internal/config",
-		"internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls", "internal/mtls/source",
-		"internal/probe", "internal/readers",
+		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
+		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
+		"internal/mtls/source", "internal/probe", "internal/readers",
 		aws, "github.com/aws/smithy-go", systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
@@ -81,7 +83,7 @@ var table = map[string][]string{
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
-		"client", "internal/cli", "internal/atomicfile", "internal/config", "internal/ecsconfig",
+		"client", "internal/atomicfile", "internal/awsconfig", "internal/cli", "internal/config", "internal/ecsconfig",
 		aws, "github.com/aws/smithy-go", systemd,
 	},
 	"cmd/sevctl": {

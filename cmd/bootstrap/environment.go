@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,14 +11,15 @@ import (
 	"sevagent/internal/bootstrap"
 )
 
-// fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*. Lists, in flags too, are separated by
-// commas.
+// fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*. Lists are separated by commas; in flags
+// too, except --ecs-option, which is one option each time.
 func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (err error) {
 	flags.VisitAll(func(f *pflag.Flag) {
 		list, isList := f.Value.(pflag.SliceValue)
+		isOption := f.Name == "ecs-option"
 		if f.Changed {
-			if isList {
-				err = errors.Join(err, list.Replace(split(f.Name, list.GetSlice())))
+			if isList && !isOption {
+				err = errors.Join(err, list.Replace(split(list.GetSlice())))
 			}
 			return
 		}
@@ -27,8 +29,11 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 			return
 		}
 		values := []string{value}
-		if isList {
-			values = split(f.Name, values)
+		switch {
+		case isOption:
+			values = splitOptions(value)
+		case isList:
+			values = split(values)
 		}
 		for _, v := range values {
 			if setErr := flags.Set(f.Name, strings.TrimSpace(v)); setErr != nil {
@@ -39,21 +44,48 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 	return err
 }
 
-// split takes lists apart at their commas. In --ecs-option, a comma before anything but KEY= belongs to the value:
-// ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two.
-func split(flag string, lists []string) (values []string) {
+// split takes lists apart at their commas.
+func split(lists []string) (values []string) {
 	for _, list := range lists {
-		first := true
 		for part := range strings.SplitSeq(list, ",") {
-			key, _, assigns := strings.Cut(strings.TrimSpace(part), "=")
-			switch {
-			case flag == "ecs-option" && !first && !(assigns && bootstrap.ECSKey.MatchString(key)):
-				values[len(values)-1] += "," + part
-			case strings.TrimSpace(part) != "":
-				values = append(values, strings.TrimSpace(part))
-				first = false
+			if part = strings.TrimSpace(part); part != "" {
+				values = append(values, part)
 			}
 		}
 	}
 	return values
+}
+
+// splitOptions takes apart what is separated by commas: ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two. A comma
+// before anything but KEY= belongs to the value, and so does one within JSON.
+func splitOptions(list string) (options []string) {
+	for list = strings.Trim(list, ", "); list != ""; list = strings.Trim(list, ", ") {
+		end := len(list)
+		for i := valueEnd(list); i < len(list); i++ {
+			if list[i] != ',' {
+				continue
+			}
+			key, _, assigns := strings.Cut(strings.TrimLeft(list[i+1:], ", "), "=")
+			if assigns && bootstrap.ECSKey.MatchString(key) {
+				end = i
+				break
+			}
+		}
+		options = append(options, strings.TrimSpace(list[:end]))
+		list = list[end:]
+	}
+	return options
+}
+
+// valueEnd returns where the JSON of the first option ends, or 0 if its value is none.
+func valueEnd(list string) int {
+	key, value, _ := strings.Cut(list, "=")
+	if value == "" || !strings.ContainsAny(value[:1], "{[") {
+		return 0
+	}
+	dec := json.NewDecoder(strings.NewReader(value))
+	if dec.Decode(new(json.RawMessage)) != nil {
+		return 0
+	}
+	return len(key) + 1 + int(dec.InputOffset())
 }

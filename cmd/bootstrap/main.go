@@ -21,6 +21,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,12 +41,21 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	began := false
 	root := newCommand(&o, &began)
 	err := cli.Execute(ctx, root, args, stdin, stdout, stderr)
-	if cmd, _, findErr := root.Find(args); err == nil || began || findErr == nil && cmd != root {
+	if err == nil || began || !firstBoot(args) {
 		return err
 	}
-	// A mistake in the flags is a failure like any other, and the stack to signal may come from the environment.
+	// Nobody is there to see a mistake in the flags, and the stack to signal may come from the environment.
 	_ = fromEnvironment(root.Flags(), os.LookupEnv)
 	return bootstrap.Fail(ctx, o, stdout, err)
+}
+
+// firstBoot reports whether --first-boot is set for the command bootstrap itself, even if other flags are wrong.
+func firstBoot(args []string) bool {
+	if len(args) > 0 && slices.Contains([]string{"signal", "may-join"}, args[0]) {
+		return false
+	}
+	fromEnv, _ := strconv.ParseBool(os.Getenv("SEVAGENT_BOOTSTRAP_FIRST_BOOT"))
+	return fromEnv || slices.Contains(args, "--first-boot")
 }
 
 // newCommand returns the command bootstrap with all below it. It sets began once bootstrap.Run takes over.
@@ -74,20 +85,21 @@ func signalCommand() *cobra.Command {
 	var o bootstrap.SignalOptions
 	cmd := &cobra.Command{
 		Use:   "signal",
-		Short: "Wait until the node has joined the cluster, and signal CloudFormation",
+		Short: "Wait until the node has joined, and signal CloudFormation",
 		Long: `Wait until the ECS agent has registered the node to its cluster, and signal
 SUCCESS to CloudFormation, or FAILURE if it does not register in time. What to
 signal is in signal.json, which bootstrap writes. sevagent-signal.service runs
-this after ecs.service. It signals once: started again, it does nothing.`,
+this after ecs.service. It signals success once: started again, it does nothing.
+While the instance is in a warm pool, it waits, and no time counts.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return bootstrap.Signal(cmd.Context(), o, cli.BestEffort(cmd.OutOrStdout()))
 		},
 	}
 	f := cmd.Flags()
-	dirFlags(f, &o.Dirs, "the directory that holds signal.json", "the directory that records what was signaled")
+	dirFlags(f, &o.Dirs, "the `DIRECTORY` that holds\nsignal.json", "the `DIRECTORY` that records what was\nsignaled")
 	f.StringVar(&o.Introspection, "introspection", "http://127.0.0.1:51678",
-		"the ECS agent's introspection endpoint, on loopback")
-	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "how long to wait for the registration")
+		"the ECS agent's introspection `URL`,\non loopback")
+	f.DurationVar(&o.Timeout, "timeout", 5*time.Minute, "`DURATION` to wait for the\nregistration")
 	signalTimeoutFlag(f, &o.SignalTimeout)
 	return cmd
 }
@@ -101,6 +113,10 @@ func mayJoinCommand() *cobra.Command {
 its condition: a node that bootstrap has begun joins the cluster only once
 bootstrap has finished, on this instance, also after a reboot.
 
+What bootstrap wrote to ecs.config and is lost there, by a script of the user
+data for instance, is put back first: the cluster, sevagent's attributes, and
+settings that are gone or mean nothing to the ECS agent. Other values stay.
+
 Exit status 0: it may. Bootstrap has finished here, or was never used here,
 because the node is configured in another way. Exit status 1: it may not, and
 the reason is printed. --state-dir holds bootstrapped.json, which records how
@@ -111,8 +127,8 @@ begun there, remove that file and 50-bootstrap.yaml.`,
 		},
 	}
 	dirFlags(cmd.Flags(), &dirs,
-		"the agent's configuration directory; 50-bootstrap.yaml in its conf.d means that bootstrap was used",
-		"the directory that records how far bootstrap has come")
+		"the agent's configuration `DIRECTORY`;\n50-bootstrap.yaml in its conf.d means that\nbootstrap was used",
+		"the `DIRECTORY` that records how far bootstrap has\ncome")
 	return cmd
 }
 
@@ -124,7 +140,8 @@ sevagent, wait for its proof, write /etc/ecs/ecs.config, start the ECS agent.
 
 Each flag can also be set by the environment: --cluster by
 SEVAGENT_BOOTSTRAP_CLUSTER, and so on; lists are separated by commas there. A
-flag takes precedence.
+flag takes precedence. User data sets --first-boot, so that a mistake in flags
+or the environment keeps the node out and is signaled; else it changes nothing.
 
 With --stack, any failure is signaled to --ready-resource and --update-resource
 of that CloudFormation stack, with the step and the cause in the signal's unique
@@ -132,8 +149,13 @@ ID. A resource that does not wait refuses, which is no error. Success is
 signaled by 'bootstrap signal', which sevagent-signal.service runs once the ECS
 agent has been started.
 
+Whatever may be late at boot is asked until its deadline: the metadata service
+for --metadata-timeout, the agent for --timeout, CloudFormation and the role's
+credentials for --signal-timeout. All but the signal ends after --deadline.
+
 ecs.config gets these keys unless it has them already; --ecs-option sets others,
-or other values, and replaces what is there:
+or other values, and replaces what is there. A value that the ECS agent would
+not understand is refused or reported:
 
 `)
 	for _, s := range bootstrap.Hardening {
@@ -146,40 +168,52 @@ configuration, 3 AWS, the agent or the network could not be reached.`)
 }
 
 func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
-	f.StringVar(&o.Target.Cluster, "cluster", "", "the ECS cluster to join (required)")
-	f.StringVar(&o.Target.Stack, "stack", "", "the CloudFormation stack to signal, by name or ID (default: none)")
+	f.StringVar(&o.Target.Cluster, "cluster", "", "the ECS cluster to join, by `NAME` (required)")
+	f.StringVar(&o.Target.Stack, "stack", "", "the CloudFormation stack to signal, by `NAME`\nor ID (default: none)")
 	f.StringVar(&o.Target.ReadyResource, "ready-resource", "",
-		"logical ID of the resource that the stack's creation waits for")
+		"logical `ID` of the resource that the stack's\ncreation waits for")
 	f.StringVar(&o.Target.UpdateResource, "update-resource", "",
-		"logical ID of the resource that a rolling update waits for, the Auto Scaling group")
-	f.StringVar(&o.Target.Region, "region", "", "the stack's region (default: the instance's)")
+		"logical `ID` of the resource that a rolling\nupdate waits for, the Auto Scaling group")
+	f.StringVar(&o.Target.Region, "region", "", "the stack's `REGION` (default: the\ninstance's)")
 	f.StringArrayVar(&o.Secrets, "mtls-secret", nil,
-		"a secret with certificates to publish: ARN, name or file:///path; repeatable, or separated by commas")
+		"a `SECRET` with certificates to publish: ARN,\nname or file:///path; repeatable, or\nseparated by commas")
 	f.StringArrayVar(&o.Endpoints, "enclave-endpoint", nil,
-		"an enclave server, host:port; repeatable, or separated by commas")
-	f.StringVar(&o.MTLSPath, "mtls-path", "", "where certificates are published (default: the agent's, /etc/ecs/mtls)")
-	f.StringVar(&o.Mode, "attestation-mode", "", "enforce, warn or off (default: the agent's, enforce)")
-	dirFlags(f, &o.Dirs, "the agent's configuration directory; 50-bootstrap.yaml goes into its conf.d",
-		"the directory that records how far bootstrap has come and what was signaled")
+		"an enclave server, `HOST:PORT`; repeatable,\nor separated by commas")
+	f.StringVar(&o.MTLSPath, "mtls-path", "",
+		"the `DIRECTORY` that certificates are\npublished in (default: the agent's,\n/etc/ecs/mtls)")
+	f.StringVar(&o.Mode, "attestation-mode", "",
+		"`MODE` is enforce, warn or off (default: the\nagent's, enforce)")
+	dirFlags(f, &o.Dirs, "the agent's configuration `DIRECTORY`;\n50-bootstrap.yaml goes into its\nconf.d",
+		"the `DIRECTORY` that records how far\nbootstrap has come and what was\nsignaled")
 	f.StringVar(&o.ECSConfig, "ecs-config", "/etc/ecs/ecs.config",
-		"the ECS agent's configuration, merged with what is there")
+		"the `FILE` with the ECS agent's\nconfiguration, merged with what is\nthere")
 	f.StringArrayVar(&o.ECSOptions, "ecs-option", nil,
-		"KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent; repeatable")
-	f.StringVar(&o.Socket, "socket", "/run/sevagent/sevagent.sock", "the agent's socket")
+		"`KEY=VALUE` for ecs.config, or KEY= to remove\na key and leave it to the ECS agent;\nrepeatable")
+	f.StringVar(&o.ECSData, "ecs-data-dir", "/var/lib/ecs/data",
+		"the `DIRECTORY` with the ECS agent's data,\nwhich names the cluster that it has\njoined")
+	f.StringVar(&o.Socket, "socket", "/run/sevagent/sevagent.sock", "`PATH` of the socket of the agent's\nAPI")
 	f.StringVar(&o.Services, "services", bootstrap.ServicesSystemd,
-		"systemd: start sevagent, ecs and sevagent-signal; none: leave that to the caller")
+		"who starts sevagent, ecs and\nsevagent-signal; `WHO` is systemd, or none\nfor the caller")
 	f.StringVar(&o.Install.When, "install-ecs", bootstrap.InstallAuto,
-		"auto: install Docker and amazon-ecs-init by apt where they are missing; never")
+		"`WHEN` is auto: install Docker and\namazon-ecs-init by apt where they are\nmissing; or never")
 	f.StringVar(&o.Install.Package, "ecs-package", "",
-		"URL or path of amazon-ecs-init's deb, its signature beside it as .asc (default: Amazon's bucket in the region)")
+		"`URL` or path of amazon-ecs-init's deb, its\nsignature beside it as .asc (default:\n"+
+			"Amazon's bucket in the region)")
 	f.StringVar(&o.Install.Key, "ecs-key", "",
-		"URL or path of Amazon's signing key, whose fingerprint is fixed (default: from aws/amazon-ecs-agent)")
+		"`URL` or path of Amazon's signing key, whose\nfingerprint is fixed (default: from\naws/amazon-ecs-agent)")
+	f.DurationVar(&o.MetadataTimeout, "metadata-timeout", 2*time.Minute,
+		"`DURATION` to wait for the instance metadata\nservice")
 	f.DurationVar(&o.Timeout, "timeout", 10*time.Minute,
-		"how long to wait for the agent's proof and the first certificates")
+		"`DURATION` to wait for the agent's proof and\nthe first certificates")
 	f.StringVar(&o.Provider, "capacity-provider", "",
-		"wait until the cluster lists this capacity provider before the node joins (default: do not wait)")
-	f.DurationVar(&o.ProviderTimeout, "provider-timeout", 10*time.Minute, "how long to wait for that")
+		"wait until the cluster lists the capacity\nprovider `NAME` before the node joins\n(default: do not wait)")
+	f.DurationVar(&o.ProviderTimeout, "provider-timeout", 10*time.Minute,
+		"`DURATION` to wait for that")
+	f.DurationVar(&o.Deadline, "deadline", 20*time.Minute,
+		"`DURATION` of all of this together, after\nwhich bootstrap fails and signals\nthat")
 	signalTimeoutFlag(f, &o.SignalTimeout)
+	f.BoolVar(&o.FirstBoot, "first-boot", false,
+		"user data's call: a mistake in the options,\ntoo, keeps the node out and is signaled")
 }
 
 func dirFlags(f *pflag.FlagSet, d *bootstrap.Dirs, config, state string) {
@@ -189,5 +223,5 @@ func dirFlags(f *pflag.FlagSet, d *bootstrap.Dirs, config, state string) {
 
 func signalTimeoutFlag(f *pflag.FlagSet, timeout *time.Duration) {
 	f.DurationVar(timeout, "signal-timeout", 5*time.Minute,
-		"how long to try to signal CloudFormation, and to wait for a resource that does not wait yet")
+		"`DURATION` to try to signal CloudFormation,\nand to wait for a resource that does not\nwait yet")
 }

@@ -18,12 +18,15 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/bootstrap"
+	"sevagent/internal/cli/clitest"
 	"sevagent/internal/localapi"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simscript"
 )
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"bootstrap": main}) }
+
+func TestHelpFits(t *testing.T) { clitest.HelpFits(t, run) }
 
 // TestScripts runs the binary as a binary, with AWS and the ECS agent on loopback and, where a script asks for it, the
 // real local API of sevagent in front of a fixed state.
@@ -157,15 +160,16 @@ func setup(env *testscript.Env) error {
 	for name, value := range map[string]string{
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_CLOUDFORMATION": cs.URL, "HOME": env.WorkDir,
 		"AWS_ENDPOINT_URL_ECS": as.URL,
-		"AWS_REGION":           "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
-		"STACK_ID":                      cfn.StackID("prod"),
-		"SOCKET":                        filepath.Join(short, "s"),
-		"SEVAGENT_BOOTSTRAP_SERVICES":   bootstrap.ServicesNone,
-		"SEVAGENT_BOOTSTRAP_SOCKET":     filepath.Join(short, "s"),
-		"SEVAGENT_BOOTSTRAP_CONFIG_DIR": filepath.Join(env.WorkDir, "etc/sevagent"),
-		"SEVAGENT_BOOTSTRAP_STATE_DIR":  filepath.Join(env.WorkDir, "var"),
-		"SEVAGENT_BOOTSTRAP_ECS_CONFIG": filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
-		"SEVAGENT_BOOTSTRAP_TIMEOUT":    "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
+		"AWS_REGION": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
+		"STACK_ID":                        cfn.StackID("prod"),
+		"SOCKET":                          filepath.Join(short, "s"),
+		"SEVAGENT_BOOTSTRAP_SERVICES":     bootstrap.ServicesNone,
+		"SEVAGENT_BOOTSTRAP_SOCKET":       filepath.Join(short, "s"),
+		"SEVAGENT_BOOTSTRAP_CONFIG_DIR":   filepath.Join(env.WorkDir, "etc/sevagent"),
+		"SEVAGENT_BOOTSTRAP_STATE_DIR":    filepath.Join(env.WorkDir, "var"),
+		"SEVAGENT_BOOTSTRAP_ECS_CONFIG":   filepath.Join(env.WorkDir, "etc/ecs/ecs.config"),
+		"SEVAGENT_BOOTSTRAP_ECS_DATA_DIR": filepath.Join(env.WorkDir, "ecs-data"),
+		"SEVAGENT_BOOTSTRAP_TIMEOUT":      "10s", "SEVAGENT_BOOTSTRAP_SIGNAL_TIMEOUT": "10s",
 		"SEVAGENT_BOOTSTRAP_INTROSPECTION": ecs.URL(),
 		"GORACE":                           "atexit_sleep_ms=0", // or every program takes a second to end
 		// Nothing here asks the systemd of the machine that runs the tests.

@@ -20,10 +20,10 @@ func checkCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check the configuration, the SNP device and one attestation report",
-		Long: `Check the configuration, then get and appraise one attestation report:
-through the running agent, which holds the device, or directly if none
-runs. Exit status 0 if all is well, 1 if a check fails, 2 if the
-configuration is wrong.`,
+		Long: `Check the configuration with its policy, then get and appraise one
+attestation report: through the running agent, which holds the device, or
+directly if none runs. Exit status 0 if all is well, 1 if a check fails, 2
+if the configuration is wrong.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return check(cmd.Context(), o, configOnly, cmd.OutOrStdout())
 		},
@@ -37,6 +37,11 @@ func check(ctx context.Context, o *options, configOnly bool, out io.Writer) erro
 	cfg, err := o.load()
 	if err != nil {
 		return err
+	}
+	if cfg.Attestation.Mode != config.ModeOff {
+		if _, err := config.LoadPolicy(cfg.Attestation.Policy); err != nil {
+			return cli.Usage(err)
+		}
 	}
 	cli.Fprintf(out, "configuration   ok (%s)\n", o.config)
 	if configOnly {

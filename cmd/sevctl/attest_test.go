@@ -24,7 +24,9 @@ func TestAnswerOfAnother(t *testing.T) {
 	claims.Instance = evidence.Instance{ID: "i-00000000000000001", Region: "us-east-2", AccountID: "123456789012"}
 	text, _, _, err := makeEvidence(psp, claims, now)
 	must.Do(t, err, "make evidence")
-	for id, want := range map[string]cluster.Status{claims.Instance.ID: cluster.Warn, "i-00000000000000002": cluster.Fail} {
+	for id, want := range map[string]cluster.Status{
+		claims.Instance.ID: cluster.Warn, "i-00000000000000002": cluster.Fail,
+	} {
 		got := attestation(v, cluster.Answer{ID: id, Nonce: claims.Nonce, Document: text})
 		if got.Status != want || want == cluster.Fail && !strings.Contains(got.Reason, "the instance "+claims.Instance.ID) {
 			t.Errorf("asked of %s: %s (%s), want %s", id, got.Status, got.Reason, want)

@@ -69,7 +69,8 @@ func TestFindReport(t *testing.T) {
 		{"text", []byte("the report is here"), 0, "neither hexadecimal nor base64"},
 		{"PEM", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: parsed[0].Data}), 0, "given with --cert"},
 		{"JSON", fmt.Appendf(nil, `{"a": [1], "e": {"report": %q}}`, b64), 0, "jq -r .e.report FILE"},
-		{"JSON with a name that must not be shown", fmt.Appendf(nil, `{"x\u001b[2J": %q}`, b64), 0, "can be verified with --report, which"},
+		{"JSON with a name that must not be shown", fmt.Appendf(nil, `{"x\u001b[2J": %q}`, b64), 0,
+			"can be verified with --report, which"},
 		{"half of JSON", []byte(`{"report": "`), 0, "JSON, not an attestation report"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -81,7 +82,8 @@ func TestFindReport(t *testing.T) {
 				return
 			}
 			if err != nil || !bytes.Equal(got, report) || len(certs) != c.certs {
-				t.Errorf("%d bytes of a report and %d certificates (%v), want the report and %d", len(got), len(certs), err, c.certs)
+				t.Errorf("%d bytes of a report and %d certificates (%v), want the report and %d",
+					len(got), len(certs), err, c.certs)
 			}
 		})
 	}
@@ -136,15 +138,16 @@ func TestSplitCerts(t *testing.T) {
 func TestParseNonce(t *testing.T) {
 	raw := bytes.Repeat([]byte{0xfb, 0xef}, 16)
 	for text, want := range map[string][]byte{
-		hex.EncodeToString(raw):                              raw,
-		strings.ToUpper(hex.EncodeToString(raw)):             raw,
-		base64.RawURLEncoding.EncodeToString(raw):            raw,
-		base64.URLEncoding.EncodeToString(raw):               raw,
-		strings.Repeat("a", 64):                              bytes.Repeat([]byte{0xaa}, 32), // base64url too, and hexadecimal first
-		"00":                                                 {0},
-		base64.StdEncoding.EncodeToString(raw):               nil,
-		strings.Repeat("a", 63):                              nil, // a digit is missing; as base64url it is another nonce
-		"0x" + hex.EncodeToString(raw) + "\n":                nil,
+		hex.EncodeToString(raw):                   raw,
+		strings.ToUpper(hex.EncodeToString(raw)):  raw,
+		base64.RawURLEncoding.EncodeToString(raw): raw,
+		base64.URLEncoding.EncodeToString(raw):    raw,
+		// base64url too, and hexadecimal first
+		strings.Repeat("a", 64):                bytes.Repeat([]byte{0xaa}, 32),
+		"00":                                   {0},
+		base64.StdEncoding.EncodeToString(raw): nil,
+		strings.Repeat("a", 63):                nil, // a digit is missing; as base64url it is another nonce
+		"0x" + hex.EncodeToString(raw) + "\n":  nil,
 		base64.RawURLEncoding.EncodeToString(raw)[:42] + "9": nil, // bits that count for nothing
 	} {
 		if got, err := parseNonce(text); !bytes.Equal(got, want) || (err == nil) != (want != nil) {

@@ -100,7 +100,9 @@ func writeEvidence(dir string) error {
 	if err != nil {
 		return err
 	}
-	inForce.RevokedCertificateEntries = []x509.RevocationListEntry{{SerialNumber: endorsement.SerialNumber, RevocationTime: now}}
+	inForce.RevokedCertificateEntries = []x509.RevocationListEntry{
+		{SerialNumber: endorsement.SerialNumber, RevocationTime: now},
+	}
 	revoking, err := psp.RevocationList(inForce)
 	if err != nil {
 		return err

@@ -55,7 +55,7 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 			return cli.Usagef("--cert needs --report")
 		}
 		var b bytes.Buffer
-		rulesText(&b, policy)
+		rulesText(&b, policy, cli.Width(cmd.OutOrStdout()))
 		cli.Fprintf(&b, "%s is valid, from the profile %s\n", a.policy, policy.Profile)
 		_, err = b.WriteTo(cmd.OutOrStdout())
 		return err
@@ -70,14 +70,7 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 	}
 
 	var b bytes.Buffer
-	const row = "%-7s %-7s %-22s %-60s %s\n"
-	cli.Fprintf(&b, row, "RESULT", "MODE", "RULE", "OBSERVED", "REQUIRED")
-	for _, rule := range r.Verdict.Rules {
-		cli.Fprintf(&b, row, rule.Status, rule.Mode, rule.Rule, rule.Observed, rule.Required)
-	}
-	if len(r.Verdict.Rules) == 0 {
-		fmt.Fprintln(&b, "No rule was applied: the report is not genuine, or cannot be judged.")
-	}
+	verdictText(&b, r.Verdict.Rules, cli.Width(cmd.OutOrStdout()))
 	cli.Fprintf(&b, "verdict %s, roots: %s%s\n", r.Verdict.Status, r.Verdict.Roots, because(r.Verdict))
 	if report := r.Verdict.Report; report != nil {
 		trust := "not verified: its maker can have made these up"
@@ -98,8 +91,37 @@ func explain(cmd *cobra.Command, a *appraisal, raw *reportFlags) error {
 	return nil
 }
 
+// verdictText writes the results of a policy's rules: in five columns, or in four if these are too wide.
+func verdictText(b *bytes.Buffer, rules []appraise.RuleResult, width int) {
+	const (
+		row    = "%-7s %-7s %-22s %s\n"
+		column = len("RESULT  MODE    ") + 22 + len(" ")
+		wide   = 160
+	)
+	results := func(observed, required string) string { return fmt.Sprintf("%-60s %s", observed, required) }
+	if width > 0 && width < wide {
+		results = func(observed, required string) string { return observed + "; want " + required }
+	}
+	if len(rules) == 0 {
+		fmt.Fprintln(b, "No rule was applied: the report is not genuine, or cannot be judged.")
+		return
+	}
+	if width == 0 || width >= wide {
+		cli.Fprintf(b, row, "RESULT", "MODE", "RULE", results("OBSERVED", "REQUIRED"))
+	}
+	for _, rule := range rules {
+		text := results(rule.Observed, rule.Required)
+		cli.Fprintf(b, row, rule.Status, rule.Mode, rule.Rule, wrapped(text, width, column, column))
+	}
+}
+
+// wrapped is text wrapped for a terminal.
+func wrapped(text string, width, first, rest int) cli.Sequence {
+	return cli.Sequence(cli.Wrap(cli.Visible(text), width, first, rest))
+}
+
 // rulesText writes the rules of a policy, then those that are not applied and those that are looser than its profile's.
-func rulesText(b *bytes.Buffer, policy appraise.Policy) {
+func rulesText(b *bytes.Buffer, policy appraise.Policy, width int) {
 	const row = "%-7s %-22s %s\n"
 	cli.Fprintf(b, row, "MODE", "RULE", "REQUIRED")
 	var unused, looser []string
@@ -107,15 +129,16 @@ func rulesText(b *bytes.Buffer, policy appraise.Policy) {
 		if r.Mode == "" {
 			unused = append(unused, r.Rule)
 		} else {
-			cli.Fprintf(b, row, r.Mode, r.Rule, r.Required)
+			const column = len("enforce ") + 22 + len(" ")
+			cli.Fprintf(b, row, r.Mode, r.Rule, wrapped(r.Required, width, column, column))
 		}
 		if r.Looser != "" {
 			looser = append(looser, fmt.Sprintf("%s is looser than in %s: %s", r.Rule, policy.Profile, r.Looser))
 		}
 	}
-	cli.Fprintf(b, "not applied: %s\n", strings.Join(unused, ", "))
+	cli.Fprintf(b, "%s\n", wrapped("not applied: "+strings.Join(unused, ", "), width, 0, 2))
 	for _, text := range looser {
-		cli.Fprintf(b, "%s\n", text)
+		cli.Fprintf(b, "%s\n", wrapped(text, width, 0, 2))
 	}
 	if policy.RootsPEM != nil {
 		fmt.Fprintln(b, "roots: custom; reports are judged by the policy's own roots, not by AMD's")

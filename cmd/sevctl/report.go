@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 
@@ -17,10 +18,12 @@ import (
 
 // clusterReport is the JSON output of sevctl verify, and what the table and the page are made from.
 type clusterReport struct {
-	Cluster string    `json:"cluster"`
-	ARN     string    `json:"arn,omitempty"`
-	Region  string    `json:"region"`
-	Time    time.Time `json:"time"`
+	Cluster string `json:"cluster"`
+	ARN     string `json:"arn,omitempty"`
+	Region  string `json:"region"`
+	// Stack is there if CloudFormation made the cluster.
+	Stack *cluster.Stack `json:"stack,omitempty"`
+	Time  time.Time      `json:"time"`
 	// Version is sevctl's.
 	Version string                 `json:"version"`
 	Status  cluster.Status         `json:"status"`
@@ -57,6 +60,9 @@ func newReport(s *cluster.Snapshot) *clusterReport {
 	}
 	if s.Cluster != nil {
 		r.Cluster, r.ARN = s.Cluster.Name, s.Cluster.ARN
+	}
+	if s.Stack.Name != "" {
+		r.Stack = &s.Stack
 	}
 	for _, n := range s.Nodes {
 		v := nodeSummary{ID: n.ID, Type: n.Type(), InCluster: n.Container != nil}
@@ -99,40 +105,175 @@ var colours = map[cluster.Status]string{
 // shown is how many resources of a check the table names; all are in the JSON and on the page.
 const shown = 5
 
-func (r *clusterReport) table(w io.Writer, colour bool) error {
-	paint := func(status cluster.Status, text string) cli.Sequence {
-		text = cli.Visible(text)
-		if colour {
-			text = colours[status] + text + "\033[0m"
+// finding is what the table and the page show at a time: a check, or all checks that one failed call left unknown.
+type finding struct {
+	cluster.Check
+	// Unmade are the IDs of these checks.
+	Unmade []string
+}
+
+// order is how outcomes are shown: what needs somebody first.
+var order = []cluster.Status{cluster.Fail, cluster.Unknown, cluster.Warn, cluster.Pass}
+
+// Findings returns the checks in that order, and those that lack the same call as one.
+func (r *clusterReport) Findings() []finding {
+	var all []finding
+	for _, status := range order {
+		calls := make(map[string]int) // -> index in all
+		for _, c := range r.Checks {
+			i, known := calls[c.Call]
+			switch {
+			case c.Status != status:
+			case c.Call == "" || status != cluster.Unknown:
+				all = append(all, finding{Check: c})
+			case known:
+				all[i].Unmade = append(all[i].Unmade, c.ID)
+			default:
+				calls[c.Call] = len(all)
+				all = append(all, finding{Check: c, Unmade: []string{c.ID}})
+			}
 		}
-		return cli.Sequence(text)
 	}
+	return all
+}
+
+// Text is what was found, in a sentence. If it is brief, it does not anticipate the list of resources that follows.
+func (f finding) Text(brief bool) string {
+	if len(f.Unmade) > 1 {
+		_, why, found := strings.Cut(f.Detail, "not seen: ") // of a check that was made in part
+		if !found {
+			why = f.Detail
+		}
+		return why + "; unknown without it: " + strings.Join(f.Unmade, ", ")
+	}
+	detail := f.Detail
+	if brief && len(f.Resources) > 1 {
+		detail, _, _ = strings.Cut(detail, ", such as ")
+	}
+	return f.Title + ": " + detail
+}
+
+// table writes the report for a terminal of width columns, or of any width if that is 0.
+func (r *clusterReport) table(w io.Writer, width int, colour bool) error {
 	var b bytes.Buffer
-	wide := 0
+	t := table{&b, width, colour, 0}
 	for _, c := range r.Checks {
-		wide = max(wide, len(c.ID))
+		t.ids = max(t.ids, len(c.ID))
 	}
-	cli.Fprintf(&b, "cluster %s, %s, %s\n\n", r.Cluster, r.Region, r.Time.Format(time.RFC3339))
-	for _, c := range r.Checks {
-		status := paint(c.Status, fmt.Sprintf("%-7s", c.Status))
-		cli.Fprintf(&b, "%s  %-*s  %s: %s\n", status, wide, c.ID, c.Title, c.Detail)
-		indent := strings.Repeat(" ", 9+wide+2)
-		if len(c.Resources) > 1 {
-			for _, resource := range c.Resources[:min(len(c.Resources), shown)] {
-				cli.Fprintf(&b, "%s- %s: %s\n", indent, resource.ID, resource.Detail)
-			}
-			if more := len(c.Resources) - shown; more > 0 {
-				cli.Fprintf(&b, "%s- and %d more, see --format json\n", indent, more)
-			}
-		}
-		if c.Advice != "" {
-			cli.Fprintf(&b, "%s> %s\n", indent, c.Advice)
-		}
+	head := fmt.Sprintf("cluster %s, %s, %s", r.Cluster, r.Region, r.Time.Format(time.RFC3339))
+	if r.Stack != nil && r.Stack.Status != "" {
+		head += fmt.Sprintf(", stack %s %s", r.Stack.Name, r.Stack.Status)
 	}
-	cli.Fprintf(&b, "\n%s: %s. %d nodes, %d API calls, %.1f s\n",
-		paint(r.Status, string(r.Status)), r.summary(), len(r.Nodes), r.Calls.Total, r.Seconds)
+	t.line(0, 0, head)
+	b.WriteString("\n")
+	for _, f := range r.Findings() {
+		t.finding(f)
+	}
+	b.WriteString("\n")
+	t.paint(r.Status, string(r.Status))
+	t.line(len(r.Status), 0, fmt.Sprintf(": %s. %d nodes, %d API calls, %.1f s",
+		r.summary(), len(r.Nodes), r.Calls.Total, r.Seconds))
 	_, err := b.WriteTo(w)
 	return err
+}
+
+// table is a table under way.
+type table struct {
+	*bytes.Buffer
+	width  int
+	colour bool
+	ids    int // width of the column of IDs
+}
+
+func (t *table) finding(f finding) {
+	const status = len("unknown  ")
+	text := status + t.ids + len("  ")
+	narrow := t.width > 0 && t.width < 70 // too narrow for a column of IDs
+	t.paint(f.Status, fmt.Sprintf("%-7s", f.Status))
+	if len(f.Unmade) > 1 {
+		cli.Fprintf(t, "  ")
+		t.line(status, status, f.Text(true))
+	} else if narrow {
+		cli.Fprintf(t, "  %s  ", f.ID)
+		t.line(status+len(f.ID)+2, status, f.Text(true))
+	} else {
+		cli.Fprintf(t, "  %-*s  ", t.ids, f.ID)
+		t.line(text, text, f.Text(t.width > 0)) // a pipe gets a whole line for each check, as for grep
+	}
+	indent := text
+	if t.width > 0 {
+		indent = status // a narrow terminal has no room to waste
+	}
+	item := func(mark, text string) {
+		cli.Fprintf(t, "%*s%s", indent, "", mark)
+		t.line(indent+len(mark), indent+len(mark), text)
+	}
+	if len(f.Resources) > 1 {
+		for _, resource := range f.Resources[:min(len(f.Resources), shown)] {
+			item("- ", resource.ID+": "+resource.Detail)
+		}
+		if more := len(f.Resources) - shown; more > 0 {
+			item("- ", fmt.Sprintf("and %d more, see --format json", more))
+		}
+	}
+	if f.Advice != "" {
+		cli.Fprintf(t, "%*s> ", indent, "")
+		t.advice(indent+len("> "), f.Advice)
+	}
+}
+
+// paint writes a word in the colour of a status.
+func (t *table) paint(status cluster.Status, word string) {
+	if t.colour {
+		cli.Fprintf(t, "%s%s%s", cli.Sequence(colours[status]), word, cli.Sequence("\033[0m"))
+	} else {
+		cli.Fprintf(t, "%s", word)
+	}
+}
+
+// line writes text, of which the first line begins at column first and the others at column rest.
+func (t *table) line(first, rest int, text string) {
+	cli.Fprintf(t, "%s\n", wrapped(text, t.width, first, rest))
+}
+
+// command is a command in an advice.
+var command = regexp.MustCompile(`'(aws [^']+)'[.;,]?`)
+
+// advice writes an advice from column indent. On a terminal each command has lines of its own, to be copied as it is.
+func (t *table) advice(indent int, text string) {
+	text = cli.Visible(text)
+	if t.width == 0 {
+		t.line(indent, indent, text)
+		return
+	}
+	first := true
+	prose := func(words string) {
+		if words = strings.TrimSpace(words); words == "" {
+			return
+		}
+		if !first {
+			cli.Fprintf(t, "%*s", indent, "")
+		}
+		first = false
+		t.line(indent, indent, words)
+	}
+	for {
+		at := command.FindStringSubmatchIndex(text)
+		if at == nil {
+			prose(text)
+			return
+		}
+		prose(text[:at[0]])
+		if first {
+			t.WriteString("\n")
+			first = false
+		}
+		// Room for the backslash that continues a command.
+		words := wrapped(text[at[2]:at[3]], t.width-len(` \`), indent+2, indent+4)
+		words = cli.Sequence(strings.ReplaceAll(string(words), "\n", " \\\n"))
+		cli.Fprintf(t, "%*s%s\n", indent+2, "", words)
+		text = text[at[1]:]
+	}
 }
 
 func (r *clusterReport) summary() string {

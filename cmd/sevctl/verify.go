@@ -37,8 +37,9 @@ func clusterCommand() *cobra.Command {
 		Long: `Verify that an ECS cluster, its Auto Scaling groups, launch templates and nodes
 are those of a confidential cluster.
 
-CLUSTER is a name or an ARN. PROFILE is a profile of the AWS configuration files
-("" for the default); REGION overrides the profile's and the environment's.
+CLUSTER is a name or an ARN. --profile, or PROFILE, is a profile of the AWS
+configuration files ("" for the default); --region, or REGION, overrides the
+profile's and the environment's region.
 Everything is found from the cluster, along its capacity providers and container
 instances, by calls that only read: ecs:DescribeClusters, ecs:ListClusters,
 ecs:DescribeCapacityProviders, ecs:ListContainerInstances,
@@ -46,7 +47,10 @@ ecs:DescribeContainerInstances, autoscaling:DescribeAutoScalingGroups,
 ec2:DescribeInstances, ec2:DescribeInstanceTypes,
 ec2:DescribeLaunchTemplateVersions, ec2:DescribeVolumes and ec2:DescribeImages.
 If one of them is denied, the checks that need it are unknown, and the rest are
-run.
+run. cloudformation:DescribeStacks, ec2:DescribeRegions and
+sts:GetCallerIdentity only make advice more precise, if they are allowed.
+
+What failed comes first. The table is as wide as the terminal, or COLUMNS.
 
 All that is what AWS says of the nodes, and what the nodes said of themselves at
 boot. With --attest, each node is asked for evidence with a fresh nonce, through
@@ -67,12 +71,13 @@ Checks:
 
 ` + checkList(),
 		Example: `  sevctl verify prod
-  sevctl verify prod staging-account us-east-2 --format html -o report.html
-  sevctl verify prod "" eu-west-1 --attest --format json`,
+  sevctl verify prod --profile staging --region us-east-2 --format html -o r.html
+  sevctl verify prod --region eu-west-1 --attest --format json`,
 		Args: cobra.RangeArgs(1, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			args = append(args, "", "")
-			o.cluster, o.profile, o.region = args[0], args[1], args[2]
+			if err := o.positional(cmd, append(args, "", "")); err != nil {
+				return err
+			}
 			if err := o.check(cmd); err != nil {
 				return err
 			}
@@ -81,6 +86,8 @@ Checks:
 	}
 	o.out = outputFlags(cmd, "table", "json", "html")
 	f := cmd.Flags()
+	f.StringVar(&o.profile, "profile", "", "a `PROFILE` of the AWS configuration files")
+	f.StringVar(&o.region, "region", "", "the cluster's `REGION`")
 	f.BoolVar(&o.attest, "attest", false, "ask every node for evidence, and verify it here")
 	f.StringVar(&o.policy, "policy", appraise.AWSShared,
 		"aws-shared, aws-dedicated or a `FILE`, for --attest\n")
@@ -105,13 +112,33 @@ var (
 	regionName = regexp.MustCompile(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
 )
 
+// positional takes CLUSTER, and PROFILE and REGION unless flags have them.
+func (o *clusterOptions) positional(cmd *cobra.Command, args []string) error {
+	o.cluster = args[0]
+	if err := notEmpty(cmd); err != nil {
+		return err
+	}
+	for i, value := range []*string{&o.profile, &o.region} {
+		name, given := []string{"profile", "region"}[i], args[i+1]
+		switch {
+		case given == "" || given == *value:
+		case *value != "":
+			return cli.Usagef("there are two values for the %s, %s and %s: give one of them with --%[1]s",
+				name, given, *value)
+		default:
+			*value = given
+		}
+	}
+	return nil
+}
+
 // check reports wrong usage, and takes the region from the cluster's ARN.
 func (o *clusterOptions) check(cmd *cobra.Command) error {
 	if err := o.out.check(); err != nil {
 		return err
 	}
 	if !clusterName.MatchString(o.cluster) {
-		return cli.Usagef("%q is not the name or the ARN of a cluster", o.cluster)
+		return cli.Usagef("%q is not the name or the ARN of a cluster, as in 'sevctl verify prod'", o.cluster)
 	}
 	if arn := strings.Split(o.cluster, ":"); len(arn) > 3 {
 		if o.region != "" && o.region != arn[3] {
@@ -148,8 +175,7 @@ func (o *clusterOptions) run(cmd *cobra.Command) error {
 		if ctx.Err() != nil {
 			return err
 		}
-		return cli.Unreachable(fmt.Errorf(
-			"%w; check the region, the credentials (aws sts get-caller-identity) and the network", err))
+		return cli.Unreachable(unreached(err))
 	}
 	r := newReport(snapshot)
 	if o.attest && len(r.Checks) > 1 {
@@ -161,20 +187,43 @@ func (o *clusterOptions) run(cmd *cobra.Command) error {
 	r.finish(inspector.Calls(), time.Since(began))
 	clearProgress(stderr)
 
-	err = o.out.write(cmd, func(w io.Writer) error {
+	if onScreen := o.out.format == "table" && o.out.file == ""; onScreen && len(r.Checks) == 1 {
+		return r.err(true) // all there is to say
+	} else if err := o.write(cmd, r); err != nil {
+		return err
+	} else {
+		return r.err(!onScreen || !cli.IsTerminal(cmd.OutOrStdout()))
+	}
+}
+
+// write writes the report in the form that was asked for.
+func (o *clusterOptions) write(cmd *cobra.Command, r *clusterReport) error {
+	return o.out.write(cmd, func(w io.Writer) error {
 		switch o.out.format {
 		case "json":
 			return encode(w, r)
 		case "html":
 			return r.html(w)
-		default:
-			return r.table(w, o.out.file == "" && coloured(cmd.OutOrStdout()))
 		}
+		if o.out.file != "" && o.out.file != "-" {
+			return r.table(w, 0, false)
+		}
+		return r.table(w, cli.Width(cmd.OutOrStdout()), coloured(cmd.OutOrStdout()))
 	})
-	if err != nil {
-		return err
+}
+
+// unreached adds to an error of the first call what to do.
+func unreached(err error) error {
+	bad, ok := errors.AsType[*cluster.RegionError](err)
+	switch {
+	case !ok:
+		return fmt.Errorf("%w; check the region, the credentials (aws sts get-caller-identity) and the network", err)
+	case bad.Disabled:
+		return fmt.Errorf("%w; enable it: 'aws account enable-region --region-name %s'", err, bad.Region)
+	case bad.Near != "":
+		return fmt.Errorf("%w; did you mean %s? Give it with --region", err, bad.Near)
 	}
-	return r.err()
+	return fmt.Errorf("%w; give the cluster's with --region, such as us-east-2", err)
 }
 
 // inspector reads the AWS configuration, which may decide the region, and prepares to ask.
@@ -187,17 +236,27 @@ func (o *clusterOptions) inspector(ctx context.Context, stderr io.Writer) (*clus
 		options = append(options, awsconfig.WithRegion(o.region))
 	}
 	cfg, err := awsconfig.LoadDefaultConfig(ctx, options...)
+	if _, ok := errors.AsType[awsconfig.SharedConfigProfileNotExistError](err); ok {
+		if regionName.MatchString(o.profile) {
+			return nil, cli.Usagef("there is no profile %s; %[1]s looks like a region: use --region %[1]s", o.profile)
+		}
+		return nil, cli.Usagef("there is no profile %s in the AWS configuration; 'aws configure list-profiles' lists them",
+			o.profile)
+	}
 	if err != nil {
 		return nil, cli.Usagef("read the AWS configuration: %w", err)
 	}
 	if o.region = cfg.Region; o.region == "" {
-		return nil, cli.Usagef("no region: give REGION, or set AWS_REGION or the profile's region")
+		return nil, cli.Usagef(
+			"no region: give --region, as in 'sevctl verify %s --region us-east-2', or set AWS_REGION or the profile's region",
+			o.cluster)
 	}
 	cfg.Retryer = nil // cluster's own
 	c := cluster.Config{AWS: cfg, Cluster: o.cluster, AllowCustomRoots: o.allowCustomRoots}
 	if cli.IsTerminal(stderr) {
 		c.Progress = func(api string, calls int) {
-			fmt.Fprintf(stderr, "\r\033[K%s: %d calls, %s", o.cluster, calls, api)
+			name := o.cluster[max(0, len(o.cluster)-24):] // of an ARN, the end; one line
+			fmt.Fprintf(stderr, "\r\033[K%s: %d calls, %s", name, calls, api)
 		}
 	}
 	return cluster.New(c), nil
@@ -290,8 +349,9 @@ func coloured(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && cli.IsTerminal(w)
 }
 
-// err is the reason for exit status 1: an unknown check is no more a pass than a failed one.
-func (r *clusterReport) err() error {
+// err is the reason for exit status 1: an unknown check is no more a pass than a failed one. It names the checks,
+// unless the table with them stands above it.
+func (r *clusterReport) err(named bool) error {
 	var parts []string
 	for _, outcome := range []struct {
 		status cluster.Status
@@ -303,16 +363,25 @@ func (r *clusterReport) err() error {
 				ids = append(ids, c.ID)
 			}
 		}
-		if len(ids) > 0 {
-			parts = append(parts, fmt.Sprintf("%d %s (%s)", len(ids), outcome.word, strings.Join(ids, ", ")))
+		if len(ids) == 0 {
+			continue
 		}
+		text := fmt.Sprintf("%d %s", len(ids), outcome.word)
+		if named {
+			text += " (" + strings.Join(ids, ", ") + ")"
+		}
+		parts = append(parts, text)
 	}
-	if parts == nil {
+	switch {
+	case parts == nil:
 		return nil
+	case len(r.Checks) == 1: // there is no such cluster, or no more
+		text, advice := r.Checks[0].Detail, r.Checks[0].Advice
+		if r.ARN != "" {
+			text = fmt.Sprintf("cluster %s in %s is %s", r.Cluster, r.Region, text)
+		}
+		return fmt.Errorf("%s; %s", text, strings.ToLower(advice[:1])+strings.TrimSuffix(advice[1:], "."))
 	}
-	text := fmt.Sprintf("of %d checks, %s", len(r.Checks), strings.Join(parts, ", "))
-	if len(r.Checks) == 1 {
-		text = r.Checks[0].Detail + "; " + r.Checks[0].Advice
-	}
-	return errors.New("verify cluster " + r.Cluster + " in " + r.Region + ": " + text)
+	return fmt.Errorf("verify cluster %s in %s: of %d checks, %s", r.Cluster, r.Region, len(r.Checks),
+		strings.Join(parts, ", "))
 }

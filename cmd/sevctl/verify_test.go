@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/smithy-go"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sevagent/internal/cluster"
@@ -60,8 +61,12 @@ func TestVerifyScripts(t *testing.T) {
 					fake.Change(func(a *clustertest.AWS) { a.Deny[args[1]] = args[2] })
 				case "break":
 					fake.Change(changes[args[1]])
+				case "stack":
+					fake.Change(func(a *clustertest.AWS) { a.Stack, a.StackStatus = args[1], args[2] })
+				case "no-region":
+					fake.Change(func(a *clustertest.AWS) { a.NoRegion = args[1] })
 				default:
-					ts.Fatalf("aws deny API CODE, or aws break WHAT")
+					ts.Fatalf("aws deny API CODE, aws break WHAT, aws stack NAME STATUS, or aws no-region NAME")
 				}
 			},
 		},
@@ -73,6 +78,7 @@ var changes = map[string]func(*clustertest.AWS){
 	"snp":       func(a *clustertest.AWS) { a.Nodes[1].SNP = "" },
 	"insights":  func(a *clustertest.AWS) { a.Insights = "" },
 	"unmanaged": func(a *clustertest.AWS) { a.Nodes[1].Unmanaged = true },
+	"empty":     func(a *clustertest.AWS) { a.Nodes, a.Desired = nil, 0 },
 	"attributes": func(a *clustertest.AWS) {
 		for _, n := range a.Nodes {
 			n.Attested = "true"
@@ -185,7 +191,14 @@ func reportOf(t *testing.T) *clusterReport {
 		}},
 		Images:    map[string]cluster.Image{"ami-1": {BootMode: "uefi-preferred"}},
 		Supported: []string{"m6a.large"},
-		Failures:  map[string]error{"ec2:DescribeVolumes": errors.New("no answer within 1m30s")},
+		Failures: map[string]error{
+			"ec2:DescribeVolumes": errors.New("no answer within 1m30s"),
+			"ec2:DescribeLaunchTemplateVersions": &smithy.GenericAPIError{
+				Code: "UnauthorizedOperation", Message: "You are not authorized to perform this operation.",
+			},
+		},
+		Stack:  cluster.Stack{Name: "confidential", Status: "UPDATE_ROLLBACK_FAILED"},
+		Caller: "arn:aws:sts::123456789012:assumed-role/viewer/session",
 	}
 	var results []cluster.Attestation
 	for i := range 8 {
@@ -228,10 +241,12 @@ func reportOf(t *testing.T) *clusterReport {
 func TestGolden(t *testing.T) {
 	r := reportOf(t)
 	for file, write := range map[string]func(io.Writer) error{
-		"table.golden":  func(w io.Writer) error { return r.table(w, false) },
-		"colour.golden": func(w io.Writer) error { return r.table(w, true) },
-		"json.golden":   func(w io.Writer) error { return encode(w, r) },
-		"html.golden":   r.html,
+		"table.golden":     func(w io.Writer) error { return r.table(w, 0, false) },
+		"table-80.golden":  func(w io.Writer) error { return r.table(w, 80, false) },
+		"table-120.golden": func(w io.Writer) error { return r.table(w, 120, false) },
+		"colour.golden":    func(w io.Writer) error { return r.table(w, 80, true) },
+		"json.golden":      func(w io.Writer) error { return encode(w, r) },
+		"html.golden":      r.html,
 	} {
 		var b bytes.Buffer
 		must.Do(t, write(&b), "write the report")
@@ -269,8 +284,9 @@ func TestHostile(t *testing.T) {
 		sequences = append(sequences, sequence)
 	}
 	for form, write := range map[string]func(io.Writer) error{
-		"table":          func(w io.Writer) error { return r.table(w, false) },
-		"coloured table": func(w io.Writer) error { return r.table(w, true) },
+		"table":          func(w io.Writer) error { return r.table(w, 0, false) },
+		"narrow table":   func(w io.Writer) error { return r.table(w, 80, false) },
+		"coloured table": func(w io.Writer) error { return r.table(w, 80, true) },
 		"JSON":           func(w io.Writer) error { return encode(w, r) },
 		"HTML":           r.html,
 	} {

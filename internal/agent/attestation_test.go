@@ -141,6 +141,41 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 	})
 }
 
+// TestGateWaitsForTheClock: an endorsement certificate that is not valid yet, as when the clock is behind at boot, is
+// waited for with the reason in the health, not an error that ends the agent.
+func TestGateWaitsForTheClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ahead = 10 * time.Minute
+		o := sim.DefaultOptions(time.Now())
+		o.NotBefore = time.Now().Add(ahead)
+		a, _ := simulatedAgent(t, o)
+		a.attestation.gate.Store(&gate{})
+		ctx, cancel := context.WithCancel(t.Context())
+		var group errgroup.Group
+		group.Go(func() error { return a.attestation.worker.Run(ctx) })
+		group.Go(func() error { return a.attestation.passGate(ctx) })
+
+		began := time.Now()
+		for !a.attestation.gate.Load().passed && time.Since(began) < 2*ahead {
+			h := new(client.Health)
+			time.Sleep(time.Second)
+			synctest.Wait()
+			a.attestation.health(h, time.Now())
+			gate := h.Checks["attestation:gate"][0]
+			if !a.attestation.gate.Load().passed &&
+				(gate.Status != client.Fail || !strings.Contains(gate.Output, "certificate_not_yet_valid")) {
+				t.Fatalf("after %v attestation:gate is %+v, want a failure with the reason", time.Since(began), gate)
+			}
+		}
+		if waited := time.Since(began); waited < ahead || waited > ahead+time.Minute {
+			t.Errorf("the gate is passed after %v, want it within a minute of the certificate's start at %v",
+				waited, ahead)
+		}
+		cancel()
+		must.Do(t, group.Wait(), "stop")
+	})
+}
+
 func TestRecheckWithoutAttestation(t *testing.T) {
 	if err := new(attestation).recheck(t.Context()); err != nil {
 		t.Errorf("recheck = %v", err)

@@ -13,12 +13,11 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
-	awsconfig "github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/evidence"
 	"sevagent/internal/mtls/source"
 )
@@ -44,9 +43,9 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 	if c.region != "" {
 		return c.region, c.secrets, nil
 	}
-	cfg, err := awsconfig.LoadDefaultConfig(ctx)
+	cfg, err := awsconfig.Load(ctx)
 	if err != nil {
-		return "", nil, fmt.Errorf("load the AWS configuration: %w", err)
+		return "", nil, err
 	}
 	if cfg.Region == "" {
 		if cfg.Region, err = c.askMetadata(ctx, cfg); err != nil {
@@ -60,10 +59,9 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 
 // askMetadata gets the instance identity document, keeps who we are and returns the region.
 func (c *cloud) askMetadata(ctx context.Context, cfg aws.Config) (region string, err error) {
-	metadata := imds.NewFromConfig(cfg, func(o *imds.Options) { o.EnableFallback = aws.FalseTernary })
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	answer, err := metadata.GetInstanceIdentityDocument(ctx, nil)
+	answer, err := awsconfig.Metadata(cfg).GetInstanceIdentityDocument(ctx, nil)
 	if err != nil {
 		return "", err
 	}
@@ -90,7 +88,7 @@ func (c *cloud) instance() evidence.Instance {
 // from there. It gives up after some two hours: then there is no such service.
 func (c *cloud) identify(ctx context.Context, log *slog.Logger) {
 	for wait := time.Second; wait < 2*time.Hour && c.identity.Load() == nil; wait *= 2 {
-		cfg, err := awsconfig.LoadDefaultConfig(ctx)
+		cfg, err := awsconfig.Load(ctx)
 		if err == nil {
 			_, err = c.askMetadata(ctx, cfg)
 		}

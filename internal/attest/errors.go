@@ -113,17 +113,23 @@ func Advice(err error) string {
 		}
 		return "stop and start the instance so that it moves to another host; report the status to AWS if it comes back"
 	}
-	if r, ok := errors.AsType[*appraise.Rejection](err); ok && r.Code == appraise.CodePolicyRejected {
-		return "compare the report with the policy that attestation.policy names"
+	if r, ok := errors.AsType[*appraise.Rejection](err); ok {
+		switch r.Code {
+		case appraise.CodePolicyRejected:
+			return "compare the report with the policy that attestation.policy names"
+		case appraise.CodeCertificateNotYet:
+			return "wait until the clock is synchronized, or check it with 'timedatectl'"
+		}
 	}
 	return ""
 }
 
-// Permanent reports whether asking again cannot help until someone acts.
+// Permanent reports whether asking again cannot help until someone acts. A certificate that is not valid yet becomes
+// so: at boot the clock may be behind, until it is synchronized.
 func Permanent(err error) bool {
 	switch Code(err) {
 	case "not_ready", "throttled", "vcek_pending", "queue_full", "deadline", "stopping",
-		"firmware_error", "attestation_failed", "report_data_mismatch":
+		"firmware_error", "attestation_failed", "report_data_mismatch", appraise.CodeCertificateNotYet:
 		return false
 	}
 	return true
@@ -132,7 +138,7 @@ func Permanent(err error) bool {
 // RetryAfter is how long a caller should wait before it asks again; zero where waiting does not help.
 func RetryAfter(err error) time.Duration {
 	switch Code(err) {
-	case "throttled", "vcek_pending":
+	case "throttled", "vcek_pending", appraise.CodeCertificateNotYet:
 		return 10 * time.Second
 	case "not_ready", "queue_full", "deadline", "stopping", "report_data_mismatch":
 		return time.Second

@@ -2,10 +2,11 @@
 // step; Signal reports the node's registration to CloudFormation; MayJoin decides at every boot whether the ECS agent
 // may start. The command line is cmd/bootstrap.
 //
-// Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, proof.go the agent and its
-// proof, provider.go the capacity provider, ecsconfig.go ecs.config, install.go the packages, systemd.go and
-// unitfiles.go the units, cloudformation.go and reason.go what a stack is signaled, signal.go the registration,
-// progress.go how far bootstrap has come.
+// Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, metadata.go the metadata
+// service, proof.go the agent and its proof, provider.go the capacity provider, ecsconfig.go ecs.config, written.go what
+// of it is put back later, agentdata.go the ECS agent's saved cluster, install.go the packages, systemd.go and
+// unitfiles.go the units, cloudformation.go and reason.go what a stack is signaled, signal.go and ecslog.go the
+// registration, progress.go how far bootstrap has come.
 package bootstrap
 
 import (
@@ -16,13 +17,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/coreos/go-systemd/v22/dbus"
 
 	"sevagent/internal/atomicfile"
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/cli"
 )
 
@@ -32,7 +37,8 @@ func Run(ctx context.Context, o Options, out io.Writer) error {
 	return newNode(o, thisMachine(), out).run(ctx)
 }
 
-// Fail does what Run does when a step fails, for an error that came before the first, such as an unknown flag.
+// Fail does what Run does when a step fails, for an error that came before the first, such as an unknown flag. It is
+// for FirstBoot.
 func Fail(ctx context.Context, o Options, out io.Writer, err error) error {
 	return newNode(o, thisMachine(), out).fail(ctx, err)
 }
@@ -43,7 +49,10 @@ type machine struct {
 	unitDir        string // an administrator's units, which come before those of packages
 	instanceIDFile string // where cloud-init records, early at every boot, which instance it has set up
 	ecsKey         string // fingerprint of the primary key that signs the ECS agent's package
+	ecsLog         string // the ECS agent's
 	connect        func(ctx context.Context) (systemd, error)
+	aws            func(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error)
+	local          *http.Client // for the ECS agent's introspection endpoint
 }
 
 func thisMachine() machine {
@@ -52,7 +61,11 @@ func thisMachine() machine {
 		unitDir:        "/etc/systemd/system",
 		instanceIDFile: "/var/lib/cloud/data/instance-id",
 		ecsKey:         ecsKeyFingerprint,
+		ecsLog:         "/var/log/ecs/ecs-agent.log",
 		connect:        func(ctx context.Context) (systemd, error) { return dbus.NewSystemConnectionContext(ctx) },
+		aws:            awsconfig.Load,
+		// Never through a proxy: Go bypasses it for 127.0.0.1, which is not documented for other loopback addresses.
+		local: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}},
 	}
 }
 
@@ -65,6 +78,7 @@ type node struct {
 
 	agentConfig []byte
 	agentTCP    string // address of its local API, "" if it has none there
+	agentMode   string // of its attestation
 	unitFiles   unitFiles
 	ecs         *ecsConfig
 	missing     []string // packages
@@ -89,17 +103,24 @@ func reportTo(out io.Writer) report {
 }
 
 func (n *node) run(ctx context.Context) error {
+	if err := n.checkUsage(); err != nil {
+		if n.FirstBoot {
+			return n.fail(ctx, err)
+		}
+		return err
+	}
 	defer func() { n.units.close() }()
+	late := fmt.Errorf("bootstrap is not done within %v", n.Deadline)
+	bounded, cancel := context.WithTimeoutCause(ctx, n.Deadline, late)
+	defer cancel()
 	for _, step := range []struct {
 		name string
 		do   func(ctx context.Context) error
 	}{
 		// Check everything first: after this, nothing fails that could have been known in advance.
-		{"options", n.checkOptions},
 		{"services", n.connectUnits},
 		{"state", n.begin},
 		{"metadata", n.identify},
-		{"agent configuration", n.planAgent},
 		{"ecs.config", n.planECSConfig},
 		{"install", n.planInstall},
 		{"services", n.checkUnits},
@@ -118,7 +139,10 @@ func (n *node) run(ctx context.Context) error {
 		{"start ecs", n.startECS},
 		{"start signal", n.startSignal},
 	} {
-		if err := step.do(ctx); err != nil {
+		if err := step.do(bounded); err != nil {
+			if context.Cause(bounded) == late && !errors.Is(err, late) {
+				err = fmt.Errorf("%w: %w", late, err)
+			}
 			return n.fail(ctx, &stepError{step.name, err})
 		}
 	}
@@ -126,11 +150,12 @@ func (n *node) run(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) checkOptions(context.Context) error {
+// checkUsage reports mistakes in the options, and in the agent's configuration with them.
+func (n *node) checkUsage() error {
 	if err := n.check(n.machine.dirs); err != nil {
-		return cli.Usage(err)
+		return failed("options", cli.Usage(err))
 	}
-	return nil
+	return failed("agent configuration", n.planAgent())
 }
 
 func (n *node) connectUnits(ctx context.Context) (err error) {
@@ -140,7 +165,7 @@ func (n *node) connectUnits(ctx context.Context) (err error) {
 
 // identify asks the metadata service which instance this is, and so which one signals.
 func (n *node) identify(ctx context.Context) error {
-	m, err := readMetadata(ctx)
+	m, err := n.machine.identity(ctx, n.MetadataTimeout)
 	if err != nil {
 		return err
 	}
@@ -219,8 +244,30 @@ func (n *node) fail(ctx context.Context, err error) error {
 	if s, ok := errors.AsType[*stepError](err); n.Target.InstanceID == "" && !(ok && s.step == "metadata") {
 		_ = n.identify(ctx) // a failure shows in what follows
 	}
-	r := signaler{n.Target, n.Dirs.State, timeout, n.report}
+	if state := n.machine.warmPool(ctx); state != "" {
+		n.report("signal", "none yet: the instance is in a warm pool, %s", state)
+		return n.leaveSignal(ctx, err)
+	}
+	r := signaler{n.machine, n.Target, n.Dirs.State, timeout, n.report}
 	return r.failure(ctx, err)
+}
+
+// leaveSignal leaves the signal of a failure to sevagent-signal.service: an instance in a warm pool is not waited for,
+// and may be stopped there, until it goes into service.
+func (n *node) leaveSignal(ctx context.Context, why error) error {
+	n.Target.Failure = failureID(n.Target.InstanceID, why)
+	err := n.writeTarget(ctx)
+	if err == nil {
+		var u units
+		if u, err = n.machine.units(ctx, n.Services); err == nil {
+			defer u.close()
+			err = u.start(ctx, signalUnit, false)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%w; and it will not be signaled: %v", why, err)
+	}
+	return why
 }
 
 // refuse keeps a node that is not what was asked for out of the cluster, at this boot and at later ones. A running ECS

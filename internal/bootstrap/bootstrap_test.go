@@ -17,6 +17,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/dbus"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
 )
@@ -31,11 +32,13 @@ type lab struct {
 	metadata *simaws.IMDS
 	stack    *simaws.CloudFormation
 	options  Options
+	proved   string          // the status of the agent's attestation, JSON
 	out      strings.Builder // what the last run printed
 }
 
 func newLab(t *testing.T) *lab {
-	l := &lab{T: t, dir: t.TempDir(), metadata: &simaws.IMDS{Instance: simaws.DefaultInstance()}}
+	l := &lab{T: t, dir: t.TempDir(), metadata: &simaws.IMDS{Instance: simaws.DefaultInstance()},
+		proved: `{"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}`}
 	l.stack = &simaws.CloudFormation{Region: l.metadata.Instance.Region, AccountID: l.metadata.Instance.AccountID}
 	for name, handler := range map[string]http.Handler{
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT": l.metadata, "AWS_ENDPOINT_URL_CLOUDFORMATION": l.stack,
@@ -49,10 +52,12 @@ func newLab(t *testing.T) *lab {
 	l.machine = machine{
 		dirs: dirs, unitDir: l.path("units"), instanceIDFile: l.path("instance-id"),
 		connect: func(context.Context) (systemd, error) { return l.systemd, nil },
+		aws:     awsconfig.Load,
 	}
 	l.options = Options{
 		Target: Target{Cluster: "prod"}, Dirs: dirs, SignalTimeout: 10 * time.Second, Timeout: 10 * time.Second,
-		Socket: l.serveAgent(), ECSConfig: l.path("etc/ecs/ecs.config"),
+		MetadataTimeout: 10 * time.Second, Deadline: time.Minute,
+		Socket: l.serveAgent(), ECSConfig: l.path("etc/ecs/ecs.config"), ECSData: l.path("ecs-data"),
 		Services: ServicesSystemd, Install: Install{When: InstallNever},
 	}
 	return l
@@ -66,7 +71,7 @@ func (l *lab) serveAgent() string {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"status": "pass"}`) })
 	mux.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `{"attestation": {"verdict": "pass", "roots": "amd", "measurement": "ab", "reported_tcb": "4.0"}}`)
+		fmt.Fprintf(w, `{"attestation": %s}`, l.proved)
 	})
 	server := httptest.NewUnstartedServer(mux)
 	server.Listener.Close()
@@ -226,8 +231,9 @@ func TestServices(t *testing.T) {
 	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
 	l.succeeds()
 	first := []string{
-		"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service", "enable ecs.service",
-		"queue restart ecs.service", "enable sevagent-signal.service", "queue start sevagent-signal.service",
+		"unmask ecs.service", "reload", "enable sevagent.service", "wait restart sevagent.service",
+		"enable ecs.service", "queue restart ecs.service",
+		"enable sevagent-signal.service", "queue start sevagent-signal.service",
 	}
 	l.asked(first...)
 
@@ -297,7 +303,7 @@ func TestMayJoinAfterFailure(t *testing.T) {
 	may("")
 
 	// Without the metadata service, cloud-init knows which instance this is, or nobody does.
-	l.metadata.SetFault(http.StatusUnauthorized)
+	l.metadata.SetFault(http.StatusForbidden)
 	may("it is not known whether this is it: get the instance identity document by IMDSv2")
 	l.write("instance-id", "i-0123456789abcdef0\n")
 	may("")
@@ -311,11 +317,12 @@ func TestMayJoinAfterFailure(t *testing.T) {
 	l.fails("start sevagent")
 	may("")
 
-	// A run that fails while it does not run takes the permission away, also where the metadata service does not answer.
+	// A run that fails while it does not run takes the permission away, also where the metadata service does not
+	// answer.
 	l.systemd.units[ecsUnit] = fakeUnit{}
 	l.fails("start sevagent")
 	may("bootstrap has not finished well on i-0123456789abcdef0;")
-	l.metadata.SetFault(http.StatusUnauthorized)
+	l.metadata.SetFault(http.StatusForbidden)
 	may("bootstrap has not finished well on this machine;")
 	l.metadata.SetFault(0)
 

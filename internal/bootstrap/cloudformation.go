@@ -13,9 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
-	awsretry "github.com/aws/aws-sdk-go-v2/aws/retry"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/cloudformation"
 	"github.com/aws/aws-sdk-go-v2/service/cloudformation/types"
 	"github.com/aws/smithy-go"
@@ -31,10 +28,12 @@ type Target struct {
 	UpdateResource string `json:"update_resource"` // the Auto Scaling group, which waits in a rolling update; "": none
 	Region         string `json:"region"`
 	InstanceID     string `json:"instance_id"`
+	Failure        string `json:"failure,omitempty"` // the ID of a failure that a warm pool kept from being signaled
 }
 
 // signaler signals CloudFormation, once.
 type signaler struct {
+	machine  machine
 	target   Target
 	stateDir string
 	timeout  time.Duration
@@ -43,6 +42,7 @@ type signaler struct {
 
 // signaled is what signaled.json in the state directory records: that this instance has signaled this stack. A second
 // signal, after a reboot or a second run of bootstrap, could meet a rolling update and be counted as another node's.
+// Only success may follow failure: the node has joined after all.
 type signaled struct {
 	InstanceID string    `json:"instance_id"`
 	Stack      string    `json:"stack"`
@@ -51,6 +51,8 @@ type signaled struct {
 	Accepted   []string  `json:"accepted"` // by these resources; none: no resource waited
 	At         time.Time `json:"at"`
 }
+
+func (s signaled) succeeded() bool { return s.Status == string(types.ResourceSignalStatusSuccess) }
 
 func (r signaler) file() string { return filepath.Join(r.stateDir, "signaled.json") }
 
@@ -78,25 +80,18 @@ func (r signaler) failure(ctx context.Context, why error) error {
 }
 
 func (r signaler) signal(ctx context.Context, status types.ResourceSignalStatus, uniqueID string) error {
-	if s, ok := r.before(); ok {
+	if s, ok := r.before(); ok && (s.succeeded() || status == types.ResourceSignalStatusFailure) {
 		at := s.At.Format(time.RFC3339)
 		r.report("signal", "none: %s signaled %s to stack %s at %s", s.InstanceID, s.Status, s.Stack, at)
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("did not begin to wait within %v", r.timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("not signaled within %v", r.timeout))
 	defer cancel()
-	cfg, err := loadAWS(ctx, r.target.Region)
+	cfg, err := r.machine.loadAWS(ctx, r.target.Region)
 	if err != nil {
 		return err
 	}
-	client := cloudformation.NewFromConfig(cfg, func(o *cloudformation.Options) {
-		o.HTTPClient = awshttp.NewBuildableClient().WithTimeout(10 * time.Second)
-		// Throttling and 5xx: again until the deadline, with jitter. The SDK's retry quota protects a service that
-		// has other work to do.
-		o.Retryer = awsretry.NewStandard(func(o *awsretry.StandardOptions) {
-			o.MaxAttempts, o.MaxBackoff, o.RateLimiter = 1000, 20*time.Second, ratelimit.None
-		})
-	})
+	client := cloudformation.NewFromConfig(cfg)
 	var accepted []string
 	var failure error
 	// The group first: it takes the signal at once or never.
@@ -131,6 +126,7 @@ func (r signaler) send(
 	ctx context.Context, client *cloudformation.Client,
 	resource string, status types.ResourceSignalStatus, uniqueID string,
 ) (accepted bool, err error) {
+	var refused error // by a resource that may begin to wait
 	err = retry(ctx, 250*time.Millisecond, 15*time.Second, func() (again bool, err error) {
 		_, err = client.SignalResource(ctx, &cloudformation.SignalResourceInput{
 			StackName: &r.target.Stack, LogicalResourceId: &resource, Status: status, UniqueId: &uniqueID,
@@ -147,15 +143,40 @@ func (r signaler) send(
 			r.report("signal", "%s does not wait: %s", resource, refusal)
 			return false, nil
 		}
-		// A node can be faster than its stack: the wait condition begins to wait only once the cluster has the capacity
-		// provider.
-		return refusal != "", r.explain(resource, err)
+		if refusal != "" {
+			// A node can be faster than its stack: the wait condition begins to wait only once the cluster has the
+			// capacity provider.
+			refused = err
+			return true, err
+		}
+		return !permanent(err), err
 	})
-	if err != nil && ctx.Err() != nil {
+	if err == nil {
+		return accepted, nil
+	}
+	late := errors.Is(ctx.Err(), context.DeadlineExceeded)
+	if late && refused != nil {
+		err = fmt.Errorf("did not begin to wait within %v: %w", r.timeout, refused)
+	}
+	if err = r.explain(resource, err); late {
 		err = advised{err, "see the stack's events"}
 	}
-	return accepted, err
+	return false, err
 }
+
+// permanent reports whether trying again cannot help: the role lacks the permission, the stack does not exist, or there
+// are no credentials to be had. Everything else may pass: the network and the service's own failures, throttling, a
+// role whose credentials are late or not known everywhere yet, a clock that is being set.
+func permanent(err error) bool {
+	api, ok := errors.AsType[smithy.APIError](err)
+	if !ok {
+		return metadataOff(err)
+	}
+	return api.ErrorCode() == accessDenied ||
+		api.ErrorCode() == "ValidationError" && noStack.MatchString(api.ErrorMessage())
+}
+
+const accessDenied = "AccessDenied"
 
 // CloudFormation refuses a signal to a resource that does not wait with the code ValidationError, which it uses for
 // every other mistake too: only the message tells them apart. "Stack arn:… is in CREATE_COMPLETE state and cannot be
@@ -204,7 +225,7 @@ func (r signaler) explain(resource string, err error) error {
 	case !ok || api.ErrorCode() == "Throttling" || api.ErrorFault() == smithy.FaultServer ||
 		errors.Is(err, context.DeadlineExceeded):
 		return cli.Unreachable(err)
-	case api.ErrorCode() == "AccessDenied":
+	case api.ErrorCode() == accessDenied:
 		return advised{err, "grant the node's role cloudformation:SignalResource on the stack"}
 	}
 	return err

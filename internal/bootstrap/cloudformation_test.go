@@ -27,7 +27,8 @@ func TestRefusals(t *testing.T) {
 		refused := &smithy.GenericAPIError{Code: "ValidationError", Message: c.message}
 		message, final := refusalOf(fmt.Errorf("signal: %w", refused))
 		if (message != "") != c.notWaiting || final != c.final {
-			t.Errorf("%q: not waiting %v, final %v; want %v, %v", c.message, message != "", final, c.notWaiting, c.final)
+			t.Errorf("%q: not waiting %v, final %v; want %v, %v",
+				c.message, message != "", final, c.notWaiting, c.final)
 		}
 		denied := &smithy.GenericAPIError{Code: "AccessDenied", Message: c.message}
 		if message, _ := refusalOf(denied); message != "" {

@@ -1,21 +1,30 @@
 package bootstrap
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
+	"sevagent/internal/atomicfile"
+	"sevagent/internal/config"
 	"sevagent/internal/ecsconfig"
 )
 
 // Setting is a key of ecs.config, and why it is set.
-type Setting struct{ Key, Value, Why string }
+type Setting struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+	Why   string `json:"-"`
+}
 
 // Hardening is what bootstrap sets in ecs.config unless a line there or an option sets the key. Names, meanings and
 // defaults: aws/amazon-ecs-agent, README.md, "Environment Variables".
@@ -29,7 +38,10 @@ var Hardening = []Setting{
 	{reservedPorts, "[...]", "no task takes the ECS agent's ports or sevagent's"},
 }
 
-const reservedPorts = "ECS_RESERVED_PORTS"
+const (
+	clusterKey    = "ECS_CLUSTER"
+	reservedPorts = "ECS_RESERVED_PORTS"
+)
 
 // agentPorts are those that the ECS agent reserves: ECS_RESERVED_PORTS replaces them, so they are listed again.
 var agentPorts = []string{"22", "2375", "2376", "51678", "51679", "51680"}
@@ -45,7 +57,7 @@ func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 		switch {
 		case !ok || !ECSKey.MatchString(key):
 			m.add("--ecs-option is %q, want KEY=VALUE, or KEY= to leave a key to the ECS agent", option)
-		case key == "ECS_CLUSTER":
+		case key == clusterKey:
 			m.add("--ecs-option ECS_CLUSTER: use --cluster")
 		case value == "":
 			leave = append(leave, key)
@@ -56,37 +68,107 @@ func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 	return set, leave, errors.Join(m...)
 }
 
-// ecsConfig is ecs.config as it was, and what to set in it.
-type ecsConfig struct {
-	before *ecsconfig.File
-	mode   fs.FileMode // stays: the file may hold a registry's password
-	set    []Setting   // replaces what is there; the defaults follow, where nothing is there
-	port   string      // of the agent's local API, "" if it has none
+// ecsFile is an ecs.config on disk.
+type ecsFile struct {
+	*ecsconfig.File
+	path     string      // of the file itself, if there is a symbolic link to it
+	mode     fs.FileMode // stays: the file may hold a registry's password
+	uid, gid int
 }
 
-// planECSConfig reads ecs.config, and tries whether all but the attributes can be set in it.
-func (n *node) planECSConfig(context.Context) error {
-	e := &ecsConfig{mode: 0o644}
-	data, err := os.ReadFile(n.ECSConfig)
+// readECSFile reads the file, or none, which is empty.
+func readECSFile(path string) (f ecsFile, err error) {
+	f = ecsFile{path: path, mode: 0o644, uid: -1, gid: -1}
+	if to, err := os.Readlink(path); err == nil { // whoever made the link replaces the file, not the link
+		if f.path, err = filepath.EvalSymlinks(path); err != nil {
+			return f, fmt.Errorf("%s is a symbolic link to %s, which cannot be followed: %w", path, to, err)
+		}
+	}
+	data, err := os.ReadFile(f.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	if info, err := os.Stat(f.path); err == nil {
+		f.mode = info.Mode().Perm()
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+			f.uid, f.gid = int(owner.Uid), int(owner.Gid)
+		}
+	}
+	if f.File, err = ecsconfig.Parse(data); err != nil {
+		return f, fmt.Errorf("%s: %w", path, err)
+	}
+	return f, nil
+}
+
+// replace writes the file anew unless it has the content already.
+func (f ecsFile) replace(content *ecsconfig.File) (changed bool, err error) {
+	if bytes.Equal(f.Bytes(), content.Bytes()) {
+		return false, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(f.path), 0o755); err != nil {
+		return false, err
+	}
+	return true, atomicfile.WriteOwned(f.path, content.Bytes(), f.mode, f.uid, f.gid)
+}
+
+// ecsConfig is ecs.config as it was, and what to set in it.
+type ecsConfig struct {
+	before ecsFile
+	set    []Setting // replaces what is there; hardening is among it where the file has none
+	leave  []string  // keys to remove
+	keys   []string  // that bootstrap answers for: the cluster, options and hardening
+	port   string    // of the agent's local API, "" if it has none
+}
+
+// planECSConfig reads ecs.config, and tries whether all can be set in it, whatever the proof will be.
+func (n *node) planECSConfig(context.Context) error {
+	if err := n.readECSConfig(); err != nil {
 		return err
 	}
-	if info, err := os.Stat(n.ECSConfig); err == nil {
-		e.mode = info.Mode().Perm()
+	expected := map[string]string{attrAttested: "false"}
+	if n.agentMode != config.ModeOff {
+		expected = map[string]string{attrAttested: "true", attrMeasurement: "expected", attrTCB: "expected"}
 	}
-	if e.before, err = ecsconfig.Parse(data); err != nil {
+	if _, _, err := n.mergeECSConfig(expected); err != nil {
 		return fmt.Errorf("%s: %w", n.ECSConfig, err)
+	}
+	return savedElsewhere(n.ECSData, n.Target.InstanceID, n.Target.Cluster)
+}
+
+func (n *node) readECSConfig() (err error) {
+	e := new(ecsConfig)
+	if e.before, err = readECSFile(n.ECSConfig); err != nil {
+		return err
 	}
 	set, leave, err := n.ecsSettings()
 	if err != nil {
 		return err
+	}
+	e.leave = leave
+	e.set = append([]Setting{{Key: clusterKey, Value: n.Target.Cluster}}, set...)
+	for _, s := range e.set {
+		e.keys = append(e.keys, s.Key)
 	}
 	if n.agentTCP != "" {
 		if _, e.port, err = net.SplitHostPort(n.agentTCP); err != nil {
 			return err
 		}
 	}
-	e.set = append([]Setting{{Key: "ECS_CLUSTER", Value: n.Target.Cluster}}, set...)
+	for _, s := range e.hardening() {
+		if slices.Contains(leave, s.Key) || slices.Contains(e.keys, s.Key) {
+			continue
+		}
+		e.keys = append(e.keys, s.Key)
+		if value, _ := e.before.Get(s.Key); value == "" { // to the ECS agent, empty is not there
+			e.set = append(e.set, s)
+		}
+	}
+	n.ecs = e
+	return nil
+}
+
+// hardening is Hardening with the ports of this node.
+func (e *ecsConfig) hardening() (all []Setting) {
 	for _, s := range Hardening {
 		if s.Key == reservedPorts {
 			if e.port == "" {
@@ -98,45 +180,88 @@ func (n *node) planECSConfig(context.Context) error {
 			}
 			s.Value = "[" + strings.Join(ports, ",") + "]"
 		}
-		_, there := e.before.Get(s.Key)
-		asked := slices.ContainsFunc(set, func(other Setting) bool { return other.Key == s.Key })
-		if !there && !asked && !slices.Contains(leave, s.Key) {
-			e.set = append(e.set, s)
-		}
+		all = append(all, s)
 	}
-	n.ecs = e
-	_, err = n.mergeECSConfig()
-	return err
+	return all
 }
 
-// mergeECSConfig returns ecs.config with the node's keys in it, and its attributes as soon as they are proved.
-func (n *node) mergeECSConfig() (*ecsconfig.File, error) {
-	f := n.ecs.before.Clone()
-	var err error
+// mergeECSConfig returns ecs.config with the node's keys and attributes in it, and what to say about it. It refuses
+// what the ECS agent would not read as it is meant.
+func (n *node) mergeECSConfig(attributes map[string]string) (f *ecsconfig.File, notes []string, err error) {
+	f = n.ecs.before.Clone()
+	for _, key := range n.ecs.leave {
+		err = errors.Join(err, f.Unset(key))
+	}
 	for _, s := range n.ecs.set {
 		err = errors.Join(err, f.Set(s.Key, s.Value))
 	}
-	if err = errors.Join(err, f.SetAttributes(n.attributes)); err != nil {
-		return nil, fmt.Errorf("%s: %w", n.ECSConfig, err)
+	if err = errors.Join(err, f.SetAttributes(attrPrefix, attributes)); err != nil {
+		return nil, nil, err
 	}
 	if _, err := f.Encode(); err != nil {
-		return nil, fmt.Errorf("%s: systemd and ecs-init would read it differently: %w; fix these lines", n.ECSConfig, err)
+		return nil, nil, fmt.Errorf("systemd and ecs-init would read it differently: %w; fix these lines", err)
 	}
-	return f, nil
+	notes, err = findings(f)
+	return f, notes, err
 }
 
+// findings returns what the programs would not take as it is written: as an error if they would end, or do without what
+// a key is meant to set, or without hardening that the file asks for.
+func findings(f *ecsconfig.File) (notes []string, err error) {
+	for _, found := range f.Findings() {
+		if found.Refused || isHardening(found.Key) {
+			err = errors.Join(err, errors.New(found.Reason))
+		} else {
+			notes = append(notes, found.Reason)
+		}
+	}
+	if behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR"); behavior == "prefer-cached" {
+		notes = append(notes, "ECS_IMAGE_PULL_BEHAVIOR=prefer-cached switches the cleanup of images off: "+
+			"ECS_IMAGE_CLEANUP_INTERVAL and ECS_NUM_IMAGES_DELETE_PER_CYCLE have no effect")
+	}
+	return notes, err
+}
+
+func isHardening(key string) bool {
+	return slices.ContainsFunc(Hardening, func(s Setting) bool { return s.Key == key })
+}
+
+// writeECSConfig writes the file, and records what may-join is to find there. It reads it again first: minutes have
+// passed since it was planned.
 func (n *node) writeECSConfig(context.Context) error {
-	f, err := n.mergeECSConfig()
+	if err := n.readECSConfig(); err != nil {
+		return err
+	}
+	f, notes, err := n.mergeECSConfig(n.attributes)
 	if err != nil {
+		return fmt.Errorf("%s: %w", n.ECSConfig, err)
+	}
+	if n.ecsChanged, err = n.ecs.before.replace(f); err != nil {
 		return err
 	}
-	if n.ecsChanged, err = n.write("ecs.config", n.ECSConfig, f.Bytes(), n.ecs.mode); err != nil {
-		return err
-	}
+	n.report("ecs.config", "%s %s", n.ECSConfig, wording(n.ecsChanged))
 	notDigit := func(c rune) bool { return c < '0' || c > '9' }
 	ports, _ := f.Get(reservedPorts)
 	if n.ecs.port != "" && !slices.Contains(strings.FieldsFunc(ports, notDigit), n.ecs.port) {
-		n.report("ecs.config", "port %s is not in %s: a task can take it from sevagent", n.ecs.port, reservedPorts)
+		notes = append(notes, fmt.Sprintf("port %s is not in %s: a task can take it from sevagent",
+			n.ecs.port, reservedPorts))
 	}
-	return nil
+	for _, note := range notes {
+		n.report("ecs.config", "%s", note)
+	}
+	return n.recordECSConfig(f)
+}
+
+func (n *node) recordECSConfig(f *ecsconfig.File) error {
+	file, errFile := filepath.Abs(n.ECSConfig)
+	data, errData := filepath.Abs(n.ECSData)
+	if err := errors.Join(errFile, errData); err != nil {
+		return err
+	}
+	w := written{File: file, Data: data, Attributes: n.attributes}
+	for _, key := range n.ecs.keys {
+		value, _ := f.Get(key)
+		w.Settings = append(w.Settings, Setting{Key: key, Value: value})
+	}
+	return w.record(n.Dirs.State)
 }

@@ -156,18 +156,53 @@ func (n *node) installECSInit(ctx context.Context) error {
 	return apt(ctx, "install", "--yes", "--option=Dpkg::Options::=--force-confold", deb)
 }
 
-// ecsPackageURL is of the regional bucket: Amazon ECS Developer Guide, as above. SEV-SNP is AMD's: amd64 only.
+// ecsPackageURL is of the regional bucket: Amazon ECS Developer Guide, as above. SEV-SNP is AMD's: amd64 only. S3 is
+// reached over IPv6 by another name.
 func ecsPackageURL(region string) string {
-	domain := "amazonaws.com"
+	host, domain := "s3", "amazonaws.com"
+	if strings.EqualFold(os.Getenv(dualStack), "true") {
+		host = "s3.dualstack"
+	}
 	if strings.HasPrefix(region, "cn-") {
 		domain = "amazonaws.com.cn"
 	}
-	return fmt.Sprintf("https://s3.%s.%s/amazon-ecs-agent-%s/amazon-ecs-init-latest.amd64.deb", region, domain, region)
+	const file = "amazon-ecs-init-latest.amd64.deb"
+	return fmt.Sprintf("https://%s.%s.%s/amazon-ecs-agent-%s/%s", host, region, domain, region, file)
 }
 
-// apt runs apt-get, which waits for others that hold its lock. Its error is the last line that it wrote.
+// aptRetries is for how long a failed apt-get is started again. At first boot, others use it too: its option
+// DPkg::Lock::Timeout does not cover the lock of the package lists.
+const aptRetries = 3 * time.Minute
+
+// apt runs apt-get until it succeeds, or for aptRetries. It updates the lists before each further attempt: they may be
+// what is wrong.
 func apt(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"--quiet", "--option=DPkg::Lock::Timeout=300"}, args...)...)
+	failed := false
+	return again(ctx, aptRetries, func() (err error) {
+		if failed && args[0] != "update" {
+			err = aptGet(ctx, "update")
+		}
+		if err == nil {
+			err = aptGet(ctx, args...)
+		}
+		failed = true
+		return err
+	})
+}
+
+// again starts what failed again for some time. Unlike a deadline, that does not end an attempt half-way.
+func again(ctx context.Context, limit time.Duration, do func() error) error {
+	until := time.Now().Add(limit)
+	return retry(ctx, 2*time.Second, 20*time.Second, func() (again bool, err error) {
+		err = do()
+		return err != nil && ctx.Err() == nil && time.Now().Before(until), err
+	})
+}
+
+// aptGet runs apt-get once. It waits for others that hold dpkg's lock. Its error is the last line that it wrote.
+func aptGet(ctx context.Context, args ...string) error {
+	options := []string{"--quiet", "--option=DPkg::Lock::Timeout=300"}
+	cmd := exec.CommandContext(ctx, "apt-get", append(options, args...)...)
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "NEEDRESTART_MODE=l", "LC_ALL=C")
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()

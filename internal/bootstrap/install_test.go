@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"sevagent/internal/must"
 )
@@ -24,8 +26,7 @@ func TestInstall(t *testing.T) {
 		t.Skip("needs gpgv")
 	}
 	l := newLab(t)
-	l.write("bin/apt-get", "#!/bin/sh\necho \"$@\" >>"+l.path("apt.log")+"\n"+
-		"if [ -n \"$APT_FAILS\" ]; then echo 'E: no network'; exit 100; fi\n")
+	l.write("bin/apt-get", "#!/bin/sh\necho \"$@\" >>"+l.path("apt.log")+"\n")
 	l.write("bin/dpkg-query", "#!/bin/sh\n[ -n \"$DPKG_STATUS\" ] || exit 1\nprintf %s \"$DPKG_STATUS\"\n")
 	must.Do(t, os.Symlink(gpgv, l.path("bin/gpgv")), "link gpgv")
 	key, other := newKey(l), newKey(l)
@@ -37,7 +38,8 @@ func TestInstall(t *testing.T) {
 	installs := func(want bool, why string) {
 		t.Helper()
 		if got := strings.Contains(l.read("apt.log"), "amazon-ecs-init.deb"); got != want {
-			t.Errorf("%s: the package is installed: %v, want %v; apt-get was called with\n%s", why, got, want, l.read("apt.log"))
+			t.Errorf("%s: the package is installed: %v, want %v; apt-get was called with\n%s",
+				why, got, want, l.read("apt.log"))
 		}
 		os.Remove(l.path("apt.log"))
 	}
@@ -83,11 +85,6 @@ func TestInstall(t *testing.T) {
 	installs(false, "no key at all")
 	l.options.Install.Key = key.file
 
-	// What apt prints last is the reason.
-	t.Setenv("APT_FAILS", "1")
-	l.fails("install: apt-get update: exit status 100: E: no network")
-	t.Setenv("APT_FAILS", "")
-
 	// Already there, or not wanted.
 	os.Remove(l.path("apt.log"))
 	t.Setenv("DPKG_STATUS", "install ok installed")
@@ -103,6 +100,51 @@ func TestInstall(t *testing.T) {
 	l.options.Install = Install{When: "sometimes", Key: "http://example.com/key"}
 	l.fails(`--install-ecs is "sometimes"`)
 	l.fails(`--ecs-key is "http://example.com/key", want an https:// URL`)
+}
+
+// TestAptBusy: an apt-get that fails, since another holds its lock for instance, is started again for some minutes.
+func TestAptBusy(t *testing.T) {
+	dir := t.TempDir()
+	calls := filepath.Join(dir, "calls")
+	write := func(name, text string) {
+		must.Do(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755), "write %s", name)
+	}
+	// It fails as often as the file has lines.
+	write("apt-get", "#!/bin/sh\necho \"$3\" >>"+calls+"\ncd "+dir+`
+[ -s fails ] || exit 0
+sed -i 1d fails
+echo 'E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1234 (apt-get)'
+exit 100
+`)
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	install := []string{"install", "--yes", "docker.io"}
+	for name, c := range map[string]struct {
+		args  []string
+		fails int
+		calls string
+	}{
+		"update":  {[]string{"update"}, 3, "update\nupdate\nupdate\nupdate\n"},
+		"install": {install, 1, "install\nupdate\ninstall\n"},
+		"lists":   {install, 2, "install\nupdate\nupdate\ninstall\n"},
+	} {
+		write("fails", strings.Repeat("once\n", c.fails))
+		write("calls", "")
+		synctest.Test(t, func(t *testing.T) {
+			must.Do(t, apt(t.Context(), c.args...), "%s, with a lock that is held", name)
+		})
+		if got := string(must.Get(os.ReadFile(calls))(t, "read the calls")); got != c.calls {
+			t.Errorf("%s called apt-get for\n%s\nwant\n%s", name, got, c.calls)
+		}
+	}
+	write("fails", strings.Repeat("always\n", 1000))
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		wantError(t, apt(t.Context(), "update"),
+			"apt-get update: exit status 100: E: Could not get lock /var/lib/apt/lists/lock.")
+		if d := time.Since(began); d < aptRetries || d > aptRetries+time.Minute {
+			t.Errorf("apt-get was tried for %v, want %v", d, aptRetries)
+		}
+	})
 }
 
 // testKey signs by a subkey, as Amazon does.
@@ -143,13 +185,18 @@ func (k testKey) sign(name string) {
 }
 
 func TestECSPackageURL(t *testing.T) {
-	for region, want := range map[string]string{
-		"us-east-2":  "https://s3.us-east-2.amazonaws.com/amazon-ecs-agent-us-east-2/amazon-ecs-init-latest.amd64.deb",
-		"cn-north-1": "https://s3.cn-north-1.amazonaws.com.cn/amazon-ecs-agent-cn-north-1/amazon-ecs-init-latest.amd64.deb",
+	for region, bucket := range map[string]string{
+		"us-east-2":  "https://s3.us-east-2.amazonaws.com/amazon-ecs-agent-us-east-2/",
+		"cn-north-1": "https://s3.cn-north-1.amazonaws.com.cn/amazon-ecs-agent-cn-north-1/",
 	} {
+		want := bucket + "amazon-ecs-init-latest.amd64.deb"
 		if got := ecsPackageURL(region); got != want {
 			t.Errorf("the package for %s is at %s, want %s", region, got, want)
 		}
+	}
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+	if got := ecsPackageURL("us-east-2"); !strings.HasPrefix(got, "https://s3.dualstack.us-east-2.amazonaws.com/") {
+		t.Errorf("for IPv6 the package is at %s", got)
 	}
 }
 

@@ -2,53 +2,115 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/cli"
 )
 
-// metadataTimeout bounds a question to the metadata service, with the SDK's retries.
-const metadataTimeout = time.Minute
-
-// onlyV2 keeps a client from trying version 1.
-func onlyV2(o *imds.Options) { o.EnableFallback = aws.FalseTernary }
-
-// loadAWS loads the SDK's configuration. The role's credentials, too, come by IMDSv2 only.
-func loadAWS(ctx context.Context, region string) (aws.Config, error) {
-	var cfg aws.Config
-	plain, err := config.LoadDefaultConfig(ctx)
-	if err == nil {
-		credentials := config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) {
-			o.Client = imds.NewFromConfig(plain, onlyV2)
-		})
-		cfg, err = config.LoadDefaultConfig(ctx, config.WithRegion(region), credentials)
-	}
-	if err != nil {
-		return cfg, fmt.Errorf("load the AWS configuration: %w", err)
-	}
-	return cfg, nil
+// loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors
+// at once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
+func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error) {
+	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
 }
 
-// readMetadata asks the instance metadata service, by version 2 only: a service that refuses a token is an error,
-// never a reason to try version 1.
-func readMetadata(ctx context.Context) (imds.InstanceIdentityDocument, error) {
-	ctx, cancel := context.WithTimeout(ctx, metadataTimeout)
+// off matches the error of a metadata service that is switched off, by the instance's options (it answers 403) or by
+// AWS_EC2_METADATA_DISABLED. The SDK keeps the status of a token's error to itself.
+var off = regexp.MustCompile(`StatusCode: 403|access disabled to EC2 IMDS`)
+
+// metadataOff reports whether asking again cannot help. An error that a service of AWS returned is not of that kind.
+func metadataOff(err error) bool {
+	_, api := errors.AsType[smithy.APIError](err)
+	return err != nil && !api && off.MatchString(err.Error())
+}
+
+// askMetadata asks the instance metadata service until it answers, for as long as timeout: at boot it may be late, or
+// ill in any way. It asks by version 2 only: a service that refuses a token is an error, never a reason to try
+// version 1.
+func (m machine) askMetadata(
+	ctx context.Context, timeout time.Duration, ask func(context.Context, *imds.Client) error,
+) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	var none imds.InstanceIdentityDocument
-	cfg, err := config.LoadDefaultConfig(ctx)
+	cfg, err := m.loadAWS(ctx, "")
 	if err != nil {
-		return none, fmt.Errorf("load the AWS configuration: %w", err)
+		return err
 	}
-	answer, err := imds.NewFromConfig(cfg, onlyV2).GetInstanceIdentityDocument(ctx, nil)
+	client := awsconfig.Metadata(cfg)
+	return retry(ctx, 250*time.Millisecond, 5*time.Second, func() (again bool, err error) {
+		err = ask(ctx, client)
+		return err != nil && !metadataOff(err), err
+	})
+}
+
+// identity asks which instance this is.
+func (m machine) identity(ctx context.Context, timeout time.Duration) (doc imds.InstanceIdentityDocument, err error) {
+	err = m.askMetadata(ctx, timeout, func(ctx context.Context, client *imds.Client) error {
+		answer, err := client.GetInstanceIdentityDocument(ctx, nil)
+		if err == nil {
+			doc = answer.InstanceIdentityDocument
+		}
+		return err
+	})
 	if err != nil {
-		return none, advised{cli.Unreachable(fmt.Errorf("get the instance identity document by IMDSv2: %w", err)),
-			"is this an EC2 instance, and its metadata service on?"}
+		err = cli.Unreachable(fmt.Errorf("get the instance identity document by IMDSv2: %w", err))
+		return doc, advised{err, "is this an EC2 instance, and its metadata service on?"}
 	}
-	return answer.InstanceIdentityDocument, nil
+	return doc, nil
+}
+
+// idTimeout is short: systemd gives the condition of ecs.service 90 s.
+const idTimeout = 15 * time.Second
+
+// instanceID asks the metadata service or, where that does not answer, reads what cloud-init recorded.
+func (m machine) instanceID(ctx context.Context) (string, error) {
+	doc, err := m.identity(ctx, idTimeout)
+	if err == nil {
+		return doc.InstanceID, nil
+	}
+	data, readErr := os.ReadFile(m.instanceIDFile)
+	if id := strings.TrimSpace(string(data)); readErr == nil && id != "" {
+		return id, nil
+	}
+	return "", err
+}
+
+// warmed begins the target lifecycle states of an instance in a warm pool, or on its way there (Amazon EC2 Auto Scaling
+// User Guide, "Retrieve the target lifecycle state through instance metadata").
+const warmed = "Warmed:"
+
+// warmPool returns the target lifecycle state of an instance that waits in a warm pool, "" if it does not, as far as is
+// known: outside of an Auto Scaling group, the metadata service has no such state.
+func (m machine) warmPool(ctx context.Context) (state string) {
+	_ = m.askMetadata(ctx, idTimeout, func(ctx context.Context, client *imds.Client) error {
+		answer, err := client.GetMetadata(ctx, &imds.GetMetadataInput{Path: "autoscaling/target-lifecycle-state"})
+		refused, ok := errors.AsType[*smithyhttp.ResponseError](err)
+		if ok && refused.HTTPStatusCode() == http.StatusNotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer answer.Content.Close()
+		text, err := io.ReadAll(answer.Content)
+		state = strings.TrimSpace(string(text))
+		return err
+	})
+	if !strings.HasPrefix(state, warmed) {
+		return ""
+	}
+	return state
 }

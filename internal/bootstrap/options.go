@@ -23,13 +23,19 @@ type Options struct {
 	Socket  string        // the agent's
 	Timeout time.Duration // for the agent's proof and the first certificates
 
-	Provider        string        // the capacity provider that the cluster has to list first; "": none
-	ProviderTimeout time.Duration // for that
+	MetadataTimeout, Deadline time.Duration // for the metadata service's first answer, and for all but the signal
+	Provider                  string        // the capacity provider that the cluster has to list first; "": none
+	ProviderTimeout           time.Duration // for that
 
 	ECSConfig  string   // the path of ecs.config
+	ECSData    string   // the ECS agent's data directory
 	ECSOptions []string // KEY=VALUE for ecs.config, or KEY= to leave a key to the ECS agent
 	Services   string   // ServicesSystemd or ServicesNone
 	Install    Install
+
+	// FirstBoot: this is user data's call, and nobody is there to see a mistake in the options. It keeps the node out of
+	// the cluster and is signaled, as all else that fails. Else such a mistake changes nothing.
+	FirstBoot bool
 }
 
 // Dirs are the directories of bootstrap's files.
@@ -73,6 +79,8 @@ func (o Options) check(units Dirs) error {
 		m.add("--services is %q, want %s or %s", o.Services, ServicesSystemd, ServicesNone)
 	}
 	m.positive("--timeout", o.Timeout)
+	m.positive("--metadata-timeout", o.MetadataTimeout)
+	m.positive("--deadline", o.Deadline)
 	if o.Provider != "" {
 		m.positive("--provider-timeout", o.ProviderTimeout)
 	}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 )
 
 // progressFile, in the state directory, records how far bootstrap has come. It outlives a reboot, and a bootstrap that
@@ -53,71 +52,108 @@ func (n *node) touch(ctx context.Context) error {
 	return n.note(begun)
 }
 
-func (n *node) finish(context.Context) error { return n.note(finished) }
+func (n *node) finish(context.Context) error {
+	return errors.Join(noteRefusal(n.Dirs.State, nil), n.note(finished))
+}
 
 // wasFinished reports whether an earlier run finished, on this instance.
 func (n *node) wasFinished(ctx context.Context) bool {
-	_, err := os.Lstat(filepath.Join(n.Dirs.State, progressFile))
-	return err == nil && n.machine.mayJoin(ctx, n.Dirs, reportTo(io.Discard)) == nil
+	if _, err := os.Lstat(filepath.Join(n.Dirs.State, progressFile)); err != nil {
+		return false
+	}
+	_, err := n.machine.hasFinished(ctx, n.Dirs, reportTo(io.Discard))
+	return err == nil
 }
 
-// MayJoin returns nil if the ECS agent may start on this machine: bootstrap has finished here, or was never used here.
-// Else its error has the reason.
+// MayJoin returns nil if the ECS agent may start on this machine: bootstrap was never used here, or has finished here,
+// and ecs.config has what it wrote. What is missing there is put back first. Else its error has the reason.
 func MayJoin(ctx context.Context, d Dirs, out io.Writer) error {
 	return thisMachine().mayJoin(ctx, d, reportTo(out))
 }
 
 func (m machine) mayJoin(ctx context.Context, d Dirs, report report) error {
+	id, err := m.hasFinished(ctx, d, report)
+	if err == nil && id != "" {
+		err = restore(d, id, report)
+	}
+	if e := noteRefusal(d.State, err); e != nil {
+		report("may-join", "%v", e)
+	}
+	return err
+}
+
+// restore makes the ECS agent read what bootstrap has written, on the instance id.
+func restore(d Dirs, id string, report report) error {
+	w, err := readWritten(d.State)
+	if err == nil && w != nil {
+		err = w.restore(id, report)
+	}
+	if err != nil {
+		return advised{fmt.Errorf("the ECS agent may not start: %w", err), "fix it and run 'systemctl start ecs'"}
+	}
+	return nil
+}
+
+// refusalFile, in the state directory, is why may-join keeps the ECS agent from starting, for the signal that waits for
+// that agent.
+const refusalFile = "refused.txt"
+
+// noteRefusal records a refusal, or with nil that there is none.
+func noteRefusal(dir string, refusal error) error {
+	file := filepath.Join(dir, refusalFile)
+	if refusal != nil {
+		_, err := writeIfChanged(file, []byte(withoutAdvice(refusal)+"\n"), 0o644)
+		return err
+	}
+	if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// refusal returns why may-join has kept the ECS agent from starting, nil if it has not.
+func refusal(dir string) error {
+	text, err := os.ReadFile(filepath.Join(dir, refusalFile))
+	if err != nil || len(text) == 0 {
+		return nil
+	}
+	return errors.New(strings.TrimSpace(string(text)))
+}
+
+// hasFinished returns the ID of this instance if bootstrap has finished on it, and "" if it was never used here.
+func (m machine) hasFinished(ctx context.Context, d Dirs, report report) (id string, err error) {
 	file := filepath.Join(d.State, progressFile)
 	data, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Lstat(filepath.Join(d.Config, overlay)); errors.Is(err, fs.ErrNotExist) {
 			report("may-join", "yes: bootstrap was never used here")
-			return nil
+			return "", nil
 		}
 		data = []byte("{}") // bootstrap recorded nothing yet, or somebody has removed the file
 	} else if err != nil {
-		return refused("it is not known how far bootstrap has come: %v", err)
+		return "", refused("it is not known how far bootstrap has come: %v", err)
 	}
 	var p progress
 	if err := json.Unmarshal(data, &p); err != nil {
-		return refused("read %s: %v", file, err)
+		return "", refused("read %s: %v", file, err)
 	}
-	id, err := m.instanceID(ctx)
+	id, err = m.instanceID(ctx)
 	switch {
 	case p.State != finished && err != nil:
-		return refused("bootstrap has not finished well on this machine")
+		return "", refused("bootstrap has not finished well on this machine")
 	case p.State != finished:
-		return refused("bootstrap has not finished well on %s", id)
+		return "", refused("bootstrap has not finished well on %s", id)
 	case err != nil:
-		return refused("bootstrap has finished on %s, and it is not known whether this is it: %v", p.InstanceID, err)
+		return "", refused("bootstrap has finished on %s, and it is not known whether this is it: %v", p.InstanceID, err)
 	case p.InstanceID != id:
-		return refused("bootstrap has finished on %s, and this is %s: the AMI was made from a node", p.InstanceID, id)
+		return "", refused("bootstrap has finished on %s, and this is %s: the AMI was made from a node", p.InstanceID, id)
 	}
 	report("may-join", "yes: bootstrap has finished on %s", id)
-	return nil
+	return id, nil
 }
 
 // refused returns why not, in one line with what to do.
 func refused(format string, args ...any) error {
 	return advised{fmt.Errorf("the ECS agent may not start: "+format, args...),
 		"see 'journalctl -u cloud-final' and run bootstrap again"}
-}
-
-// instanceIDTimeout bounds the question to the metadata service before ecs.service starts, which systemd gives 90 s.
-const instanceIDTimeout = 15 * time.Second
-
-// instanceID asks the metadata service or, where that does not answer, reads what cloud-init recorded.
-func (m machine) instanceID(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, instanceIDTimeout)
-	defer cancel()
-	doc, err := readMetadata(ctx)
-	if err == nil {
-		return doc.InstanceID, nil
-	}
-	data, readErr := os.ReadFile(m.instanceIDFile)
-	if id := strings.TrimSpace(string(data)); readErr == nil && id != "" {
-		return id, nil
-	}
-	return "", err
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,13 +22,16 @@ import (
 const overlay = "conf.d/50-bootstrap.yaml"
 
 // planAgent makes the content of 50-bootstrap.yaml, and the unit files that the agent's configuration needs with it.
-// The agent's own loader checks it, together with the other files of the directory.
-func (n *node) planAgent(context.Context) error {
+// The agent's own loader checks it, together with the other files of the directory and the policy.
+func (n *node) planAgent() error {
 	n.agentConfig = n.overlay()
 	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
-	n.agentTCP = cfg.Listen.TCP
+	n.agentTCP, n.agentMode = cfg.Listen.TCP, cfg.Attestation.Mode
+	if err == nil && n.agentMode != config.ModeOff {
+		_, err = config.LoadPolicy(cfg.Attestation.Policy)
+	}
 	if err == nil && n.Services == ServicesSystemd {
-		n.unitFiles, err = unitFilesFor(cfg.MTLS)
+		n.unitFiles, err = unitFilesFor(cfg.MTLS, os.Getenv)
 	}
 	if err != nil {
 		return cli.Usage(err)
@@ -74,6 +78,7 @@ func (n *node) writeAgentConfig(context.Context) (err error) {
 
 // Attributes of the container instance; ECS takes them at its first registration only.
 const (
+	attrPrefix      = "sevagent." // nobody else's: what is not proved now is removed
 	attrAttested    = "sevagent.attested"
 	attrMeasurement = "sevagent.measurement"
 	attrTCB         = "sevagent.tcb"

@@ -8,12 +8,13 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	awsretry "github.com/aws/aws-sdk-go-v2/aws/retry"
-	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 
 	"sevagent/internal/cli"
 )
+
+// providerTry bounds one question to ECS.
+const providerTry = 10 * time.Second
 
 // waitForProvider waits until the cluster lists the node's capacity provider. ECS decides when a node registers which
 // provider it belongs to, and never again: one that registers earlier is in the cluster, but managed scaling, draining
@@ -48,18 +49,17 @@ func (n *node) waitForProvider(ctx context.Context) error {
 }
 
 func (n *node) newECS(ctx context.Context) (*ecs.Client, error) {
-	cfg, err := loadAWS(ctx, n.Target.Region)
+	cfg, err := n.machine.loadAWS(ctx, n.Target.Region)
 	if err != nil {
 		return nil, err
 	}
-	return ecs.NewFromConfig(cfg, func(o *ecs.Options) {
-		o.HTTPClient = awshttp.NewBuildableClient().WithTimeout(10 * time.Second)
-		o.Retryer = awsretry.AddWithMaxAttempts(o.Retryer, 1) // waitForProvider tries again, and says so
-	}), nil
+	return ecs.NewFromConfig(cfg), nil
 }
 
 // findProvider returns nil if the cluster lists the provider.
 func (n *node) findProvider(ctx context.Context, client *ecs.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, providerTry)
+	defer cancel()
 	answer, err := client.DescribeClusters(ctx, &ecs.DescribeClustersInput{Clusters: []string{n.Target.Cluster}})
 	switch {
 	case err != nil:

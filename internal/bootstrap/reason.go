@@ -32,6 +32,14 @@ type advised struct {
 func (a advised) Error() string { return a.error.Error() + "; " + a.advice }
 func (a advised) Unwrap() error { return a.error }
 
+func withoutAdvice(err error) string {
+	text := err.Error()
+	if a, ok := errors.AsType[advised](err); ok {
+		text = strings.Replace(text, "; "+a.advice, "", 1)
+	}
+	return text
+}
+
 // maxUniqueID is in characters: AWS CloudFormation API Reference, SignalResource, UniqueId.
 const maxUniqueID = 64
 
@@ -45,10 +53,7 @@ func failureID(instance string, err error) string {
 	if s, ok := errors.AsType[*stepError](err); ok {
 		step, err = s.step, s.err
 	}
-	text := err.Error()
-	if a, ok := errors.AsType[advised](err); ok {
-		text = strings.Replace(text, "; "+a.advice, "", 1)
-	}
+	text := withoutAdvice(err)
 	if len(instance) > 8 {
 		instance = instance[len(instance)-8:]
 	}

@@ -176,6 +176,7 @@ func (u units) start(ctx context.Context, unit string, changed bool) error {
 	if err := u.enable(ctx, unit); err != nil {
 		return err
 	}
+	_ = u.systemd.ResetFailedUnitContext(ctx, unit) // as in startAgent
 	// Without a channel the call returns once the job is queued.
 	if _, err := u.startOrRestart(changed)(ctx, unit, "replace", nil); err != nil {
 		return fmt.Errorf("%s: %w", unit, err)

@@ -23,6 +23,26 @@ const runDir = "/run/"
 // dropIn is the file, below the unit directory, with what sevagent.service is granted beyond the package's unit.
 const dropIn = agentUnit + ".d/50-bootstrap.conf"
 
+// signalDropIn is the same for sevagent-signal.service.
+const signalDropIn = signalUnit + ".d/50-bootstrap.conf"
+
+// passedOn are the variables of bootstrap's environment that units get, too: they describe the network that all of the
+// node's programs are in. What may be secret is not among them; a proxy's URL may have a password.
+var passedOn = []string{"AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", dualStack, "AWS_USE_FIPS_ENDPOINT"}
+
+const dualStack = "AWS_USE_DUALSTACK_ENDPOINT"
+
+// environment returns a line Environment= for each variable that is passed on. Their values need no quotes: the SDK,
+// which has read them by now, refuses all but a few words.
+func environment(lookup func(string) string) (lines []string) {
+	for _, name := range passedOn {
+		if value := lookup(name); value != "" {
+			lines = append(lines, "Environment="+name+"="+value)
+		}
+	}
+	return lines
+}
+
 // ourUnit is the first line of each file that bootstrap writes there, and marks what an earlier run has left.
 const ourUnit = "# Written by sevagent's bootstrap, for what the configuration asks; removed when it no longer does.\n"
 
@@ -47,8 +67,8 @@ type unitFiles struct {
 	disk  string            // a directory that no mount unit makes
 }
 
-// unitFilesFor returns the files for another published directory, and for files that are not root's.
-func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
+// unitFilesFor returns the files for another published directory, for files that are not root's, and for the network.
+func unitFilesFor(mtls config.MTLS, lookup func(string) string) (u unitFiles, err error) {
 	if under, ok := strings.CutPrefix(mtls.Path, "/var"+runDir); ok {
 		return u, fmt.Errorf("mtls.path is %q: /var/run is a link, through which systemd mounts nothing; use %s",
 			mtls.Path, runDir+under)
@@ -82,6 +102,10 @@ func unitFilesFor(mtls config.MTLS) (u unitFiles, err error) {
 			"# mtls.owner: to give files away, and to check and renew them afterwards.",
 			"CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
 			"SystemCallFilter=@chown")
+	}
+	if network := environment(lookup); network != nil {
+		grants = append(grants, network...)
+		u.files[signalDropIn] = []byte(ourUnit + "\n[Service]\n" + strings.Join(network, "\n") + "\n")
 	}
 	if grants == nil {
 		return u, nil
@@ -158,7 +182,7 @@ func (u unitFiles) place(dir string, report report) (changed bool, err error) {
 	if err != nil {
 		return changed, err
 	}
-	stale := []string{dropIn}
+	stale := []string{dropIn, signalDropIn}
 	for _, e := range entries {
 		if strings.HasSuffix(e.Name(), ".mount") && e.Type().IsRegular() {
 			stale = append(stale, e.Name())

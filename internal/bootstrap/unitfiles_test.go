@@ -143,3 +143,33 @@ func TestUnitPath(t *testing.T) {
 		}
 	}
 }
+
+// TestEnvironment: units get what describes the node's network, and lose it with the next run that does not have it.
+func TestEnvironment(t *testing.T) {
+	l := newLab(t)
+	l.options.Target.Stack, l.options.Target.ReadyResource = "prod", "NodesReady"
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "true")
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "IPv6")
+	t.Setenv("HTTPS_PROXY", "http://user:secret@192.0.2.1:3128")
+	l.succeeds()
+	const want = marker + `[Service]
+Environment=AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE=IPv6
+Environment=AWS_USE_DUALSTACK_ENDPOINT=true
+`
+	files := []string{"units/sevagent.service.d/50-bootstrap.conf", "units/sevagent-signal.service.d/50-bootstrap.conf"}
+	for _, name := range files {
+		if got := l.read(name); got != want {
+			t.Errorf("%s is\n%s\nwant\n%s", name, got, want)
+		}
+	}
+	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT_MODE", "")
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "true\nExecStart=/bin/false")
+	l.fails("invalid value for environment variable, AWS_USE_DUALSTACK_ENDPOINT=true")
+	t.Setenv("AWS_USE_DUALSTACK_ENDPOINT", "")
+	l.succeeds()
+	for _, name := range files {
+		if got := l.read(name); got != "" {
+			t.Errorf("%s is still there:\n%s", name, got)
+		}
+	}
+}

@@ -60,8 +60,11 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage(err) })
+	root.Version = Version() // for the flag --version
+	root.SetVersionTemplate(versionLine(root.Name()))
+	root.SetFlagErrorFunc(flagError)
 	prepare(root)
+	refuseUnknownTopics(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	out := &output{Writer: stdout}
@@ -75,16 +78,14 @@ func prepare(cmd *cobra.Command) {
 	if check == nil {
 		check = cobra.NoArgs
 	}
+	if cmd.RunE == nil {
+		check, cmd.RunE = cobra.ArbitraryArgs, groupError
+	}
 	cmd.Args = func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return Usage(err)
+			return argumentError(cmd, args, err)
 		}
 		return nil
-	}
-	if cmd.RunE == nil {
-		cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-			return Usagef("a command is missing; see '%s --help'", cmd.CommandPath())
-		}
 	}
 	for _, sub := range cmd.Commands() {
 		prepare(sub)
@@ -96,11 +97,14 @@ func versionCommand(name string) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n",
-				name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			_, err := io.WriteString(cmd.OutOrStdout(), versionLine(name))
 			return err
 		},
 	}
+}
+
+func versionLine(name string) string {
+	return fmt.Sprintf("%s %s %s %s/%s\n", name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // Version returns what the build recorded about the source: a tag, or a pseudo-version with the commit.

@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -34,13 +33,17 @@ func (c *counter) option(stack *middleware.Stack) error {
 	) (middleware.FinalizeOutput, middleware.Metadata, error) {
 		service := strings.ToLower(strings.ReplaceAll(awsmiddleware.GetServiceID(ctx), " ", ""))
 		api := service + ":" + awsmiddleware.GetOperationName(ctx)
-		c.mu.Lock()
-		c.calls[api]++
-		c.total++
-		c.mu.Unlock()
+		c.add(api)
 		return next.HandleFinalize(ctx, in)
 	})
 	return stack.Finalize.Insert(count, "Retry", middleware.After)
+}
+
+func (c *counter) add(api string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls[api]++
+	c.total++
 }
 
 func (c *counter) snapshot() Calls {
@@ -52,25 +55,15 @@ func (c *counter) snapshot() Calls {
 // Error codes by which AWS rejects the credentials, or says that the region is not open to the account.
 var identityCodes = []string{
 	"UnrecognizedClientException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch",
-	"InvalidSignatureException", "ExpiredToken", "ExpiredTokenException", "RequestExpired", "IncompleteSignature", "MissingAuthenticationToken",
-	"MissingAuthenticationTokenException", "OptInRequired", "SubscriptionRequiredException",
+	"InvalidSignatureException", "ExpiredToken", "ExpiredTokenException", "RequestExpired", "IncompleteSignature",
+	"MissingAuthenticationToken", "MissingAuthenticationTokenException", "OptInRequired",
+	"SubscriptionRequiredException",
 }
 
 // unreachable reports whether any other call would fail, too: there is no answer, or the credentials are rejected.
 func unreachable(err error) bool {
 	api, ok := errors.AsType[smithy.APIError](err)
 	return !ok || slices.Contains(identityCodes, api.ErrorCode())
-}
-
-// brief says why a call failed, without the SDK's account of its layers.
-func brief(err error) string {
-	if api, ok := errors.AsType[smithy.APIError](err); ok {
-		if api.ErrorMessage() == "" {
-			return api.ErrorCode()
-		}
-		return fmt.Sprintf("%s: %s", api.ErrorCode(), api.ErrorMessage())
-	}
-	return err.Error()
 }
 
 func code(err error) string {

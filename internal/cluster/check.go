@@ -28,6 +28,8 @@ type Check struct {
 	Detail string `json:"detail"`
 	// Advice says what to do. It is empty for a check that passed.
 	Advice string `json:"advice,omitempty"`
+	// Call is the call whose failure makes the check unknown.
+	Call string `json:"call,omitempty"`
 	// Resources are those that did not pass, worst first.
 	Resources []Resource `json:"resources,omitempty"`
 
@@ -84,7 +86,7 @@ type property struct {
 	calls []string
 	// things is what it counts: "3 of 8 things".
 	things string
-	// advice is for findings.
+	// advice is for findings, unless find advises by what it finds. See fill.
 	advice string
 	// find looks for mistakes. It sets good and of and adds resources, or it concludes.
 	find func(*Snapshot, *Check)
@@ -141,7 +143,8 @@ func (p *property) evaluate(s *Snapshot) Check {
 	c := Check{ID: p.id, Title: p.title, Status: Pass}
 	for _, api := range slices.Concat(p.about.needs(s), p.calls) {
 		if err := s.Failures[api]; err != nil {
-			c.conclude(Unknown, api+": "+brief(err), remedy(api, err))
+			c.conclude(Unknown, s.reason(api, err), s.remedy(api, err))
+			c.Call = api
 			return c
 		}
 	}
@@ -153,23 +156,27 @@ func (p *property) evaluate(s *Snapshot) Check {
 	if p.find(s, &c); c.Detail == "" {
 		p.summarize(s, &c)
 	}
+	c.Advice = s.fill(c.Advice, &c)
 	return c
 }
 
 const noGroups = "no capacity provider of the cluster leads to an Auto Scaling group"
 
-// remedy is the advice for a call that failed.
-func remedy(api string, err error) string {
-	if denied(err) {
-		return fmt.Sprintf("Grant %s to the caller; see 'aws sts get-caller-identity'.", api)
-	}
-	return fmt.Sprintf("Run again; if %s keeps failing, see the AWS Health Dashboard and the account's request limits.",
-		api)
-}
-
 // add records a finding about one resource.
 func (c *Check) add(status Status, id, format string, args ...any) {
 	c.Resources = append(c.Resources, Resource{ID: id, Status: status, Detail: fmt.Sprintf(format, args...)})
+}
+
+// advise adds to the advice what to do about a finding: once for each kind of finding, which words tell. The rest has
+// the names of the first.
+func (c *Check) advise(words string, rest ...string) {
+	if strings.Contains(c.Advice, words) {
+		return
+	}
+	if c.Advice != "" {
+		c.Advice += " "
+	}
+	c.Advice += words + strings.Join(rest, "")
 }
 
 // conclude sets the outcome as a whole, for what is not about one resource.
@@ -188,14 +195,15 @@ func (p *property) summarize(s *Snapshot, c *Check) {
 		if n := len(c.Resources); n > 1 {
 			detail = fmt.Sprintf("%d of %d %s, such as %s", n, max(n, c.of), p.things, detail)
 		}
-		c.conclude(first.Status, detail, p.advice)
+		c.conclude(first.Status, detail, cmp.Or(c.Advice, p.advice))
 		return
 	}
 	if c.Detail = c.good; c.of == 0 {
-		c.Detail = "there are no " + p.things
+		c.Detail, c.Advice = "there are no "+p.things, ""
 	}
 	// Nothing is wrong with the nodes that the groups show, but there may be others.
 	if api, err := s.unlisted(); p.about == ofInstances && err != nil {
-		c.conclude(Unknown, c.Detail+"; there may be nodes that were not seen: "+api+": "+brief(err), remedy(api, err))
+		c.conclude(Unknown, c.Detail+"; there may be nodes that were not seen: "+s.reason(api, err), s.remedy(api, err))
+		c.Call = api
 	}
 }

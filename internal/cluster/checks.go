@@ -25,49 +25,46 @@ var checks = []property{
 	{
 		id: "capacity-providers", title: "The cluster has a capacity provider of EC2 instances",
 		calls: []string{apiClusters, apiProviders}, things: "capacity providers", find: capacityProviders,
-		advice: "Associate the stack's capacity provider with the cluster, and no other: " +
-			"'aws ecs put-cluster-capacity-providers', or deploy the stack again.",
+		advice: "Associate the stack's capacity provider with the cluster, and no other. {deploy}",
 	},
 	{
 		id: "nodes-running", title: "EC2 instances run and have joined the cluster",
 		about: ofContainers, calls: []string{apiInstances}, things: "nodes", find: nodesRunning,
-		advice: "On the node, see 'journalctl -u sevagent -u ecs' and /var/log/ecs/ecs-init.log: the boot gate, the instance " +
-			"profile's permissions, outbound HTTPS, and ECS_CLUSTER in /etc/ecs/ecs.config. Deregister container instances " +
-			"whose machine is gone.",
 	},
 	{
 		id: "instance-types", title: "Instance types support AMD SEV-SNP",
 		about: ofInstances, calls: []string{apiTypes}, things: "nodes and groups", find: instanceTypes,
 		advice: "Set InstanceType to an m6a, c6a or r6a type that the region offers: 'aws ec2 describe-instance-types " +
-			"--filters Name=processor-info.supported-features,Values=amd-sev-snp'.",
+			"--region {region} --filters Name=processor-info.supported-features,Values=amd-sev-snp " +
+			"--query InstanceTypes[].InstanceType' {deploy}",
 	},
 	{
 		id: "snp-enabled", title: "AMD SEV-SNP is enabled on every instance",
 		about: ofInstances, things: "nodes", find: snpEnabled,
-		advice: "It is decided at launch: see the check launch-template, then replace the node: " +
-			"'aws ec2 terminate-instances', after draining it.",
+		advice: "It is decided at launch: see the check launch-template, then replace {node}. {replace}",
 	},
 	{
 		id: "boot-mode", title: "Instances have booted in UEFI mode",
 		about: ofInstances, things: "nodes", find: bootMode,
-		advice: "Give an AMI whose boot mode is uefi or uefi-preferred as AmiId, and replace the node: SEV-SNP needs UEFI.",
+		advice: "SEV-SNP needs UEFI: give an AMI whose boot mode is uefi or uefi-preferred as AmiId. {deploy} Then replace " +
+			"{node}. {replace}",
 	},
 	{
 		id: "agent-connected", title: "ECS agents are connected, container instances active",
 		about: ofContainers, things: "nodes", find: agentConnected,
-		advice: "On the node, see 'systemctl status sevagent ecs' and /var/log/ecs/ecs-agent.log; outbound HTTPS to the ECS " +
-			"endpoints must be open. If it does not come back, terminate the instance.",
+		advice: "On the node, see 'systemctl status sevagent ecs' and /var/log/ecs/ecs-agent.log; outbound HTTPS to the " +
+			"ECS endpoints must be open. If that does not help, replace {node}. {replace}",
 	},
 	{
 		id: "auto-scaling-group", title: "The Auto Scaling group is healthy",
 		calls: []string{apiClusters, apiProviders, apiGroups}, things: "groups", find: groupHealthy,
-		advice: "See 'aws autoscaling describe-scaling-activities', which names an instance type that the subnets' zones do " +
-			"not offer, a missing instance profile, or an AMI that is gone.",
+		advice: activities,
 	},
 	{
 		id: "launch-template", title: "The launch template enables AMD SEV-SNP",
 		about: ofGroups, calls: []string{apiTemplates}, things: "templates", find: launchTemplate,
-		advice: "Deploy the stack again: its launch template has CpuOptions {AmdSevSnp: enabled}. Then replace the nodes.",
+		advice: "The stack's launch template has CpuOptions {AmdSevSnp: enabled}. {deploy} Then replace the nodes: " +
+			startRefresh,
 	},
 	{
 		id: "region", title: "The region offers AMD SEV-SNP",
@@ -77,59 +74,65 @@ var checks = []property{
 		id: "ami-boot-mode", title: "AMIs are made for UEFI",
 		about: ofInstances, calls: []string{apiImages}, things: "AMIs", find: imageBootMode,
 		advice: "Give an AMI as AmiId that is registered with '--boot-mode uefi' or 'uefi-preferred', from Amazon (AL2023) " +
-			"or Canonical (Ubuntu) or built on theirs, and replace the nodes.",
+			"or Canonical (Ubuntu) or built on theirs. {deploy} That replaces the nodes.",
 	},
 	{
 		id: "template-version", title: "Nodes come from the group's launch template version",
 		about: ofGroups, calls: []string{apiTemplates}, things: "nodes", find: templateVersion,
-		advice: "Replace older nodes: deploy the stack again, which rolls them, or 'aws autoscaling start-instance-refresh'.",
+		advice: "Replace older nodes: " + startRefresh,
 	},
 	{
 		id: "imdsv2", title: "IMDSv2 is required",
 		about: ofInstances, things: "nodes and templates", find: imdsv2,
-		advice: "'aws ec2 modify-instance-metadata-options --http-tokens required --instance-id ...'; and deploy the stack " +
-			"again, whose launch template requires it.",
 	},
 	{
 		id: "root-encrypted", title: "Root volumes are encrypted",
 		about: ofInstances, calls: []string{apiVolumes}, things: "nodes", find: rootEncrypted,
-		advice: "A volume cannot be encrypted later: deploy the stack again, whose launch template encrypts it, and replace " +
-			"the node.",
+		advice: "A volume cannot be encrypted later, but the stack's launch template encrypts it. {deploy} Then replace " +
+			"{node}. {replace}",
 	},
 	{
 		id: "scale-in-protection", title: "Scale-in protection agrees with termination protection",
 		about: ofGroups, things: "capacity providers", find: scaleInProtection,
-		advice: "Deploy the stack with EnableManagedScaling and ManagedTerminationProtection both true, or protection off; " +
-			"protect older instances with 'aws autoscaling set-instance-protection'.",
+		advice: "Set EnableManagedScaling and ManagedTerminationProtection both to true, or all protection to false. " +
+			"{deploy}",
 	},
 	{
 		id: "membership", title: "The group's instances and the cluster's are the same",
 		about: ofGroups, calls: []string{apiContainers, apiContainer}, things: "nodes", find: membership,
-		advice: "An instance that does not join has failed its boot gate or cannot reach ECS: see 'journalctl -u sevagent " +
-			"-u ecs' there, and terminate it to have another. A machine that is in no group was not made by the stack: " +
-			"drain it and find out who registered it.",
 	},
 	{
 		id: "attested", title: "Nodes have attested themselves at boot",
 		about: ofContainers, things: "nodes", find: attested,
 		advice: "See 'sevagent status' and 'journalctl -u sevagent' on the node. Attributes are taken at the first " +
-			"registration only: replace a node that registered without them. Place tasks with the constraint " +
+			"registration only: replace {node}. {replace} Place tasks with the constraint " +
 			"'attribute:sevagent.attested == true'.",
 	},
 	{
 		id: "attested-equal", title: "Measurement and TCB are the same on all nodes",
 		about: ofContainers, things: "nodes", find: attestedEqual,
 		advice: "AWS updates firmware host by host, and a node keeps what it registered with: replace the nodes that are " +
-			"behind. If a value is in no release that AWS has published, treat the node as hostile.",
+			"behind. {replace} If a value is in no release that AWS has published, treat the node as hostile.",
 	},
 }
+
+// Commands that several checks advise.
+const (
+	activities = "See why the group's launches fail, such as an instance type that the subnets' zones do not offer, a " +
+		"missing instance profile, or an AMI that is gone: 'aws autoscaling describe-scaling-activities " +
+		"--auto-scaling-group-name {group} --region {region} --max-items 5'"
+	startRefresh = "'aws autoscaling start-instance-refresh --auto-scaling-group-name {group} --region {region}'"
+	onTheNode    = "On a node that runs and has not joined, see 'journalctl -u sevagent -u ecs' and " +
+		"/var/log/ecs/ecs-init.log: the boot gate, the instance profile's permissions, outbound HTTPS, and ECS_CLUSTER in " +
+		"/etc/ecs/ecs.config."
+)
 
 func clusterActive(s *Snapshot, c *Check) {
 	switch {
 	case s.Cluster == nil:
 		advice := fmt.Sprintf("Check the name, the account and the region: this account has no clusters in %s.", s.Region)
 		if n := len(s.Nearby); n > 0 {
-			advice = fmt.Sprintf("Give one of this account's clusters in %s, or another region: %s",
+			advice = fmt.Sprintf("Give one of this account's clusters in %s, or another region with --region: %s",
 				s.Region, strings.Join(s.Nearby[:min(n, 5)], ", "))
 			if n > 5 {
 				advice += fmt.Sprintf(" and %d more", n-5)
@@ -139,7 +142,7 @@ func clusterActive(s *Snapshot, c *Check) {
 		c.conclude(Fail, fmt.Sprintf("there is no cluster %s in %s", s.Name, s.Region), advice)
 	case s.Cluster.Status != "ACTIVE":
 		c.conclude(Fail, cmp.Or(s.Cluster.Status, "in no status"),
-			"Wait if it is being created; an INACTIVE cluster was deleted: deploy the stack again.")
+			"Wait if it is being created; an INACTIVE cluster was deleted. {deploy}")
 	default:
 		c.conclude(Pass, s.Cluster.Status, "")
 	}
@@ -149,7 +152,7 @@ func insights(s *Snapshot, c *Check) {
 	c.conclude(Pass, s.Cluster.Insights, "")
 	if s.Cluster.Insights != "enabled" && s.Cluster.Insights != "enhanced" {
 		c.conclude(Warn, cmp.Or(s.Cluster.Insights, "not set"),
-			"Set the stack's parameter ContainerInsightsEnabled to true, to have metrics of nodes and tasks.")
+			"Set ContainerInsightsEnabled to true, to have metrics of nodes and tasks. {deploy}")
 	}
 }
 
@@ -157,17 +160,20 @@ func capacityProviders(s *Snapshot, c *Check) {
 	c.of = max(1, len(s.Cluster.Providers))
 	fargate := s.Cluster.fargate()
 	var good []string
+	others := false
 	for _, name := range s.Cluster.Providers {
 		i := slices.IndexFunc(s.Providers, func(p Provider) bool { return p.Name == name })
 		switch {
 		case slices.Contains(fargate, name):
 			c.add(Warn, name, "tasks that ask for it run outside the SEV-SNP nodes")
+			others = true
 		case i < 0:
 			c.add(Fail, name, "the cluster names it, and it does not exist")
 		case s.Providers[i].Status != "ACTIVE":
 			c.add(Fail, name, "it is %s", cmp.Or(s.Providers[i].Status, "in no status"))
 		case s.Providers[i].GroupARN == "":
 			c.add(Warn, name, "it is not backed by an Auto Scaling group, so its machines are not checked")
+			others = true
 		default:
 			good = append(good, name)
 		}
@@ -175,26 +181,46 @@ func capacityProviders(s *Snapshot, c *Check) {
 	if len(s.Cluster.Providers) == len(fargate) {
 		c.add(Fail, s.Cluster.Name, "it has no capacity provider with an Auto Scaling group")
 	}
-	c.good = strings.Join(good, ", ")
+	if c.good = strings.Join(good, ", "); others && len(good) > 0 {
+		c.advise("Associate the stack's capacity provider with the cluster, and no other: 'aws ecs " +
+			"put-cluster-capacity-providers --cluster {cluster} --region {region} --capacity-providers " +
+			strings.Join(good, " ") + " --default-capacity-provider-strategy capacityProvider=" + good[0] + "'")
+	}
 }
 
 func nodesRunning(s *Snapshot, c *Check) {
 	joined := 0
 	for n := range s.nodes((*Node).joined) {
 		joined++
+		const deregister = "Deregister container instances whose machine is gone: 'aws ecs deregister-container-instance " +
+			"--cluster {cluster} --region {region} --force --container-instance "
+		arn := n.Container.ARN[strings.LastIndexByte(n.Container.ARN, '/')+1:]
 		switch {
 		case n.Instance == nil:
 			c.add(Fail, n.ID, "it is in the cluster, but EC2 has no such instance in %s", s.Region)
 		case n.Instance.State != "running":
 			c.add(Fail, n.ID, "it is in the cluster, but %s", cmp.Or(n.Instance.State, "in no known state"))
+		default:
+			continue
 		}
+		c.advise(deregister, cmp.Or(arn, "CONTAINER_INSTANCE"), "'")
 	}
 	switch desired := s.desired(); {
 	case joined > 0:
 	case desired == 0 && len(s.Groups) > 0:
 		c.add(Warn, "cluster", "it has no nodes and wants none: the other checks say nothing about nodes")
+		c.advise("That is as it should be if tasks are to scale it up. To have nodes now: 'aws autoscaling " +
+			"set-desired-capacity --auto-scaling-group-name {group} --region {region} --desired-capacity 1'")
+	case desired == 0:
+		c.add(Fail, "cluster", "no instance has joined it, and no Auto Scaling group of it is known")
+		c.advise("See the checks capacity-providers and auto-scaling-group.")
 	default:
 		c.add(Fail, "cluster", "no instance has joined it; its groups want %d", desired)
+		if slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.Member != nil }) {
+			c.advise(onTheNode)
+		} else {
+			c.advise(activities)
+		}
 	}
 	c.of, c.good = max(1, joined), fmt.Sprintf("%d joined, all running", joined)
 }
@@ -209,13 +235,13 @@ func instanceTypes(s *Snapshot, c *Check) {
 		c.of++
 		types[n.Instance.Type]++
 		if !slices.Contains(s.Supported, n.Instance.Type) {
-			c.add(Fail, n.ID, "%s has no SEV-SNP in %s", n.Instance.Type, s.Region)
+			c.add(Fail, n.ID, "%s %s", n.Instance.Type, s.lacks(n.Instance.Type, true))
 		}
 	}
 	for _, g := range s.Groups {
 		for _, name := range g.launches() {
 			if c.of++; !slices.Contains(s.Supported, name) {
-				c.add(Fail, g.Name, "it launches %s, which has no SEV-SNP in %s", name, s.Region)
+				c.add(Fail, g.Name, "it launches %s, which %s", name, s.lacks(name, false))
 			}
 		}
 	}
@@ -224,6 +250,22 @@ func instanceTypes(s *Snapshot, c *Check) {
 		good = append(good, fmt.Sprintf("%d × %s", types[t], t))
 	}
 	c.good = cmp.Or(strings.Join(good, ", "), "no nodes; what the groups launch does")
+}
+
+// lacks says why a type is not among those with SEV-SNP: it has none, the region does not offer it, or there is no such
+// type. What a machine runs on exists.
+func (s *Snapshot) lacks(name string, runs bool) string {
+	t := s.Unsupported[name]
+	switch {
+	case s.Unsupported == nil || runs && !t.Exists:
+	case !t.Exists:
+		return "does not exist"
+	case !t.Offered && t.SNP:
+		return fmt.Sprintf("has SEV-SNP, but is not offered in %s", s.Region)
+	case !t.Offered:
+		return fmt.Sprintf("has no SEV-SNP and is not offered in %s", s.Region)
+	}
+	return fmt.Sprintf("has no SEV-SNP in %s", s.Region)
 }
 
 func snpEnabled(s *Snapshot, c *Check) {
@@ -272,7 +314,11 @@ func groupHealthy(s *Snapshot, c *Check) {
 	var good []string
 	for _, g := range s.Groups {
 		inService, unhealthy := 0, 0
+		var protected []string
 		for n := range s.nodes(g.serves) {
+			if n.Member.Protected {
+				protected = append(protected, n.ID)
+			}
 			if inService++; !strings.EqualFold(n.Member.Health, "Healthy") {
 				unhealthy++
 			}
@@ -280,20 +326,53 @@ func groupHealthy(s *Snapshot, c *Check) {
 		switch {
 		case g.Missing:
 			c.add(Fail, g.Name, "a capacity provider names it, and it does not exist")
+			c.advise("Its stack makes it. {deploy}")
 		case g.Status != "":
 			c.add(Fail, g.Name, "%s", g.Status)
+			c.advise("It is being deleted. {deploy}")
 		case unhealthy > 0:
 			c.add(Fail, g.Name, "%d of its %d instances in service are not healthy", unhealthy, inService)
+			c.advise(activities)
 		case g.SuspendedLaunches:
 			c.add(Warn, g.Name, "its process Launch is suspended: nodes that fail are not replaced")
+			c.advise("Resume it: 'aws autoscaling resume-processes --auto-scaling-group-name {group} --region {region} " +
+				"--scaling-processes Launch'")
 		case inService < g.Desired:
 			c.add(Warn, g.Name, "%d instances in service, %d desired", inService, g.Desired)
+			c.advise(activities)
+		case inService > g.Desired:
+			c.add(Warn, g.Name, "%d instances in service, %d desired%s", inService, g.Desired, protectedWords(protected))
+			c.advise(surplus(protected))
 		default:
 			good = append(good, fmt.Sprintf("%s: min %d, desired %d, max %d, in service %d",
 				g.Name, g.Min, g.Desired, g.Max, inService))
 		}
 	}
 	c.of, c.good = len(s.Groups), strings.Join(good, "; ")
+}
+
+// protectedWords names the instances that scale-in does not take, as many as fit a line.
+func protectedWords(ids []string) string {
+	if len(ids) == 0 {
+		return ""
+	}
+	more := ""
+	if n := len(ids) - mostNamed; n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	return "; protected from scale-in: " + strings.Join(ids[:min(len(ids), mostNamed)], ", ") + more
+}
+
+// surplus is what to do about a group that has more instances than it wants.
+func surplus(protected []string) string {
+	text := "That ends by itself while an update replaces nodes."
+	if len(protected) == 0 {
+		return text + " Otherwise see: 'aws autoscaling describe-scaling-activities --auto-scaling-group-name {group} " +
+			"--region {region} --max-items 5'"
+	}
+	return text + " Otherwise drain a protected node, and lift its protection once no task runs there: " +
+		"'aws autoscaling set-instance-protection --auto-scaling-group-name {group} --region {region} " +
+		"--no-protected-from-scale-in --instance-ids " + protected[0] + "'"
 }
 
 func launchTemplate(s *Snapshot, c *Check) {
@@ -385,12 +464,15 @@ func imdsv2(s *Snapshot, c *Check) {
 	for n := range s.nodes((*Node).up) {
 		if c.of++; n.Instance.HTTPTokens != "required" {
 			c.add(Fail, n.ID, "HttpTokens is %s", cmp.Or(n.Instance.HTTPTokens, "not set"))
+			c.advise("On each of these nodes: 'aws ec2 modify-instance-metadata-options --http-tokens required --region "+
+				"{region} --instance-id ", n.ID, "'")
 		}
 	}
 	for _, t := range s.templates() {
 		// Not set means the account's or the AMI's default, which the nodes show.
 		if c.of++; t.HTTPTokens == "optional" {
 			c.add(Fail, t.label(), "HttpTokens is optional: new nodes will answer IMDSv1")
+			c.advise("The stack's launch template requires it. {deploy}")
 		}
 	}
 	c.good = "required"
@@ -418,10 +500,10 @@ func scaleInProtection(s *Snapshot, c *Check) {
 		if g == nil || g.Missing {
 			continue
 		}
-		exposed := 0
+		var exposed []string
 		for n := range s.nodes(g.serves) {
 			if !n.Member.Protected {
-				exposed++
+				exposed = append(exposed, n.ID)
 			}
 		}
 		const on = "managed termination protection is on"
@@ -430,8 +512,11 @@ func scaleInProtection(s *Snapshot, c *Check) {
 			c.add(Fail, p.Name, on+" without managed scaling, and so has no effect")
 		case p.ManagedProtection && !g.ProtectsNew:
 			c.add(Fail, p.Name, on+", but the group %s does not protect new instances from scale-in", g.Name)
-		case p.ManagedProtection && exposed > 0:
-			c.add(Fail, p.Name, on+", but %d instances of the group %s are not protected", exposed, g.Name)
+		case p.ManagedProtection && len(exposed) > 0:
+			c.add(Fail, p.Name, on+", but %d instances of the group %s are not protected", len(exposed), g.Name)
+			c.advise("Protect the older instances: 'aws autoscaling set-instance-protection --protected-from-scale-in " +
+				"--auto-scaling-group-name " + shell(g.Name) + " --region {region} --instance-ids " +
+				strings.Join(exposed[:min(len(exposed), mostNamed)], " ") + "'")
 		case !p.ManagedProtection && p.ManagedScaling && g.ProtectsNew:
 			c.add(Warn, p.Name, "the group %s protects instances, and nobody lifts that: managed scaling cannot scale in",
 				g.Name)
@@ -463,14 +548,21 @@ func membership(s *Snapshot, c *Check) {
 			}
 			if age := s.age(n); age < grace {
 				c.add(Warn, n.ID, "it was launched %v ago and has not joined the cluster yet", age.Round(time.Second))
+				c.advise("Wait for a node that was just launched.")
 			} else {
 				c.add(Fail, n.ID, "it is in the group %s, but not in the cluster", n.Member.Group)
+				c.advise("A node that does not join has failed its boot gate or cannot reach ECS: see 'journalctl -u sevagent -u "+
+					"ecs' there, and terminate it to have another: 'aws autoscaling terminate-instance-in-auto-scaling-group "+
+					"--region {region} --no-should-decrement-desired-capacity --instance-id ", n.ID, "'")
 			}
 		case n.Member == nil:
 			c.add(Fail, n.ID, "it is in the cluster, but in no group of its capacity providers")
+			c.advise("A machine that is in no group was not made by the stack: find out who registered it. {replace}")
 		case !paired(n):
 			c.add(Fail, n.ID, "it joined without its capacity provider (%s), which therefore places nothing on it",
 				cmp.Or(n.Container.Provider, "none"))
+			c.advise("A node stays outside of the provider that it registered without, and managed scaling does not see it: " +
+				"replace {node}. {replace}")
 		}
 	}
 	c.good = fmt.Sprintf("%d in both", c.of)

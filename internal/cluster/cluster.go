@@ -19,6 +19,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ssm"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
 )
 
 // Config is what an Inspector needs.
@@ -51,6 +52,7 @@ type Inspector struct {
 	ec2         *ec2.Client
 	autoscaling *autoscaling.Client
 	ssm         *ssm.Client
+	sts         *sts.Client
 	counter     counter
 	gate        chan struct{}
 	progress    chan struct{} // size one: held while Progress runs
@@ -71,7 +73,7 @@ func New(cfg Config) *Inspector {
 	}
 	c.APIOptions = append(c.APIOptions[:len(c.APIOptions):len(c.APIOptions)], in.counter.option)
 	in.ecs, in.ec2 = ecs.NewFromConfig(c), ec2.NewFromConfig(c)
-	in.autoscaling, in.ssm = autoscaling.NewFromConfig(c), ssm.NewFromConfig(c)
+	in.autoscaling, in.ssm, in.sts = autoscaling.NewFromConfig(c), ssm.NewFromConfig(c), sts.NewFromConfig(c)
 	return in
 }
 

@@ -232,8 +232,8 @@ func (s *Snapshot) Running() []string {
 
 var attestation = property{
 	id: "attestation", title: "Nodes prove now that they are genuine SEV-SNP guests", things: "nodes",
-	advice: "On the node, see 'sevagent status' and 'journalctl -u sevagent'. Drain and terminate a node that answers and " +
-		"does not pass; for one that does not answer, see the SSM agent.",
+	advice: "On the node, see 'sevagent status' and 'journalctl -u sevagent'. Drain and terminate a node that answers " +
+		"and does not pass; for one that does not answer, see the SSM agent.",
 }
 
 // CheckAttestation compares the results of verifying the nodes' evidence with each other, and with what the nodes
@@ -280,6 +280,7 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 		}
 	}
 	attestation.summarize(s, &c)
+	c.Advice = s.fill(c.Advice, &c)
 	return c
 }
 

@@ -74,7 +74,8 @@ func TestScript(t *testing.T) {
 	if want := fmt.Sprintf("evidence --nonce %x\n", nonce("SEED", "i-1")); string(doc) != want || err != nil {
 		t.Errorf("the node sends %q (%v), want %q", doc, err, want)
 	}
-	if out, err := run(`echo "sevagent: no device" >&2; exit 3`); err == nil || out != "" || !strings.Contains(err.Error(), "no device") {
+	out, err = run(`echo "sevagent: no device" >&2; exit 3`)
+	if err == nil || out != "" || !strings.Contains(err.Error(), "no device") {
 		t.Errorf("of an agent that fails, the node sends %q (%v)", out, err)
 	}
 }
@@ -153,7 +154,10 @@ func TestUnpack(t *testing.T) {
 
 func TestCheckAttestation(t *testing.T) {
 	healthy := func() []Attestation {
-		return []Attestation{{ID: "i-1", Status: Pass, ReportID: "01", Measurement: good}, {ID: "i-2", Status: Pass, ReportID: "02", Measurement: good}}
+		return []Attestation{
+			{ID: "i-1", Status: Pass, ReportID: "01", Measurement: good},
+			{ID: "i-2", Status: Pass, ReportID: "02", Measurement: good},
+		}
 	}
 	for _, test := range []struct {
 		name   string
@@ -162,10 +166,14 @@ func TestCheckAttestation(t *testing.T) {
 		detail string
 	}{
 		{"good", func(_ *Snapshot, r []Attestation) []Attestation { return r }, Pass, "2 verified here"},
-		{"failed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Fail, "why"; return r }, Fail, "i-2: why"},
-		{"warned", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Warn, "why"; return r }, Warn, "i-2: why"},
-		{"relayed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].ReportID = "01"; return r }, Fail, "one has answered for another"},
-		{"not as it said", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Measurement = "cd"; return r }, Fail, "its measurement is cd"},
+		{"failed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Fail, "why"; return r },
+			Fail, "i-2: why"},
+		{"warned", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Warn, "why"; return r },
+			Warn, "i-2: why"},
+		{"relayed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].ReportID = "01"; return r },
+			Fail, "one has answered for another"},
+		{"not as it said", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Measurement = "cd"; return r },
+			Fail, "its measurement is cd"},
 		{"nobody", func(*Snapshot, []Attestation) []Attestation { return nil }, Fail, "no node to ask"},
 		{"not all known", func(s *Snapshot, r []Attestation) []Attestation {
 			s.Failures[apiContainers] = errors.New("denied")

@@ -33,6 +33,8 @@ const (
 	apiVolumes     = "ec2:DescribeVolumes"
 	apiImages      = "ec2:DescribeImages"
 	apiTypes       = "ec2:DescribeInstanceTypes"
+	apiRegions     = "ec2:DescribeRegions"
+	apiCaller      = "sts:GetCallerIdentity"
 	apiSend        = "ssm:SendCommand"
 	apiCommands    = "ssm:ListCommands"
 	apiInvocation  = "ssm:GetCommandInvocation"
@@ -60,6 +62,9 @@ func (in *Inspector) Inspect(ctx context.Context) (*Snapshot, error) {
 	}
 	g := &gathering{in: in, s: s}
 	if err := g.cluster(ctx); err != nil {
+		if bad := in.badRegion(ctx, err); bad != nil {
+			return nil, fmt.Errorf("verify cluster %s: %w", s.Name, bad)
+		}
 		return nil, err
 	}
 	if s.Cluster == nil && s.Failures[apiClusters] == nil {
@@ -84,7 +89,10 @@ func (g *gathering) all(ctx context.Context) {
 	g.wg.Wait()
 	g.volumes(ctx, nodes)
 	g.images(ctx, nodes)
+	g.wg.Go(func() { g.unsupported(ctx, nodes) })
+	g.wg.Go(func() { g.stack(ctx) })
 	g.wg.Wait()
+	g.caller(ctx)
 	for _, id := range slices.Sorted(maps.Keys(nodes)) {
 		g.s.Nodes = append(g.s.Nodes, *nodes[id])
 	}
@@ -134,11 +142,12 @@ func more(token *string) bool { return aws.ToString(token) != "" }
 // cluster makes the first call, alone: its error shows whether AWS can be reached and accepts the credentials.
 func (g *gathering) cluster(ctx context.Context) error {
 	out, err := ask(ctx, g, apiClusters, g.in.ecs.DescribeClusters, &ecs.DescribeClustersInput{
-		Clusters: []string{g.s.Name}, Include: []ecstypes.ClusterField{ecstypes.ClusterFieldSettings},
+		Clusters: []string{g.s.Name},
+		Include:  []ecstypes.ClusterField{ecstypes.ClusterFieldSettings, ecstypes.ClusterFieldTags},
 	}, func(o *ecs.Options) { o.RetryMaxAttempts = min(3, max(1, o.Retryer.MaxAttempts())) })
 	if err != nil {
 		if unreachable(err) {
-			return fmt.Errorf("ask ECS in %s for cluster %s: %w", g.s.Region, g.s.Name, err)
+			return &unreachableError{fmt.Sprintf("ask ECS in %s for cluster %s", g.s.Region, g.s.Name), err}
 		}
 		return nil
 	}
@@ -150,6 +159,11 @@ func (g *gathering) cluster(ctx context.Context) error {
 		Name: aws.ToString(c.ClusterName), ARN: aws.ToString(c.ClusterArn), Status: aws.ToString(c.Status),
 		Providers: c.CapacityProviders,
 	}
+	for _, tag := range c.Tags {
+		if aws.ToString(tag.Key) == tagStack {
+			g.s.Stack.Name = aws.ToString(tag.Value)
+		}
+	}
 	for _, setting := range c.Settings {
 		if setting.Name == ecstypes.ClusterSettingNameContainerInsights {
 			g.s.Cluster.Insights = aws.ToString(setting.Value)
@@ -157,6 +171,16 @@ func (g *gathering) cluster(ctx context.Context) error {
 	}
 	return nil
 }
+
+// unreachableError is the failure of the first call, without the SDK's account of its layers.
+type unreachableError struct {
+	asked string
+	err   error
+}
+
+func (e *unreachableError) Error() string { return e.asked + ": " + brief(e.err) }
+
+func (e *unreachableError) Unwrap() error { return e.err }
 
 // nearby names clusters that may have been meant. It is a courtesy: one page, and no failure of it counts.
 func (g *gathering) nearby(ctx context.Context) {
@@ -246,6 +270,11 @@ func (g *gathering) groups(ctx context.Context, nodes map[string]*Node) {
 			continue
 		}
 		groups = append(groups, group(found[i]))
+		for _, tag := range found[i].Tags {
+			if aws.ToString(tag.Key) == tagStack && g.s.Stack.Name == "" {
+				g.s.Stack.Name = aws.ToString(tag.Value)
+			}
+		}
 		for _, member := range found[i].Instances {
 			addMember(nodes, name, member)
 		}
@@ -506,6 +535,51 @@ func (g *gathering) types(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// unsupported asks about the types that nodes and groups name although they are not among those with SEV-SNP: whether
+// they exist, and whether the region offers them. It only explains; if it fails, the check says less.
+func (g *gathering) unsupported(ctx context.Context, nodes map[string]*Node) {
+	if len(g.s.Supported) == 0 || g.s.Failures[apiTypes] != nil {
+		return
+	}
+	names := make(map[string]bool)
+	for _, n := range nodes {
+		if n.up() {
+			names[n.Instance.Type] = true
+		}
+	}
+	for _, group := range g.s.Groups {
+		for _, name := range group.launches() {
+			names[name] = true
+		}
+	}
+	maps.DeleteFunc(names, func(name string, _ bool) bool { return slices.Contains(g.s.Supported, name) })
+	if len(names) == 0 || len(names) > filterBatch {
+		return
+	}
+	// By filter: as a parameter, one name that does not exist would be an error for all.
+	in := &ec2.DescribeInstanceTypesInput{IncludeUnsupportedInRegion: aws.Bool(true), MaxResults: aws.Int32(100),
+		Filters: filter("instance-type", slices.Sorted(maps.Keys(names))...)}
+	types := make(map[string]Type)
+	for {
+		out, err := askOnce(ctx, g.in, apiTypes, g.in.ec2.DescribeInstanceTypes, in)
+		if err != nil {
+			return
+		}
+		for _, t := range out.InstanceTypes {
+			types[string(t.InstanceType)] = Type{
+				Exists: true, Offered: t.SupportedInRegion == nil || *t.SupportedInRegion,
+				SNP: t.ProcessorInfo != nil && slices.Contains(t.ProcessorInfo.SupportedFeatures, snpFeature),
+			}
+		}
+		if in.NextToken = out.NextToken; !more(in.NextToken) {
+			break
+		}
+	}
+	g.mu.Lock()
+	g.s.Unsupported = types
+	g.mu.Unlock()
 }
 
 func filter(name string, values ...string) []ec2types.Filter {

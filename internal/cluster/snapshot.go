@@ -27,6 +27,12 @@ type Snapshot struct {
 	Images map[string]Image
 	// Supported are the instance types of the region that have SEV-SNP.
 	Supported []string
+	// Unsupported are those that nodes or groups name beside these. It is nil if that was not asked.
+	Unsupported map[string]Type
+	// Stack is the CloudFormation stack that made the cluster. Its name is "" if none did.
+	Stack Stack
+	// Caller is the ARN of who asked, where a call was denied and that could be found out.
+	Caller string
 	// Failures holds why a call, such as ecs:ListContainerInstances, failed. What is said through that call is then
 	// missing, in part or as a whole.
 	Failures map[string]error
@@ -111,6 +117,9 @@ type Instance struct {
 	RootEncrypted, RootKnown   bool
 	Launched                   time.Time
 }
+
+// Type is what EC2 says of an instance type. The zero Type exists in no region.
+type Type struct{ Exists, Offered, SNP bool }
 
 // Image is an AMI.
 type Image struct{ Name, BootMode string }

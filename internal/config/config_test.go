@@ -137,6 +137,15 @@ func numbered(format string, n int) string {
 	return b.String()
 }
 
+// TestManyUnknownKeys: a file with many is likely to be another one, of which no log should have every line.
+func TestManyUnknownKeys(t *testing.T) {
+	_, err := loadText("log: {level: info}\n" + numbered("secret%d: x\n", 9))
+	if err == nil || strings.Count(err.Error(), "\n") != 5 || strings.Contains(err.Error(), "secret5") ||
+		!strings.HasSuffix(err.Error(), "c.yaml:7: more unknown keys from here on") {
+		t.Errorf("got\n%v\nwant five unknown keys, and that there are more", err)
+	}
+}
+
 func TestLoadRefuses(t *testing.T) {
 	const directory = "the name of a directory: 1 to 32 lower-case letters, digits and dashes"
 	const notClean = ` is not an absolute path without "..", "//" and a final "/"`
@@ -157,6 +166,16 @@ func TestLoadRefuses(t *testing.T) {
 		{"unknown key, other section", "poll_interval: 5m\n",
 			"1: poll_interval: unknown key; did you mean mtls.poll_interval?"},
 		{"unknown key, like none", "log:\n  colour: x\n", "2: log.colour: unknown key; there are level, format"},
+		{"unknown key, short", "foo: x\n", "1: foo: unknown key; there are log, attestation, mtls, listen"},
+		{"unknown key, long", "log:\n  hunter2-hunter2-hunter2-hunter2-hunter2: x\n",
+			"2: log.\"hunter2-…\": unknown key; there are level, format"},
+		{"another file", "user: admin\n" + numbered("secret-%d: x\n", 9),
+			`1: not a configuration: "user" and all other keys are unknown; there are log, attestation, mtls, listen`},
+		{"another file, with long keys", "https://admin:hunter2@registry.example.com: x\nb: y\n",
+			`1: not a configuration: "https://…" and all other keys are unknown; ` +
+				"there are log, attestation, mtls, listen"},
+		{"not YAML, with a secret", "log: *hunter2-hunter2-hunter2\n",
+			"1: not YAML: unknown anchor 'hunter2… referenced"},
 		{"unknown key, of several lines", "log:\n  \"a\\nb\": x\n",
 			"2: log.\"a\\nb\": unknown key; there are level, format"},
 		{"unknown key, of another case", "log:\n  Level: warn\n", "2: log.Level: unknown key; did you mean level?"},

@@ -2,17 +2,21 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"sevagent/internal/suggest"
 )
 
 // maxNodes bounds the keys and values that are looked at in one file. Aliases, which could multiply them, are refused.
@@ -25,6 +29,8 @@ type decoder struct {
 	order int
 	root  reflect.Type // what it is read into, for suggestions
 	nodes int
+
+	unknowns int // unknown keys in the file
 }
 
 func newDecoder() *decoder {
@@ -41,7 +47,7 @@ func (d *decoder) wrong(n *yaml.Node, key, format string, args ...any) {
 
 // read decodes the one document of a file into the struct that into points to. An empty file sets nothing.
 func (d *decoder) read(file string, data []byte, into any) {
-	d.file, d.nodes = file, 0
+	d.file, d.nodes, d.unknowns = file, 0, 0
 	d.order++
 	d.root = reflect.TypeOf(into).Elem()
 	if len(data) > maxFile {
@@ -76,8 +82,11 @@ func (d *decoder) syntax(err error) {
 			}
 		}
 	}
-	d.at(d.line(line), "", "not YAML: %s", text)
+	d.at(d.line(line), "", "not YAML: %s", quotedPart.ReplaceAllStringFunc(text, cut))
 }
+
+// quotedPart is what the YAML parser repeats of the file.
+var quotedPart = regexp.MustCompile(`'.*'`)
 
 // count reports whether another node may be looked at.
 func (d *decoder) count(n *yaml.Node) bool {
@@ -99,7 +108,7 @@ func (d *decoder) value(n *yaml.Node, key string, v reflect.Value) {
 		d.wrong(n, key, "an alias; write the value out")
 		return
 	case n.Style&yaml.TaggedStyle != 0:
-		d.wrong(n, key, "a tag, %s; leave it out", quote(n.Tag))
+		d.wrong(n, key, "a tag, %s; leave it out", quote(cut(n.Tag)))
 		return
 	}
 	if parse := scalarParser(v.Type()); parse != nil {
@@ -155,6 +164,15 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 		d.wrong(n, key, "want a mapping with the keys %s", strings.Join(fieldNames(v.Type()), ", "))
 		return
 	}
+	if key == "" && d.foreign(n) {
+		what := "configuration"
+		if d.root != reflect.TypeFor[Config]() {
+			what = "policy"
+		}
+		d.at(d.line(n.Line), "", "not a %s: %s and all other keys are unknown; there are %s",
+			what, quote(cut(n.Content[0].Value)), strings.Join(fieldNames(d.root), ", "))
+		return
+	}
 	seen := make(map[string]int)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		name, value := n.Content[i], n.Content[i+1]
@@ -166,8 +184,8 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 			continue
 		}
 		word := name.Value
-		if len(word) > 64 || !plainKey.MatchString(word) {
-			word = quote(word) // a key may be any text
+		if len(word) > 24 || !plainKey.MatchString(word) {
+			word = quote(cut(word)) // a key may be any text, and is none of ours
 		}
 		full := strings.TrimPrefix(key+"."+word, ".")
 		if line, ok := seen[name.Value]; ok {
@@ -178,7 +196,7 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 		if field, ok := fieldByName(v, name.Value); ok {
 			d.value(value, full, field)
 		} else {
-			d.at(d.line(name.Line), full, "unknown key; %s", d.suggest(name.Value, v.Type()))
+			d.unknown(name, full, v.Type())
 		}
 	}
 }
@@ -204,22 +222,47 @@ func fieldNames(t reflect.Type) (names []string) {
 	return names
 }
 
-// suggest says what an unknown key may have been meant to be: a similar one in the same mapping, the same word in
-// another section, or else any of those there are.
-func (d *decoder) suggest(name string, t reflect.Type) string {
-	best, bestDistance := "", 1+max(2, len(name)/3)
-	for _, known := range fieldNames(t) {
-		if distance := editDistance(name, known); distance < bestDistance {
-			best, bestDistance = known, distance
+// unknown reports a key that is none, up to a few in a file: one with more of them is likely to be another file, which
+// may hold what no log should.
+func (d *decoder) unknown(n *yaml.Node, full string, t reflect.Type) {
+	const most = 5
+	switch d.unknowns++; {
+	case d.unknowns > most+1:
+	case d.unknowns > most:
+		d.at(d.line(n.Line), "", "more unknown keys from here on")
+	default:
+		text := "there are " + strings.Join(fieldNames(t), ", ")
+		if best := d.similar(n.Value, t); best != "" {
+			text = "did you mean " + best + "?"
+		}
+		d.at(d.line(n.Line), full, "unknown key; %s", text)
+	}
+}
+
+// foreign reports whether a file has several keys, and none of them could be meant.
+func (d *decoder) foreign(n *yaml.Node) bool {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		name := n.Content[i].Value
+		if slices.Contains(fieldNames(d.root), name) || d.similar(name, d.root) != "" {
+			return false
 		}
 	}
-	if best == "" {
-		best = elsewhere(name, "", d.root)
+	return len(n.Content) > 2
+}
+
+// similar returns what an unknown key may have been meant to be: a similar one in the same mapping, or the same word in
+// another section.
+func (d *decoder) similar(name string, t reflect.Type) string {
+	return cmp.Or(suggest.Closest(name, fieldNames(t)), elsewhere(name, "", d.root))
+}
+
+// cut leaves a few characters of what may not be meant for a log.
+func cut(s string) string {
+	const most = 8
+	if runes := []rune(s); len(runes) > most {
+		return string(runes[:most]) + "…"
 	}
-	if best != "" {
-		return "did you mean " + best + "?"
-	}
-	return "there are " + strings.Join(fieldNames(t), ", ")
+	return s
 }
 
 // elsewhere returns the full name of the first key below t whose last word is name.
@@ -240,30 +283,6 @@ func elsewhere(name, prefix string, t reflect.Type) string {
 		}
 	}
 	return ""
-}
-
-// editDistance is Levenshtein's, in bytes. What is far longer than any key is far from all of them.
-func editDistance(a, b string) int {
-	if len(a) > 64 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			substitute := diagonal
-			if a[i] != b[j] {
-				substitute++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(substitute, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // scalarParser returns how a type is read from one YAML scalar, or nil for structs and lists.

@@ -172,7 +172,7 @@ func TestPolicyRefuses(t *testing.T) {
 		{"TCB component out of range", p + "min_reported_tcb: {value: {snp: 256}}\n",
 			"2: min_reported_tcb.value.snp: \"256\" is not a whole number from 0 to 255"},
 		{"TCB component unknown", p + "min_launch_tcb:\n  value: {psp: 1}\n",
-			"3: min_launch_tcb.value.psp: unknown key; did you mean snp?"},
+			"3: min_launch_tcb.value.psp: unknown key; there are fmc, bootloader, tee, snp, microcode"},
 		{"TCB component unknown and far", p + "min_launch_tcb:\n  value: {component: 1}\n",
 			"3: min_launch_tcb.value.component: unknown key; there are fmc, bootloader, tee, snp, microcode"},
 		{"TCB as a number", p + "min_launch_tcb: {value: 7}\n",

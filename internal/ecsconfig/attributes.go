@@ -14,16 +14,27 @@ import (
 
 const instanceAttributes = "ECS_INSTANCE_ATTRIBUTES"
 
-// What ECS accepts as the name and the value of an attribute, except the backslash, which the file cannot carry:
+// maxAttributes is how many custom attributes ECS accepts for a container instance:
+// https://docs.aws.amazon.com/AmazonECS/latest/developerguide/service-quotas.html
+const maxAttributes = 10
+
+// What ECS accepts as the name and the value of an attribute, except the backslash, which ours do without:
 // https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_Attribute.html
 var (
 	attributeName  = regexp.MustCompile(`^[A-Za-z0-9_./-]{1,128}$`)
 	attributeValue = regexp.MustCompile(`^[A-Za-z0-9_./@:-]([A-Za-z0-9_./@: -]{0,126}[A-Za-z0-9_./@:-])?$`)
 )
 
-// SetAttributes adds attributes to those in ECS_INSTANCE_ATTRIBUTES. It refuses if the readers do not agree on what
-// is there: attributes of others would be lost silently.
-func (f *File) SetAttributes(add map[string]string) error {
+// Attributes returns those in ECS_INSTANCE_ATTRIBUTES, or why the ECS agent could not read them.
+func (f *File) Attributes() (map[string]string, error) {
+	value, _ := f.Get(instanceAttributes)
+	return parseAttributes(value)
+}
+
+// SetAttributes makes ours the attributes whose names begin with prefix, and leaves others as they are. It refuses if
+// the ECS agent could not read what is there, since attributes of others would be lost silently, and what ECS would
+// not accept.
+func (f *File) SetAttributes(prefix string, ours map[string]string) error {
 	places, err := f.places(instanceAttributes)
 	if err != nil {
 		return fmt.Errorf("set %s: %w", instanceAttributes, err)
@@ -38,69 +49,75 @@ func (f *File) SetAttributes(add map[string]string) error {
 		}
 		existing, _ = f.Get(instanceAttributes)
 	}
-	value, err := mergeAttributes(existing, add)
-	if err != nil {
+	value, err := mergeAttributes(existing, prefix, ours)
+	if err != nil || value == existing {
 		return err
-	}
-	if len(add) == 0 {
-		return nil
 	}
 	return f.Set(instanceAttributes, value)
 }
 
-// mergeAttributes adds attributes to a value of ECS_INSTANCE_ATTRIBUTES, "" or a JSON object, and returns the new
-// value: one line of JSON, sorted by name. Attributes that were there stay as they are: their owner answers for whether
-// ECS accepts them. If nothing is new, existing keeps its bytes.
-func mergeAttributes(existing string, add map[string]string) (string, error) {
-	var errs []error
-	for _, name := range slices.Sorted(maps.Keys(add)) {
-		if !attributeName.MatchString(name) {
-			errs = append(errs, fmt.Errorf("attribute %q: a name has 1 to 128 letters, digits, - _ . and /", name))
-		}
-		if !attributeValue.MatchString(add[name]) {
-			errs = append(errs,
-				fmt.Errorf("attribute %q: value %q: 1 to 128 letters, digits, - _ . @ / : and blanks within", name, add[name]))
-		}
+// mergeAttributes returns the new value of ECS_INSTANCE_ATTRIBUTES: one line of JSON, sorted by name. Attributes of
+// others stay as they are: their owner answers for whether ECS accepts them. If nothing is new, existing keeps its
+// bytes.
+func mergeAttributes(existing, prefix string, ours map[string]string) (string, error) {
+	if err := checkAttributes(ours); err != nil {
+		return "", err
 	}
-	if errs != nil {
-		return "", errors.Join(errs...)
+	there, err := parseAttributes(existing)
+	if err != nil {
+		return "", err
 	}
-	var there map[string]string
-	if strings.TrimSpace(existing) != "" {
-		if !utf8.ValidString(existing) { // the decoder would replace that, and change attributes of others
-			return "", fmt.Errorf("read %s: not UTF-8", instanceAttributes)
-		}
-		if err := json.Unmarshal([]byte(existing), &there); err != nil {
-			return "", fmt.Errorf("read %s: want a JSON object of strings: %w", instanceAttributes, err)
-		}
-	}
-	if there != nil && contains(there, add) && refusal(existing) == "" {
+	all := maps.Clone(there)
+	maps.DeleteFunc(all, func(name, _ string) bool { return strings.HasPrefix(name, prefix) })
+	others := len(all)
+	maps.Copy(all, ours)
+	switch {
+	case len(all) > maxAttributes:
+		return "", fmt.Errorf("%s has %d attributes besides %d of sevagent, ECS accepts %d together",
+			instanceAttributes, others, len(all)-others, maxAttributes)
+	case maps.Equal(all, there):
 		return existing, nil
-	}
-	all := make(map[string]string, len(there)+len(add))
-	maps.Copy(all, there)
-	maps.Copy(all, add)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		if reason := refusal(encodeJSON(map[string]string{name: all[name]})); reason != "" {
-			errs = append(errs, fmt.Errorf("attribute %q: as JSON, %s", name, reason))
-		}
-	}
-	if errs != nil {
-		return "", errors.Join(errs...)
 	}
 	return encodeJSON(all), nil
 }
 
-func contains(all, some map[string]string) bool {
-	for name, value := range some {
-		if got, ok := all[name]; !ok || got != value {
-			return false
+func checkAttributes(ours map[string]string) error {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(ours)) {
+		if !attributeName.MatchString(name) {
+			errs = append(errs, fmt.Errorf("attribute %q: a name has 1 to 128 letters, digits, - _ . and /", name))
+		}
+		if !attributeValue.MatchString(ours[name]) {
+			errs = append(errs, fmt.Errorf("attribute %q: value %q: 1 to 128 letters, digits, - _ . @ / : and blanks within",
+				name, ours[name]))
 		}
 	}
-	return true
+	return errors.Join(errs...)
 }
 
-// encodeJSON is json.Marshal without \u003c for <, since a backslash cannot be in the file.
+// parseAttributes never returns nil without an error.
+func parseAttributes(value string) (map[string]string, error) {
+	all := make(map[string]string)
+	if value == "" {
+		return all, nil
+	}
+	if !utf8.ValidString(value) { // the decoder would replace that, and change attributes of others
+		return nil, fmt.Errorf("%s is not UTF-8", instanceAttributes)
+	}
+	if unmarshal(value, &all) != nil {
+		quoted := ""
+		if inQuotes(value) != "" {
+			quoted = ", without quotes around it"
+		}
+		return nil, fmt.Errorf("%s wants %s%s", instanceAttributes, wantMap, quoted)
+	}
+	if all == nil { // null
+		all = make(map[string]string)
+	}
+	return all, nil
+}
+
+// encodeJSON is json.Marshal without \u003c for <, which people would have to decode.
 func encodeJSON(v map[string]string) string {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

@@ -4,9 +4,14 @@
 // backslashes, carriage returns and comments have a meaning, and passes it to ecs-init as environment. ecs-init reads
 // it again, splits each line at the first '=', takes the rest as it stands, and passes that to the ECS agent.
 //
-// The package promises: both read a file the same that [File.Encode] accepts, whatever the version of systemd; a
-// refusal names the line, and what each of them would read there; a line that was not to be changed keeps its bytes;
-// and setting the same keys again changes nothing. It does no I/O: the caller reads the file and replaces it.
+// Which reading counts depends on the key: keys.go has the table. Most are the ECS agent's alone, such as
+// ECS_ENGINE_AUTH_DATA, whose JSON may hold backslashes; some ecs-init takes from its environment.
+//
+// The package promises: of a file that [File.Encode] accepts, both read the same keys, and the same values where
+// systemd's reading counts, whatever the version of systemd; a refusal names the line, and what each of them would read
+// there; a line that was not to be changed keeps its bytes; and setting the same keys again changes nothing.
+// [File.Findings] has the values that the programs would not take as they are written. The package does no I/O: the
+// caller reads the file and replaces it.
 package ecsconfig
 
 import (
@@ -41,7 +46,8 @@ func Parse(data []byte) (*File, error) {
 		return nil, fmt.Errorf("parse: %d bytes, at most %d are allowed", len(data), maxSize)
 	}
 	if i := bytes.IndexByte(data, 0); i >= 0 {
-		return nil, fmt.Errorf("line %d: a NUL byte: systemd drops the whole file", 1+bytes.Count(data[:i], []byte("\n")))
+		line := 1 + bytes.Count(data[:i], []byte("\n"))
+		return nil, fmt.Errorf("line %d: a NUL byte: systemd drops the whole file", line)
 	}
 	f := new(File)
 	for text := range strings.Lines(string(data)) {
@@ -67,8 +73,7 @@ func (f *File) Bytes() []byte {
 // Clone returns a copy that can be changed independently.
 func (f *File) Clone() *File { return &File{lines: slices.Clone(f.lines)} }
 
-// Get returns the value of a key as ecs-init, and so the ECS agent, reads it. systemd reads the same if Encode
-// accepts the file.
+// Get returns the value of a key as ecs-init, and so the ECS agent, reads it.
 func (f *File) Get(key string) (value string, ok bool) {
 	value, ok = ReadECSInit(f.Bytes())[key]
 	return value, ok
@@ -81,7 +86,7 @@ func (f *File) Set(key, value string) error {
 	if !validName(key) {
 		return fmt.Errorf("set %q: a name has letters, digits and _, and no digit first", key)
 	}
-	if reason := refusal(value); reason != "" {
+	if reason := refusal(key, value); reason != "" {
 		return fmt.Errorf("set %s: %s", key, reason)
 	}
 	next := f.Clone()
@@ -108,10 +113,23 @@ func (f *File) set(key, value string) error {
 		return nil
 	}
 	last := places[len(places)-1]
-	if old := []byte(f.lines[last].text); !holds(ReadECSInit(old), key, value) || !holds(ReadSystemd(old), key, value) {
+	old := []byte(f.lines[last].text)
+	if !holds(ReadECSInit(old), key, value) || ruleOf(key).environment && !holds(ReadSystemd(old), key, value) {
 		f.lines[last].text = key + "=" + value
 	}
 	for _, i := range slices.Backward(places[:len(places)-1]) {
+		f.lines = slices.Delete(f.lines, i, i+1)
+	}
+	return nil
+}
+
+// Unset removes the assignments of a key. Like Set it refuses, and changes nothing, if that might change another key.
+func (f *File) Unset(key string) error {
+	places, err := f.places(key)
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", key, err)
+	}
+	for _, i := range slices.Backward(places) {
 		f.lines = slices.Delete(f.lines, i, i+1)
 	}
 	return nil
@@ -136,7 +154,8 @@ func (f *File) places(key string) ([]int, error) {
 			continue
 		}
 		if s.last > s.first {
-			return nil, fmt.Errorf("line %d: systemd reads its value on to line %d; make it one line", s.first+1, s.last+1)
+			return nil, fmt.Errorf("line %d: systemd reads its value on to line %d; make it one line",
+				s.first+1, s.last+1)
 		}
 		places = append(places, s.first)
 	}
@@ -174,8 +193,9 @@ func (l line) closes() bool {
 	return text == "" || isComment(text)
 }
 
-// refusal returns why no line with that value reads the same to both readers, "" if one does.
-func refusal(value string) string {
+// refusal returns why no line with that value reads as it is meant to, "" if one does.
+func refusal(key, value string) string {
+	escapes := ruleOf(key).environment
 	n := 0
 	for i, c := range value {
 		n++
@@ -187,8 +207,10 @@ func refusal(value string) string {
 		switch {
 		case isNewline(int(c)):
 			return at + "ends the line"
-		case c == '\\':
+		case c == '\\' && escapes:
 			return at + "is an escape to systemd and itself to ecs-init"
+		case c == '\\' && i+1 == len(value):
+			return at + "joins the next line to this one for systemd"
 		case i == 0 && (c == '"' || c == '\''):
 			return at + "opens a quote to systemd and is itself to ecs-init"
 		case unicode.IsControl(c) && c != '\t':

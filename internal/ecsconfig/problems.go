@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// Problem is a line to fix: the two readers read it, or lines after it, differently.
+// Problem is a line to fix: the two readers read it, or lines after it, differently, and it matters.
 type Problem struct {
 	Line   int    // from 1
 	Reason string // what each of them reads, for people
@@ -17,7 +17,7 @@ type Problem struct {
 
 func (p Problem) String() string { return fmt.Sprintf("line %d: %s", p.Line, p.Reason) }
 
-// Encode returns the content if both readers read it the same. If not, its error has a line for every Problem.
+// Encode returns the content if both readers read what counts the same. If not, its error has a line for every Problem.
 func (f *File) Encode() ([]byte, error) {
 	var errs []error
 	for _, p := range f.Problems() {
@@ -37,14 +37,23 @@ func (f *File) Encode() ([]byte, error) {
 	return data, nil
 }
 
-// agree reports whether both readers read the same variables, whatever the version of systemd.
+// agree reports whether both readers read the same keys, and the same values where systemd's reading counts, whatever
+// the version of systemd.
 func agree(data []byte) bool {
-	env := ReadECSInit(data)
-	maps.DeleteFunc(env, func(key, _ string) bool { return isComment(key) })
-	return maps.Equal(env, readSystemd(data, before254)) && maps.Equal(env, readSystemd(data, since254))
+	counts := func(env map[string]string) map[string]string {
+		maps.DeleteFunc(env, func(key, _ string) bool { return isComment(key) })
+		for key := range env {
+			if !ruleOf(key).environment {
+				env[key] = ""
+			}
+		}
+		return env
+	}
+	env := counts(ReadECSInit(data))
+	return maps.Equal(env, counts(readSystemd(data, before254))) && maps.Equal(env, counts(readSystemd(data, since254)))
 }
 
-// Problems returns what to fix before both readers read the file the same, in the order of lines. A line that systemd
+// Problems returns what to fix before both readers read what counts the same, by line. A line that systemd
 // takes for a part of an earlier one is reported there. Values of keys that may hold a secret are not shown.
 func (f *File) Problems() []Problem {
 	var problems []Problem
@@ -97,7 +106,8 @@ func (f *File) compare(i int, statements []statement, inside bool) string {
 			return "not UTF-8: systemd drops the whole file, ecs-init does not"
 		}
 		if s.last > s.first {
-			return fmt.Sprintf("systemd reads the value of %s on to line %d, ecs-init ends it here", showKey(s.key), s.last+1)
+			return fmt.Sprintf("systemd reads the value of %s on to line %d, ecs-init ends it here",
+				showKey(s.key), s.last+1)
 		}
 		if validName(s.key) {
 			systemd = append(systemd, s)
@@ -108,7 +118,7 @@ func (f *File) compare(i int, statements []statement, inside bool) string {
 		return "" // reported where it begins
 	case !ok && len(systemd) == 0:
 		return ""
-	case ok && len(systemd) == 1 && systemd[0].key == key && systemd[0].value == value:
+	case ok && len(systemd) == 1 && systemd[0].key == key && (systemd[0].value == value || !ruleOf(key).environment):
 		return ""
 	case len(systemd) == 0:
 		key, _, _ = strings.Cut(f.lines[i].text, "=") // not trimmed: the blank may be what is wrong

@@ -12,13 +12,23 @@ func TestProblems(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"none but the last", "# a=b\n\nA=1\r\n;c\\\n# d\njunk\n  B=\"2\" 3\" \n",
 			"line 7: ecs-init reads B=`\"2\" 3\"`, systemd reads B=`23\"`"},
+		{"escapes in a key of the agent's", `ECS_ENGINE_AUTH_DATA={"a":"R\u0026D","b":"https:\/\/c","d":"\"e\""}`, ""},
+		{"quotes in a key of the agent's", `ECS_AVAILABLE_LOGGING_DRIVERS='["syslog"]'`, ""}, // Findings has it
+		{"key of the agent's that changes the next line", "ECS_UPDATE_DOWNLOAD_DIR=C:\\\nA=1\n",
+			"line 1: systemd reads the value of ECS_UPDATE_DOWNLOAD_DIR on to line 2, ecs-init ends it here"},
+		{"escape in a key of ecs-init's", `ECS_LOG_OPTS={"tag":"a\"b"}`,
+			"line 1: ecs-init reads ECS_LOG_OPTS=`{\"tag\":\"a\\\"b\"}`, " +
+				"systemd reads ECS_LOG_OPTS=`{\"tag\":\"a\"b\"}`"},
+		{"escape in a key of a library's", `HTTPS_PROXY=http://a\b`,
+			"line 1: ecs-init reads HTTPS_PROXY=`http://a\\b`, systemd reads HTTPS_PROXY=`http://ab`"},
 		{"quotes", `A="prod"`, "line 1: ecs-init reads A=`\"prod\"`, systemd reads A=`prod`"},
 		{"blanks around =", "\nA = 1\n", "line 2: ecs-init reads `A `=` 1`, systemd reads A=`1`"},
 		{"backslash", `A=b\c`, "line 1: ecs-init reads A=`b\\c`, systemd reads A=`bc`"},
 		{"continuation", "A=b\\\nc\n", "line 1: systemd reads the value of A on to line 2, ecs-init ends it here"},
 		{"open quote", "A='b\nB=1\nC='2\n", "line 1: systemd reads the value of A on to line 3, ecs-init ends it here"},
 		{"export", "export A=1", "line 1: `export A`" + notAName + " (no shell reads this file)" + ignored},
-		{"byte order mark", "\ufeffA=1", "line 1: \"\\ufeffA\"" + notAName + " (a byte order mark precedes it)" + ignored},
+		{"byte order mark", "\ufeffA=1",
+			"line 1: \"\\ufeffA\"" + notAName + " (a byte order mark precedes it)" + ignored},
 		{"byte order mark before a comment", "\ufeff# a\nA=1\n", ""},
 		{"vertical tab", "\vA=1", "line 1: \"\\vA\"" + notAName + ignored},
 		{"no key", "=1", "line 1: a key of 0 bytes" + notAName + ignored},
@@ -29,8 +39,9 @@ func TestProblems(t *testing.T) {
 			"before version 254 systemd takes line 3 for a part of it, ecs-init does not"},
 		{"comment that hides a line from the older only", "# a\\\rB=2\n",
 			"line 1: ecs-init reads nothing, systemd reads B=`2`"},
-		{"several", "A=1\nexport B=2\nC='3'\n", "line 2: `export B`" + notAName + " (no shell reads this file)" + ignored +
-			"\nline 3: ecs-init reads C=`'3'`, systemd reads C=`3`"},
+		{"several", "A=1\nexport B=2\nC='3'\n",
+			"line 2: `export B`" + notAName + " (no shell reads this file)" + ignored +
+				"\nline 3: ecs-init reads C=`'3'`, systemd reads C=`3`"},
 		{"long", "A='" + strings.Repeat("b", 100) + "'", "line 1: ecs-init reads A=`'" + strings.Repeat("b", 59) +
 			"`…, systemd reads A=`" + strings.Repeat("b", 60) + "`…"},
 	} {
@@ -54,7 +65,7 @@ func TestProblems(t *testing.T) {
 // TestProblemsKeepSecrets: problems are logged, and the file may hold secrets.
 func TestProblemsKeepSecrets(t *testing.T) {
 	for _, text := range []string{
-		`ECS_ENGINE_AUTH_DATA='{"https://index.docker.io/v1/":{"password":"hunter2"}}'`,
+		`AWS_SECRET_ACCESS_KEY='hunter2'`,
 		`ECS_ENGINE_AUTH_DATA = hunter2`,
 		"ECS_ENGINE_AUTH_DATA=\"{\n\"auth\":\"hunter2\"}\n",
 		"A=1\rAWS_SECRET_ACCESS_KEY=hunter2",

@@ -115,7 +115,8 @@ func TestReadSystemdIsFaithful(t *testing.T) {
 	for _, input := range inputs {
 		texts = append(texts, string(readFile(t, input)))
 	}
-	pieces := strings.Split("A,B=,=,=,A=,#,;,\\,\\,\",\",', , ,\t,\r,\n,\n,\r\n,$,`,x,é,\u00a0,\ufeff,\v,{\"a\":1}", ",")
+	const all = "A,B=,=,=,A=,#,;,\\,\\,\",\",', , ,\t,\r,\n,\n,\r\n,$,`,x,é,\u00a0,\ufeff,\v,{\"a\":1}"
+	pieces := strings.Split(all, ",")
 	rare := []string{"\xff", "\x00", "\x01", "\ufffe"} // each ends a text's interest early
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 5_000 {
@@ -147,7 +148,8 @@ func loadEnvFiles(t *testing.T, texts []string) ([]env, dialect) {
 	cmd := exec.CommandContext(t.Context(), "python3", "testdata/load_env_file.py")
 	cmd.Stdin = &in
 	out, err := cmd.Output()
-	if exit, ok := errors.AsType[*exec.ExitError](err); errors.Is(err, exec.ErrNotFound) || ok && exit.ExitCode() == 77 {
+	exit, ended := errors.AsType[*exec.ExitError](err)
+	if errors.Is(err, exec.ErrNotFound) || ended && exit.ExitCode() == 77 {
 		t.Skipf("needs python3 and systemd's shared library: %v", err)
 	}
 	if err != nil {

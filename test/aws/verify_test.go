@@ -169,6 +169,54 @@ func TestTrouble(t *testing.T) {
 	says("unreachable", 3, "127.0.0.1:1", "b")
 }
 
+// TestAdvice is what sevctl advises on clusters and names as people have them.
+func TestAdvice(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	says := func(name string, status int, texts []string, args ...string) {
+		t.Helper()
+		out, got := c.run("sevctl", append([]string{"verify"}, args...)...)
+		for _, text := range texts {
+			if got != status || !strings.Contains(out, text) {
+				t.Errorf("%s: exit status %d, want %d and %q:\n%s", name, got, status, text, out)
+			}
+		}
+	}
+	if out, status := c.deploy("s", "cluster.yaml", c.basic("b", "MinSize=2", "DesiredCapacity=2")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	node := c.instances("b")[0]
+	c.damage(node, "snp", "disabled")
+	says("a node without SEV-SNP", 1, []string{
+		"'aws ec2 terminate-instances --region us-east-2 --instance-ids " + node + "'",
+		"--cluster b --region us-east-2 --status DRAINING --container-instances "}, "b")
+	c.damage(node, "snp", "enabled")
+
+	says("a region for a profile", 2, []string{"looks like a region: use --region us-east-2"}, "b", "us-east-2")
+
+	// Protected instances stay although the group wants fewer.
+	if out, status := c.deploy("s", "cluster.yaml",
+		c.basic("b", "MinSize=1", "DesiredCapacity=1", "MaxSize=1")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	says("more nodes than wanted", 0, []string{"2 instances in service, 1 desired; protected from scale-in: ",
+		"--auto-scaling-group-name b-snp --region us-east-2 --no-protected-from-scale-in"}, "b")
+
+	if out, status := c.deploy("e", "cluster.yaml",
+		c.basic("none", "MinSize=0", "DesiredCapacity=0")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	says("no nodes", 0, []string{"it has no nodes and wants none",
+		"set-desired-capacity --auto-scaling-group-name none-snp --region us-east-2"}, "none")
+
+	c.control("fault", map[string]any{"service": "ec2", "operation": "DescribeInstances",
+		"code": "UnauthorizedOperation", "status": 403, "times": -1})
+	out, _ := c.run("sevctl", "verify", "b")
+	if strings.Count(out, "ec2:DescribeInstances is denied to ") != 1 || !strings.Contains(out, "unknown without it: ") {
+		t.Errorf("ec2:DescribeInstances is denied, and sevctl says:\n%s", out)
+	}
+}
+
 // TestThousand verifies a cluster of 1,000 nodes.
 func TestThousand(t *testing.T) {
 	t.Parallel()

@@ -86,9 +86,25 @@ func newMachine(t *testing.T, mount, node bool) *machine {
 		}
 		return nil
 	})
-	// The product learns nothing from the environment but where Secrets Manager is.
-	m.env = lab.Environment("AWS_ENDPOINT_URL_SECRETS_MANAGER=http://" + m.moto)
+	// The product learns nothing from the environment but where Secrets Manager is, and of a proxy that must not be
+	// asked.
+	proxy := "http://" + unasked(t)
+	m.env = lab.Environment("AWS_ENDPOINT_URL_SECRETS_MANAGER=http://"+m.moto,
+		"HTTP_PROXY="+proxy, "HTTPS_PROXY="+proxy, "ALL_PROXY="+proxy)
 	return m
+}
+
+// unasked is the address of a proxy that fails the test if it is asked: what answers on the node goes direct.
+func unasked(t *testing.T) string {
+	t.Helper()
+	l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen as a proxy")
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.Errorf("the proxy was asked: %s %s", r.Method, r.RequestURI)
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})}
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
+	return l.Addr().String()
 }
 
 // freeAddress is an address of loopback that nobody listens on.

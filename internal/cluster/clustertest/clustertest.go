@@ -1,6 +1,6 @@
 // Package clustertest is a small AWS with one ECS cluster in it: an http.Handler that speaks as much of ECS, EC2, Auto
-// Scaling and SSM as internal/cluster asks for, in pages and with limits as AWS documents them. It can be told to
-// break.
+// Scaling, SSM, STS and CloudFormation as internal/cluster asks for, in pages and with limits as AWS documents them. It
+// can be told to break.
 package clustertest
 
 import (
@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -33,7 +34,16 @@ type AWS struct {
 	Versions                             map[int]*Version
 	Images                               map[string]string // boot modes
 	Supported                            []string
-	Nodes                                []*Node
+	// Types are other instance types, and whether the region offers them.
+	Types map[string]bool
+	// Stack is the name of the stack that made the cluster, and StackStatus its state.
+	Stack, StackStatus string
+	// Caller is the ARN of whoever asks. Nameless: a denied caller is not told who it is.
+	Caller   string
+	Nameless bool
+	// NoRegion is a region that does not exist: requests to it are answered with a page of HTML, as by a proxy.
+	NoRegion string
+	Nodes    []*Node
 	// Deny has the error code with which a call, such as ecs:DescribeClusters, always fails.
 	Deny map[string]string
 	// Throttle has how often a call is throttled before it is answered.
@@ -69,7 +79,8 @@ func (a *AWS) name() string { return a.Cluster + "-snp" }
 // New makes a healthy cluster, prod in us-east-2, of n nodes.
 func New(n int) *AWS {
 	a := &AWS{
-		Region: "us-east-2", Cluster: "prod", Status: "ACTIVE", Insights: "enabled", Others: []string{"staging", "prod-eu", "web"},
+		Region: "us-east-2", Cluster: "prod", Status: "ACTIVE", Insights: "enabled",
+		Others:         []string{"staging", "prod-eu", "web"},
 		ManagedScaling: true, Protection: true, Protects: true, Desired: n, Spec: "2",
 		Versions: map[int]*Version{
 			1: {SNP: "", Tokens: "optional", Image: "ami-00000000000000001", Type: "m5.large"},
@@ -77,14 +88,19 @@ func New(n int) *AWS {
 		},
 		Images:    map[string]string{"ami-00000000000000001": "", "ami-00000000000000002": "uefi-preferred"},
 		Supported: []string{"c6a.large", "m6a.large", "m6a.xlarge", "r6a.large"},
-		Deny:      make(map[string]string), Throttle: make(map[string]int), calls: make(map[string]int),
-		commands: make(map[string]string),
+		Types:     map[string]bool{"m5.large": true, "m7a.large": false},
+		Caller:    "arn:aws:sts::" + Account + ":assumed-role/viewer/session",
+		Deny:      make(map[string]string), Throttle: make(map[string]int),
+		calls: make(map[string]int), commands: make(map[string]string),
 	}
 	for i := range n {
 		a.Nodes = append(a.Nodes, &Node{
-			ID: fmt.Sprintf("i-%017x", i+1), Type: "m6a.large", Image: "ami-00000000000000002", State: "running", SNP: "enabled", BootMode: "uefi", Tokens: "required",
-			Launched: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), InGroup: true, InCluster: true, Lifecycle: "InService", Health: "Healthy", Version: "2",
-			Status: "ACTIVE", Provider: a.name(), Attested: "true", Measurement: strings.Repeat("ab", 48), TCB: "4.0.29.222", AZ: "us-east-2" + string(rune('a'+i%3)),
+			ID: fmt.Sprintf("i-%017x", i+1), Type: "m6a.large", Image: "ami-00000000000000002", State: "running",
+			SNP: "enabled", BootMode: "uefi", Tokens: "required",
+			Launched: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), AZ: "us-east-2" + string(rune('a'+i%3)),
+			InGroup: true, InCluster: true, Lifecycle: "InService", Health: "Healthy", Version: "2",
+			Status: "ACTIVE", Provider: a.name(),
+			Attested: "true", Measurement: strings.Repeat("ab", 48), TCB: "4.0.29.222",
 		})
 	}
 	return a
@@ -112,6 +128,10 @@ func (a *AWS) Calls() (total int, by map[string]int) {
 func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.NoRegion != "" && strings.Contains(r.Header.Get("Authorization"), "/"+a.NoRegion+"/") {
+		http.Error(w, "<html>no such host</html>", http.StatusNotFound)
+		return
+	}
 	if target := r.Header.Get("X-Amz-Target"); target != "" {
 		prefix, op, _ := strings.Cut(target, ".")
 		service := "ecs"
@@ -120,7 +140,7 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
 		if code := a.refuse(service + ":" + op); code != "" {
-			jsonError(w, code, "you may not "+op)
+			jsonError(w, code, a.denial(service+":"+op))
 			return
 		}
 		var in request
@@ -140,19 +160,44 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	op, service := r.Form.Get("Action"), "ec2"
-	if r.Form.Get("Version") == "2011-01-01" {
+	switch r.Form.Get("Version") {
+	case "2011-01-01":
 		service = "autoscaling"
+	case "2010-05-15":
+		service = "cloudformation"
+	case "2011-06-15":
+		service = "sts"
 	}
 	w.Header().Set("Content-Type", "text/xml")
 	if code := a.refuse(service + ":" + op); code != "" {
-		xmlError(w, code, "you may not "+op)
+		xmlError(w, code, a.denial(service+":"+op))
 		return
 	}
-	if service == "ec2" {
+	switch service {
+	case "ec2":
 		a.ec2(w, op, r.Form)
-	} else {
+	case "autoscaling":
 		a.autoscaling(w, r.Form)
+	case "sts":
+		io.WriteString(w, within("GetCallerIdentityResponse", within("GetCallerIdentityResult", element("Arn", a.Caller))))
+	case "cloudformation":
+		if r.Form.Get("StackName") != a.Stack {
+			xmlError(w, "ValidationError", "Stack with id "+r.Form.Get("StackName")+" does not exist")
+			return
+		}
+		stack := element("StackName", a.Stack) + element("StackStatus", a.StackStatus)
+		io.WriteString(w, within("DescribeStacksResponse",
+			within("DescribeStacksResult", within("Stacks", within("member", stack)))))
 	}
+}
+
+// denial is the message to a caller that may not make a call.
+func (a *AWS) denial(api string) string {
+	if a.Nameless {
+		return "you may not " + api
+	}
+	return fmt.Sprintf("User: %s is not authorized to perform: %s because no identity-based policy allows it",
+		a.Caller, api)
 }
 
 // refuse counts a call and returns the error code it is to fail with.
@@ -172,7 +217,8 @@ func jsonError(w http.ResponseWriter, code, message string) {
 
 func xmlError(w http.ResponseWriter, code, message string) {
 	w.WriteHeader(http.StatusBadRequest)
-	fmt.Fprintf(w, "<Response><Errors><Error><Code>%s</Code><Message>%s</Message></Error></Errors><Error><Code>%[1]s</Code><Message>%[2]s</Message></Error></Response>", code, html.EscapeString(message))
+	failure := within("Error", element("Code", code)+element("Message", message))
+	io.WriteString(w, within("Response", within("Errors", failure)+failure)) // EC2's form, and the others'
 }
 
 // request has the members of all JSON requests.
@@ -197,7 +243,8 @@ func (a *AWS) ecs(w http.ResponseWriter, op string, in request) {
 	switch op {
 	case "DescribeClusters":
 		if len(in.Clusters) != 1 || in.Clusters[0] != a.Cluster && in.Clusters[0] != a.arn("cluster", a.Cluster) {
-			out["clusters"], out["failures"] = []object{}, []object{{"arn": a.arn("cluster", in.Clusters[0]), "reason": "MISSING"}}
+			out["clusters"] = []object{}
+			out["failures"] = []object{{"arn": a.arn("cluster", in.Clusters[0]), "reason": "MISSING"}}
 			break
 		}
 		providers := slices.Clone(a.ExtraProviders)
@@ -208,7 +255,10 @@ func (a *AWS) ecs(w http.ResponseWriter, op string, in request) {
 		if a.Insights != "" {
 			settings = append(settings, object{"name": "containerInsights", "value": a.Insights})
 		}
-		out["clusters"] = []object{{"clusterName": a.Cluster, "clusterArn": a.arn("cluster", a.Cluster), "status": a.Status, "capacityProviders": providers, "settings": settings}}
+		out["clusters"] = []object{{
+			"clusterName": a.Cluster, "clusterArn": a.arn("cluster", a.Cluster), "status": a.Status,
+			"capacityProviders": providers, "settings": settings,
+		}}
 	case "ListClusters":
 		var arns []string
 		for _, name := range append([]string{a.Cluster}, a.Others...) {
@@ -219,7 +269,8 @@ func (a *AWS) ecs(w http.ResponseWriter, op string, in request) {
 		providers := []object{}
 		if !a.ProviderMissing && slices.Contains(in.CapacityProviders, a.name()) {
 			providers = append(providers, object{"name": a.name(), "status": "ACTIVE", "autoScalingGroupProvider": object{
-				"autoScalingGroupArn":          fmt.Sprintf("arn:aws:autoscaling:%s:%s:autoScalingGroup:0f:autoScalingGroupName/%s", a.Region, Account, a.name()),
+				"autoScalingGroupArn": fmt.Sprintf("arn:aws:autoscaling:%s:%s:autoScalingGroup:0f:autoScalingGroupName/%s",
+					a.Region, Account, a.name()),
 				"managedScaling":               object{"status": onOff(a.ManagedScaling)},
 				"managedTerminationProtection": onOff(a.Protection),
 			}})
@@ -259,12 +310,17 @@ func (a *AWS) ecs(w http.ResponseWriter, op string, in request) {
 }
 
 func (a *AWS) containerInstance(n *Node, arn string) object {
-	attributes := []object{{"name": "ecs.instance-type", "value": n.Type}, {"name": "ecs.capability.docker-remote-api.1.44"}}
-	for _, at := range [][2]string{{"sevagent.attested", n.Attested}, {"sevagent.measurement", n.Measurement}, {"sevagent.tcb", n.TCB}} {
-		if at[1] != "" {
-			attributes = append(attributes, object{"name": at[0], "value": at[1]})
+	attributes := []object{
+		{"name": "ecs.instance-type", "value": n.Type}, {"name": "ecs.capability.docker-remote-api.1.44"},
+	}
+	add := func(name, value string) {
+		if value != "" {
+			attributes = append(attributes, object{"name": name, "value": value})
 		}
 	}
+	add("sevagent.attested", n.Attested)
+	add("sevagent.measurement", n.Measurement)
+	add("sevagent.tcb", n.TCB)
 	out := object{
 		"containerInstanceArn": arn, "ec2InstanceId": n.ID, "status": n.Status, "agentConnected": !n.Disconnected,
 		"attributes": attributes, "versionInfo": object{"agentVersion": "1.106.1"},
@@ -335,29 +391,36 @@ func Nonce(id, seed string) string {
 }
 
 func (a *AWS) autoscaling(w http.ResponseWriter, form url.Values) {
-	var b strings.Builder
-	b.WriteString("<DescribeAutoScalingGroupsResponse><DescribeAutoScalingGroupsResult><AutoScalingGroups>")
+	groups := ""
 	if !a.GroupMissing && slices.Contains(list(form, "AutoScalingGroupNames.member"), a.name()) {
-		fmt.Fprintf(&b, "<member><AutoScalingGroupName>%s</AutoScalingGroupName><MinSize>0</MinSize><MaxSize>%d</MaxSize><DesiredCapacity>%d</DesiredCapacity>"+
-			"<HealthCheckGracePeriod>300</HealthCheckGracePeriod><NewInstancesProtectedFromScaleIn>%t</NewInstancesProtectedFromScaleIn>%s<Instances>",
-			a.name(), max(3, a.Desired), a.Desired, a.Protects, template(a.Spec))
+		members := ""
 		for _, n := range a.Nodes {
 			if n.InGroup {
-				fmt.Fprintf(&b, "<member><InstanceId>%s</InstanceId><LifecycleState>%s</LifecycleState><HealthStatus>%s</HealthStatus><ProtectedFromScaleIn>%t</ProtectedFromScaleIn>%s</member>",
-					n.ID, n.Lifecycle, n.Health, !n.Unprotected, template(n.Version))
+				members += within("member", element("InstanceId", n.ID)+element("LifecycleState", n.Lifecycle)+
+					element("HealthStatus", n.Health)+element("ProtectedFromScaleIn", strconv.FormatBool(!n.Unprotected))+
+					template(n.Version))
 			}
 		}
-		b.WriteString("</Instances></member>")
+		tags := ""
+		if a.Stack != "" {
+			tags = within("member", element("Key", "aws:cloudformation:stack-name")+element("Value", a.Stack))
+		}
+		groups = within("member", element("AutoScalingGroupName", a.name())+element("MinSize", "0")+
+			element("MaxSize", strconv.Itoa(max(3, a.Desired)))+element("DesiredCapacity", strconv.Itoa(a.Desired))+
+			element("HealthCheckGracePeriod", "300")+
+			element("NewInstancesProtectedFromScaleIn", strconv.FormatBool(a.Protects))+
+			template(a.Spec)+within("Tags", tags)+within("Instances", members))
 	}
-	b.WriteString("</AutoScalingGroups></DescribeAutoScalingGroupsResult></DescribeAutoScalingGroupsResponse>")
-	fmt.Fprint(w, b.String())
+	io.WriteString(w, within("DescribeAutoScalingGroupsResponse",
+		within("DescribeAutoScalingGroupsResult", within("AutoScalingGroups", groups))))
 }
 
 // TemplateID is the launch template's.
 const TemplateID = "lt-00000000000000001"
 
 func template(version string) string {
-	return fmt.Sprintf("<LaunchTemplate><LaunchTemplateId>%s</LaunchTemplateId><LaunchTemplateName>prod-snp</LaunchTemplateName><Version>%s</Version></LaunchTemplate>", TemplateID, version)
+	return within("LaunchTemplate", element("LaunchTemplateId", TemplateID)+element("LaunchTemplateName", "prod-snp")+
+		element("Version", version))
 }
 
 // list reads the form's name.1, name.2 and so on.
@@ -405,13 +468,18 @@ func (a *AWS) ec2(w http.ResponseWriter, op string, form url.Values) {
 		}
 	case "DescribeInstanceTypes":
 		set = "instanceTypeSet"
-		for _, t := range a.Supported {
-			items = append(items, fmt.Sprintf("<instanceType>%s</instanceType><processorInfo><supportedFeatures><item>amd-sev-snp</item></supportedFeatures></processorInfo>", t))
+		items = a.types(form, wanted)
+	case "DescribeRegions":
+		set = "regionInfo"
+		for _, name := range []string{"us-east-1", "us-east-2", "us-west-2", "eu-west-1"} {
+			items = append(items, element("regionName", name)+element("optInStatus", "opt-in-not-required"))
 		}
+		items = append(items, element("regionName", "eu-south-2")+element("optInStatus", "not-opted-in"))
 	case "DescribeLaunchTemplateVersions":
 		set = "launchTemplateVersionSet"
 		if form.Get("LaunchTemplateId") != TemplateID {
-			xmlError(w, "InvalidLaunchTemplateId.NotFound", "The specified launch template, with template ID "+form.Get("LaunchTemplateId")+", does not exist.")
+			xmlError(w, "InvalidLaunchTemplateId.NotFound",
+				"The specified launch template, with template ID "+form.Get("LaunchTemplateId")+", does not exist.")
 			return
 		}
 		for _, v := range list(form, "LaunchTemplateVersion") {
@@ -427,9 +495,11 @@ func (a *AWS) ec2(w http.ResponseWriter, op string, form url.Values) {
 				xmlError(w, "InvalidLaunchTemplateId.VersionNotFound", "Could not find launch template version "+v)
 				return
 			}
-			items = append(items, fmt.Sprintf("<launchTemplateId>%s</launchTemplateId><launchTemplateName>prod-snp</launchTemplateName><versionNumber>%d</versionNumber><defaultVersion>%t</defaultVersion>"+
-				"<launchTemplateData>%s%s<cpuOptions>%s</cpuOptions><metadataOptions>%s</metadataOptions></launchTemplateData>", TemplateID, number, number == 1,
-				element("imageId", d.Image), element("instanceType", d.Type), element("amdSevSnp", d.SNP), element("httpTokens", d.Tokens)))
+			items = append(items, element("launchTemplateId", TemplateID)+element("launchTemplateName", "prod-snp")+
+				element("versionNumber", strconv.Itoa(number))+element("defaultVersion", strconv.FormatBool(number == 1))+
+				within("launchTemplateData", element("imageId", d.Image)+element("instanceType", d.Type)+
+					within("cpuOptions", element("amdSevSnp", d.SNP))+
+					within("metadataOptions", element("httpTokens", d.Tokens))))
 		}
 	default:
 		xmlError(w, "InvalidAction", op)
@@ -453,13 +523,39 @@ func (a *AWS) ec2(w http.ResponseWriter, op string, form url.Values) {
 	fmt.Fprint(w, b.String())
 }
 
+// types are those that an inspection asks for: with SEV-SNP, or by name and in every region.
+func (a *AWS) types(form url.Values, wanted map[string]bool) (items []string) {
+	item := func(name, feature string, offered bool) {
+		items = append(items, element("instanceType", name)+element("supportedInRegion", strconv.FormatBool(offered))+
+			within("processorInfo", within("supportedFeatures", within("item", feature))))
+	}
+	if wanted["amd-sev-snp"] {
+		for _, t := range a.Supported {
+			item(t, "amd-sev-snp", true)
+		}
+		return items
+	}
+	for name, offered := range a.Types {
+		if wanted[name] && (offered || form.Get("IncludeUnsupportedInRegion") == "true") {
+			feature := ""
+			if !offered {
+				feature = "amd-sev-snp"
+			}
+			item(name, feature, offered)
+		}
+	}
+	return items
+}
+
 func volume(n *Node) string { return "vol-" + strings.TrimPrefix(n.ID, "i-") }
 
 func (a *AWS) instance(n *Node) string {
-	out := element("instanceId", n.ID) + element("instanceType", n.Type) + element("imageId", n.Image) + "<instanceState><name>" + n.State + "</name></instanceState>" +
-		element("launchTime", n.Launched.Format(time.RFC3339)) + "<placement><availabilityZone>" + n.AZ + "</availabilityZone></placement>" +
-		"<cpuOptions><coreCount>1</coreCount>" + element("amdSevSnp", n.SNP) + "</cpuOptions><metadataOptions>" + element("httpTokens", n.Tokens) + "</metadataOptions>" +
-		element("currentInstanceBootMode", n.BootMode) + "<rootDeviceName>/dev/xvda</rootDeviceName><blockDeviceMapping>"
+	out := element("instanceId", n.ID) + element("instanceType", n.Type) + element("imageId", n.Image) +
+		within("instanceState", element("name", n.State)) + element("launchTime", n.Launched.Format(time.RFC3339)) +
+		within("placement", element("availabilityZone", n.AZ)) +
+		within("cpuOptions", element("coreCount", "1")+element("amdSevSnp", n.SNP)) +
+		within("metadataOptions", element("httpTokens", n.Tokens)) + element("currentInstanceBootMode", n.BootMode) +
+		element("rootDeviceName", "/dev/xvda") + "<blockDeviceMapping>"
 	if !n.NoRootVolume {
 		out += "<item><deviceName>/dev/xvda</deviceName><ebs><volumeId>" + volume(n) + "</volumeId></ebs></item>"
 	}
@@ -472,3 +568,5 @@ func element(name, value string) string {
 	}
 	return "<" + name + ">" + html.EscapeString(value) + "</" + name + ">"
 }
+
+func within(name, inner string) string { return "<" + name + ">" + inner + "</" + name + ">" }

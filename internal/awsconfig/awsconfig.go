@@ -1,0 +1,76 @@
+// Package awsconfig is how the programs on a node reach AWS: by the SDK's usual configuration, and by the proxies of
+// the environment, except for what answers on the node itself. That is the metadata service above all: by version 2
+// only, and never through a proxy, whose answer would be believed.
+package awsconfig
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
+	"github.com/aws/aws-sdk-go-v2/credentials/endpointcreds"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+)
+
+// Timeouts of one HTTP request. The metadata service answers within milliseconds, unless it does not answer at all.
+const (
+	requestTimeout  = 10 * time.Second
+	metadataTimeout = 2 * time.Second
+)
+
+// Load loads the SDK's configuration.
+func Load(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error) {
+	client := awshttp.NewBuildableClient().WithTimeout(requestTimeout).
+		WithTransportOptions(func(t *http.Transport) { t.Proxy = proxy })
+	options = append([]func(*config.LoadOptions) error{config.WithHTTPClient(client)}, options...)
+	plain, err := config.LoadDefaultConfig(ctx, options...)
+	if err == nil {
+		// The SDK's clients for credentials would neither keep to version 2 nor know of this proxy function.
+		plain, err = config.LoadDefaultConfig(ctx, append(options,
+			config.WithEC2RoleCredentialOptions(func(o *ec2rolecreds.Options) { o.Client = Metadata(plain) }),
+			config.WithEndpointCredentialOptions(func(o *endpointcreds.Options) {
+				o.HTTPClient = plain.HTTPClient
+			}))...)
+	}
+	if err != nil {
+		return plain, fmt.Errorf("load the AWS configuration: %w", err)
+	}
+	return plain, nil
+}
+
+// Metadata returns a client of the instance metadata service.
+func Metadata(cfg aws.Config) *imds.Client {
+	return imds.NewFromConfig(cfg, func(o *imds.Options) {
+		o.EnableFallback = aws.FalseTernary
+		if c, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
+			// No proxy, whatever the address. Frozen, since the SDK would give up within half a second, also on a
+			// service that is only slow.
+			o.HTTPClient = c.WithTimeout(metadataTimeout).
+				WithTransportOptions(func(t *http.Transport) { t.Proxy = nil }).Freeze()
+		}
+	})
+}
+
+// proxy is http.ProxyFromEnvironment, but for addresses of the node.
+func proxy(req *http.Request) (*url.URL, error) {
+	if ip, err := netip.ParseAddr(req.URL.Hostname()); err == nil && onNode(ip) {
+		return nil, nil
+	}
+	return http.ProxyFromEnvironment(req)
+}
+
+// ec2Local is where EC2's local services have their IPv6 addresses: the metadata service ::254, and container
+// credentials ::23.
+var ec2Local = netip.MustParsePrefix("fd00:ec2::/32")
+
+func onNode(ip netip.Addr) bool {
+	ip = ip.Unmap().WithZone("")
+	return ip.IsLoopback() || ip.IsLinkLocalUnicast() || ec2Local.Contains(ip)
+}
