@@ -82,8 +82,8 @@ func probeSettings(cfg config.MTLS) probe.Settings {
 // settings adds to the configuration where its secrets come from.
 func (p *publishing) settings(cfg config.MTLS) mtls.Settings {
 	s := mtls.Settings{MTLS: cfg}
-	for _, name := range cfg.Secrets {
-		s.Secrets = append(s.Secrets, mtls.NamedSource{Name: name, Source: p.source(name)})
+	for _, secret := range cfg.Secrets {
+		s.Secrets = append(s.Secrets, mtls.NamedSource{Name: secret.Name, Source: p.source(secret.Name)})
 	}
 	return s
 }

@@ -164,11 +164,19 @@ func (s secretSource) Fetch(ctx context.Context, versionID string, label source.
 		}
 		return nil, s.classify("get", err)
 	}
-	if out.SecretString == nil {
-		return source.NewSecret(out.SecretBinary), nil
+	content := out.SecretBinary
+	if out.SecretString != nil {
+		content = []byte(*out.SecretString)
 	}
-	return source.NewSecret([]byte(*out.SecretString)), nil
+	if len(content) > maxSecretBytes {
+		err := fmt.Errorf("get secret %s: larger than %d bytes", s.id, maxSecretBytes)
+		return nil, &source.Error{Kind: source.Persistent, Err: err}
+	}
+	return source.NewSecret(content), nil
 }
+
+// maxSecretBytes is the limit of Secrets Manager (API reference, PutSecretValue).
+const maxSecretBytes = 64 << 10
 
 // persistent has the error codes that waiting does not resolve. It may resolve all others: throttling is HTTP 400 at
 // Secrets Manager, so codes count, not statuses.

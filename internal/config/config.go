@@ -71,8 +71,8 @@ type Attestation struct {
 type MTLS struct {
 	// Path is the published directory. Default /etc/ecs/mtls.
 	Path string `yaml:"path"`
-	// Secrets are Secrets Manager ARNs or names, or file:///path; at most 20. Default none: nothing is published.
-	Secrets []string `yaml:"secrets"`
+	// Secrets to publish, at most 20. Default none: nothing is published.
+	Secrets []Secret `yaml:"secrets"`
 	// PollInterval is how often each secret is looked at, 5s to 24h, varied by 20 % each time. Default 5m.
 	PollInterval time.Duration `yaml:"poll_interval"`
 	// Owner is the numeric "uid:gid" of the published files. Default 0:0.
@@ -95,6 +95,29 @@ type MTLS struct {
 	Endpoints []string `yaml:"endpoints"`
 	// ProbeInterval is how often each endpoint is probed, 5s to 24h. Default 60s.
 	ProbeInterval time.Duration `yaml:"probe_interval"`
+}
+
+// Secret is where a secret is and, if that is not as it looks, how it is read. A name alone stands for a Secret that
+// has nothing else.
+type Secret struct {
+	// Name is an ARN or a name in Secrets Manager, or file:///path.
+	Name string `yaml:"name"`
+	// Validate is none to publish PEM outside of JSON without verifying it.
+	Validate string `yaml:"validate"`
+	// As is the field that PEM outside of JSON gives, ca_cert or peer_ca. Default: it is published as cert-N.pem.
+	As string `yaml:"as"`
+	// Fields are the keys of a JSON secret whose names are not ours.
+	Fields Fields `yaml:"fields"`
+}
+
+// Fields are the keys of a JSON secret, by the field that each of them gives. Default for each: the same name.
+type Fields struct {
+	ClientCert string `yaml:"client_cert"`
+	ClientKey  string `yaml:"client_key"`
+	CACert     string `yaml:"ca_cert"`
+	ServerCert string `yaml:"server_cert"`
+	ServerKey  string `yaml:"server_key"`
+	PeerCA     string `yaml:"peer_ca"`
 }
 
 // Consumer is a directory for containers that need not see everything.

@@ -36,7 +36,7 @@ func TestDefaultFile(t *testing.T) {
 	cfg := must.Get(Load(file))(t, "load the configuration")
 	want := Default()
 	// empty in the file, absent without it
-	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []string{}, []string{}, []Consumer{}
+	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []Secret{}, []string{}, []Consumer{}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("%s differs from Default() (-want +got):\n%s", file, diff)
 	}
@@ -102,10 +102,18 @@ func TestLoadAccepts(t *testing.T) {
     - arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x
     - team/mtls_+=.@-
     - file:///run/x.pem
+    - {name: k8s, fields: {client_cert: tls.crt, client_key: tls.key, ca_cert: ca.crt}}
+    - {name: old, validate: none}
+    - name: file:///run/bundle.pem
+      as: peer_ca
+    - name: "plain"
 `, func(c *Config) {
-			c.MTLS.Secrets = []string{
-				"arn:aws:secretsmanager:us-east-2:123456789012:secret:team/mtls-AbCdEf",
-				"arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x", "team/mtls_+=.@-", "file:///run/x.pem",
+			c.MTLS.Secrets = []Secret{
+				{Name: "arn:aws:secretsmanager:us-east-2:123456789012:secret:team/mtls-AbCdEf"},
+				{Name: "arn:aws-cn:secretsmanager:cn-north-1:123456789012:secret:x"},
+				{Name: "team/mtls_+=.@-"}, {Name: "file:///run/x.pem"},
+				{Name: "k8s", Fields: Fields{ClientCert: "tls.crt", ClientKey: "tls.key", CACert: "ca.crt"}},
+				{Name: "old", Validate: "none"}, {Name: "file:///run/bundle.pem", As: "peer_ca"}, {Name: "plain"},
 			}
 		}},
 		{"forms of endpoints", "mtls: {endpoints: ['enclave.internal:8443', '10.0.0.1:1', '[fd00::1]:65535']}\n",
@@ -283,6 +291,24 @@ func TestLoadRefuses(t *testing.T) {
 				"a Secrets Manager secret"},
 		{"relative file", "mtls:\n  secrets: [\"file://x.pem\"]\n",
 			"2: mtls.secrets[0]: \"file://x.pem\" does not name a clean absolute path, file:///path"},
+		{"secret without a name", "mtls:\n  secrets:\n  - {as: ca_cert}\n", "3: mtls.secrets[0]: \"\" is not the name of a " +
+			"secret: 1 to 512 letters, digits and /_+=.@-"},
+		{"secret with a wrong name", "mtls:\n  secrets:\n  - as: ca_cert\n    name: a b\n",
+			"4: mtls.secrets[0].name: \"a b\" is not the name of a secret: 1 to 512 letters, digits and /_+=.@-"},
+		{"unknown key of a secret", "mtls:\n  secrets:\n  - name: a\n    feilds: {}\n",
+			"4: mtls.secrets[0].feilds: unknown key; did you mean fields?"},
+		{"unknown field", "mtls:\n  secrets:\n  - name: a\n    fields: {client_crt: tls.crt}\n",
+			"4: mtls.secrets[0].fields.client_crt: unknown key; did you mean client_cert?"},
+		{"validate: all", "mtls:\n  secrets: [{name: a, validate: all}]\n",
+			"2: mtls.secrets[0].validate: \"all\" is not none"},
+		{"as: server_cert", "mtls:\n  secrets: [{name: a, as: server_cert}]\n",
+			"2: mtls.secrets[0].as: \"server_cert\" is not one of ca_cert, peer_ca"},
+		{"as and fields", "mtls:\n  secrets: [{name: a, as: ca_cert, fields: {ca_cert: x}}]\n",
+			"2: mtls.secrets[0]: as, fields: only one of them; validate and as are for PEM, fields for JSON"},
+		{"fields of one key", "mtls:\n  secrets: [{name: a, fields: {client_cert: x, ca_cert: x}}]\n",
+			"2: mtls.secrets[0].fields.ca_cert: the key \"x\" gives client_cert as well"},
+		{"field with the name of another", "mtls:\n  secrets: [{name: a, fields: {ca_cert: client_cert}}]\n",
+			"2: mtls.secrets[0].fields.ca_cert: the key \"client_cert\" gives client_cert as well"},
 		{"same secret", "mtls:\n  secrets:\n  - a\n  - b\n  - a\n",
 			"5: mtls.secrets[2]: the same secret as mtls.secrets[0]"},
 		{"poll too often", "mtls:\n  poll_interval: 4s\n", "2: mtls.poll_interval: 4s is not between 5s and 24h"},
@@ -350,7 +376,7 @@ attestation: off
 DIR/config.yaml:3: log.levle: unknown key; did you mean level?
 DIR/config.yaml:5: mtls.poll_interval: "5 minutes" is not a duration such as "5m"
 DIR/config.yaml:6: mtls.key_mode: "0444" lets everyone at the private keys; the last digit must be 0
-DIR/config.yaml:7: mtls.secrets[1]: want one value, not a list or a mapping
+DIR/config.yaml:7: mtls.secrets[1]: want a mapping with the keys name, validate, as, fields
 DIR/config.yaml:7: mtls.secrets[2]: the same secret as mtls.secrets[0]
 DIR/config.yaml:8: attestation: want a mapping with the keys mode, transport, device, configfs, policy, rate, burst, kds, cache
 DIR/conf.d/10-a.yaml:1: not YAML: did not find expected node content
@@ -400,9 +426,20 @@ func TestOverlay(t *testing.T) {
 	got := must.Get(Load(dir))(t, "load the configuration")
 	want := Default()
 	want.Log = Log{Level: "warn", Format: "json"}
-	want.MTLS.Secrets, want.MTLS.PollInterval = []string{"d"}, time.Minute
+	want.MTLS.Secrets, want.MTLS.PollInterval = []Secret{{Name: "d"}}, time.Minute
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// A mistake in a secret is where its name stands, also if an earlier file has spelled that out.
+func TestSecretOfLaterFile(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, "config.yaml", "mtls: {secrets: [{name: a, as: ca_cert}]}\n")
+	write(t, dir, "conf.d/10.yaml", "\nmtls: {secrets: [a b]}\n")
+	_, err := Load(dir)
+	if want := dir + "/conf.d/10.yaml:2: mtls.secrets[0]: "; err == nil || !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("error %v, want %s", err, want)
 	}
 }
 
@@ -486,6 +523,8 @@ func TestNeedsRestart(t *testing.T) {
 			v.Set(reflect.ValueOf([]string{"changed"}))
 		case Owner:
 			v.Set(reflect.ValueOf(Owner{1, 1}))
+		case []Secret:
+			v.Set(reflect.ValueOf([]Secret{{Name: "changed"}}))
 		case []Consumer:
 			v.Set(reflect.ValueOf([]Consumer{{Name: "changed"}}))
 		}

@@ -123,6 +123,13 @@ func (d *decoder) value(n *yaml.Node, key string, v reflect.Value) {
 		}
 		return
 	}
+	if v.Type() == reflect.TypeFor[Secret]() {
+		delete(d.places, key+".name") // of an earlier file
+		if n.Kind == yaml.ScalarNode {
+			d.value(n, key, v.FieldByName("Name"))
+			return
+		}
+	}
 	switch v.Kind() {
 	case reflect.Struct:
 		d.mapping(n, key, v)

@@ -1,12 +1,14 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -86,13 +88,17 @@ func (c *MTLS) validate(m *mistakes) {
 	first := make(map[string]int)
 	for i, s := range c.Secrets {
 		key := fmt.Sprintf("mtls.secrets[%d]", i)
-		if err := checkSecret(s); err != nil {
+		if err := checkSecret(s.Name); err != nil {
+			if _, ok := m.places[key+".name"]; ok {
+				key += ".name"
+			}
 			m.bad(key, "%s", err)
-		} else if j, ok := first[s]; ok {
+		} else if j, ok := first[s.Name]; ok {
 			m.bad(key, "the same secret as mtls.secrets[%d]", j)
 		} else {
-			first[s] = i
+			first[s.Name] = i
 		}
+		s.validate(m, fmt.Sprintf("mtls.secrets[%d]", i))
 	}
 	c.validateConsumers(m)
 	if c.CAOverlap < 0 || c.CAOverlap > maxOverlap {
@@ -112,6 +118,36 @@ func (c *MTLS) validate(m *mistakes) {
 		if err := checkHostPort(e); err != nil {
 			m.bad(fmt.Sprintf("mtls.endpoints[%d]", i), "%s", err)
 		}
+	}
+}
+
+// validate checks how a secret is to be read. That depends on its form, so at most one of the keys can make sense.
+func (s Secret) validate(m *mistakes, key string) {
+	var set []string
+	if s.Validate != "" {
+		set = append(set, "validate")
+		if s.Validate != "none" {
+			m.bad(key+".validate", "%s is not none", quote(s.Validate))
+		}
+	}
+	if s.As != "" {
+		set = append(set, "as")
+		m.oneOf(key+".as", s.As, "ca_cert", "peer_ca")
+	}
+	if s.Fields != (Fields{}) {
+		set = append(set, "fields")
+	}
+	if len(set) > 1 {
+		m.bad(key, "%s: only one of them; validate and as are for PEM, fields for JSON", strings.Join(set, ", "))
+	}
+	fields := reflect.ValueOf(s.Fields)
+	first := make(map[string]string)
+	for i, ours := range fieldNames(fields.Type()) {
+		theirs := cmp.Or(fields.Field(i).String(), ours)
+		if other, ok := first[theirs]; ok {
+			m.bad(key+".fields."+ours, "the key %s gives %s as well", quote(theirs), other)
+		}
+		first[theirs] = ours
 	}
 }
 

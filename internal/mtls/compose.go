@@ -190,7 +190,7 @@ func checkKept(was, next *certset.Set) error {
 func gives(s *certset.Set, f certset.File, b *certset.Bundle) bool {
 	return slices.ContainsFunc(s.Files, func(n certset.File) bool {
 		plain := strings.HasPrefix(f.Name, "cert-") && strings.HasPrefix(n.Name, "cert-")
-		return n.Name == f.Name || plain && n.Origin == certset.Origin{Secret: b.Secret, Version: b.Version}
+		return n.Name == f.Name || plain && n.Origin.Secret == b.Secret
 	})
 }
 

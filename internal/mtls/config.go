@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/config"
+	"sevagent/internal/mtls/certset"
 	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/guard"
 	"sevagent/internal/mtls/source"
@@ -64,4 +65,14 @@ type Settings struct {
 type NamedSource struct {
 	Name   string
 	Source source.Source
+}
+
+// reading returns how the secret of a name is to be read.
+func (s *Settings) reading(name string) certset.Reading {
+	for _, c := range s.MTLS.Secrets {
+		if c.Name == name {
+			return certset.Reading{Validate: c.Validate, As: c.As, Fields: certset.Fields(c.Fields)}
+		}
+	}
+	return certset.Reading{}
 }

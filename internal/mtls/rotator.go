@@ -367,7 +367,7 @@ func (r *Rotator) apply(s Settings) {
 		if k == nil {
 			k = &secret{name: n.Name, log: r.log, metrics: r.metrics}
 		}
-		k.source, k.next = n.Source, time.Time{}
+		k.configure(n.Source, s.reading(n.Name))
 		r.secrets = append(r.secrets, k)
 	}
 	r.settings = s

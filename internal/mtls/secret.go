@@ -30,6 +30,7 @@ func (a *attempt) failed(err error, wait time.Duration, now time.Time) {
 type secret struct {
 	name    string
 	source  source.Source
+	reading certset.Reading
 	log     *slog.Logger
 	metrics *metrics
 
@@ -69,7 +70,7 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 		case version == "":
 			err := fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)
 			return &source.Error{Kind: source.Persistent, Err: err}
-		case s.published != nil && version == s.published.Version && !s.published.Partial():
+		case s.published != nil && version == s.published.Version && s.knows(s.published):
 			s.dropCandidate() // also after a roll-back
 			return nil
 		case s.candidate != nil && version == s.candidate.Version, version == s.unfit:
@@ -92,10 +93,22 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 	return err
 }
 
+// knows reports whether reading the version of b again would give nothing else.
+func (s *secret) knows(b *certset.Bundle) bool { return !b.Partial() && b.Reading == s.reading }
+
+// configure takes over what the configuration says of the secret, which is looked at again.
+func (s *secret) configure(source source.Source, how certset.Reading) {
+	if s.reading != how {
+		s.dropCandidate()
+		s.preflight = preflight{}
+	}
+	s.source, s.reading, s.next = source, how, time.Time{}
+}
+
 // receive makes a new version the candidate, or notes that it cannot be one.
 func (s *secret) receive(c *caller, version string, content source.Secret) {
 	s.dropCandidate()
-	b, err := judge(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, version, content()) })
+	b, err := judge(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, version, content(), s.reading) })
 	if err != nil {
 		s.unfit = version
 		s.reject(version, err)

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"fmt"
+	"slices"
 
 	"sevagent/client"
 	"sevagent/internal/mtls/certset"
@@ -30,7 +32,8 @@ func (r *Rotator) updateStatus() {
 	}}
 	if g := main.Current(); g != nil {
 		s.Generation, s.PublishedAt, s.NotAfter = g.Name(), g.Published(), g.Set.NotAfter()
-		s.Certificates, s.Expiry, s.Warnings = certificates(g.Set), expiry(g.Set), g.Set.Warnings
+		s.Expiry = expiry(g.Set)
+		s.Certificates, s.Warnings = certificates(g.Set)
 		for kind, leaf := range g.Set.Leaves {
 			s.keys[kind] = certset.SPKI(leaf)
 		}
@@ -67,10 +70,18 @@ func expiry(s *certset.Set) (list []client.Expiry) {
 	return list
 }
 
-func certificates(s *certset.Set) []client.Certificate {
-	list := []client.Certificate{}
+// maxListed bounds the certificates of a file that the status names: a bundle of 1 MiB may hold two thousand, and
+// clients read at most 1 MiB of a response.
+const maxListed = 200
+
+// certificates lists those of a set, and its warnings, to which it adds what it leaves out.
+func certificates(s *certset.Set) (list []client.Certificate, warnings []string) {
+	list, warnings = []client.Certificate{}, slices.Clone(s.Warnings)
 	for _, f := range s.Files {
-		for _, c := range f.Certs {
+		if n := len(f.Certs) - maxListed; n > 0 {
+			warnings = append(warnings, fmt.Sprintf("%s holds %d more certificates than are listed", f.Name, n))
+		}
+		for _, c := range f.Certs[:min(len(f.Certs), maxListed)] {
 			sum, key := sha256.Sum256(c.Raw), certset.SPKI(c)
 			list = append(list, client.Certificate{
 				File:       f.Name,
@@ -87,7 +98,7 @@ func certificates(s *certset.Set) []client.Certificate {
 			})
 		}
 	}
-	return list
+	return list, warnings
 }
 
 func sans(c *x509.Certificate) []string {

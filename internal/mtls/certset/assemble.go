@@ -25,8 +25,8 @@ type HeldError struct {
 }
 
 func (e *HeldError) Error() string {
-	until := e.Until.UTC().Format(time.RFC3339)
-	return fmt.Sprintf("secret %s: %s: held until it is valid, at %s", e.Secret, e.Field, until)
+	reason := "held until it is valid, at " + e.Until.UTC().Format(time.RFC3339)
+	return (&RejectError{e.Secret, e.Field, reason}).Error()
 }
 
 // Assemble validates bundles together, in the order of the configuration, and returns what to publish. Its errors are
@@ -80,9 +80,6 @@ func (a *assembly) take(i int, b *Bundle) error {
 		case p == nil:
 		case isAnchors(field):
 			a.anchors[field] = append(a.anchors[field], b)
-			for _, text := range p.leftOut {
-				a.warn(b, field, "%s", text)
-			}
 		case other != nil:
 			return &CollisionError{fileOf(field), [2]string{other.Secret, b.Secret}}
 		default:
@@ -90,7 +87,26 @@ func (a *assembly) take(i int, b *Bundle) error {
 		}
 	}
 	if p := b.fields[plain]; p != nil {
-		a.add(b, plainFile(i), p, last(p.certs))
+		if b.Reading.Validate == None {
+			a.add(b, plainFile(i), p, last(p.certs))
+			return nil
+		}
+		a.add(b, plainFile(i), p, p.ends(a.now))
+		return a.checkPlain(b, p)
+	}
+	return nil
+}
+
+// checkPlain verifies the dates of what PEM outside of JSON holds: of each certificate that readers show to peers or,
+// without any, of all together, of which one is enough.
+func (a *assembly) checkPlain(b *Bundle, p *part) error {
+	if len(p.leaves) == 0 {
+		return a.checkDates(plain, b, p.certs)
+	}
+	for _, c := range p.leaves {
+		if err := a.checkDates(plain, b, []*x509.Certificate{c}); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -270,31 +286,46 @@ func (a *assembly) addAnchorFile(name string, bundles []*Bundle, certs []*x509.C
 	}
 }
 
-// checkAnchors verifies the dates of anchors, of which one valid one is enough.
+// checkAnchors verifies anchors, of which one valid one is enough.
 func (a *assembly) checkAnchors(field string, b *Bundle, certs []*x509.Certificate) error {
+	if err := a.checkDates(field, b, certs); err != nil {
+		return err
+	}
 	var valid, root bool
+	for _, c := range certs {
+		if a.isValid(c) {
+			valid, root = true, root || isRoot(c) && c.CheckSignatureFrom(c) == nil
+		}
+	}
+	if valid && !root && (len(a.Leaves) == 0 || field == peerCA) {
+		a.warn(b, field, "holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN")
+	}
+	return nil
+}
+
+// checkDates returns an error if none of some certificates is valid, unless they have expired since their publication.
+func (a *assembly) checkDates(field string, b *Bundle, certs []*x509.Certificate) error {
 	var next time.Time
+	valid := len(certs) == 0
 	for _, c := range certs {
 		switch {
+		case a.isValid(c):
+			valid = true
 		case a.now.After(c.NotAfter):
 			a.warn(b, field, "%q %s", c.Subject, expired(c))
-			continue
-		case c.NotBefore.After(a.now.Add(maxSkew)):
-			if next.IsZero() || c.NotBefore.Before(next) {
-				next = c.NotBefore
-			}
-			continue
+		case next.IsZero() || c.NotBefore.Before(next):
+			next = c.NotBefore
 		}
-		valid = true
-		root = root || isRoot(c) && c.CheckSignatureFrom(c) == nil
 	}
 	switch {
 	case !valid && !next.IsZero():
 		return &HeldError{b.Secret, field, next}
 	case !valid && !slices.Contains(a.published, b):
 		return &RejectError{b.Secret, field, fmt.Sprintf("%q %s", certs[0].Subject, expired(certs[0]))}
-	case valid && !root && (len(a.Leaves) == 0 || field == peerCA):
-		a.warn(b, field, "holds no root, so readers that use OpenSSL need X509_V_FLAG_PARTIAL_CHAIN")
 	}
 	return nil
+}
+
+func (a *assembly) isValid(c *x509.Certificate) bool {
+	return !a.now.After(c.NotAfter) && !c.NotBefore.After(a.now.Add(maxSkew))
 }

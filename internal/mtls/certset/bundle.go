@@ -3,12 +3,14 @@ package certset
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
-// maxBytes bounds a secret. Secrets Manager's own limit is 65,536 bytes (API reference, PutSecretValue).
-const maxBytes = 64 << 10
+// maxBytes bounds a secret, wherever it comes from. Its source may have a lower limit.
+const maxBytes = 1 << 20
 
 // RejectError says why a secret cannot be published.
 type RejectError struct {
@@ -28,6 +30,7 @@ func (e *RejectError) Error() string {
 // fields has been verified. Without a version it stands for a secret that has given nothing.
 type Bundle struct {
 	Secret, Version string
+	Reading         Reading
 
 	fields    map[string]*part // by the keys above
 	noOverlap bool             // ca_overlap: false
@@ -40,64 +43,111 @@ type Bundle struct {
 func (b *Bundle) Partial() bool { return b.joined }
 
 // Parse reads the content of a secret. What begins with a brace is a JSON object, and gives the fields that it has of
-// the known ones; anything else is PEM, and gives the field plain. The error is a *RejectError.
-func Parse(secret, version string, content []byte) (*Bundle, error) {
-	reject := func(field, format string, args ...any) (*Bundle, error) {
-		return nil, &RejectError{secret, field, fmt.Sprintf(format, args...)}
+// the known ones; anything else is PEM, and gives the field plain, unless how says another. The error is a
+// *RejectError.
+func Parse(secret, version string, content []byte, how Reading) (*Bundle, error) {
+	b := &Bundle{Secret: secret, Version: version, Reading: how, fields: make(map[string]*part)}
+	object, err := b.recognise(content)
+	if err != nil {
+		return nil, &RejectError{secret, plain, err.Error()}
 	}
-	if len(content) > maxBytes {
-		return reject(plain, "is larger than %d bytes", maxBytes)
-	}
-	content = bytes.TrimPrefix(content, []byte("\ufeff"))
-	b := &Bundle{Secret: secret, Version: version, fields: make(map[string]*part)}
-	object := parseObject(content)
-
-	switch {
-	case object.err != nil:
-		return reject(plain, "begins as JSON, and is %v; a line break in a value is written \\n", object.err)
-	case object.is && len(object.known) == 0:
-		return reject(plain, "is a JSON object without any of %s", strings.Join(jsonFields, ", "))
-	case !object.is:
-		p, err := parsePlain(normalise(string(content)))
-		if err != nil {
-			return reject(plain, "%v", err)
+	if !object.is {
+		field := how.As
+		if err := b.parse(field, string(bytes.TrimPrefix(content, []byte("\ufeff")))); err != nil {
+			return nil, &RejectError{secret, field, err.Error()}
 		}
-		b.fields[plain] = p
 		return b, nil
 	}
-
+	used := []string{caOverlap}
 	for _, field := range jsonFields {
-		switch raw := object.known[field]; {
-		case len(raw) == 0:
-		case len(raw) > 1:
-			return reject(field, "appears twice")
-		default:
-			var text *string
-			if err := json.Unmarshal(raw[0], &text); err != nil {
-				return reject(field, "is not a string")
-			}
-			if text == nil { // null, as Terraform's jsonencode writes what is not set
-				continue
-			}
-			p, err := parseField(field, normalise(*text))
-			if err != nil {
-				return reject(field, "%v", err)
-			}
-			b.fields[field] = p
+		key := how.Fields.of(field)
+		used = append(used, key)
+		text, err := object.text(key)
+		switch {
+		case err != nil:
+		case key != field && len(object.members[key]) == 0:
+			err = errors.New("has no value: there is no key of the name that mtls.secrets gives it")
+		case !isBlank(text):
+			err = b.parse(field, text)
+		case len(object.members[key]) > 0 && string(object.members[key][0]) != "null":
+			b.warnings = append(b.warnings, field+": is empty, and counts as not set")
+		}
+		if err != nil {
+			return nil, &RejectError{secret, field, err.Error()}
 		}
 	}
 	if len(b.fields) == 0 {
-		return reject(plain, "has no value but null")
+		return nil, &RejectError{secret, plain, `has no value but null and ""`}
 	}
+	if err := b.setOverlap(object); err != nil {
+		return nil, &RejectError{secret, caOverlap, err.Error()}
+	}
+	b.warnings = append(b.warnings, object.unknown(used)...)
+	return b, nil
+}
 
-	switch raw := object.overlap; {
+// recognise finds out whether content is a JSON object or, failing that, may be PEM.
+func (b *Bundle) recognise(content []byte) (object, error) {
+	if len(content) > maxBytes {
+		return object{}, fmt.Errorf("is larger than %d bytes", maxBytes)
+	}
+	if isUTF16(content) {
+		return object{}, errors.New("is UTF-16; store it as UTF-8")
+	}
+	if what := describeDER(content); what != "" {
+		return object{}, errors.New("is not PEM, but " + what + "; store it as PEM")
+	}
+	var inner string
+	if json.Unmarshal(content, &inner) == nil && strings.HasPrefix(strings.TrimSpace(inner), "{") {
+		return object{}, errors.New("is a JSON string" + holding([]byte(inner)))
+	}
+	o := parseObject(bytes.TrimPrefix(content, []byte("\ufeff")))
+	has := func(field string) bool { return len(o.members[b.Reading.Fields.of(field)]) > 0 }
+	switch {
+	case o.err != nil:
+		return o, fmt.Errorf(`begins as JSON, and is %w; a line break in a value is written \n`, o.err)
+	case o.is && b.Reading.As != plain:
+		return o, fmt.Errorf("is JSON; as: %s in mtls.secrets is for PEM", b.Reading.As)
+	case o.is && !slices.ContainsFunc(jsonFields, has):
+		var names []string
+		for _, field := range jsonFields {
+			names = append(names, b.Reading.Fields.of(field))
+		}
+		return o, fmt.Errorf("is a JSON object without any of %s%s", strings.Join(names, ", "), o.describe(maxNested))
+	case !o.is && b.Reading.Fields != Fields{}:
+		return o, errors.New("is not a JSON object, and fields in mtls.secrets is for one")
+	}
+	return o, nil
+}
+
+// maxNested is how deep in a JSON object we look for what should be on top.
+const maxNested = 2
+
+// parse adds a field.
+func (b *Bundle) parse(field, text string) error {
+	p, err := parseField(field, normalise(text), b.Reading.Validate != None)
+	if err != nil {
+		return err
+	}
+	b.fields[field] = p
+	for _, w := range p.notes {
+		if field != plain {
+			w = field + ": " + w
+		}
+		b.warnings = append(b.warnings, w)
+	}
+	return nil
+}
+
+// setOverlap reads ca_overlap.
+func (b *Bundle) setOverlap(o object) error {
+	switch raw := o.members[caOverlap]; {
 	case len(raw) > 1:
-		return reject(caOverlap, "appears twice")
+		return errors.New("appears twice")
 	case len(raw) == 1 && string(raw[0]) == "false":
 		b.noOverlap = true
 	case len(raw) == 1:
-		return reject(caOverlap, "must be false, to drop the anchors of earlier versions at once, or absent")
+		return errors.New("must be false, to drop the anchors of earlier versions at once, or absent")
 	}
-	b.warnings = object.warnings()
-	return b, nil
+	return nil
 }

@@ -67,7 +67,7 @@ func TestRejected(t *testing.T) {
 		"empty":          {nil, "is empty"},
 		"blank":          {[]byte(" \r\n"), "is empty"},
 		"garbage":        {[]byte(strings.Repeat("\x00\xff", 100)), "is not PEM"},
-		"too large":      {make([]byte, 65<<10), "is larger than 65536 bytes"},
+		"too large":      {make([]byte, maxBytes+1), "is larger than 1048576 bytes"},
 		"malformed JSON": {[]byte(`{"client_cert": "x`), "begins as JSON, and is malformed at byte"},
 		"JSON and more":  {append(with("", nil), '}'), "begins as JSON, and is malformed at byte"},
 		"other JSON object": {[]byte(`{"username": "u", "password": "p"}`),
@@ -78,7 +78,8 @@ func TestRejected(t *testing.T) {
 		"object":           {with(clientKey, map[string]any{"a": 1}), "client_key: is not a string"},
 		"doubled key":      {[]byte(`{"ca_cert": "x", "ca_cert": "y"}`), "ca_cert: appears twice"},
 		"nothing but null": {[]byte(`{"ca_cert": null}`), "has no value but null"},
-		"empty field":      {with(caCert, ""), "ca_cert: is empty"},
+		"empty field":      {with(caCert, ""), "client_cert: comes without ca_cert to lead to"},
+		"nothing but \"\"": {[]byte(`{"ca_cert": ""}`), "has no value but null"},
 		"text":             {with(caCert, "see attachment"), "ca_cert: is not PEM"},
 		"half a PEM":       {with(clientCert, half), "client_cert: holds a PEM block that is cut short"},
 		"one and a half":   {with(clientCert, certText+half), "client_cert: holds a PEM block that is cut short"},
@@ -142,7 +143,7 @@ func TestRejected(t *testing.T) {
 			mtlstest.Valid(-48*time.Hour, -24*time.Hour)).Cert)}.JSON(t), "ca_cert: \"CN=old\" expired on 20"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b, err := Parse("a", "1", c.content)
+			b, err := Parse("a", "1", c.content, Reading{})
 			if err == nil {
 				_, err = Assemble([]*Bundle{b}, nil, time.Now(), nil)
 			}
@@ -274,7 +275,7 @@ func mustSet(t testing.TB, secrets ...[]byte) *Set {
 func mustBundles(t testing.TB, secrets ...[]byte) (bundles []*Bundle) {
 	t.Helper()
 	for i, content := range secrets {
-		bundles = append(bundles, must.Get(Parse(string(rune('a'+i)), "1", content))(t, "parse a good secret"))
+		bundles = append(bundles, must.Get(Parse(string(rune('a'+i)), "1", content, Reading{}))(t, "parse a good secret"))
 	}
 	return bundles
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"crypto"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"slices"
@@ -137,7 +138,7 @@ func (s *search) run(now time.Time) (path, time.Time, error) {
 			}
 		}
 		if first == nil {
-			first = explain(err)
+			first = s.explain(err)
 		}
 	}
 	return nil, time.Time{}, first
@@ -175,11 +176,38 @@ func (s *search) best(chains [][]*x509.Certificate, at time.Time) (best path, fi
 }
 
 // explain names the certificate and the extension where crypto/x509 names neither.
-func explain(err error) error {
+func (s *search) explain(err error) error {
+	all := slices.Concat([]*x509.Certificate{s.leaf}, s.intermediates, s.anchors)
 	if e, ok := errors.AsType[x509.UnknownAuthorityError](err); ok && e.Cert != nil {
 		return fmt.Errorf("the issuer of %q, %q, is missing or did not sign it", e.Cert.Subject, e.Cert.Issuer)
 	}
+	if _, ok := errors.AsType[x509.UnhandledCriticalExtension](err); ok {
+		var ids []string
+		unhandled := func(c *x509.Certificate) bool {
+			for _, id := range c.UnhandledCriticalExtensions {
+				ids = append(ids, nameExtension(id))
+			}
+			return ids != nil
+		}
+		if i := slices.IndexFunc(all, unhandled); i >= 0 {
+			return fmt.Errorf("%q has a critical extension that programs in Go do not process: %s", all[i].Subject,
+				strings.Join(ids, ", "))
+		}
+	}
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.IncompatibleUsage {
+		if i := slices.IndexFunc(all, func(c *x509.Certificate) bool { return !hasUsage(s.kind, c) }); i >= 0 {
+			return fmt.Errorf("%q is not for certificates for %s authentication", all[i].Subject, s.kind)
+		}
+	}
 	return err
+}
+
+// nameExtension names an extension that crypto/x509 may leave unhandled.
+func nameExtension(id asn1.ObjectIdentifier) string {
+	if id.String() == "2.5.29.30" {
+		return "name constraints of a kind other than DNS, IP, email and URI, such as directoryName (2.5.29.30)"
+	}
+	return id.String()
 }
 
 // mayLead reports whether there is a chain at t, going by names and dates alone.

@@ -40,7 +40,7 @@ func (bigKey) Sign(io.Reader, []byte, crypto.SignerOpts) ([]byte, error) {
 
 // set is what becomes of a secret.
 func set(content []byte) (*Set, error) {
-	b, err := Parse("a", "1", content)
+	b, err := Parse("a", "1", content, Reading{})
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func TestCarriedAnchorsAreBounded(t *testing.T) {
 	fields := ca.ClientFields(t, "node")
 	fields[caCert] = mtlstest.CertPEM(ca.Cert) + mtlstest.CertPEM(mtlstest.NewCA(t, "second", nil).Cert)
 	now := time.Now()
-	b := must.Get(Parse("a", "1", fields.JSON(t)))(t, "parse a secret")
+	b := must.Get(Parse("a", "1", fields.JSON(t), Reading{}))(t, "parse a secret")
 	key := mtlstest.NewKey(t)
 	var carried []Carried
 	until := make(map[string]time.Time)

@@ -3,6 +3,7 @@ package certset
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,9 +13,8 @@ import (
 type object struct {
 	is      bool                         // one JSON object, and nothing else
 	err     error                        // it begins like one, and is malformed here
-	known   map[string][]json.RawMessage // by the keys that mean something
-	overlap []json.RawMessage            // of ca_overlap
-	unknown []string
+	members map[string][]json.RawMessage // more than one value: the key stands there more than once
+	keys    []string                     // of members, in their order
 }
 
 // parseObject reads token by token, since json.Unmarshal lets the last of two equal keys win and ignores their case.
@@ -22,7 +22,7 @@ func parseObject(content []byte) (o object) {
 	if !bytes.HasPrefix(bytes.TrimSpace(content), []byte("{")) {
 		return o
 	}
-	known := make(map[string][]json.RawMessage)
+	members := make(map[string][]json.RawMessage)
 	dec := json.NewDecoder(bytes.NewReader(content))
 	malformed := func() object {
 		return object{err: fmt.Errorf("malformed at byte %d", dec.InputOffset())}
@@ -31,7 +31,7 @@ func parseObject(content []byte) (o object) {
 		return malformed()
 	}
 	for dec.More() {
-		key, err := dec.Token()
+		token, err := dec.Token()
 		if err != nil {
 			return malformed()
 		}
@@ -39,13 +39,11 @@ func parseObject(content []byte) (o object) {
 		if err := dec.Decode(&raw); err != nil {
 			return malformed()
 		}
-		if k := key.(string); slices.Contains(jsonFields, k) {
-			known[k] = append(known[k], raw)
-		} else if k == caOverlap {
-			o.overlap = append(o.overlap, raw)
-		} else {
-			o.unknown = append(o.unknown, k)
+		key := token.(string)
+		if members[key] == nil {
+			o.keys = append(o.keys, key)
 		}
+		members[key] = append(members[key], raw)
 	}
 	if _, err := dec.Token(); err != nil {
 		return malformed()
@@ -53,28 +51,58 @@ func parseObject(content []byte) (o object) {
 	if len(bytes.TrimSpace(content[dec.InputOffset():])) != 0 {
 		return malformed()
 	}
-	o.is, o.known = true, known
+	o.is, o.members = true, members
 	return o
 }
 
-// warnings names the unknown keys, unless they look like a secret in the wrong place.
-func (o object) warnings() []string {
+// text returns the value of a field: text, or a list of texts, as Vault gives a chain. What is null, as Terraform's
+// jsonencode writes what is not set, is blank.
+func (o object) text(key string) (string, error) {
+	values := o.members[key]
+	if len(values) == 0 {
+		return "", nil
+	}
+	if len(values) > 1 {
+		return "", errors.New("appears twice")
+	}
+	var one *string
+	if json.Unmarshal(values[0], &one) == nil {
+		if one == nil {
+			return "", nil
+		}
+		return *one, nil
+	}
+	var list []string
+	if json.Unmarshal(values[0], &list) != nil {
+		return "", errors.New("is not a string")
+	}
+	return strings.Join(list, "\n"), nil
+}
+
+// unknown names the keys that are not among those in use, unless they look like a secret in the wrong place.
+func (o object) unknown(used []string) (warnings []string) {
 	var names []string
 	hidden := 0
-	for _, k := range o.unknown {
-		if len(k) <= 32 && k != "" && strings.Trim(k, "abcdefghijklmnopqrstuvwxyz_-") == "" {
+	for _, k := range o.keys {
+		switch {
+		case slices.Contains(used, k):
+		case isName(k):
 			names = append(names, k)
-		} else {
-			hidden++
+		default:
+			hidden += len(o.members[k])
 		}
 	}
 	slices.Sort(names)
-	var w []string
-	for _, k := range slices.Compact(names) {
-		w = append(w, fmt.Sprintf("unknown key %s is not published", k))
+	for _, k := range names {
+		warnings = append(warnings, fmt.Sprintf("unknown key %s is not published", k))
 	}
 	if hidden > 0 {
-		w = append(w, fmt.Sprintf("unknown keys, not named here, are not published: %d", hidden))
+		warnings = append(warnings, fmt.Sprintf("unknown keys, not named here, are not published: %d", hidden))
 	}
-	return w
+	return warnings
+}
+
+// isName reports whether a key is one of those that people make up, and no part of the secret.
+func isName(key string) bool {
+	return len(key) <= 32 && key != "" && strings.Trim(key, "abcdefghijklmnopqrstuvwxyz_-") == ""
 }

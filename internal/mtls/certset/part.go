@@ -24,9 +24,10 @@ const (
 type part struct {
 	blocks  []*pem.Block
 	certs   []*x509.Certificate
-	key     crypto.Signer // of client_key and server_key
-	private bool          // only the owner of the published files may read it
-	leftOut []string      // certificates that are not published, each with the reason
+	key     crypto.Signer       // of client_key and server_key
+	private bool                // only the owner of the published files may read it
+	leaves  []*x509.Certificate // of plain: those that its readers show to peers
+	notes   []string            // what its owner should know of it
 }
 
 func (p *part) pem() []byte { return encodePEM(p.blocks...) }
@@ -36,15 +37,49 @@ func (p *part) add(c *x509.Certificate) {
 	p.blocks = append(p.blocks, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
 }
 
-func parseField(field, text string) (*part, error) {
-	if field == clientKey || field == serverKey {
-		return parseKey(text)
-	}
-	if isAnchors(field) {
-		return parseAnchors(text)
-	}
-	blocks, err := certBlocks(text)
+// parseField reads a field. Without strict, PEM outside of JSON is not verified.
+func parseField(field, text string, strict bool) (p *part, err error) {
+	blocks, repaired, err := decodePEM(text)
 	if err != nil {
+		return nil, err
+	}
+	for i, block := range blocks {
+		if repaired && !isEncrypted(block) && !isSequence(block.Bytes) {
+			return nil, damaged(i, block.Type, "does not parse")
+		}
+	}
+	switch field {
+	case clientKey, serverKey:
+		p, err = parseKey(blocks)
+	case caCert, peerCA:
+		p, err = parseAnchors(blocks)
+	case plain:
+		p, err = parsePlain(blocks, strict)
+	default:
+		p, err = parseChain(blocks)
+	}
+	if err == nil && repaired {
+		p.note("its line breaks were lost or moved on the way; they are put back")
+	}
+	return p, err
+}
+
+// maxNotes bounds the notes about a field: each is a line in the log.
+const maxNotes = 20
+
+func (p *part) note(format string, args ...any) {
+	switch len(p.notes) {
+	case maxNotes + 1:
+	case maxNotes:
+		p.notes = append(p.notes, "there is more like that")
+	default:
+		p.notes = append(p.notes, fmt.Sprintf(format, args...))
+	}
+}
+
+// parseChain reads a field of a certificate and its intermediates.
+func parseChain(blocks []*pem.Block) (*part, error) {
+	if err := checkLabels(blocks); err != nil {
 		return nil, err
 	}
 	p := new(part)
@@ -66,28 +101,29 @@ func parseField(field, text string) (*part, error) {
 	return p, nil
 }
 
-// certBlocks reads a field that holds nothing but certificates.
-func certBlocks(text string) ([]*pem.Block, error) {
-	blocks, err := decodePEM(text)
-	if err != nil {
-		return nil, err
-	}
+// checkLabels returns an error unless all blocks are certificates.
+func checkLabels(blocks []*pem.Block) error {
 	for _, block := range blocks {
-		if isPrivate(block.Type) {
-			return nil, fmt.Errorf("holds a private key")
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("holds %s, want only CERTIFICATE", describeLabel(block.Type))
+		switch {
+		case isPrivate(block.Type):
+			return fmt.Errorf("holds a private key")
+		case block.Type == trusted:
+			return errTrusted
+		case block.Type != certificate:
+			return fmt.Errorf("holds %s, want only CERTIFICATE", describeLabel(block.Type))
 		}
 	}
-	return blocks, nil
+	return nil
 }
 
-// parseAnchors reads a field of anchors. Bundles are made by others, over decades: one member that cannot be used is left
-// out, and spoils nothing.
-func parseAnchors(text string) (*part, error) {
-	blocks, err := certBlocks(text)
-	if err != nil {
+// errTrusted is about the label that openssl x509 -trustout gives.
+var errTrusted = fmt.Errorf("holds %s, which only programs with OpenSSL read; write it without -trustout",
+	describeLabel(trusted))
+
+// parseAnchors reads a field of anchors. Bundles are made by others, over decades: one member that cannot be used is
+// left out, and spoils nothing.
+func parseAnchors(blocks []*pem.Block) (*part, error) {
+	if err := checkLabels(blocks); err != nil {
 		return nil, err
 	}
 	p := new(part)
@@ -95,7 +131,7 @@ func parseAnchors(text string) (*part, error) {
 	for i, block := range blocks {
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			err = fmt.Errorf("certificate %d, %s, does not parse: %w", i+1, describeDER(block.Bytes), err)
+			err = unparsed(i, block.Bytes, err)
 		} else if err = checkCert(c, true); err != nil {
 			err = fmt.Errorf("%q: %w", c.Subject, err)
 		}
@@ -105,7 +141,7 @@ func parseAnchors(text string) (*part, error) {
 			return nil, err
 		case err != nil:
 			first = cmp.Or(first, err)
-			p.leftOut = append(p.leftOut, fmt.Sprintf("%v; it is left out (SHA-256 %s)", err, Digest(block.Bytes)))
+			p.note("%v; it is left out (SHA-256 %s)", err, Digest(block.Bytes))
 		case !slices.ContainsFunc(p.certs, c.Equal):
 			p.add(c)
 		}
@@ -116,8 +152,8 @@ func parseAnchors(text string) (*part, error) {
 	return p, nil
 }
 
-// describeDER names the subject of a certificate that crypto/x509 does not parse.
-func describeDER(der []byte) string {
+// unparsed names the subject of a certificate that crypto/x509 does not parse: number i, from 0.
+func unparsed(i int, der []byte, err error) error {
 	var c struct {
 		TBS struct {
 			Version          int `asn1:"optional,explicit,default:0,tag:0"`
@@ -127,24 +163,21 @@ func describeDER(der []byte) string {
 			Subject          pkix.RDNSequence
 		}
 	}
-	if _, err := asn1.Unmarshal(der, &c); err != nil {
-		return "of an unknown subject"
+	subject := "of an unknown subject"
+	if _, err := asn1.Unmarshal(der, &c); err == nil {
+		subject = fmt.Sprintf("%q", c.TBS.Subject)
 	}
-	return fmt.Sprintf("%q", c.TBS.Subject)
+	return fmt.Errorf("certificate %d, %s, does not parse: %w", i+1, subject, err)
 }
 
 // parseKey reads a field that holds exactly one private key.
-func parseKey(text string) (*part, error) {
-	blocks, err := decodePEM(text)
-	if err != nil {
-		return nil, err
-	}
+func parseKey(blocks []*pem.Block) (*part, error) {
 	p := &part{private: true}
 	for _, block := range blocks {
 		switch {
 		case block.Type == "EC PARAMETERS": // openssl ecparam -genkey puts the curve before the key
 			continue
-		case block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["Proc-Type"] != "":
+		case isEncrypted(block):
 			return nil, fmt.Errorf("is encrypted; store it without a passphrase")
 		case !isPrivate(block.Type):
 			return nil, fmt.Errorf("holds %s, want only one private key", describeLabel(block.Type))
@@ -156,7 +189,7 @@ func parseKey(text string) (*part, error) {
 			return nil, err
 		}
 		p.key = key
-		p.blocks = append(p.blocks, &pem.Block{Type: block.Type, Bytes: block.Bytes})
+		p.blocks = append(p.blocks, block)
 	}
 	if p.key == nil {
 		return nil, fmt.Errorf("holds no private key")
@@ -166,21 +199,14 @@ func parseKey(text string) (*part, error) {
 
 // parsePrivateKey keeps the parsers' own errors to itself: what they say about a key is not ours to repeat.
 func parsePrivateKey(block *pem.Block) (crypto.Signer, error) {
-	var key any
-	var err error
-	switch block.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(block.Bytes)
-	default:
+	parse := keyParser(block.Type)
+	if parse == nil {
 		return nil, fmt.Errorf("holds %s, want PRIVATE KEY, RSA PRIVATE KEY or EC PRIVATE KEY",
 			describeLabel(block.Type))
 	}
+	key, err := parse(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s does not parse", block.Type)
+		return nil, fmt.Errorf("%s does not parse%s", block.Type, whyKey(block.Type, block.Bytes))
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
@@ -189,27 +215,15 @@ func parsePrivateKey(block *pem.Block) (crypto.Signer, error) {
 	return signer, checkStrength(signer.Public())
 }
 
-// parsePlain reads a secret that is PEM of any kind. Only a file of nothing but certificates is public.
-func parsePlain(text string) (*part, error) {
-	blocks, err := decodePEM(text)
-	if err != nil {
-		return nil, err
+// keyParser returns how a key with a label is parsed; nil: this program does not know.
+func keyParser(label string) func(der []byte) (any, error) {
+	switch label {
+	case "PRIVATE KEY":
+		return x509.ParsePKCS8PrivateKey
+	case "RSA PRIVATE KEY":
+		return func(der []byte) (any, error) { return x509.ParsePKCS1PrivateKey(der) }
+	case "EC PRIVATE KEY":
+		return func(der []byte) (any, error) { return x509.ParseECPrivateKey(der) }
 	}
-	p := new(part)
-	for _, block := range blocks {
-		if block.Type == "CERTIFICATE" {
-			c, err := x509.ParseCertificate(block.Bytes)
-			if err != nil {
-				return nil, fmt.Errorf("certificate %d does not parse: %w", len(p.certs)+1, err)
-			}
-			p.add(c)
-			continue
-		}
-		p.private = true
-		if isPrivate(block.Type) && block.Headers["Proc-Type"] == "" && !isSequence(block.Bytes) {
-			return nil, fmt.Errorf("%s does not parse", describeLabel(block.Type))
-		}
-		p.blocks = append(p.blocks, canonical(block))
-	}
-	return p, nil
+	return nil
 }

@@ -217,7 +217,7 @@ func connect(t *testing.T, s *Set) error {
 	if slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.Contains(w, "holds no root for") }) {
 		return nil
 	}
-	anchors := must.Get(parseAnchors(s.file("ca.crt")))(t, "parse ca.crt")
+	anchors := must.Get(parseField(caCert, s.file("ca.crt"), true))(t, "parse ca.crt")
 	return connectAs(t, s.file("client.crt"), s.file("client.key"), anchors.certs)
 }
 

@@ -3,9 +3,14 @@ package certset
 import (
 	"bytes"
 	"encoding/asn1"
+	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
+	"unicode"
 )
 
 // isSequence reports whether der is one ASN.1 SEQUENCE and nothing else, as every form of private key is. A plain
@@ -16,68 +21,197 @@ func isSequence(der []byte) bool {
 	return err == nil && len(rest) == 0 && v.Tag == asn1.TagSequence && v.IsCompound
 }
 
-// canonical drops the headers except those that an encrypted key cannot do without (RFC 1421).
-func canonical(block *pem.Block) *pem.Block {
-	c := &pem.Block{Type: block.Type, Bytes: block.Bytes}
-	for _, h := range []string{"Proc-Type", "DEK-Info"} {
-		if v, ok := block.Headers[h]; ok && block.Headers["Proc-Type"] != "" {
-			if c.Headers == nil {
-				c.Headers = make(map[string]string)
-			}
-			c.Headers[h] = v
-		}
-	}
-	return c
+// isEncrypted reports whether a key is encrypted, in the way of PKCS #8 or of old versions of OpenSSL.
+func isEncrypted(block *pem.Block) bool {
+	return block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers[procType] != ""
 }
 
-// normalise repairs what text suffers on its way into a secret: CRLF, and line ends written as a backslash and an n.
-// PEM has no other use for a backslash.
+// The headers that an encrypted key cannot do without (RFC 1421). All others are dropped.
+const (
+	procType = "Proc-Type"
+	dekInfo  = "DEK-Info"
+)
+
+// normalise repairs line ends: CRLF, and those written as a backslash and an n, once or twice over. PEM has no other
+// use for a backslash.
 func normalise(text string) string {
-	return strings.NewReplacer(`\r\n`, "\n", `\n`, "\n", `\r`, "\n", "\r\n", "\n", "\r", "\n").Replace(text)
+	return strings.NewReplacer(`\\r\\n`, "\n", `\\n`, "\n", `\r\n`, "\n", `\n`, "\n", `\r`, "\n",
+		"\r\n", "\n", "\r", "\n", `\/`, "/").Replace(text)
 }
 
-// decodePEM returns the blocks in text. Other text is allowed around them (RFC 7468, section 2), a damaged block
-// is not: encoding/pem skips those silently.
-func decodePEM(text string) ([]*pem.Block, error) {
-	if strings.TrimSpace(text) == "" {
-		return nil, fmt.Errorf("is empty")
+// The five dashes on both sides of a label, as in -----BEGIN CERTIFICATE-----.
+const (
+	dashes = "-----"
+	begin  = dashes + "BEGIN"
+	end    = dashes + "END"
+)
+
+// decodePEM returns the blocks in text, and whether encoding/pem would have missed some for their layout: consoles,
+// shells and templates turn line breaks into blanks, drop them, join lines and indent them. None of that loses
+// anything, so only what stands between the labels counts. Other text is allowed around blocks (RFC 7468, section 2).
+// A block that is damaged is an error, as is half a one; encoding/pem skips both silently.
+func decodePEM(text string) (blocks []*pem.Block, repaired bool, err error) {
+	if isBlank(text) {
+		return nil, false, errors.New("is empty")
 	}
-	var blocks []*pem.Block
-	for rest := []byte(text); ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
+	if !strings.Contains(text, begin) && !strings.Contains(text, end) {
+		return nil, false, errors.New("is not PEM" + describe(text))
+	}
+	inValue := false
+	for rest := text; ; {
+		between, after, found := strings.Cut(rest, begin)
+		if strings.Contains(between, end) {
+			return nil, false, damaged(len(blocks), "", "has an END line and no BEGIN line")
+		}
+		if !found {
 			break
+		}
+		inValue = inValue || endsInValue(between)
+		var block *pem.Block
+		if block, rest, err = cutBlock(len(blocks), after); err != nil {
+			return nil, false, err
 		}
 		blocks = append(blocks, block)
 	}
-	begin, end := strings.Count(text, "-----BEGIN "), strings.Count(text, "-----END ")
-	switch {
-	case begin == 0 && end == 0:
-		return nil, fmt.Errorf("is not PEM")
-	case begin != len(blocks) || end != len(blocks):
-		return nil, fmt.Errorf("holds a PEM block that is cut short or damaged: %d whole, %d begun, %d ended",
-			len(blocks), begin, end)
+	repaired = countStrict(text) != len(blocks)
+	if repaired && inValue {
+		return nil, false, errors.New("holds PEM inside of something else that is not understood, such as JSON or YAML")
 	}
-	for _, block := range blocks {
-		odd := strings.Trim(block.Type, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ") != ""
-		if odd || strings.TrimSpace(block.Type) != block.Type {
-			return nil, fmt.Errorf("holds a PEM block with an odd label")
+	return blocks, repaired, nil
+}
+
+// endsInValue reports whether what stands before a block makes it look like the value of something. Quotes around all
+// of it are the shell's.
+func endsInValue(before string) bool {
+	before = strings.TrimLeft(strings.TrimFunc(before, isSpace), "-")
+	return strings.Trim(before, `"'`) != "" && strings.ContainsAny(before[len(before)-1:], "\"'`:=|>{[(,")
+}
+
+// countStrict returns how many blocks encoding/pem finds.
+func countStrict(text string) (n int) {
+	for rest := []byte(text); ; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return n
 		}
 	}
-	return blocks, nil
+}
+
+// damaged is what is wrong with the block after the first n.
+func damaged(n int, label, format string, args ...any) error {
+	what := "the text"
+	if label != "" {
+		what = fmt.Sprintf("number %d, %s,", n+1, describeLabel(label))
+	}
+	return fmt.Errorf("holds a PEM block that is cut short or damaged: %s %s", what, fmt.Sprintf(format, args...))
+}
+
+// cutBlock decodes the block after n others, given what follows -----BEGIN, and returns what follows it.
+func cutBlock(n int, text string) (block *pem.Block, rest string, err error) {
+	name, text, ok := strings.Cut(text, dashes)
+	label := cleanLabel(name)
+	if !ok || strings.Trim(label, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ") != "" || label == "" {
+		return nil, "", errors.New("holds a PEM block with an odd label")
+	}
+	body, text, ok := strings.Cut(text, end)
+	if !ok || strings.Contains(body, begin) {
+		return nil, "", damaged(n, label, "has a BEGIN line and no END line")
+	}
+	name, _, ok = strings.Cut(text, dashes)
+	switch ended := cleanLabel(name); {
+	case !ok:
+		return nil, "", damaged(n, label, "has an END line that is cut short")
+	case ended != label:
+		return nil, "", damaged(n, label, "ends as %s", describeLabel(ended))
+	}
+	block = &pem.Block{Type: label}
+	block.Headers, body = cutHeaders(body)
+	if block.Bytes, err = decodeBase64(body); err != nil {
+		return nil, "", damaged(n, label, "%v", err)
+	}
+	// The dashes after the label stay: a block that is joined to this one may begin with them.
+	return block, text[len(name):], nil
+}
+
+var (
+	keyHeader   = regexp.MustCompile(`(?:^|\s)(` + procType + `|` + dekInfo + `):\s*(\S+)`)
+	otherHeader = regexp.MustCompile(`(?m)^\s*[A-Za-z0-9 -]+:.*$`)
+)
+
+// cutHeaders takes the headers out of the body of a block, and returns those of an encrypted key.
+func cutHeaders(body string) (headers map[string]string, rest string) {
+	if !strings.Contains(body, ":") {
+		return nil, body
+	}
+	for _, m := range keyHeader.FindAllStringSubmatch(body, -1) {
+		if headers == nil {
+			headers = make(map[string]string)
+		}
+		headers[m[1]] = m[2]
+	}
+	if headers[procType] == "" {
+		headers = nil
+	}
+	return headers, otherHeader.ReplaceAllString(keyHeader.ReplaceAllString(body, " "), "")
+}
+
+// decodeBase64 decodes the body of a block, whatever white space is in it.
+func decodeBase64(body string) ([]byte, error) {
+	body = strings.Map(func(r rune) rune {
+		if isSpace(r) {
+			return -1
+		}
+		return r
+	}, body)
+	der, err := base64.StdEncoding.DecodeString(body)
+	corrupt, ok := errors.AsType[base64.CorruptInputError](err)
+	switch {
+	case err == nil:
+		return der, nil
+	case ok && int(corrupt) < len(body)-4:
+		return nil, fmt.Errorf("is not base64 at character %d of %d", int(corrupt)+1, len(body))
+	}
+	return nil, fmt.Errorf("does not end as base64 does: it has %d characters", len(body))
+}
+
+// isSpace includes what has no width, such as the byte order mark, since it comes with what is pasted.
+func isSpace(r rune) bool { return unicode.IsSpace(r) || unicode.Is(unicode.Cf, r) }
+
+func isBlank(text string) bool { return strings.TrimFunc(text, isSpace) == "" }
+
+// labels are those in use. Any other may be a misplaced part of the secret.
+var labels = []string{
+	certificate, "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "OPENSSH PRIVATE KEY",
+	"DSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY", "EC PARAMETERS", "DH PARAMETERS", "CERTIFICATE REQUEST",
+	"NEW CERTIFICATE REQUEST", "X509 CRL", "PKCS7", "CMS", trusted,
+}
+
+const (
+	certificate = "CERTIFICATE"
+	trusted     = "TRUSTED CERTIFICATE" // of OpenSSL, with what to trust it for after the certificate
+)
+
+// cleanLabel repairs the white space in a label. X509 CERTIFICATE is what OpenSSL has called a certificate once.
+func cleanLabel(label string) string {
+	words := strings.FieldsFunc(label, isSpace)
+	squeezed := strings.Join(words, "")
+	if squeezed == "X509CERTIFICATE" {
+		return certificate
+	}
+	i := slices.IndexFunc(labels, func(l string) bool { return strings.ReplaceAll(l, " ", "") == squeezed })
+	if i >= 0 {
+		return labels[i]
+	}
+	return strings.Join(words, " ")
 }
 
 func isPrivate(label string) bool {
 	return strings.Contains(label, "PRIVATE KEY")
 }
 
-// describeLabel names label if it is one of those in use. Anything else may be a misplaced part of the secret.
+// describeLabel names label if it is one of those in use.
 func describeLabel(label string) string {
-	switch label {
-	case "CERTIFICATE", "PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY",
-		"ENCRYPTED PRIVATE KEY", "OPENSSH PRIVATE KEY",
-		"DSA PRIVATE KEY", "PUBLIC KEY", "RSA PUBLIC KEY", "EC PARAMETERS", "DH PARAMETERS", "CERTIFICATE REQUEST",
-		"NEW CERTIFICATE REQUEST", "X509 CRL", "PKCS7", "CMS", "X509 CERTIFICATE", "TRUSTED CERTIFICATE":
+	if slices.Contains(labels, label) {
 		return "a block labelled " + label
 	}
 	return "a block with an unknown label"
@@ -86,7 +220,7 @@ func describeLabel(label string) string {
 func encodePEM(blocks ...*pem.Block) []byte {
 	var b bytes.Buffer
 	for _, block := range blocks {
-		// This cannot fail: a buffer takes everything, and canonical has dropped headers that do not encode.
+		// This cannot fail: a buffer takes everything, and only headers that encode have been kept.
 		if err := pem.Encode(&b, block); err != nil {
 			panic(err)
 		}

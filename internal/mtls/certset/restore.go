@@ -13,7 +13,9 @@ import (
 func Restore(origins []Origin, files []File, carried map[string]time.Time, published, now time.Time) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {
-		bundles = append(bundles, &Bundle{Secret: o.Secret, Version: o.Version, fields: make(map[string]*part)})
+		bundles = append(bundles, &Bundle{
+			Secret: o.Secret, Version: o.Version, Reading: o.Reading, fields: make(map[string]*part),
+		})
 	}
 	var over []Carried
 	issuers := slices.ContainsFunc(files, func(f File) bool { return f.Name == issuerFile })
@@ -68,13 +70,7 @@ func restoreField(bundles []*Bundle, f File, issuers bool) (*part, error) {
 				continue // the same secret may be listed again further down
 			}
 		}
-		var p *part
-		var err error
-		if field == plain {
-			p, err = parsePlain(string(f.Content))
-		} else {
-			p, err = parseField(field, string(f.Content))
-		}
+		p, err := parseField(field, string(f.Content), b.Reading.Validate != None)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name, err)
 		}

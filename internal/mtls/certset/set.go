@@ -27,10 +27,11 @@ type Carried struct {
 	Until time.Time
 }
 
-// Origin names the version of a secret that a file comes from.
+// Origin names the version of a secret that a file comes from, and how it was read.
 type Origin struct {
-	Secret  string `json:"secret"`
-	Version string `json:"version"`
+	Secret  string  `json:"secret"`
+	Version string  `json:"version"`
+	Reading Reading `json:"reading,omitzero"`
 }
 
 // File is one file to publish.
@@ -61,8 +62,11 @@ func last(certs []*x509.Certificate) (c *x509.Certificate) {
 	return nil
 }
 
+// String is how logs name an origin.
+func (o Origin) String() string { return o.Secret + " " + o.Version }
+
 // origin returns where the content of b comes from.
-func (b *Bundle) origin() Origin { return Origin{b.Secret, b.Version} }
+func (b *Bundle) origin() Origin { return Origin{b.Secret, b.Version, b.Reading} }
 
 // Origins lists the versions that the set was made of, in the order of the configuration.
 func (s *Set) Origins() []Origin {

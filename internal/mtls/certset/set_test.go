@@ -85,7 +85,7 @@ func TestSecretsGoTogether(t *testing.T) {
 		if want == "" {
 			want = "b"
 		}
-		if f.Origin != (Origin{want, "1"}) {
+		if f.Origin != (Origin{Secret: want, Version: "1"}) {
 			t.Errorf("%s comes from %v, want secret %s", f.Name, f.Origin, want)
 		}
 	}

@@ -8,6 +8,9 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
 	"fmt"
 )
 
@@ -53,6 +56,9 @@ func checkStrength(key crypto.PublicKey) error {
 
 // checkCert verifies what a certificate is by itself. An anchor is a certificate from ca_cert or peer_ca.
 func checkCert(c *x509.Certificate, anchor bool) error {
+	if c.PublicKeyAlgorithm == x509.UnknownPublicKeyAlgorithm {
+		return errors.New(describeAlgorithm(algorithmOf(c)))
+	}
 	if err := checkStrength(c.PublicKey); err != nil {
 		return err
 	}
@@ -65,7 +71,23 @@ func checkCert(c *x509.Certificate, anchor bool) error {
 		}
 	}
 	if anchor && (!c.BasicConstraintsValid || !c.IsCA) {
-		return fmt.Errorf("is not a CA certificate: it needs the extension basicConstraints with CA:TRUE")
+		return errNoCA
 	}
 	return nil
+}
+
+// errNoCA is about an anchor. Readers differ in what they make of one without CA:TRUE: a version 1 root, or a leaf that
+// is its own CA.
+var errNoCA = errors.New("is not a CA certificate: it needs the extension basicConstraints with CA:TRUE")
+
+// algorithmOf returns that of the key in a certificate.
+func algorithmOf(c *x509.Certificate) asn1.ObjectIdentifier {
+	var spki struct {
+		Algorithm pkix.AlgorithmIdentifier
+		PublicKey asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(c.RawSubjectPublicKeyInfo, &spki); err != nil {
+		return nil
+	}
+	return spki.Algorithm.Algorithm
 }

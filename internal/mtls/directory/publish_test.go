@@ -65,7 +65,8 @@ func mustSet(t testing.TB, secrets ...[]byte) *certset.Set {
 	t.Helper()
 	var bundles []*certset.Bundle
 	for i, content := range secrets {
-		bundles = append(bundles, must.Get(certset.Parse(string(rune('a'+i)), "1", content))(t, "parse a secret"))
+		b, err := certset.Parse(string(rune('a'+i)), "1", content, certset.Reading{})
+		bundles = append(bundles, must.Get(b, err)(t, "parse a secret"))
 	}
 	return must.Get(certset.Assemble(bundles, nil, time.Now(), nil))(t, "assemble a set")
 }

@@ -103,8 +103,9 @@ func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certs
 	var files []certset.File
 	for _, e := range m.Files {
 		if e.File != evidenceFile {
-			origin := certset.Origin{Secret: e.Secret, Version: e.Version}
-			files = append(files, certset.File{Name: e.File, Content: contents[e.File], Origin: origin, Also: e.Also})
+			files = append(files, certset.File{
+				Name: e.File, Content: contents[e.File], Origin: m.origin(e), Also: e.Also,
+			})
 		}
 	}
 	carried := make(map[string]time.Time)
@@ -114,12 +115,25 @@ func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certs
 	return certset.Restore(m.Secrets, files, carried, m.Published, now)
 }
 
+// origin returns where a file comes from.
+func (m *manifest) origin(e manifestEntry) certset.Origin {
+	for _, o := range m.Secrets {
+		if o.Secret == e.Secret && o.Version == e.Version {
+			return o
+		}
+	}
+	return certset.Origin{Secret: e.Secret, Version: e.Version}
+}
+
+// maxFileBytes has room for the anchors of 20 secrets of 1 MiB.
+const maxFileBytes = 32 << 20
+
 // readFiles reads the files of a manifest. An error means that the content of one is not what was published; drift is
 // what else is not.
 func readFiles(gen *os.Root, m *manifest) (contents map[string][]byte, drift, err error) {
 	contents = make(map[string][]byte)
 	for _, e := range m.Files {
-		content, st, err := readBounded(gen, e.File, maxManifestBytes)
+		content, st, err := readBounded(gen, e.File, maxFileBytes)
 		if err != nil {
 			return nil, nil, err
 		}
