@@ -51,9 +51,8 @@ func fromBase64(text string) []byte {
 
 // holding says what content is that was encoded once more.
 func holding(content []byte) string {
-	content = bytes.TrimFunc(content, isSpace)
 	switch {
-	case bytes.HasPrefix(content, []byte("{")):
+	case bytes.HasPrefix(bytes.TrimLeftFunc(content, isSpace), []byte("{")):
 		return " of a JSON object; store the object itself"
 	case bytes.Contains(content, []byte(begin)):
 		return " of PEM; store the PEM itself"
