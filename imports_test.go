@@ -118,12 +118,18 @@ var pure = []string{"internal/snp", "internal/strictjson", "internal/ecsconfig",
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
-	"sevagent":  append([]string{module + "internal/bootstrap"}, clients...),
-	"bootstrap": append([]string{aws + "/service/secretsmanager", module + "internal/agent"}, simulation...),
+	"sevagent": append([]string{module + "internal/bootstrap", template}, clients...),
+	"bootstrap": append([]string{
+		aws + "/service/secretsmanager", module + "internal/agent", template,
+	}, simulation...),
 	"sevctl": append([]string{
 		aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest",
 	}, simulation...),
 }
+
+// template calls methods by names that the linker does not know: with it, a program keeps every method of everything,
+// which are four megabytes.
+const template = "text/template"
 
 // clients of AWS that the agent does not need.
 var clients = append([]string{

@@ -60,11 +60,13 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
 	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
-	root.Version = Version() // for the flag --version
-	root.SetVersionTemplate(versionLine(root.Name()))
 	root.SetFlagErrorFunc(flagError)
 	prepare(root)
 	refuseUnknownTopics(root)
+	if len(args) == 1 && (args[0] == "--version" || args[0] == "-v") {
+		// Cobra's own flag prints by a template, and with text/template the linker keeps every method of everything.
+		args = []string{"version"}
+	}
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	out := &output{Writer: stdout}
@@ -97,14 +99,11 @@ func versionCommand(name string) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := io.WriteString(cmd.OutOrStdout(), versionLine(name))
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n",
+				name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
-}
-
-func versionLine(name string) string {
-	return fmt.Sprintf("%s %s %s %s/%s\n", name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // Version returns what the build recorded about the source: a tag, or a pseudo-version with the commit.
