@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,7 +37,7 @@ type lateNode struct {
 	// ill returns what is wrong with a request: an HTTP status, an error of the network, or errHung; nil: nothing.
 	ill func(*http.Request) error
 	// silent makes the ECS agent refuse connections, as it does until it has registered.
-	silent bool
+	silent atomic.Bool
 }
 
 var (
@@ -111,7 +112,7 @@ func (n *lateNode) RoundTrip(req *http.Request) (*http.Response, error) {
 		n.metadata.ServeHTTP(rec, req)
 	case req.URL.Hostname() != "127.0.0.1":
 		n.stack.ServeHTTP(rec, req)
-	case n.silent:
+	case n.silent.Load():
 		return nil, errRefused
 	default:
 		n.ecs.ServeHTTP(rec, req)
@@ -125,7 +126,7 @@ const target = "meta-data/autoscaling/target-lifecycle-state"
 func (n *lateNode) targets(state string) { n.metadata.Set(target, state) }
 
 func (n *lateNode) register() {
-	n.silent = false
+	n.silent.Store(false)
 	n.ecs.Register("prod", "arn:aws:ecs:us-east-2:111122223333:container-instance/prod/1")
 }
 
@@ -288,7 +289,7 @@ func TestWarmPool(t *testing.T) {
 			n := newLateNode(t)
 			n.inBubble(func(t *testing.T) {
 				n.targets(state)
-				n.silent = true
+				n.silent.Store(true)
 				inService := time.AfterFunc(long, func() { n.targets("InService") })
 				registered := time.AfterFunc(long+4*time.Minute, n.register)
 				defer inService.Stop()
@@ -315,7 +316,7 @@ func TestWarmPool(t *testing.T) {
 	t.Run("back in the pool", func(t *testing.T) {
 		n := newLateNode(t)
 		n.inBubble(func(t *testing.T) {
-			n.silent = true
+			n.silent.Store(true)
 			back := time.AfterFunc(time.Minute, func() { n.targets("Warmed:Stopped") })
 			inService := time.AfterFunc(long, func() { n.targets("InService"); n.register() })
 			defer back.Stop()
@@ -328,7 +329,7 @@ func TestWarmPool(t *testing.T) {
 		n := newLateNode(t)
 		n.inBubble(func(t *testing.T) {
 			n.targets("Warmed:Stopped")
-			n.silent = true
+			n.silent.Store(true)
 			ctx, stop := context.WithTimeout(t.Context(), time.Hour)
 			defer stop()
 			if err := n.machine.signal(ctx, SignalOptions{
@@ -350,7 +351,7 @@ func TestSuccessAfterFailure(t *testing.T) {
 	n := newLateNode(t)
 	n.inBubble(func(t *testing.T) {
 		failed := failure("registration: connect: connection refused")
-		n.silent = true
+		n.silent.Store(true)
 		for range 2 {
 			wantError(t, n.signal(), "registration: ")
 			n.signaled(failed)
@@ -363,7 +364,7 @@ func TestSuccessAfterFailure(t *testing.T) {
 			must.Do(t, n.signal(), "signal the success")
 			n.signaled(failed, success)
 		}
-		n.silent = true
+		n.silent.Store(true)
 		must.Do(t, n.signal(), "look for what was signaled")
 		n.took(0, time.Second)
 	})
@@ -395,7 +396,7 @@ level=info time=2026-11-30T10:00:02Z msg="level=error is not this" module=agent.
 		t.Run(name, func(t *testing.T) {
 			n := newLateNode(t)
 			must.Do(t, os.WriteFile(n.machine.ecsLog, []byte(c.log), 0o644), "write the ECS agent's log")
-			n.silent = true
+			n.silent.Store(true)
 			n.inBubble(func(t *testing.T) {
 				err := n.signal()
 				wantError(t, err, "wait for the ECS agent to register: not within 5m0s: ")

@@ -540,7 +540,10 @@ func (g *gathering) types(ctx context.Context) {
 // unsupported asks about the types that nodes and groups name although they are not among those with SEV-SNP: whether
 // they exist, and whether the region offers them. It only explains; if it fails, the check says less.
 func (g *gathering) unsupported(ctx context.Context, nodes map[string]*Node) {
-	if len(g.s.Supported) == 0 || g.s.Failures[apiTypes] != nil {
+	g.mu.Lock()
+	failed := g.s.Failures[apiTypes] != nil
+	g.mu.Unlock()
+	if len(g.s.Supported) == 0 || failed {
 		return
 	}
 	names := make(map[string]bool)

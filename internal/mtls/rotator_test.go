@@ -457,10 +457,30 @@ func TestAnchorsOfTwoSecretsAfterRestart(t *testing.T) {
 	})
 }
 
-// The end of a chain is told of in time, whichever certificate ends it, and once at each stage.
+// lockedBuffer is what a Rotator logs while a test reads it.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(text []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(text)
+}
+
+// take returns what was logged since the last call.
+func (b *lockedBuffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	defer b.text.Reset()
+	return b.text.String()
+}
+
+// The end of a chain is announced in time, whichever certificate ends it, and once at each stage.
 func TestExpiryIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedBuffer
 		root := mtlstest.NewCA(t, "root", nil)
 		short := mtlstest.NewCA(t, "short", root, mtlstest.Valid(0, 240*time.Hour))
 		leaf, key := short.Leaf(t, "node")
@@ -473,12 +493,11 @@ func TestExpiryIsLogged(t *testing.T) {
 		})
 		until := func(left time.Duration) (lines []string) {
 			n.after(time.Until(short.Cert.NotAfter) - left)
-			for line := range strings.Lines(log.String()) {
+			for line := range strings.Lines(log.take()) {
 				if strings.Contains(line, "a published certificate") {
 					lines = append(lines, line)
 				}
 			}
-			log.Reset()
 			return lines
 		}
 		want := func(lines []string, words ...string) {
