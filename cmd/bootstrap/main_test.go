@@ -160,7 +160,7 @@ func setup(env *testscript.Env) error {
 	for name, value := range map[string]string{
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT": ms.URL, "AWS_ENDPOINT_URL_CLOUDFORMATION": cs.URL, "HOME": env.WorkDir,
 		"AWS_ENDPOINT_URL_ECS": as.URL,
-		"AWS_REGION": "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
+		"AWS_REGION":           "", "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_PROFILE": "",
 		"STACK_ID":                        cfn.StackID("prod"),
 		"SOCKET":                          filepath.Join(short, "s"),
 		"SEVAGENT_BOOTSTRAP_SERVICES":     bootstrap.ServicesNone,
