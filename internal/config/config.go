@@ -77,7 +77,8 @@ type MTLS struct {
 	PollInterval time.Duration `yaml:"poll_interval"`
 	// Owner is the numeric "uid:gid" of the published files. Default 0:0.
 	Owner Owner `yaml:"owner"`
-	// KeyMode is the mode of files with a private key, octal; nothing for others. Default 0440.
+	// KeyMode is the mode of files with a private key, octal; nothing for others. Default 0400: a container that is given
+	// a bare user ID has group 0, and would read keys of 0:0 with 0440.
 	KeyMode fs.FileMode `yaml:"key_mode"`
 	// CertMode is the mode of all other files, octal. Default 0444.
 	CertMode fs.FileMode `yaml:"cert_mode"`
@@ -151,7 +152,7 @@ func Default() Config {
 			Policy: "aws-shared", Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
 		},
 		MTLS: MTLS{
-			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o440, CertMode: 0o444,
+			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o400, CertMode: 0o444,
 			ProbeInterval: time.Minute,
 		},
 		Listen: Listen{Socket: "/run/sevagent/sevagent.sock", TCP: "127.0.0.1:9180"},

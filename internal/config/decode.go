@@ -329,7 +329,7 @@ func parseDuration(n *yaml.Node) (any, error) {
 func parseMode(n *yaml.Node) (any, error) {
 	mode, err := strconv.ParseUint(n.Value, 8, 32)
 	if err != nil || mode > 0o777 {
-		return nil, fmt.Errorf("%s is not an octal mode such as \"0440\", at most \"0777\"", quote(n.Value))
+		return nil, fmt.Errorf("%s is not an octal mode such as \"0400\", at most \"0777\"", quote(n.Value))
 	}
 	return fs.FileMode(mode), nil
 }

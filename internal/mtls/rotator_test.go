@@ -107,7 +107,7 @@ func (f *fakeSecret) Fetch(_ context.Context, version string, label source.Label
 // ours are settings that need no privileges.
 var (
 	own  = config.Owner{UID: os.Getuid(), GID: os.Getgid()}
-	ours = directory.Access{Owner: directory.Owner(own), KeyMode: 0o440, CertMode: 0o444}
+	ours = directory.Access{Owner: directory.Owner(own), KeyMode: 0o400, CertMode: 0o444}
 )
 
 func settings(path string) config.MTLS {
@@ -315,10 +315,61 @@ func TestRestartServesAtOnce(t *testing.T) {
 		n.stop()
 
 		// What the manifest says is compared with the new settings, too.
-		n = start(t, path, map[string]source.Source{"a": s}, func(c *Config) { c.Settings.KeyMode = 0o400 })
+		n = start(t, path, map[string]source.Source{"a": s}, func(c *Config) { c.Settings.KeyMode = 0o440 })
 		if n.Status().Generation == generation ||
-			mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o400 {
+			mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
 			t.Error("another key_mode was not applied")
+		}
+	})
+}
+
+// An agent whose default mode was 0440 has published: the first start with another default publishes the same again, in
+// the consumers' directories too, and takes the group's right away, even while Secrets Manager cannot be reached.
+func TestUpgradeOfModes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := mtlstest.NewCA(t, "ca", nil)
+		s := newFake(ca.ClientSecret(t, "first"))
+		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
+		web := config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}}
+		n := start(t, path, map[string]source.Source{"a": s}, consumers(web),
+			func(c *Config) { c.Settings.KeyMode = 0o440 })
+		content := func() (text string) {
+			for _, name := range []string{"client.crt", "client.key", "client.pem", "ca.crt", "web/client.pem"} {
+				text += mtlstest.Read(t, filepath.Join(path, name))
+			}
+			return text
+		}
+		before, old := content(), n.Status().Generation
+		n.stop()
+
+		s.fail(errors.New("connection refused"))
+		n = start(t, path, map[string]source.Source{"a": s}, consumers(web),
+			func(c *Config) { c.Settings.KeyMode = config.Default().MTLS.KeyMode })
+		n.isReady(t, true)
+		modes := func() (list []string) {
+			for _, name := range []string{"client.key", "client.pem", "web/client.pem", "client.crt"} {
+				list = append(list, fmt.Sprintf("%s %04o", name, mtlstest.Stat(t, filepath.Join(path, name)).Mode&0o777))
+			}
+			return list
+		}
+		want := []string{"client.key 0400", "client.pem 0400", "web/client.pem 0400", "client.crt 0444"}
+		if diff := cmp.Diff(want, modes()); diff != "" {
+			t.Errorf("after the upgrade (-want +got):\n%s", diff)
+		}
+		generation := n.Status().Generation
+		if content() != before {
+			t.Error("the upgrade changed what the files hold")
+		}
+		if s := n.Status(); generation == old || len(s.Guard.Findings) != 0 || s.Guard.Repairs != 0 {
+			t.Errorf("generation %s after %s; the guard is %+v", generation, old, s.Guard)
+		}
+
+		// It is restored from there, and stays.
+		n.stop()
+		n = start(t, path, map[string]source.Source{"a": s}, consumers(web))
+		n.isReady(t, true)
+		if got := n.Status().Generation; got != generation {
+			t.Errorf("generation %s, and after another restart %s", generation, got)
 		}
 	})
 }
@@ -921,7 +972,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 		n.after(time.Minute)
 		n.isReady(t, true)
 		if n.Status().Generation == generation ||
-			mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != 0o440 {
+			mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode&0o777 != uint32(ours.KeyMode) {
 			t.Errorf("generation %s still has mode %o", n.Status().Generation,
 				mtlstest.Stat(t, filepath.Join(path, "client.key")).Mode)
 		}

@@ -249,3 +249,64 @@ func TestConsumer(t *testing.T) {
 		}
 	}
 }
+
+// TestRecipes: the recipes of docs/reading-certificates.md for containers that are not root let exactly those read keys
+// that they are for. A container has no /etc/passwd that knows its user, as many have: a bare user ID gets group 0.
+func TestRecipes(t *testing.T) {
+	type reader struct {
+		user, dir string // below the published one; empty: that itself
+		keys      bool   // it may read them
+	}
+	for recipe, readers := range map[string][]reader{
+		"": { // the default
+			{"0", "", true}, {"1000", "", false}, {"1000:1000", "", false},
+		},
+		"bare-user": {
+			{"1000", "api", true}, {"1000:1000", "api", true}, {"1001", "api", false}, {"1000", "", false},
+		},
+		"group": {
+			{"1001:5000", "", true}, {"1002:5000", "", true}, {"1001", "", false}, {"5000", "", false},
+		},
+		"separate": {
+			{"1001", "orders", true}, {"1002", "billing", true}, {"1001", "billing", false}, {"1002", "orders", false},
+			{"1001", "", false},
+		},
+	} {
+		t.Run(recipe, func(t *testing.T) {
+			if recipe != "" {
+				file := filepath.Join(lab.ConfigDir, "conf.d/60-recipe.yaml")
+				lab.Write(t, file, lab.Recipes(t)[recipe])
+				defer os.Remove(file)
+			}
+			a := startAgent(t, "")
+			for _, r := range readers {
+				c := startContainer(t, image, "--user="+r.user, readOnly(filepath.Join(lab.Published, r.dir), lab.Published))
+				for range 2 {
+					c.readsKeys(r.keys)
+					a.rotate()
+				}
+			}
+		})
+	}
+}
+
+// readsKeys checks whether a container can read the keys at the top of what it mounts, and everything else there.
+func (c *container) readsKeys(want bool) {
+	c.t.Helper()
+	keys := 0
+	for _, r := range c.ask("read-all").Attempts {
+		if name, _ := filepath.Rel(lab.Published, r.What); strings.Contains(name, "/") {
+			continue // a consumer's
+		}
+		isKey := strings.HasSuffix(r.What, ".key") || strings.HasSuffix(r.What, ".pem")
+		if isKey {
+			keys++
+		}
+		if want := !isKey || want; (r.Err == "") != want || r.Err != "" && !strings.HasSuffix(r.Err, unix.EACCES.Error()) {
+			c.t.Errorf("%s reads %s: %q, want it to succeed: %v", c.name, r.What, r.Err, want)
+		}
+	}
+	if keys == 0 {
+		c.t.Errorf("%s sees no key at all", c.name)
+	}
+}

@@ -115,7 +115,7 @@ func goProgram(name string) func(*machine, string) ([]string, string) {
 		dir := binary + ".d"
 		files := []string{filepath.Join(dir, "drive.go")}
 		lab.Write(m.t, files[0], lab.Read(m.t, "testdata/drive.go"))
-		all := recipes(m.t)
+		all := lab.Recipes(m.t)
 		for _, name := range []string{"go-client", "go-plain", "go-server"} {
 			file := filepath.Join(dir, name+".go")
 			lab.Write(m.t, file, all[name])
@@ -248,7 +248,7 @@ func TestReaders(t *testing.T) {
 	if lab.Work() == "" {
 		t.Skip("run test/run readers, which makes the namespaces")
 	}
-	code := recipes(t)
+	code := lab.Recipes(t)
 	m := newMachine(t, code["consumer"])
 	m.watching = code["watch"]
 	var all, running []*reader

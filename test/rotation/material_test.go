@@ -33,7 +33,7 @@ type file struct {
 func (f file) mode() os.FileMode {
 	switch f.name {
 	case "client.key", "server.key", "client.pem", "server.pem":
-		return 0o440
+		return 0o400
 	}
 	return 0o444
 }

@@ -133,7 +133,7 @@ func startRotator(tb testing.TB, dir string, disk bool) func(material) error {
 		Settings: mtls.Settings{
 			MTLS: config.MTLS{
 				Path: dir, AllowDisk: disk, PollInterval: 24 * time.Hour,
-				Owner: config.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o440, CertMode: 0o444,
+				Owner: config.Owner{UID: os.Getuid(), GID: os.Getgid()}, KeyMode: 0o400, CertMode: 0o444,
 			},
 			Secrets: []mtls.NamedSource{{Name: "bench", Source: source.File(secret)}},
 		},
