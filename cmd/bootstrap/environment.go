@@ -12,14 +12,17 @@ import (
 )
 
 // fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*. Lists are separated by commas; in flags
-// too, except --ecs-option, which is one option each time.
+// too, except --ecs-option, which is one option each time. A consumer has commas of its own.
 func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (err error) {
 	flags.VisitAll(func(f *pflag.Flag) {
 		list, isList := f.Value.(pflag.SliceValue)
-		isOption := f.Name == "ecs-option"
+		isOption, apart := f.Name == "ecs-option", split
+		if f.Name == "mtls-consumer" {
+			apart = splitConsumers
+		}
 		if f.Changed {
 			if isList && !isOption {
-				err = errors.Join(err, list.Replace(split(list.GetSlice())))
+				err = errors.Join(err, list.Replace(apart(list.GetSlice())))
 			}
 			return
 		}
@@ -33,7 +36,7 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 		case isOption:
 			values = splitOptions(value)
 		case isList:
-			values = split(values)
+			values = apart(values)
 		}
 		for _, v := range values {
 			if setErr := flags.Set(f.Name, strings.TrimSpace(v)); setErr != nil {
@@ -54,6 +57,21 @@ func split(lists []string) (values []string) {
 		}
 	}
 	return values
+}
+
+// splitConsumers takes apart what has the form NAME=UID:GID=FILE,FILE: of a list, a part without = is one more file.
+func splitConsumers(lists []string) (consumers []string) {
+	for _, list := range lists {
+		first := len(consumers)
+		for _, part := range split([]string{list}) {
+			if n := len(consumers); n > first && !strings.Contains(part, "=") {
+				consumers[n-1] += "," + part
+			} else {
+				consumers = append(consumers, part)
+			}
+		}
+	}
+	return consumers
 }
 
 // splitOptions takes apart what is separated by commas: ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two. A comma

@@ -181,6 +181,11 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 		"an enclave server, `HOST:PORT`; repeatable,\nor separated by commas")
 	f.StringVar(&o.MTLSPath, "mtls-path", "",
 		"the `DIRECTORY` that certificates are\npublished in (default: the agent's,\n/etc/ecs/mtls)")
+	f.StringVar(&o.MTLSOwner, "mtls-owner", "",
+		"owner of the published files, `UID:GID`\n(default: the agent's, 0:0)")
+	f.StringArrayVar(&o.Consumers, "mtls-consumer", nil,
+		"a `CONSUMER`, which is a directory below that\nwith its own owner and fewer files:\n"+
+			"NAME=UID:GID=FILE,FILE; repeatable, or\nseparated by commas")
 	f.StringVar(&o.Mode, "attestation-mode", "",
 		"`MODE` is enforce, warn or off (default: the\nagent's, enforce)")
 	dirFlags(f, &o.Dirs, "the agent's configuration `DIRECTORY`;\n50-bootstrap.yaml goes into its\nconf.d",

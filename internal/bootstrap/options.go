@@ -17,8 +17,9 @@ type Options struct {
 	SignalTimeout time.Duration // to signal CloudFormation, the wait for a resource that does not wait yet included
 
 	// The agent's configuration; empty: its default.
-	Secrets, Endpoints []string
-	MTLSPath, Mode     string
+	Secrets, Endpoints        []string
+	MTLSPath, MTLSOwner, Mode string
+	Consumers                 []string // NAME=UID:GID=FILE,FILE
 
 	Socket  string        // the agent's
 	Timeout time.Duration // for the agent's proof and the first certificates
@@ -98,6 +99,11 @@ func (o Options) check(units Dirs) error {
 	if filepath.IsAbs(o.MTLSPath) && o.Services == ServicesSystemd {
 		if _, err := unitPath(o.MTLSPath); err != nil {
 			m.add("--mtls-path is %q: %w", o.MTLSPath, err)
+		}
+	}
+	for _, text := range o.Consumers {
+		if _, ok := parseConsumer(text); !ok {
+			m.add("--mtls-consumer is %q, want NAME=UID:GID=FILE,FILE, such as api=1000:1000=client.pem,ca.crt", text)
 		}
 	}
 	return errors.Join(append(m, o.checkSignal(), o.Install.check())...)

@@ -53,6 +53,17 @@ func (o Options) overlay() []byte {
 	if o.Secrets != nil {
 		mtls = append(mtls, "secrets: "+toJSON(o.Secrets))
 	}
+	if o.MTLSOwner != "" {
+		mtls = append(mtls, "owner: "+toJSON(o.MTLSOwner))
+	}
+	if o.Consumers != nil {
+		var list []consumer
+		for _, text := range o.Consumers {
+			c, _ := parseConsumer(text)
+			list = append(list, c)
+		}
+		mtls = append(mtls, "consumers: "+toJSON(list))
+	}
 	if o.Endpoints != nil {
 		mtls = append(mtls, "endpoints: "+toJSON(o.Endpoints))
 	}
@@ -60,6 +71,22 @@ func (o Options) overlay() []byte {
 		fmt.Fprintf(&b, "mtls:\n  %s\n", strings.Join(mtls, "\n  "))
 	}
 	return b.Bytes()
+}
+
+// consumer is an entry of mtls.consumers.
+type consumer struct {
+	Name  string   `json:"name"`
+	Owner string   `json:"owner"`
+	Files []string `json:"files"`
+}
+
+// parseConsumer reads NAME=UID:GID=FILE,FILE. Whether these are names, numbers and files, the agent's loader says.
+func parseConsumer(text string) (c consumer, ok bool) {
+	part := strings.Split(text, "=")
+	if len(part) != 3 || slices.Contains(part, "") {
+		return consumer{}, false
+	}
+	return consumer{part[0], part[1], strings.Split(part[2], ",")}, true
 }
 
 // toJSON is for text, times, and lists and structs of them, which always marshal.

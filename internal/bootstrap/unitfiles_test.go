@@ -85,9 +85,23 @@ CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
 SystemCallFilter=@chown
 `)
 
-	// The package's directory again: all of it goes.
+	// So do those that options name, in the package's directory.
+	const owned = marker + `[Service]
+# mtls.owner: to give files away, and to check and renew them afterwards.
+CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH
+SystemCallFilter=@chown
+`
 	config("{}")
 	l.options.MTLSPath = "/etc/ecs/mtls"
+	l.options.MTLSOwner = "0:5000"
+	l.succeeds()
+	is(dropIn, owned)
+	l.options.MTLSOwner, l.options.Consumers = "0:0", []string{"api=1000:1000=client.pem,ca.crt"}
+	l.succeeds()
+	is(dropIn, owned)
+
+	// The package's directory and root again: all of it goes.
+	l.options.Consumers = nil
 	l.succeeds()
 	is("units/srv-own.mount", "")
 	is("units/run-tls.mount", "")
