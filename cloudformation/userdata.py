@@ -100,11 +100,12 @@ def user_data(values):
 
 def longest():
     names = ("UserDataExtra", "EcsConfig", "PackageUrl", "EnclaveEndpoints", "MtlsCertificateSecretsArns",
-             "MtlsCertificatePath")
+             "MtlsCertificatePath", "MtlsConsumers")
     return {name: "x" * parameters[name]["MaxLength"] for name in names} | {
         "ClusterName": "c" * 100,
         "PackageSha256": "0" * 64,
         "AttestationMode": "enforce",
+        "MtlsOwner": "2147483647:2147483647",
         "EnableEnclaveMtls": "true",
         "AWS::Region": "ap-southeast-2",
         "AWS::URLSuffix": "amazonaws.com.cn",

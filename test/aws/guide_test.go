@@ -97,6 +97,13 @@ func TestGuide(t *testing.T) {
 				t.Errorf("the rules are %s", rules)
 			}
 		},
+		"consumers": func(string) {
+			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
+			if data := c.userData("confidential-cluster"); !strings.Contains(data,
+				"SEVAGENT_BOOTSTRAP_MTLS_CONSUMER='api=1000:1000=client.pem,ca.crt'") {
+				t.Errorf("the user data lacks the consumer:\n%s", data)
+			}
+		},
 		"ecs-config": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
 			if data := c.userData("confidential-cluster"); !strings.Contains(data,

@@ -93,6 +93,30 @@ func TestEcsConfigParameter(t *testing.T) {
 	})
 }
 
+// TestOwners hands the owners of what is published to bootstrap, unless nothing is published.
+func TestOwners(t *testing.T) {
+	t.Parallel()
+	parameters := []string{"AmiId=ami-0123456789abcdef0", "MtlsOwner=0:5000",
+		"MtlsConsumers=api=1000:1000=client.pem,ca.crt,web=101:101=ca.crt"}
+	for _, mtls := range []string{"true", "false"} {
+		b := newFirstBoot(t, append(parameters, "EnableEnclaveMtls="+mtls)...)
+		if out, status := b.run(); status != 0 {
+			t.Fatalf("exit status %d: %s", status, out)
+		}
+		for name, want := range map[string]string{
+			"OWNER": "0:5000", "CONSUMER": "api=1000:1000=client.pem,ca.crt,web=101:101=ca.crt",
+		} {
+			if mtls == "false" {
+				want = ""
+			}
+			want = "\nSEVAGENT_BOOTSTRAP_MTLS_" + name + "=" + want + "\n"
+			if env := "\n" + b.read("env"); !strings.Contains(env, want) {
+				t.Errorf("EnableEnclaveMtls=%s: %q is not in bootstrap's environment:\n%s", mtls, want, env)
+			}
+		}
+	}
+}
+
 // TestUserDataExtra runs the operator's script after bootstrap, whatever becomes of that, and by its own interpreter.
 func TestUserDataExtra(t *testing.T) {
 	t.Parallel()

@@ -280,7 +280,8 @@ func TestRecipes(t *testing.T) {
 			}
 			a := startAgent(t, "")
 			for _, r := range readers {
-				c := startContainer(t, image, "--user="+r.user, readOnly(filepath.Join(lab.Published, r.dir), lab.Published))
+				mounted := readOnly(filepath.Join(lab.Published, r.dir), lab.Published)
+				c := startContainer(t, image, "--user="+r.user, mounted)
 				for range 2 {
 					c.readsKeys(r.keys)
 					a.rotate()
@@ -302,7 +303,8 @@ func (c *container) readsKeys(want bool) {
 		if isKey {
 			keys++
 		}
-		if want := !isKey || want; (r.Err == "") != want || r.Err != "" && !strings.HasSuffix(r.Err, unix.EACCES.Error()) {
+		if want := !isKey || want; (r.Err == "") != want ||
+			r.Err != "" && !strings.HasSuffix(r.Err, unix.EACCES.Error()) {
 			c.t.Errorf("%s reads %s: %q, want it to succeed: %v", c.name, r.What, r.Err, want)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// Recipes returns the code in docs/reading-certificates.md by the name in each block's info string: ```sh recipe=curl. Blocks that are
-// no recipe are text, or say that they are not run.
+// Recipes returns the code in docs/reading-certificates.md by the name in each block's info string: ```sh recipe=curl.
+// Blocks that are no recipe are text, or say that they are not run.
 func Recipes(t testing.TB) map[string]string {
 	t.Helper()
 	text := Read(t, filepath.Join(Repository(), "docs/reading-certificates.md"))
