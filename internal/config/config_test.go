@@ -203,7 +203,7 @@ func TestLoadRefuses(t *testing.T) {
 			"1: mtls.consumers[0].files: empty; name some, such as client.pem and ca.crt"},
 		{"consumer of another file", "mtls: {consumers: [{name: a, files: [../x]}]}\n",
 			`1: mtls.consumers[0].files[0]: "../x" is not one of client.crt, client.key, client.pem, server.crt, ` +
-				`server.key, server.pem, ca.crt, issuer.crt, cert-N.pem`},
+				`server.key, server.pem, ca.crt, issuer.crt, cert-N.pem, credential-bundle.private-key.pem`},
 		{"consumer's file twice", "mtls: {consumers: [{name: a, files: [ca.crt, ca.crt]}]}\n",
 			"1: mtls.consumers[0].files[1]: named twice"},
 		{"too many consumers", "mtls: {consumers: [" + numbered("{name: a%d, files: [ca.crt]},", 9) + "]}\n",

@@ -154,7 +154,8 @@ func (s Secret) validate(m *mistakes, key string) {
 // Names of a consumer's directory, which must be no file's, and of what may be published there.
 var (
 	consumerName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
-	publishedName = regexp.MustCompile(`^(client|server)\.(crt|key|pem)$|^(ca|issuer)\.crt$|^cert-1?[0-9]\.pem$`)
+	publishedName = regexp.MustCompile(`^(client|server)\.(crt|key|pem)$|^(ca|issuer)\.crt$|^cert-1?[0-9]\.pem$|` +
+		`^credential-bundle\.private-key\.pem$`)
 )
 
 const maxConsumerName = 32
@@ -181,7 +182,8 @@ func (c *MTLS) validateConsumers(m *mistakes) {
 			fileKey := fmt.Sprintf("%s.files[%d]", key, j)
 			if !publishedName.MatchString(name) {
 				m.bad(fileKey, "%s is not one of client.crt, client.key, client.pem, "+
-					"server.crt, server.key, server.pem, ca.crt, issuer.crt, cert-N.pem", quote(name))
+					"server.crt, server.key, server.pem, ca.crt, issuer.crt, cert-N.pem, "+
+					"credential-bundle.private-key.pem", quote(name))
 			} else if slices.Contains(consumer.Files[:j], name) {
 				m.bad(fileKey, "named twice")
 			}

@@ -330,11 +330,13 @@ func TestUpgradeOfModes(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		s := newFake(ca.ClientSecret(t, "first"))
 		path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
-		web := config.Consumer{Name: "web", Owner: own, Files: []string{"client.pem"}}
+		web := config.Consumer{Name: "web", Owner: own,
+			Files: []string{"client.pem", "credential-bundle.private-key.pem"}}
 		n := start(t, path, map[string]source.Source{"a": s}, consumers(web),
 			func(c *Config) { c.Settings.KeyMode = 0o440 })
 		content := func() (text string) {
-			for _, name := range []string{"client.crt", "client.key", "client.pem", "ca.crt", "web/client.pem"} {
+			for _, name := range []string{"client.crt", "client.key", "client.pem", "ca.crt", "web/client.pem",
+				"web/credential-bundle.private-key.pem"} {
 				text += mtlstest.Read(t, filepath.Join(path, name))
 			}
 			return text
@@ -347,16 +349,18 @@ func TestUpgradeOfModes(t *testing.T) {
 			func(c *Config) { c.Settings.KeyMode = config.Default().MTLS.KeyMode })
 		n.isReady(t, true)
 		modes := func() (list []string) {
-			for _, name := range []string{"client.key", "client.pem", "web/client.pem", "client.crt"} {
+			for _, name := range []string{"client.key", "client.pem", "web/client.pem",
+				"web/credential-bundle.private-key.pem", "client.crt"} {
 				list = append(list, fmt.Sprintf("%s %04o", name, mtlstest.Stat(t, filepath.Join(path, name)).Mode&0o777))
 			}
 			return list
 		}
-		want := []string{"client.key 0400", "client.pem 0400", "web/client.pem 0400", "client.crt 0444"}
+		want := []string{"client.key 0400", "client.pem 0400", "web/client.pem 0400",
+			"web/credential-bundle.private-key.pem 0400", "client.crt 0444"}
 		if diff := cmp.Diff(want, modes()); diff != "" {
 			t.Errorf("after the upgrade (-want +got):\n%s", diff)
 		}
-		generation := n.Status().Generation
+		generation, published := n.Status().Generation, n.Status().Consumers[0].Generation
 		if content() != before {
 			t.Error("the upgrade changed what the files hold")
 		}
@@ -368,8 +372,8 @@ func TestUpgradeOfModes(t *testing.T) {
 		n.stop()
 		n = start(t, path, map[string]source.Source{"a": s}, consumers(web))
 		n.isReady(t, true)
-		if got := n.Status().Generation; got != generation {
-			t.Errorf("generation %s, and after another restart %s", generation, got)
+		if got := n.Status(); got.Generation != generation || got.Consumers[0].Generation != published {
+			t.Errorf("generations %s and %s, and after another restart %+v", generation, published, got)
 		}
 	})
 }

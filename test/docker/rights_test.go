@@ -264,6 +264,9 @@ func TestRecipes(t *testing.T) {
 		"bare-user": {
 			{"1000", "api", true}, {"1000:1000", "api", true}, {"1001", "api", false}, {"1000", "", false},
 		},
+		"credential-bundle": {
+			{"1000", "api", true}, {"1001", "api", false},
+		},
 		"group": {
 			{"1001:5000", "", true}, {"1002:5000", "", true}, {"1001", "", false}, {"5000", "", false},
 		},

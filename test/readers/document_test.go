@@ -14,7 +14,8 @@ import (
 
 // TestDocument looks that no recipe is without a test.
 func TestDocument(t *testing.T) {
-	tested := []string{"consumer", "task-definition", "watch", "bare-user", "group", "separate"} // three in test/docker
+	tested := []string{"consumer", "task-definition", "watch",
+		"bare-user", "group", "separate", "credential-bundle"} // these four in test/docker
 	for _, r := range readers {
 		tested = append(tested, r.name)
 	}

@@ -211,6 +211,20 @@ func (a *assembly) addPair(kind string) error {
 	a.add(certs, fileOf(certField), ordered, p.ends())
 	a.add(keys, fileOf(keyField), key, nil)
 	a.add(certs, pairFile(kind), &part{blocks: slices.Concat(key.blocks, ordered.blocks), private: true}, p.ends())
+	return a.setBundle(kind, key, a.Files[len(a.Files)-1])
+}
+
+// setBundle keeps the client's pair in the form of bundleFile.
+func (a *assembly) setBundle(kind string, key *part, pair File) error {
+	if kind != kindClient {
+		return nil
+	}
+	block, err := key.pkcs8()
+	if err != nil {
+		return &RejectError{a.fields[clientKey].Secret, clientKey, "cannot be written as PKCS #8: " + err.Error()}
+	}
+	pair.Name, pair.Content = bundleFile, append(encodePEM(block), pair.Content[len(key.pem()):]...)
+	a.bundle = &pair
 	return nil
 }
 

@@ -51,6 +51,10 @@ func fileOf(field string) string {
 // pairFile is the file that holds key and certificate of a kind: one open, one read, no mismatch.
 func pairFile(kind string) string { return kind + ".pem" }
 
+// bundleFile is a client's pair as SPIFFE's filesystem delivery (draft, spiffe/spiffe pull request 376) names it and as
+// Kubernetes writes a credentialBundlePath: the key as PKCS #8, then the chain.
+const bundleFile = "credential-bundle.private-key.pem"
+
 // plainFile is the file of a secret that is not JSON, by its place in the configuration.
 func plainFile(i int) string { return "cert-" + strconv.Itoa(i) + ".pem" }
 

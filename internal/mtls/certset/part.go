@@ -32,6 +32,12 @@ type part struct {
 
 func (p *part) pem() []byte { return encodePEM(p.blocks...) }
 
+// pkcs8 returns the key as PKCS #8, whatever form the secret has it in.
+func (p *part) pkcs8() (*pem.Block, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(p.key)
+	return &pem.Block{Type: "PRIVATE KEY", Bytes: der}, err
+}
+
 func (p *part) add(c *x509.Certificate) {
 	p.certs = append(p.certs, c)
 	p.blocks = append(p.blocks, &pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})

@@ -17,6 +17,8 @@ type Set struct {
 	Leaves   map[string]*x509.Certificate
 	Carried  []Carried // in ca.crt, beside the anchors of the secret
 	Warnings []string
+
+	bundle *File // published only where a consumer asks for it, since client.pem has the same for all others
 }
 
 // Carried is an anchor that ca.crt holds although the secret has dropped it: not all peers whose certificates it issued
@@ -113,15 +115,19 @@ func (s *Set) Subset(names []string) (sub *Set, missing []string) {
 	if slices.Contains(names, anchorFile) {
 		sub.Carried = s.Carried
 	}
+	files := s.Files
+	if s.bundle != nil {
+		files = append(slices.Clip(files), *s.bundle)
+	}
 	for _, name := range names {
-		i := slices.IndexFunc(s.Files, func(f File) bool { return f.Name == name })
+		i := slices.IndexFunc(files, func(f File) bool { return f.Name == name })
 		if i < 0 {
 			missing = append(missing, name)
 			continue
 		}
-		sub.Files = append(sub.Files, s.Files[i])
+		sub.Files = append(sub.Files, files[i])
 		for kind, leaf := range s.Leaves {
-			if name == fileOf(kind+"_cert") || name == pairFile(kind) {
+			if name == fileOf(kind+"_cert") || name == pairFile(kind) || name == bundleFile && kind == kindClient {
 				sub.Leaves[kind] = leaf
 			}
 		}
