@@ -100,8 +100,14 @@ SystemCallFilter=@chown
 	l.succeeds()
 	is(dropIn, owned)
 
-	// The package's directory and root again: all of it goes.
+	// A file of the AMI that is read after bootstrap's has the last word.
 	l.options.Consumers = nil
+	l.write("etc/sevagent/conf.d/60-owner.yaml", `mtls: {owner: "0:5000", key_mode: "0440"}`)
+	l.succeeds()
+	is(dropIn, owned)
+
+	// The package's directory and root again: all of it goes.
+	l.write("etc/sevagent/conf.d/60-owner.yaml", "")
 	l.succeeds()
 	is("units/srv-own.mount", "")
 	is("units/run-tls.mount", "")
