@@ -83,5 +83,6 @@ func TestLargeBundle(t *testing.T) {
 		if _, f := s.counts(); f != 0 {
 			t.Errorf("%d fetches after a restart, want that the bundle is restored", f)
 		}
+		n.stop()
 	})
 }

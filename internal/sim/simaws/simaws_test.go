@@ -260,9 +260,9 @@ func testMetadataFaults(t *testing.T) {
 	time.Sleep(12 * time.Second)
 	expect("once they are there", 200, 200)
 	metadata.FailFor(15*time.Second, 503, "")
-	time.Sleep(15*time.Second - 1)
+	time.Sleep(15*time.Second - time.Nanosecond)
 	expect("for a while", 503, 503)
-	time.Sleep(1)
+	time.Sleep(time.Nanosecond)
 	expect("after it", 200, 200)
 
 	metadata.FailFor(time.Minute, simaws.Hang, "")
