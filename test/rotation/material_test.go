@@ -97,6 +97,8 @@ func (t *tally) note(err error) {
 	}
 }
 
+func (t *tally) bad() int { return t.Mismatches + t.Missing }
+
 func (t *tally) add(o tally) {
 	t.Loads += o.Loads
 	t.Mismatches += o.Mismatches

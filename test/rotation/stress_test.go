@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -25,8 +26,7 @@ import (
 	"sevagent/test/lab"
 )
 
-// pause is between two loads, up to twice as long; gap between two opens of a load. With more loads, the agent would
-// wait longer for a quiet moment, up to half a second at each rotation.
+// pause is between two loads, up to twice as long, of readers that are not dense; gap between two opens of a load.
 const (
 	pause = 50 * time.Millisecond
 	gap   = 6 * time.Millisecond
@@ -37,6 +37,7 @@ type reader struct {
 	name     string
 	note     string
 	contract bool // what it does is in the contract: it may not fail
+	dense    bool // without a pause between two loads
 	load     func(dir string) error
 	watch    func(w *fsnotify.Watcher, dir string) (look func(fsnotify.Event) (bool, error), err error)
 
@@ -56,13 +57,21 @@ func newReaders() []*reader {
 		{name: "go-one-file", contract: true, note: "client.pem, opened once", load: loadOne},
 		{name: "watch-file", contract: true, note: "fsnotify on ..data/client.crt", load: now, watch: watchFile},
 		{name: "watch-dir", contract: true, note: "fsnotify on the directory", load: now, watch: watchDir},
-		{name: "go-path", note: "by path, 6 ms between the opens",
-			load: func(dir string) error { return lab.Load(dir, gap) }},
 	}
 	for _, r := range all {
 		r.noticed = make(chan string, 1000)
 	}
-	return all
+	return append(all, newPathReaders("")...)
+}
+
+// newPathReaders are those that no strategy can keep from a mixed set. The agent makes it rare.
+func newPathReaders(suffix string) []*reader {
+	return []*reader{
+		{name: "go-path" + suffix, note: "by path, 6 ms between the opens",
+			load: func(dir string) error { return lab.Load(dir, gap) }},
+		{name: "go-dense" + suffix, note: "by path, 1 ms between the opens, all the time", dense: true,
+			load: func(dir string) error { return lab.Load(dir, time.Millisecond) }},
+	}
 }
 
 // run reads until ctx ends, on a thread with a mount namespace of its own, as in a container: what is published appears
@@ -83,10 +92,14 @@ func (r *reader) run(ctx context.Context, published, container string) error {
 		return r.follow(ctx, container)
 	}
 	for {
+		wait := rand.N(2 * pause)
+		if r.dense {
+			wait = 0
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(rand.N(2 * pause)):
+		case <-time.After(wait):
 			r.tally.note(r.load(container))
 		}
 	}
@@ -165,8 +178,9 @@ func (r *reader) await(t *testing.T, generation string) {
 	}
 }
 
-// TestRotation rotates a real agent's only secret under readers, each in a mount namespace of its own. Readers in other
-// languages, and servers, are test/readers' part.
+// TestRotation rotates a real agent's only secret under readers, each in a mount namespace of its own, and beside it a
+// directory that is switched by a plain swap of its link, for a comparison. Readers in other languages, and servers,
+// are test/readers' part.
 func TestRotation(t *testing.T) {
 	if lab.Work() == "" {
 		t.Skip("run test/run rotation, which makes the namespaces")
@@ -181,9 +195,12 @@ func TestRotation(t *testing.T) {
 	}
 
 	work := t.TempDir()
-	published, container := filepath.Join(work, "published"), filepath.Join(work, "container")
-	must.Do(t, errors.Join(os.Mkdir(published, 0o755), os.Mkdir(container, 0o755)), "make directories")
+	published, swapped, container := work+"/published", work+"/swapped", work+"/container"
+	for _, dir := range []string{published, swapped, container} {
+		must.Do(t, os.Mkdir(dir, 0o755), "make a directory")
+	}
 	lab.Mount(t, published)
+	lab.Mount(t, swapped)
 	const secret = "/run/secret.json"
 	lab.Write(t, lab.ConfigDir+"/config.yaml", fmt.Sprintf(`
 attestation: {mode: "off"}
@@ -193,16 +210,18 @@ listen: {tcp: ""}
 
 	versions := newMaterial(t, 64)
 	n := 0
-	put := func() {
-		must.Do(t, lab.Replace(secret, versions[n%len(versions)].secret), "replace the secret")
+	put := func() material {
+		m := versions[n%len(versions)]
+		must.Do(t, lab.Replace(secret, m.secret), "replace the secret")
 		n++
+		return m
 	}
-	put()
+	must.Do(t, swapWithoutRetention(swapped, put().files), "publish the first version by a swap")
 	a := lab.StartAgent(t, "", exec.Command(lab.Bin("sevagent"), "run"))
 	current := must.Get(a.Refresh())(t, "publish the first version")
 	var refreshes []time.Duration
 	rotate := func() {
-		put()
+		m := put()
 		began := time.Now()
 		generation := must.Get(a.Refresh())(t, "rotation %d", len(refreshes)+1)
 		refreshes = append(refreshes, time.Since(began))
@@ -210,12 +229,16 @@ listen: {tcp: ""}
 			t.Fatalf("rotation %d changed nothing", len(refreshes))
 		}
 		current = generation
+		must.Do(t, swapWithoutRetention(swapped, m.files), "swap %d", len(refreshes))
 	}
 
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var running sync.WaitGroup
-	readers := newReaders()
+	readers, swapReaders := newReaders(), newPathReaders(", swap")
+	for _, r := range swapReaders {
+		running.Go(func() { r.err = r.run(ctx, swapped, container) })
+	}
 	for _, r := range readers {
 		running.Go(func() { r.err = r.run(ctx, published, container) })
 		if r.watch != nil {
@@ -251,8 +274,8 @@ listen: {tcp: ""}
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "reader\tloads\tmismatches\tmissing\tfailures\t")
-	for _, r := range readers {
-		bad := r.Mismatches + r.Missing
+	for _, r := range append(readers, swapReaders...) {
+		bad := r.bad()
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%.3f %%\t  %s\n", r.name, r.Loads, r.Mismatches, r.Missing,
 			100*float64(bad)/float64(max(1, r.Loads)), r.note)
 		switch {
@@ -266,6 +289,13 @@ listen: {tcp: ""}
 		}
 	}
 	w.Flush()
+	for i, r := range readers[len(readers)-len(swapReaders):] {
+		// Both are counts of rare events in the same number of rotations: by chance they differ by a few roots of their sum.
+		ours, swap := r.bad(), swapReaders[i].bad()
+		if margin := 10 + 6*math.Sqrt(float64(ours+swap)); float64(ours-swap) > margin {
+			t.Errorf("%s had %d mixed loads, and %d where a link is swapped at any moment", r.name, ours, swap)
+		}
+	}
 	t.Logf("%d rotations, each noticed by both watchers, in %.1f s: refresh %s\n"+
 		"%d more, as fast as they go, in %.1f s: "+
 		"refresh %s\nthe agent before: %s\nthe agent after:  %s\n%s", rotations, paced.Seconds(),

@@ -15,9 +15,9 @@ import (
 	"sevagent/internal/sim"
 )
 
-// BenchmarkPublish times the bare publication of six files for a client, or nine for a client and a server, without the
-// wait for a quiet moment: on a tmpfs, where flushing costs nothing, and on the file system of $SEVAGENT_BENCH_DIR or
-// else of the source, where it does.
+// BenchmarkPublish times the bare publication of six files for a client, or nine for a client and a server, without
+// the wait for a gap between reads: on a tmpfs, where flushing costs nothing, and on the file system of
+// $SEVAGENT_BENCH_DIR or else of the source, where it does.
 func BenchmarkPublish(b *testing.B) {
 	disk := os.Getenv("SEVAGENT_BENCH_DIR")
 	if disk == "" {

@@ -95,7 +95,7 @@ func (d *Directory) Open(now time.Time) error {
 }
 
 // Publish makes s the current generation, with evidence.json unless evidence is nil, or leaves the current one and says
-// why. It takes a fraction of a millisecond beside the wait for a quiet moment.
+// why. It takes a fraction of a millisecond beside the wait for a gap between reads.
 func (d *Directory) Publish(s *certset.Set, evidence []byte, a Access, now time.Time) error {
 	g, err := d.publish(s, evidence, a, now)
 	if err != nil {
@@ -121,7 +121,7 @@ func (d *Directory) TakeOver(s *certset.Set) {
 
 // Collect removes retired generations that no reader can still be using.
 func (d *Directory) Collect(now time.Time) error {
-	d.opens.drain() // those that no switch has waited for do not pile up
+	d.opens.drain(nil) // those that no switch has waited for do not pile up
 	root, err := d.open()
 	if err != nil {
 		return err

@@ -1,17 +1,19 @@
 package directory
 
 import (
+	"bytes"
+	"encoding/binary"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// quietFor is how long no file of the current generation must have been opened before it is switched, and quietMax
-	// how long a switch waits for that. A reader that opens client.crt and then client.key by path gets two
-	// that do not match if the switch falls between the two; most such readers take less than this, and for one that
-	// takes 5 ms it makes the window 17 times smaller. Every switch is later by quietFor at least.
+	// quietFor is how long no file of the current generation must have been opened for a switch to be safe at any
+	// moment. A reader that opens client.crt and then client.key by path gets two that do not match if the switch falls
+	// between the two; most such readers take less than this. Every switch is later by quietFor at least.
 	quietFor = 8 * time.Millisecond
+	// quietMax is how long a switch waits for that, or for the moment between two sets that turns finds.
 	quietMax = 100 * time.Millisecond
 )
 
@@ -44,7 +46,7 @@ func (o *opens) follow(path string) {
 	if o.watch >= 0 {
 		unix.InotifyRmWatch(o.fd, uint32(o.watch))
 	}
-	o.drain()
+	o.drain(nil)
 	watch, err := unix.InotifyAddWatch(o.fd, path, unix.IN_OPEN|unix.IN_ONLYDIR|unix.IN_DONT_FOLLOW)
 	if err != nil {
 		watch = -1
@@ -52,8 +54,9 @@ func (o *opens) follow(path string) {
 	o.watch = watch
 }
 
-// drain forgets what has been reported so far, and reports whether that was anything.
-func (o *opens) drain() (seen bool) {
+// drain forgets what has been reported so far, and reports whether that was anything. It calls each, unless that is
+// nil, with the name of each file.
+func (o *opens) drain(each func(name string)) (seen bool) {
 	if o == nil || o.watch < 0 {
 		return false
 	}
@@ -67,24 +70,36 @@ func (o *opens) drain() (seen bool) {
 			return seen
 		}
 		seen = true
+		for b := buf[:size]; each != nil && len(b) >= unix.SizeofInotifyEvent; {
+			// struct inotify_event: the length of the name, which is padded with zeros, comes last.
+			end := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[unix.SizeofInotifyEvent-4:]))
+			name, _, _ := bytes.Cut(b[unix.SizeofInotifyEvent:end], []byte{0})
+			each(string(name))
+			b = b[end:]
+		}
 	}
 }
 
-// waitForQuiet returns when no file has been opened for quietFor, at the latest after quietMax.
-func (o *opens) waitForQuiet() {
+// waitForGap returns when no file has been opened for quietFor, or right after a reader has opened the last file of a
+// set, at the latest after quietMax. Readers that never pause that long would otherwise be met at a moment that is not
+// chosen at all, or worse: in the longest pause there is, which may be that between their two opens.
+func (o *opens) waitForGap() {
 	if o == nil || o.watch < 0 {
 		return
 	}
-	for deadline := time.Now().Add(quietMax); ; {
-		o.drain()
-		if !time.Now().Before(deadline) {
-			return
-		}
+	o.drain(nil)
+	var t turns
+	for began := time.Now(); ; {
 		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(o.fd), Events: unix.POLLIN}}, int(quietFor.Milliseconds()))
 		if err == unix.EINTR {
 			continue
 		}
 		if err != nil || ready == 0 {
+			return
+		}
+		between, since := false, time.Since(began)
+		o.drain(func(name string) { between = t.opened(name, since) })
+		if between || since >= quietMax {
 			return
 		}
 	}

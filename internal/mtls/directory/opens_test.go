@@ -3,6 +3,7 @@ package directory
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -22,20 +23,22 @@ func TestOpens(t *testing.T) {
 		mtlstest.Read(t, filepath.Join(dir, name))
 	}
 	open("a")
-	if o.drain() {
+	if o.drain(nil) {
 		t.Error("an open is reported before anything is followed")
 	}
 	o.follow(dir)
 	open("a")
-	if !o.drain() {
-		t.Error("an open is not reported")
+	open("b")
+	var names []string
+	if !o.drain(func(name string) { names = append(names, name) }) || !slices.Equal(names, []string{"a", "b"}) {
+		t.Errorf("opens of a and b are reported as %q", names)
 	}
-	if o.drain() {
+	if o.drain(nil) {
 		t.Error("an open is reported twice, or one that nobody made")
 	}
 
 	began := time.Now()
-	o.waitForQuiet()
+	o.waitForGap()
 	if took := time.Since(began); took < quietFor {
 		t.Errorf("it was quiet after %v, want at least %v without an open", took, quietFor)
 	}
@@ -54,9 +57,9 @@ func TestOpens(t *testing.T) {
 			}
 		}
 	}()
-	for !o.drain() {
+	for !o.drain(nil) {
 	}
-	o.waitForQuiet()
+	o.waitForGap()
 	close(stop)
 	<-ended
 
@@ -64,11 +67,11 @@ func TestOpens(t *testing.T) {
 	must.Do(t, os.WriteFile(filepath.Join(other, "a"), nil, 0o644), "make a file")
 	o.follow(other)
 	open("a")
-	if o.drain() {
+	if o.drain(nil) {
 		t.Error("an open is reported in a directory that is no longer followed")
 	}
 	mtlstest.Read(t, filepath.Join(other, "a"))
-	if !o.drain() {
+	if !o.drain(nil) {
 		t.Error("an open is not reported in the directory that is followed now")
 	}
 }

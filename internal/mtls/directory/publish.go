@@ -163,11 +163,12 @@ func (p *publication) plan() ([]step, error) {
 			step{"retire " + p.previous, p.retire},
 			step{"link " + prevLink, func() error { return setLink(p.root, prevLink, p.previous) }})
 	}
+	steps = append(steps, step{"stage " + dataLink, p.stage})
 	if p.previous != "" && p.opens != nil {
-		steps = append(steps, step{"wait for a quiet moment", func() error { p.opens.waitForQuiet(); return nil }})
+		// Nothing comes between it and the switch: the gap may be short.
+		steps = append(steps, step{"wait for a gap between reads", func() error { p.opens.waitForGap(); return nil }})
 	}
 	steps = append(steps,
-		step{"stage " + dataLink, p.stage},
 		step{"switch " + dataLink, p.commit},
 		step{"flush the switch", p.flush})
 	// A user's link must not be there before what it leads to (kubernetes/kubernetes#93686), nor after.
