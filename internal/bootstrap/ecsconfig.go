@@ -76,7 +76,8 @@ type ecsFile struct {
 	uid, gid int
 }
 
-// readECSFile reads the file, or none, which is empty.
+// readECSFile reads the file, or none, which is empty. Anything but a regular file is left alone: replacing what a link
+// leads to, as root, would destroy /dev/null, and reading a pipe would wait for ever.
 func readECSFile(path string) (f ecsFile, err error) {
 	f = ecsFile{path: path, mode: 0o644, uid: -1, gid: -1}
 	if to, err := os.Readlink(path); err == nil { // whoever made the link replaces the file, not the link
@@ -84,15 +85,18 @@ func readECSFile(path string) (f ecsFile, err error) {
 			return f, fmt.Errorf("%s is a symbolic link to %s, which cannot be followed: %w", path, to, err)
 		}
 	}
-	data, err := os.ReadFile(f.path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return f, err
-	}
 	if info, err := os.Stat(f.path); err == nil {
+		if !info.Mode().IsRegular() {
+			return f, advised{fmt.Errorf("%s is not a regular file", f.path), "remove it"}
+		}
 		f.mode = info.Mode().Perm()
 		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
 			f.uid, f.gid = int(owner.Uid), int(owner.Gid)
 		}
+	}
+	data, err := os.ReadFile(f.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return f, err
 	}
 	if f.File, err = ecsconfig.Parse(data); err != nil {
 		return f, fmt.Errorf("%s: %w", path, err)
