@@ -149,7 +149,7 @@ func (r signaler) send(
 			refused = err
 			return true, err
 		}
-		return !permanent(err), err
+		return !permanent(err), inWords(err)
 	})
 	if err == nil {
 		return accepted, nil
