@@ -3,12 +3,12 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/pflag"
 
 	"sevagent/internal/bootstrap"
+	"sevagent/internal/cli"
 )
 
 // fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*. Lists are separated by commas; in flags
@@ -39,8 +39,11 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 			values = apart(values)
 		}
 		for _, v := range values {
-			if setErr := flags.Set(f.Name, strings.TrimSpace(v)); setErr != nil {
-				err = errors.Join(err, fmt.Errorf("%s: %w", name, setErr))
+			setErr := flags.Set(f.Name, strings.TrimSpace(v))
+			if invalid, ok := errors.AsType[*pflag.InvalidValueError](setErr); ok {
+				err = errors.Join(err, cli.InvalidValue(name, invalid))
+			} else {
+				err = errors.Join(err, setErr)
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -83,6 +84,9 @@ func flagError(cmd *cobra.Command, err error) error {
 		value, _ := pflag.UnquoteUsage(missing.GetFlag())
 		return Usagef("--%s needs a value: --%[1]s %s", missing.GetFlag().Name, strings.ToUpper(value))
 	}
+	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return Usage(InvalidValue("--"+invalid.GetFlag().Name, invalid))
+	}
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
 	if !ok || len(unknown.GetSpecifiedName()) < 2 {
 		return Usage(err)
@@ -98,6 +102,23 @@ func flagError(cmd *cobra.Command, err error) error {
 		return Usagef("%w; did you mean --%s?", err, strings.Join(near, " or --"))
 	}
 	return Usage(err)
+}
+
+// InvalidValue is the error of a value that does not parse. name is where the value was given, the flag or a variable in
+// its place.
+func InvalidValue(name string, err *pflag.InvalidValueError) error {
+	var want string
+	switch err.GetFlag().Value.Type() {
+	case "duration":
+		want = "a duration such as 90s or 5m"
+	case "bool":
+		want = "true or false"
+	case "int":
+		want = "a number"
+	default:
+		return fmt.Errorf("%s is %q: %w", name, err.GetValue(), err.Unwrap())
+	}
+	return fmt.Errorf("%s is %q, want %s", name, err.GetValue(), want)
 }
 
 // tolerance is how many letters of a word may be wrong: a third of them, since a suggestion that is far off misleads.
