@@ -155,6 +155,9 @@ func (n *node) checkUsage() error {
 	if err := n.check(n.machine.dirs); err != nil {
 		return failed("options", cli.Usage(err))
 	}
+	if err := n.checkECSOptions(); err != nil {
+		return failed("options", cli.Usage(err))
+	}
 	return failed("agent configuration", n.planAgent())
 }
 

@@ -49,11 +49,14 @@ var agentPorts = []string{"22", "2375", "2376", "51678", "51679", "51680"}
 // ECSKey is the form of a key of ecs.config; ecsconfig checks values.
 var ECSKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent.
+// ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent. Of two options for
+// a key the last one counts.
 func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 	var m mistakes
 	for _, option := range o.ECSOptions {
 		key, value, ok := strings.Cut(option, "=")
+		set = slices.DeleteFunc(set, func(s Setting) bool { return s.Key == key })
+		leave = slices.DeleteFunc(leave, func(other string) bool { return other == key })
 		switch {
 		case !ok || !ECSKey.MatchString(key):
 			m.add("--ecs-option is %q, want KEY=VALUE, or KEY= to leave a key to the ECS agent", option)
@@ -66,6 +69,33 @@ func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 		}
 	}
 	return set, leave, errors.Join(m...)
+}
+
+// checkECSOptions refuses options that ecs.config could not hold, or that would mean nothing to the ECS agent.
+func (n *node) checkECSOptions() error {
+	var m mistakes
+	set, _, err := n.ecsSettings()
+	if err != nil {
+		return err
+	}
+	f, err := readECSFile(n.ECSConfig)
+	if err != nil {
+		f.File = new(ecsconfig.File) // what is wrong with the file is no mistake in the options
+	}
+	keys := make(map[string]bool)
+	for _, s := range set {
+		if err := new(ecsconfig.File).Set(s.Key, s.Value); err != nil {
+			m.add("--ecs-option: %w", err)
+		} else if f.Set(s.Key, s.Value) == nil {
+			keys[s.Key] = true
+		}
+	}
+	for _, found := range f.Findings() {
+		if keys[found.Key] && refuses(found) {
+			m.add("--ecs-option %s", found.Reason)
+		}
+	}
+	return errors.Join(m...)
 }
 
 // ecsFile is an ecs.config on disk.
@@ -213,7 +243,7 @@ func (n *node) mergeECSConfig(attributes map[string]string) (f *ecsconfig.File, 
 // a key is meant to set, or without hardening that the file asks for.
 func findings(f *ecsconfig.File) (notes []string, err error) {
 	for _, found := range f.Findings() {
-		if found.Refused || isHardening(found.Key) {
+		if refuses(found) {
 			err = errors.Join(err, errors.New(found.Reason))
 		} else {
 			notes = append(notes, found.Reason)
@@ -226,8 +256,8 @@ func findings(f *ecsconfig.File) (notes []string, err error) {
 	return notes, err
 }
 
-func isHardening(key string) bool {
-	return slices.ContainsFunc(Hardening, func(s Setting) bool { return s.Key == key })
+func refuses(found ecsconfig.Finding) bool {
+	return found.Refused || slices.ContainsFunc(Hardening, func(s Setting) bool { return s.Key == found.Key })
 }
 
 // writeECSConfig writes the file, and records what may-join is to find there. It reads it again first: minutes have

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"sevagent/internal/cli"
 )
 
 // progressFile, in the state directory, records how far bootstrap has come. It outlives a reboot, and a bootstrap that
@@ -83,6 +85,9 @@ func MayJoin(ctx context.Context, d Dirs, out io.Writer) error {
 }
 
 func (m machine) mayJoin(ctx context.Context, d Dirs, report report) error {
+	if err := d.check(); err != nil {
+		return cli.Usage(err)
+	}
 	id, err := m.hasFinished(ctx, d)
 	if err == nil && id != "" {
 		err = restore(d, id, report)
