@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -54,6 +55,10 @@ var ECSKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 	var m mistakes
 	for _, option := range o.ECSOptions {
+		option, crlf := strings.CutSuffix(option, "\r") // of a text from Windows, which a shell has read by line
+		if crlf && option == "" {
+			continue
+		}
 		key, value, ok := strings.Cut(option, "=")
 		set = slices.DeleteFunc(set, func(s Setting) bool { return s.Key == key })
 		leave = slices.DeleteFunc(leave, func(other string) bool { return other == key })
@@ -249,11 +254,20 @@ func findings(f *ecsconfig.File) (notes []string, err error) {
 			notes = append(notes, found.Reason)
 		}
 	}
-	if behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR"); behavior == "prefer-cached" {
-		notes = append(notes, "ECS_IMAGE_PULL_BEHAVIOR=prefer-cached switches the cleanup of images off: "+
-			"ECS_IMAGE_CLEANUP_INTERVAL and ECS_NUM_IMAGES_DELETE_PER_CYCLE have no effect")
+	behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR")
+	disabled, _ := f.Get("ECS_DISABLE_IMAGE_CLEANUP")
+	noCleanup, _ := strconv.ParseBool(strings.TrimSpace(disabled))
+	var switched string
+	switch {
+	case behavior == "prefer-cached":
+		switched = "ECS_IMAGE_PULL_BEHAVIOR=" + behavior
+	case noCleanup:
+		switched = "ECS_DISABLE_IMAGE_CLEANUP=" + disabled
+	default:
+		return notes, err
 	}
-	return notes, err
+	return append(notes, switched+" switches the cleanup of images off: "+
+		"ECS_IMAGE_CLEANUP_INTERVAL and ECS_NUM_IMAGES_DELETE_PER_CYCLE have no effect"), err
 }
 
 func refuses(found ecsconfig.Finding) bool {

@@ -30,8 +30,8 @@ type check func(value string, env map[string]string) string
 // ecs-init.
 var rules = map[string]rule{
 	// The agent ends if one of these is wrong.
-	instanceAttributes:                   {check: stringMap("would end"), refused: true},
-	"ECS_CONTAINER_INSTANCE_TAGS":        {check: stringMap("would end"), refused: true},
+	instanceAttributes:                   {check: attributes, refused: true},
+	"ECS_CONTAINER_INSTANCE_TAGS":        {check: tags, refused: true},
 	"ECS_AWSVPC_ADDITIONAL_LOCAL_ROUTES": {check: routes, refused: true},
 	"ECS_AVAILABLE_LOGGING_DRIVERS":      {check: loggingDrivers, refused: true},
 	"ECS_EXTERNAL":                       {check: external, refused: true, environment: true},
@@ -201,7 +201,17 @@ func authData(value string, env map[string]string) string {
 	case "docker":
 		// As registry.AuthConfig of Docker's API.
 		type account struct{ Username, Password, Auth, Email, ServerAddress, IdentityToken, RegistryToken string }
-		return wholeJSON[map[string]account]("a JSON object of accounts by registry", drops)(value, env)
+		var accounts map[string]account
+		const want = "a JSON object of accounts by registry"
+		if unmarshal(value, &accounts) != nil {
+			return wants(want, drops)
+		}
+		for _, a := range accounts {
+			if a == (account{}) { // such as the "auths" of Docker's config.json, one level too many
+				return wants(want, "would do without the entry that has no account")
+			}
+		}
+		return ""
 	case "dockercfg":
 		return dockercfg(value)
 	}
