@@ -49,8 +49,11 @@ func inWords(err error) error {
 	all := err.Error()
 	status := sdkStatus.FindStringSubmatch(all)
 	_, network, _ := strings.Cut(all, "request send failed, ")
+	api, answered := errors.AsType[smithy.APIError](err)
 	var text string
 	switch {
+	case answered:
+		return worded{err, apiError + api.ErrorCode() + ": " + api.ErrorMessage()}
 	case strings.Contains(all, "access disabled to EC2 IMDS"):
 		text = "AWS_EC2_METADATA_DISABLED is set"
 	case status != nil && status[1] == "getToken":
@@ -69,6 +72,9 @@ func inWords(err error) error {
 	}
 	return worded{err, text}
 }
+
+// apiError comes before what AWS answered.
+const apiError = "api error "
 
 // worded is an error in other words.
 type worded struct {

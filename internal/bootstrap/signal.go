@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -93,20 +92,17 @@ func (m machine) awaitService(ctx context.Context, report report) {
 }
 
 func readTarget(file string) (t Target, err error) {
-	data, err := os.ReadFile(file)
+	err = readRecord(file, &t)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t, cli.Usage(advised{err, "bootstrap writes it when it is given --stack"})
 	}
 	if err != nil {
-		return t, err
-	}
-	if err := json.Unmarshal(data, &t); err != nil {
-		return t, cli.Usage(fmt.Errorf("read %s: %w", file, err))
+		return t, cli.Usage(advised{err, "run bootstrap again"})
 	}
 	named := t.ReadyResource != "" || t.UpdateResource != ""
 	if t.Cluster == "" || t.Stack == "" || t.Region == "" || t.InstanceID == "" || !named {
-		return t, cli.Usagef(
-			"read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
+		err := fmt.Errorf("read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
+		return t, cli.Usage(advised{err, "run bootstrap again"})
 	}
 	return t, nil
 }
