@@ -50,8 +50,8 @@ var agentPorts = []string{"22", "2375", "2376", "51678", "51679", "51680"}
 // ECSKey is the form of a key of ecs.config; ecsconfig checks values.
 var ECSKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent. Of two options for
-// a key the last one counts.
+// ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent. Of two options
+// for a key the last one counts.
 func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 	var m mistakes
 	for _, option := range o.ECSOptions {

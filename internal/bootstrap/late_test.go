@@ -432,7 +432,8 @@ func TestDeadline(t *testing.T) {
 		err := newNode(Options{
 			Target: Target{Cluster: "prod"}, Dirs: n.dirs, SignalTimeout: time.Minute, Timeout: time.Minute,
 			MetadataTimeout: time.Hour, Deadline: 20 * time.Minute, Socket: "/nowhere", Services: ServicesNone,
-			ECSConfig: filepath.Join(n.dirs.Config, "ecs.config"), ECSData: "/nowhere", Install: Install{When: InstallNever},
+			ECSConfig: filepath.Join(n.dirs.Config, "ecs.config"), ECSData: "/nowhere",
+			Install: Install{When: InstallNever},
 		}, n.machine, &n.out).run(t.Context())
 		wantError(t, err,
 			"metadata: get the instance identity document by IMDSv2: bootstrap is not done within 20m0s: ")

@@ -101,7 +101,8 @@ func readTarget(file string) (t Target, err error) {
 	}
 	named := t.ReadyResource != "" || t.UpdateResource != ""
 	if t.Cluster == "" || t.Stack == "" || t.Region == "" || t.InstanceID == "" || !named {
-		err := fmt.Errorf("read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
+		err := fmt.Errorf(
+			"read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
 		return t, cli.Usage(advised{err, "run bootstrap again"})
 	}
 	return t, nil

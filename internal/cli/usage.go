@@ -104,8 +104,8 @@ func flagError(cmd *cobra.Command, err error) error {
 	return Usage(err)
 }
 
-// InvalidValue is the error of a value that does not parse. name is where the value was given, the flag or a variable in
-// its place.
+// InvalidValue is the error of a value that does not parse. name is where the value was given, the flag or a
+// variable in its place.
 func InvalidValue(name string, err *pflag.InvalidValueError) error {
 	var want string
 	switch err.GetFlag().Value.Type() {

@@ -80,8 +80,8 @@ func TestFindings(t *testing.T) {
 		{"ECS_CONTAINER_INSTANCE_TAGS=" + manyTags(51),
 			"!ECS_CONTAINER_INSTANCE_TAGS wants at most 50 tags, as ECS does; the ECS agent would end"},
 		{"ECS_CONTAINER_INSTANCE_TAGS={\"a\":\"" + strings.Repeat("x", 257) + "\"}",
-			"!ECS_CONTAINER_INSTANCE_TAGS wants keys of at most 128 characters and values of at most 256, as ECS does; " +
-				"the ECS agent would end"},
+			"!ECS_CONTAINER_INSTANCE_TAGS wants keys of at most 128 characters and values of at most 256, " +
+				"as ECS does; the ECS agent would end"},
 		{`ECS_CONTAINER_INSTANCE_TAGS={"AWS:a":"x"}`,
 			"!ECS_CONTAINER_INSTANCE_TAGS wants tags without aws: in front, which is for AWS alone; " +
 				"the ECS agent would end (it is `{\"AWS:a\":\"x\"}`)"},

@@ -156,7 +156,8 @@ func attributes(value string, env map[string]string) string {
 	}
 	for name, text := range decoded(value) {
 		if name == "" || max(utf8.RuneCountInString(name), utf8.RuneCountInString(text)) > maxAttribute {
-			return wants(fmt.Sprintf("names and values of at most %d characters, as ECS does", maxAttribute), "would end")
+			return wants(fmt.Sprintf("names and values of at most %d characters, as ECS does", maxAttribute),
+				"would end")
 		}
 	}
 	return ""
