@@ -115,7 +115,7 @@ func (a *assembly) checkPlain(b *Bundle, p *part) error {
 func (a *assembly) certs(field string) (list []*x509.Certificate) {
 	for _, b := range a.anchors[field] {
 		for _, c := range b.fields[field].certs {
-			if !slices.ContainsFunc(list, c.Equal) {
+			if !slices.ContainsFunc(list, c.Equal) && !(field == caCert && slices.ContainsFunc(a.leftOut, c.Equal)) {
 				list = append(list, c)
 			}
 		}
@@ -141,6 +141,7 @@ type assembly struct {
 	*Set
 	fields    map[string]*Bundle   // by the field that it gives
 	anchors   map[string][]*Bundle // those that give caCert and peerCA, which several may
+	leftOut   []*x509.Certificate  // of caCert, since they are in the way
 	published []*Bundle
 	now       time.Time
 }
@@ -207,6 +208,7 @@ func (a *assembly) addPair(kind string) error {
 		ordered.add(c)
 	}
 	a.Leaves[kind] = leaf
+	a.leaveOut(p)
 	a.warnOfReaders(kind, p)
 	a.add(certs, fileOf(certField), ordered, p.ends())
 	a.add(keys, fileOf(keyField), key, nil)
@@ -228,6 +230,17 @@ func (a *assembly) setBundle(kind string, key *part, pair File) error {
 	return nil
 }
 
+// leaveOut leaves out the anchors that have expired and keep OpenSSL from following p.
+func (a *assembly) leaveOut(p path) {
+	for _, c := range p.inTheWay(a.certs(caCert), a.now) {
+		if a.now.After(c.NotAfter) && !slices.ContainsFunc(p, c.Equal) {
+			a.leftOut = append(a.leftOut, c)
+			a.warn(a.anchors[caCert][0], caCert, "%q %s, and is left out: readers that use OpenSSL would take it for an "+
+				"issuer all the same (SHA-256 %s)", c.Subject, expired(c), Digest(c.Raw))
+		}
+	}
+}
+
 // warnOfReaders warns of what some readers accept, and others not.
 func (a *assembly) warnOfReaders(kind string, p path) {
 	leaf, last := p[0], p[len(p)-1]
@@ -235,10 +248,19 @@ func (a *assembly) warnOfReaders(kind string, p path) {
 		a.warn(a.anchors[caCert][0], caCert, "holds no root for %q, so readers that use OpenSSL need "+
 			"X509_V_FLAG_PARTIAL_CHAIN", leaf.Subject)
 	}
-	names := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
-	if kind == kindServer && names == 0 {
+	if c := p.deadEnd(a.certs(caCert), a.now); isRoot(last) && c != nil {
+		a.warn(a.anchors[caCert][0], caCert, "holds %q and not its issuer %q, so readers that use OpenSSL and trust all of "+
+			"it do not accept %q", c.Subject, c.Issuer, leaf.Subject)
+	}
+	others := len(leaf.URIs) + len(leaf.EmailAddresses)
+	switch {
+	case kind != kindServer || len(leaf.DNSNames)+len(leaf.IPAddresses) > 0:
+	case others == 0:
 		a.warn(a.fields[serverCert], serverCert, "%q has no subjectAltName: readers that use Go, and browsers, find no "+
 			"name in it", leaf.Subject)
+	case leaf.Subject.CommonName != "":
+		a.warn(a.fields[serverCert], serverCert, "%q has no DNS name and no IP address in its subjectAltName: readers that "+
+			"use Go, and browsers, do not take the common name for one", leaf.Subject)
 	}
 }
 
