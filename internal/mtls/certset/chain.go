@@ -138,7 +138,7 @@ func (s *search) run(now time.Time) (path, time.Time, error) {
 			}
 		}
 		if first == nil {
-			first = s.explain(err)
+			first = s.explain(err, t)
 		}
 	}
 	return nil, time.Time{}, first
@@ -175,8 +175,8 @@ func (s *search) best(chains [][]*x509.Certificate, at time.Time) (best path, fi
 	return nil, first
 }
 
-// explain names the certificate and the extension where crypto/x509 names neither.
-func (s *search) explain(err error) error {
+// explain names the certificate, the date and the extension where crypto/x509 names none.
+func (s *search) explain(err error, at time.Time) error {
 	all := slices.Concat([]*x509.Certificate{s.leaf}, s.intermediates, s.anchors)
 	if e, ok := errors.AsType[x509.UnknownAuthorityError](err); ok && e.Cert != nil {
 		return fmt.Errorf("the issuer of %q, %q, is missing or did not sign it", e.Cert.Subject, e.Cert.Issuer)
@@ -194,7 +194,19 @@ func (s *search) explain(err error) error {
 				strings.Join(ids, ", "))
 		}
 	}
-	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.IncompatibleUsage {
+	e, ok := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case !ok || e.Cert == nil:
+	case e.Reason == x509.Expired && at.Before(e.Cert.NotBefore):
+		return fmt.Errorf("%q is not valid before %s", e.Cert.Subject, e.Cert.NotBefore.UTC().Format(time.RFC3339))
+	case e.Reason == x509.Expired:
+		return fmt.Errorf("%q %s", e.Cert.Subject, expired(e.Cert))
+	case e.Reason == x509.TooManyIntermediates:
+		return fmt.Errorf("%q has a path length constraint of %d, and more CAs below it", e.Cert.Subject, e.Cert.MaxPathLen)
+	case e.Reason == x509.CANotAuthorizedForThisName:
+		return fmt.Errorf("%q has a name that the name constraints of a CA above it do not permit: %s", e.Cert.Subject,
+			e.Detail)
+	case e.Reason == x509.IncompatibleUsage:
 		if i := slices.IndexFunc(all, func(c *x509.Certificate) bool { return !hasUsage(s.kind, c) }); i >= 0 {
 			return fmt.Errorf("%q is not for certificates for %s authentication", all[i].Subject, s.kind)
 		}

@@ -43,6 +43,10 @@ func TestBothLibraries(t *testing.T) {
 	noID.SubjectKeyId = nil
 	plain := &mtlstest.CA{Cert: &noID, Key: twin.Key}
 	limited := mtlstest.NewCA(t, "limited", root, mtlstest.Usage(x509.ExtKeyUsageAny))
+	expiredRoot := mtlstest.NewCA(t, "past", nil, mtlstest.Valid(-48*time.Hour, -24*time.Hour))
+	high := mtlstest.NewCA(t, "high", root, func(c *x509.Certificate) { c.MaxPathLenZero = true })
+	low := mtlstest.NewCA(t, "low", high)
+	dns := mtlstest.NewCA(t, "dns", root, func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.net"} })
 	for name, c := range map[string]struct {
 		chain   certs
 		anchors certs
@@ -61,6 +65,10 @@ func TestBothLibraries(t *testing.T) {
 			"is not for client authentication"},
 		"intermediate with any extended key usage": {append(leaf(limited), limited.Cert), certs{root.Cert},
 			`"CN=limited" is not for certificates for client authentication`},
+		"expired root": {leaf(expiredRoot), certs{expiredRoot.Cert}, `does not lead to ca_cert: "CN=past" expired on`},
+		"path length": {append(leaf(low), low.Cert, high.Cert), certs{root.Cert},
+			`"CN=high" has a path length constraint of 0, and more CAs below it`},
+		"DNS names":                       {append(leaf(dns), dns.Cert), certs{root.Cert}, `"CN=node" has a name that the name`},
 		"two CAs of a name":               {leaf(plain), certs{twin.Cert, other.Cert}, `cannot tell which "CN=twin" issued "CN=node"`},
 		"one CA without a key identifier": {leaf(plain), certs{twin.Cert}, ""},
 	} {
@@ -156,7 +164,7 @@ func TestChainEnds(t *testing.T) {
 	}
 }
 
-// Name constraints that OpenSSL alone applies are kept, or the reason names them. Each verdict is that of openssl verify.
+// Name constraints that OpenSSL alone applies are kept, or the reason names them. Each verdict is openssl's.
 func TestNameConstraints(t *testing.T) {
 	root := mtlstest.NewCA(t, "root", nil)
 	key := mtlstest.NewKey(t)

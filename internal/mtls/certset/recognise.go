@@ -15,12 +15,15 @@ import (
 // What people store in place of what is asked for. Each function here returns the rest of a sentence that says what it
 // looks like and what to do, and never a word of the content; empty: it looks like nothing known.
 
+// oddDashes is about text with a label that is not marked as one.
+const oddDashes = "; a BEGIN line and an END line are in capital letters, with five dashes before and after them"
+
 // describe is about text that is no PEM.
 func describe(text string) string {
 	trimmed := strings.TrimFunc(text, isSpace)
 	switch {
-	case strings.Contains(text, "BEGIN "):
-		return "; the BEGIN line has to have five dashes before and after it"
+	case strings.Contains(strings.ToUpper(text), "BEGIN "):
+		return oddDashes
 	case strings.HasPrefix(trimmed, "file:") || strings.HasPrefix(trimmed, "fileb:") || isPath(trimmed):
 		return ", but the name of a file; store what is in the file"
 	case strings.HasPrefix(trimmed, "arn:"):
