@@ -157,8 +157,12 @@ func (a *assembly) warn(b *Bundle, field, format string, args ...any) {
 	if field != plain {
 		text = field + ": " + text
 	}
-	a.Warnings = append(a.Warnings, "secret "+b.Secret+": "+text)
+	if w := warningOf(b, text); !slices.Contains(a.Warnings, w) { // it may be restored, and found again
+		a.Warnings = append(a.Warnings, w)
+	}
 }
+
+func warningOf(b *Bundle, text string) string { return "secret " + b.Secret + ": " + text }
 
 // addPair adds certificate and key of one kind, and the file that holds both.
 func (a *assembly) addPair(kind string) error {

@@ -3,19 +3,26 @@ package certset
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
 // Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order of
 // the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
-// until when they stay. An error means that this program would not have published these files then, or that they have
+// until when they stay; warnings are those of the set, some of them about what is in no file. An error means that this program would not have published these files then, or that they have
 // expired since.
-func Restore(origins []Origin, files []File, carried map[string]time.Time, published, now time.Time) (*Set, error) {
+func Restore(
+	origins []Origin, files []File, carried map[string]time.Time, warnings []string, published, now time.Time,
+) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {
-		bundles = append(bundles, &Bundle{
-			Secret: o.Secret, Version: o.Version, Reading: o.Reading, fields: make(map[string]*part),
-		})
+		b := &Bundle{Secret: o.Secret, Version: o.Version, Reading: o.Reading, fields: make(map[string]*part)}
+		for _, w := range warnings {
+			if text, ok := strings.CutPrefix(w, warningOf(b, "")); ok {
+				b.warnings = append(b.warnings, text)
+			}
+		}
+		bundles = append(bundles, b)
 	}
 	var over []Carried
 	issuers := slices.ContainsFunc(files, func(f File) bool { return f.Name == issuerFile })
