@@ -123,17 +123,26 @@ func (a *assembly) certs(field string) (list []*x509.Certificate) {
 	return list
 }
 
-// checkCount bounds the anchors of a field. It blames the last bundle, which is not to blame more than others.
+// checkCount bounds the anchors of a field. Of several bundles it blames the last, which is not to blame more than others.
 func (a *assembly) checkCount(field string, list []*Bundle) error {
-	n := len(a.certs(field))
-	if n <= maxAnchors {
-		return nil
+	for _, b := range list {
+		if n := len(b.fields[field].certs); n > maxAnchors && !b.joined {
+			return &RejectError{b.Secret, field, fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)}
+		}
 	}
-	reason := fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)
-	if len(list) > 1 {
-		reason = fmt.Sprintf("holds, with that of other secrets, %d certificates, at most %d are allowed", n, maxAnchors)
+	if n := len(a.certs(field)); n > maxJoined {
+		return &RejectError{list[len(list)-1].Secret, field, fmt.Sprintf(
+			"holds, with that of other secrets, %d certificates, at most %d are allowed", n, maxJoined)}
 	}
-	return &RejectError{list[len(list)-1].Secret, field, reason}
+	return nil
+}
+
+// mostAnchors is how many a file may have that these bundles give together.
+func mostAnchors(list []*Bundle) int {
+	if len(list) > 1 || list[0].joined {
+		return maxJoined
+	}
+	return maxAnchors
 }
 
 // assembly is a Set in the making.
@@ -292,7 +301,7 @@ func (a *assembly) addAnchors(carried []Carried) error {
 		return err
 	}
 	ends := last(certs)
-	a.carry(trusted, bundles[0], len(certs), carried)
+	a.carry(trusted, bundles, len(certs), carried)
 	for _, c := range a.Carried {
 		certs = append(certs, c.Cert)
 	}
@@ -302,10 +311,11 @@ func (a *assembly) addAnchors(carried []Carried) error {
 
 // carry takes over the carried anchors that ca.crt has room for beside own ones. The others go before their time: they
 // must not keep a new version out.
-func (a *assembly) carry(field string, b *Bundle, own int, carried []Carried) {
-	room := maxAnchors - own
+func (a *assembly) carry(field string, list []*Bundle, own int, carried []Carried) {
+	most := mostAnchors(list)
+	room := most - own
 	if n := len(carried) - room; n > 0 {
-		a.warn(b, field, "%d anchors of earlier versions are dropped early: ca.crt holds at most %d", n, maxAnchors)
+		a.warn(list[0], field, "%d anchors of earlier versions are dropped early: ca.crt holds at most %d", n, most)
 		carried = carried[:room]
 	}
 	a.Carried = carried
