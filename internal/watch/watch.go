@@ -1,5 +1,5 @@
-// Package watch notices rotations the way that docs/reading-certificates.md has it, for containers without code of their
-// own: each generation that becomes current, once, and whole.
+// Package watch notices rotations as docs/reading-certificates.md describes, for containers without code of their own:
+// each generation that becomes current, once, and whole.
 package watch
 
 import (
@@ -70,8 +70,8 @@ func (w Watch) Run(ctx context.Context) error {
 	}
 }
 
-// current returns the current generation if all of its files are there, by the names that readers use, too; empty: none
-// is.
+// current returns the current generation if all of its files are there, also by the names that readers use, and ""
+// otherwise.
 func (w Watch) current() string {
 	generation, err := os.Readlink(filepath.Join(w.Dir, "..data"))
 	if err != nil {

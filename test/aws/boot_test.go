@@ -157,7 +157,8 @@ func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, e
 		}
 	}
 	if wrong == wrongCluster {
-		return `{"Cluster": "default", "ContainerInstanceArn": "arn:aws:ecs:us-east-2:123456789012:container-instance/default/1", "Version": "1.106.1"}`, nil
+		return `{"Cluster": "default", "Version": "1.106.1",
+			"ContainerInstanceArn": "arn:aws:ecs:us-east-2:123456789012:container-instance/default/1"}`, nil
 	}
 	var attributes map[string]string
 	if err := json.Unmarshal([]byte(set["ECS_INSTANCE_ATTRIBUTES"]), &attributes); err != nil {

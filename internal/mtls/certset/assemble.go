@@ -250,7 +250,7 @@ func expiredIn(leaf, first *x509.Certificate) string {
 	return fmt.Sprintf("%q, which its chain needs, %s", first.Subject, expired(first))
 }
 
-// addAnchors adds ca.crt, and issuer.crt where that is another. The anchors that a leaf needs have been verified with it.
+// addAnchors adds ca.crt, and issuer.crt where that is another. What a leaf needs has been verified with it.
 func (a *assembly) addAnchors(carried []Carried) error {
 	trusted := caCert
 	if len(a.anchors[peerCA]) > 0 {

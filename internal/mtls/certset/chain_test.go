@@ -60,7 +60,8 @@ func TestBothLibraries(t *testing.T) {
 			"is not for client authentication"},
 		"intermediate with any extended key usage": {append(leaf(limited), limited.Cert), certs{root.Cert},
 			`"CN=limited" is not for certificates for client authentication`},
-		"two CAs of a name":               {leaf(plain), certs{twin.Cert, other.Cert}, `cannot tell which "CN=twin" issued "CN=node"`},
+		"two CAs of a name": {leaf(plain), certs{twin.Cert, other.Cert},
+			`cannot tell which "CN=twin" issued "CN=node"`},
 		"one CA without a key identifier": {leaf(plain), certs{twin.Cert}, ""},
 	} {
 		_, err := set(clientSecret(t, key, c.chain, c.anchors...))

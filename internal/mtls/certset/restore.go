@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order of
-// the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
-// until when they stay. An error means that this program would not have published these files then, or that they have
-// expired since.
+// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order
+// of the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest,
+// and until when they stay. An error means that this program would not have published these files then, or that they
+// have expired since.
 func Restore(origins []Origin, files []File, carried map[string]time.Time, published, now time.Time) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {
