@@ -67,6 +67,7 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 		// Cobra's own flag prints by a template, and with text/template the linker keeps every method of everything.
 		args = []string{"version"}
 	}
+	fitHelp(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	out := &output{Writer: stdout}
