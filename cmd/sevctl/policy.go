@@ -104,7 +104,7 @@ func verdictText(b *bytes.Buffer, rules []appraise.RuleResult, width int) {
 		results = func(observed, required string) string { return observed + "; want " + required }
 	}
 	if len(rules) == 0 {
-		fmt.Fprintln(b, "No rule was applied: the report is not genuine, or cannot be judged.")
+		fmt.Fprintln(b, "No rule was applied: the report is not genuine, or cannot be appraised.")
 		return
 	}
 	if width == 0 || width >= wide {
@@ -142,7 +142,7 @@ func rulesText(b *bytes.Buffer, policy appraise.Policy, width int) {
 		cli.Fprintf(b, "%s\n", wrapped(text, width, 0, 2))
 	}
 	if policy.RootsPEM != nil {
-		fmt.Fprintln(b, "roots: custom; reports are judged by the policy's own roots, not by AMD's")
+		fmt.Fprintln(b, "roots: custom; reports are verified by the policy's own roots, not by AMD's")
 	}
 }
 

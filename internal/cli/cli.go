@@ -67,12 +67,12 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 		// Cobra's own flag prints by a template, and with text/template the linker keeps every method of everything.
 		args = []string{"version"}
 	}
-	fitHelp(root)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	out := &output{Writer: stdout}
 	root.SetOut(out)
 	root.SetErr(stderr)
+	fitHelp(root) // the command completion keeps the output that it finds
 	return out.result(root.ExecuteContext(ctx))
 }
 

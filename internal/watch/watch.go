@@ -58,7 +58,7 @@ func (w Watch) Run(ctx context.Context) error {
 				wait, retry = retry, min(2*retry, retryMost)
 			default:
 				done, retry = generation, retryFirst
-				continue // the next one may have come meanwhile
+				continue // the next one may have come since
 			}
 		}
 		select {

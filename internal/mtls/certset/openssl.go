@@ -111,7 +111,7 @@ func mayIssue(issuer, c *x509.Certificate) error {
 
 var oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 
-// directoryName returns the first directoryName of GeneralNames, as DER; nil: there is none.
+// directoryName returns the first directoryName of GeneralNames, as DER, or nil.
 func directoryName(names []byte) []byte {
 	for len(names) > 0 {
 		var name asn1.RawValue

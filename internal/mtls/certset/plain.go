@@ -141,7 +141,7 @@ func isForeign(der []byte) bool {
 }
 
 // ends returns the certificate that ends the use of a plain part: the first to expire of those that its readers show to
-// peers, with the intermediates that these name; or the last to expire of the others. Nil: there are none.
+// peers, with the intermediates that these name; or the last to expire of the others. It may be nil.
 func (p *part) ends(now time.Time) *x509.Certificate {
 	var shown path
 	for _, leaf := range p.leaves {

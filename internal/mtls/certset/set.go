@@ -45,14 +45,14 @@ type File struct {
 	Also    []Origin // other secrets that have given some of its anchors
 	// Certs are the certificates that the file is the home of: client.pem only repeats those of client.crt.
 	Certs []*x509.Certificate
-	// Ends is the certificate whose expiry ends the use of the file; nil: none does. For client.crt, client.pem and the
+	// Ends is the certificate whose expiry ends the use of the file, or nil. For client.crt, client.pem and the
 	// server's, it is the first to expire of those that the chain needs, from the leaf to the anchor. Of anchors, it is
 	// the last.
 	Ends *x509.Certificate
 }
 
 // last returns what ends a file of certificates that are no chain: the first of those for one peer or, if all are CAs,
-// the last of these. Nil: there are none.
+// the last of these. It returns nil if there are none.
 func last(certs []*x509.Certificate) (c *x509.Certificate) {
 	leaves := slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return c.IsCA })
 	switch byExpiry := func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }; {
@@ -79,7 +79,7 @@ func (s *Set) Origins() []Origin {
 	return list
 }
 
-// NotAfter returns when the first of the files comes to its end. Zero: none does.
+// NotAfter returns when the first of the files comes to its end, or zero if none does.
 func (s *Set) NotAfter() (first time.Time) {
 	for _, f := range s.Files {
 		if f.Ends != nil && (first.IsZero() || f.Ends.NotAfter.Before(first)) {
