@@ -30,6 +30,7 @@ func watchCommand() *cobra.Command {
 certificates, once all files are there. What fails is tried again. The program
 needs neither the agent's socket nor a configuration.`,
 		Example: "  sevagent watch -- nginx -s reload\n  sevagent watch --signal HUP --pid-file /run/haproxy.pid",
+		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			act, err := action(cmd, args, signal, pidFile)
 			if err != nil {
@@ -73,7 +74,7 @@ func action(cmd *cobra.Command, args []string, signal, pidFile string) (func(con
 
 func runCommandLine(ctx context.Context, cmd *cobra.Command, args []string) error {
 	c := exec.CommandContext(ctx, args[0], args[1:]...)
-	c.Stdout, c.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	c.Stdout, c.Stderr = cli.BestEffort(cmd.OutOrStdout()), cmd.ErrOrStderr() // the file itself: a child may keep it
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = stopGrace
 	if err := c.Run(); err != nil {
