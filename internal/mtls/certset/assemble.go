@@ -87,7 +87,7 @@ func (a *assembly) take(i int, b *Bundle) error {
 		}
 	}
 	if p := b.fields[plain]; p != nil {
-		if b.Reading.Validate == None {
+		if b.Reading.Validate == unverified {
 			a.add(b, plainFile(i), p, last(p.certs))
 			return nil
 		}

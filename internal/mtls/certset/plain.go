@@ -73,7 +73,7 @@ func (s *plainPart) takeCert(i int, der []byte) error {
 		return err
 	}
 	s.first = cmp.Or(s.first, err)
-	s.note("%v; it is published all the same (SHA-256 %s)", err, Digest(der))
+	s.note("%v; it is published all the same (SHA-256 %s)", err, digest(der))
 	return nil
 }
 

@@ -70,7 +70,7 @@ func restoreField(bundles []*Bundle, f File, issuers bool) (*part, error) {
 				continue // the same secret may be listed again further down
 			}
 		}
-		p, err := parseField(field, string(f.Content), b.Reading.Validate != None)
+		p, err := parseField(field, string(f.Content), b.Reading.Validate != unverified)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name, err)
 		}
@@ -85,7 +85,7 @@ func (p *part) split(carried map[string]time.Time) (over []Carried) {
 	certs := p.certs
 	*p = part{}
 	for _, c := range certs {
-		if until, ok := carried[Digest(c.Raw)]; ok {
+		if until, ok := carried[digest(c.Raw)]; ok {
 			over = append(over, Carried{c, until})
 		} else {
 			p.add(c)

@@ -29,6 +29,9 @@ type Carried struct {
 	Until time.Time
 }
 
+// Digest returns the SHA-256 of the certificate in hexadecimal digits.
+func (c Carried) Digest() string { return digest(c.Cert.Raw) }
+
 // Origin names the version of a secret that a file comes from, and how it was read.
 type Origin struct {
 	Secret  string  `json:"secret"`
@@ -50,6 +53,9 @@ type File struct {
 	// the last.
 	Ends *x509.Certificate
 }
+
+// Digest returns the SHA-256 of the content in hexadecimal digits.
+func (f File) Digest() string { return digest(f.Content) }
 
 // last returns what ends a file of certificates that are no chain: the first of those for one peer or, if all are CAs,
 // the last of these. It returns nil if there are none.
@@ -103,8 +109,8 @@ func (s *Set) Binding() (kind string, spki [sha256.Size]byte, ok bool) {
 // SPKI returns the SHA-256 of a certificate's SubjectPublicKeyInfo.
 func SPKI(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
-// Digest returns the SHA-256 of content, hex.
-func Digest(content []byte) string {
+// digest returns the SHA-256 of content, hex.
+func digest(content []byte) string {
 	sum := sha256.Sum256(content)
 	return hex.EncodeToString(sum[:])
 }
