@@ -245,7 +245,7 @@ func TestBootFails(t *testing.T) {
 		{noPackage, "download: curl: (7)"},
 		{noAgent, "proof"},
 		{wrongCluster, "registration: registered to default instead of"},
-		{neverRegister, "registration: ECS agent not reachable"},
+		{neverRegister, "registration: connect: connection refused"},
 	} {
 		t.Run(string(test.wrong), func(t *testing.T) {
 			n.broken = func() defect { return test.wrong }
