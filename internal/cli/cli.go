@@ -72,6 +72,7 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 	out := &output{Writer: stdout}
 	root.SetOut(out)
 	root.SetErr(stderr)
+	fitHelp(root) // the command completion keeps the output that it finds
 	return out.result(root.ExecuteContext(ctx))
 }
 

@@ -70,8 +70,8 @@ func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*cer
 	}
 }
 
-// choose returns the newest bundle of each secret. What is published stays while a secret has to be read again of which
-// nobody knows what it has given.
+// choose returns the newest bundle of each secret. What is published stays while one that was only partly
+// restored has to be read again.
 func choose(offers []offer, ready bool) (chosen []*certset.Bundle, err error) {
 	wait := slices.ContainsFunc(offers, func(o offer) bool {
 		return o.candidate == nil && o.published != nil && o.published.Partial()

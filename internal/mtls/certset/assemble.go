@@ -87,7 +87,7 @@ func (a *assembly) take(i int, b *Bundle) error {
 		}
 	}
 	if p := b.fields[plain]; p != nil {
-		if b.Reading.Validate == None {
+		if b.Reading.Validate == unverified {
 			a.add(b, plainFile(i), p, last(p.certs))
 			return nil
 		}
@@ -249,7 +249,7 @@ func (a *assembly) leaveOut(p path) {
 		if a.now.After(c.NotAfter) && !slices.ContainsFunc(p, c.Equal) {
 			a.leftOut = append(a.leftOut, c)
 			a.warn(a.anchors[caCert][0], caCert, "%q %s, and is left out: readers that use OpenSSL would take it for an "+
-				"issuer all the same (SHA-256 %s)", c.Subject, expired(c), Digest(c.Raw))
+				"issuer all the same (SHA-256 %s)", c.Subject, expired(c), digest(c.Raw))
 		}
 	}
 }
@@ -285,7 +285,7 @@ func expiredIn(leaf, first *x509.Certificate) string {
 	return fmt.Sprintf("%q, which its chain needs, %s", first.Subject, expired(first))
 }
 
-// addAnchors adds ca.crt, and issuer.crt where that is another. The anchors that a leaf needs have been verified with it.
+// addAnchors adds ca.crt, and issuer.crt where that is another. What a leaf needs has been verified with it.
 func (a *assembly) addAnchors(carried []Carried) error {
 	trusted := caCert
 	if len(a.anchors[peerCA]) > 0 {

@@ -125,7 +125,7 @@ const maxNested = 2
 
 // parse adds a field.
 func (b *Bundle) parse(field, text string) error {
-	p, err := parseField(field, normalise(text), b.Reading.Validate != None)
+	p, err := parseField(field, normalise(text), b.Reading.Validate != unverified)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,9 @@ func indexLeaf(certs []*x509.Certificate, key crypto.Signer) int {
 // verify returns the path by which TLS peers that trust anchors accept leaf, whether they use Go's library or OpenSSL,
 // and the first moment, now or later, at which they do. Rest are the certificates that come with leaf. It returns an
 // error if there is none.
-func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) (path, time.Time, error) {
+func verify(
+	kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time,
+) (path, time.Time, error) {
 	if now.After(leaf.NotAfter) {
 		return nil, time.Time{}, errors.New(expired(leaf))
 	}

@@ -42,7 +42,7 @@ func FuzzBundle(f *testing.F) {
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 
 	f.Fuzz(func(t *testing.T, content []byte) {
-		for _, how := range []Reading{{}, {Validate: None}, {As: caCert}} {
+		for _, how := range []Reading{{}, {Validate: unverified}, {As: caCert}} {
 			roundTrip(t, content, how, now)
 		}
 	})

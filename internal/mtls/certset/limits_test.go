@@ -129,7 +129,7 @@ func TestCarriedAnchorsAreBounded(t *testing.T) {
 	until := make(map[string]time.Time)
 	for i := range 99 {
 		c := Carried{mtlstest.NewCAFor(t, fmt.Sprint("old-", i), key, nil).Cert, now.Add(time.Hour)}
-		carried, until[Digest(c.Cert.Raw)] = append(carried, c), c.Until
+		carried, until[digest(c.Cert.Raw)] = append(carried, c), c.Until
 	}
 	for _, n := range []int{97, 98, 99} {
 		s := must.Get(Assemble([]*Bundle{b}, nil, now, carried[:n]))(t, "put a set together")

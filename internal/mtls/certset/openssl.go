@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// What OpenSSL asks of a chain and crypto/x509 does not: OpenSSL 3.0, crypto/x509/v3_purp.c and x509_vfy.c. What Go asks
-// beyond OpenSSL, crypto/x509 finds by itself.
+// What OpenSSL asks of a chain and crypto/x509 does not: OpenSSL 3.0, crypto/x509/v3_purp.c and x509_vfy.c. What Go
+// asks beyond OpenSSL, crypto/x509 finds by itself.
 
 func usageOf(kind string) x509.ExtKeyUsage {
 	if kind == kindServer {

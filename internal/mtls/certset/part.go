@@ -148,7 +148,7 @@ func parseAnchors(blocks []*pem.Block) (*part, error) {
 			return nil, err
 		case err != nil:
 			first = cmp.Or(first, err)
-			p.note("%v; it is left out (SHA-256 %s)", err, Digest(block.Bytes))
+			p.note("%v; it is left out (SHA-256 %s)", err, digest(block.Bytes))
 		case !slices.ContainsFunc(p.certs, c.Equal):
 			p.add(c)
 		}

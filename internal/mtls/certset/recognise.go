@@ -13,12 +13,12 @@ import (
 )
 
 // What people store in place of what is asked for. Each function here returns the rest of a sentence that says what it
-// looks like and what to do, and never a word of the content; empty: it looks like nothing known.
+// looks like and what to do, and never a word of the content, or "" if it looks like nothing known.
 
 // oddDashes is about text with a label that is not marked as one.
 const oddDashes = "; a BEGIN line and an END line are in capital letters, with five dashes before and after them"
 
-// describe is about text that is no PEM.
+// describe does so for text that is not PEM.
 func describe(text string) string {
 	trimmed := strings.TrimFunc(text, isSpace)
 	switch {
@@ -107,7 +107,7 @@ func isUTF16(content []byte) bool {
 	return true
 }
 
-// keyKind names the form of a private key; empty: it is none.
+// keyKind names the form of a private key, and returns "" for anything else.
 func keyKind(der []byte) string {
 	if _, err := x509.ParsePKCS1PrivateKey(der); err == nil {
 		return "RSA PRIVATE KEY"

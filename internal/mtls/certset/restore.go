@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order of
-// the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
-// until when they stay; warnings are those of the set, some of them about what is in no file. An error means that this program would not have published these files then, or that they have
-// expired since.
+// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order
+// of the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest,
+// and until when they stay; warnings are those of the set, some of them about what is in no file. An error means that
+// this program would not have published these files then, or that they have expired since.
 func Restore(
 	origins []Origin, files []File, carried map[string]time.Time, warnings []string, published, now time.Time,
 ) (*Set, error) {
@@ -77,7 +77,7 @@ func restoreField(bundles []*Bundle, f File, issuers bool) (*part, error) {
 				continue // the same secret may be listed again further down
 			}
 		}
-		p, err := parseField(field, string(f.Content), b.Reading.Validate != None)
+		p, err := parseField(field, string(f.Content), b.Reading.Validate != unverified)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name, err)
 		}
@@ -92,7 +92,7 @@ func (p *part) split(carried map[string]time.Time) (over []Carried) {
 	certs := p.certs
 	*p = part{}
 	for _, c := range certs {
-		if until, ok := carried[Digest(c.Raw)]; ok {
+		if until, ok := carried[digest(c.Raw)]; ok {
 			over = append(over, Carried{c, until})
 		} else {
 			p.add(c)

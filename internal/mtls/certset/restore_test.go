@@ -16,7 +16,7 @@ func TestRestore(t *testing.T) {
 	if err != nil {
 		t.Fatalf("assemble a good set: %v", err)
 	}
-	carried := map[string]time.Time{Digest(old.Cert.Raw): was.Carried[0].Until}
+	carried := map[string]time.Time{digest(old.Cert.Raw): was.Carried[0].Until}
 	for name, c := range map[string]struct {
 		change func(files []File) []File
 		want   string // in the error

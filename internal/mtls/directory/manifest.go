@@ -95,7 +95,7 @@ func newManifest(generation string, s *certset.Set, files []certset.File, a Acce
 
 func overlap(s *certset.Set) (list []manifestOverlap) {
 	for _, c := range s.Carried {
-		list = append(list, manifestOverlap{certset.Digest(c.Cert.Raw), c.Until.UTC()})
+		list = append(list, manifestOverlap{c.Digest(), c.Until.UTC()})
 	}
 	return list
 }
@@ -115,7 +115,7 @@ func (m *manifest) access() (a Access, err error) {
 func (a Access) entry(f certset.File) manifestEntry {
 	e := manifestEntry{
 		File:    f.Name,
-		SHA256:  certset.Digest(f.Content),
+		SHA256:  f.Digest(),
 		Size:    len(f.Content),
 		Mode:    modeString(a.mode(f)),
 		Secret:  f.Origin.Secret,
