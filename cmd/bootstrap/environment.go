@@ -77,7 +77,7 @@ func splitConsumers(lists []string) (consumers []string) {
 	return consumers
 }
 
-// splitOptions takes apart what is separated by commas: ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two. A comma
+// splitOptions splits a list at its commas: ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two. A comma
 // before anything but KEY= belongs to the value, and so does one within JSON.
 func splitOptions(list string) (options []string) {
 	for list = strings.Trim(list, ", "); list != ""; list = strings.Trim(list, ", ") {
@@ -98,7 +98,7 @@ func splitOptions(list string) (options []string) {
 	return options
 }
 
-// valueEnd returns where the JSON of the first option ends, or 0 if its value is none.
+// valueEnd returns where the JSON of the first option ends, or 0 if its value is not JSON.
 func valueEnd(list string) int {
 	key, value, _ := strings.Cut(list, "=")
 	if value == "" || !strings.ContainsAny(value[:1], "{[") {

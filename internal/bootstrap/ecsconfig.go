@@ -115,7 +115,7 @@ type ecsFile struct {
 // leads to, as root, would destroy /dev/null, and reading a pipe would wait for ever.
 func readECSFile(path string) (f ecsFile, err error) {
 	f = ecsFile{path: path, mode: 0o644, uid: -1, gid: -1}
-	if to, err := os.Readlink(path); err == nil { // whoever made the link replaces the file, not the link
+	if to, err := os.Readlink(path); err == nil { // replace the file, not the link
 		if f.path, err = filepath.EvalSymlinks(path); err != nil {
 			return f, fmt.Errorf("%s is a symbolic link to %s, which cannot be followed: %w", path, to, err)
 		}

@@ -79,7 +79,7 @@ func readRecord(file string, into any) error {
 }
 
 // MayJoin returns nil if the ECS agent may start on this machine: bootstrap was never used here, or has finished here,
-// and ecs.config has what it wrote. What is missing there is put back first. Else its error has the reason.
+// and ecs.config has what it wrote. What is missing there is restored first. Otherwise the error has the reason.
 func MayJoin(ctx context.Context, d Dirs, out io.Writer) error {
 	return thisMachine().mayJoin(ctx, d, reportTo(out))
 }
@@ -124,7 +124,7 @@ func restore(d Dirs, id string, report report) error {
 // that agent.
 const refusalFile = "refused.txt"
 
-// noteRefusal records a refusal, or with nil that there is none.
+// noteRefusal records a refusal, or clears it with nil.
 func noteRefusal(dir string, refusal error) error {
 	file := filepath.Join(dir, refusalFile)
 	if refusal != nil {

@@ -129,8 +129,6 @@ func (m machine) waitForRegistration(ctx context.Context, o SignalOptions, clust
 			return false, refusal(o.Dirs.State)
 		case err != nil:
 			return true, cli.Unreachable(fmt.Errorf("ECS agent not reachable: %w", err))
-		case a.ContainerInstanceArn == "":
-			return true, fmt.Errorf("ECS agent runs, not registered to %s", cluster)
 		case a.Cluster[strings.LastIndex(a.Cluster, "/")+1:] != cluster:
 			return true, fmt.Errorf("registered to %s instead of %s", a.Cluster, cluster)
 		}
@@ -157,5 +155,8 @@ func askECSAgent(ctx context.Context, client *http.Client, base string) (m ecsMe
 		return m, fmt.Errorf("HTTP status %s", resp.Status)
 	}
 	err = json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&m)
+	if err == nil && m.ContainerInstanceArn == "" {
+		err = errors.New("its answer names no container instance") // the real one answers only once it has registered
+	}
 	return m, err
 }

@@ -44,7 +44,7 @@ func readWritten(dir string) (*written, error) {
 }
 
 // restore makes the ECS agent read what bootstrap has written: a script of the user data, for one, may have replaced
-// ecs.config since. What was lost is put back; a setting that has another value has it on purpose, unless it is the
+// ecs.config since. What was lost is restored; a setting with another value has it on purpose, unless it is the
 // cluster or the value means nothing to the ECS agent. Attributes of others are kept. An error keeps the node out of
 // the cluster.
 func (w written) restore(instance string, report report) error {

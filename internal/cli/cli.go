@@ -70,7 +70,7 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 	out := &output{Writer: stdout}
 	root.SetOut(out)
 	root.SetErr(stderr)
-	root.InitDefaultCompletionCmd(args...) // or cobra adds it later, unprepared; it writes to what is set by now
+	fitHelp(root) // it adds the command completion, which keeps the output that it finds
 	prepare(root)
 	refuseUnknownTopics(root)
 	return out.result(root.ExecuteContext(ctx))

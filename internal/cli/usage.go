@@ -133,6 +133,22 @@ func alternatives(names []string) string {
 	return strings.Join(names[:last], ", ") + " or " + names[last]
 }
 
+// fitHelp makes the texts of cobra's command completion fit 80 columns, as ours do.
+func fitHelp(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	completion, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return // a program without commands
+	}
+	for _, shell := range completion.Commands() {
+		var lines []string
+		for line := range strings.SplitSeq(shell.Long, "\n") {
+			lines = append(lines, Wrap(line, 80, 0, 0))
+		}
+		shell.Long = strings.Join(lines, "\n")
+	}
+}
+
 // refuseUnknownTopics makes the command help fail for a command that does not exist. Cobra's prints the program's help.
 func refuseUnknownTopics(root *cobra.Command) {
 	root.InitDefaultHelpCmd()

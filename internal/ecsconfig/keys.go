@@ -12,8 +12,8 @@ import (
 // rule is how the program that reads a key takes its value.
 type rule struct {
 	check check
-	// refused: whoever wrote a wrong value means something that the ECS agent would do without, or it ends. Else it
-	// falls back to a default.
+	// refused: the ECS agent ends at a wrong value, or goes on without what was asked for. Otherwise it falls back to
+	// a default.
 	refused bool
 	// environment: ecs-init reads the key, and from its environment, which is systemd's reading of the file. The ECS
 	// agent gets ecs-init's own reading.
@@ -36,7 +36,7 @@ var rules = map[string]rule{
 	"ECS_AVAILABLE_LOGGING_DRIVERS":      {check: loggingDrivers, refused: true},
 	"ECS_EXTERNAL":                       {check: external, refused: true, environment: true},
 
-	// It does without these if they are wrong, which nobody can want who sets them.
+	// Without these it goes on if they are wrong, which is not what their author wants.
 	"ECS_RESERVED_PORTS":             {check: ports, refused: true},
 	"ECS_RESERVED_PORTS_UDP":         {check: ports, refused: true},
 	"ECS_ENGINE_AUTH_DATA":           {check: authData, refused: true},

@@ -104,7 +104,7 @@ func portRange(value string, _ map[string]string) string {
 	return ""
 }
 
-// text takes anything. What looks like a comment is none.
+// text takes any value, but warns of what looks like a comment and is part of the value.
 func text(value string, _ map[string]string) string {
 	if strings.Contains(value, " #") || strings.Contains(value, "\t#") {
 		return " has a # behind a blank; the ECS agent would take what follows for a part of the value"
