@@ -103,8 +103,8 @@ type Expiry struct {
 // Expired is the last stage of an Expiry.
 const Expired = 5
 
-// Stage returns how urgent a renewal is at the time now, from 0, not yet, to Expired. It grows when a third, a tenth and a
-// hundredth of the certificate's life are left, but at most 30, 14 and 3 days, and an hour before the end.
+// Stage returns how urgent a renewal is at the time now, from 0, not yet, to Expired. It grows when a third, a tenth
+// and a hundredth of the certificate's life are left, but at most 30, 14 and 3 days, and an hour before the end.
 func (e Expiry) Stage(now time.Time) int {
 	const day = 24 * time.Hour
 	left, life := e.NotAfter.Sub(now), e.NotAfter.Sub(e.NotBefore)

@@ -62,7 +62,8 @@ def evaluate(e, values):
 
     def sub(a):
         text, own = (a, {}) if isinstance(a, str) else (a[0], {k: ev(v) for k, v in a[1].items()})
-        return re.sub(r"\$\{(!?)([^}]+)\}", lambda m: "${" + m[2] + "}" if m[1] else own[m[2]] if m[2] in own else ref(m[2]), text)
+        return re.sub(r"\$\{(!?)([^}]+)\}",
+                      lambda m: "${" + m[2] + "}" if m[1] else own[m[2]] if m[2] in own else ref(m[2]), text)
 
     def ref(name):
         return values["ClusterName" if name == "Cluster" else name]
@@ -109,7 +110,8 @@ def longest():
         "EnableEnclaveMtls": "true",
         "AWS::Region": "ap-southeast-2",
         "AWS::URLSuffix": "amazonaws.com.cn",
-        "AWS::StackId": "arn:aws-us-gov:cloudformation:us-gov-west-1:123456789012:stack/" + "s" * 128 + "/1d4aa1e0-0000-11ee-be56-0242ac120002",
+        "AWS::StackId": "arn:aws-us-gov:cloudformation:us-gov-west-1:123456789012:stack/" + "s" * 128
+        + "/1d4aa1e0-0000-11ee-be56-0242ac120002",
     }
 
 

@@ -3,12 +3,12 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/spf13/pflag"
 
 	"sevagent/internal/bootstrap"
+	"sevagent/internal/cli"
 )
 
 // fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*. Lists are separated by commas; in flags
@@ -39,8 +39,11 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 			values = apart(values)
 		}
 		for _, v := range values {
-			if setErr := flags.Set(f.Name, strings.TrimSpace(v)); setErr != nil {
-				err = errors.Join(err, fmt.Errorf("%s: %w", name, setErr))
+			setErr := flags.Set(f.Name, strings.TrimSpace(v))
+			if invalid, ok := errors.AsType[*pflag.InvalidValueError](setErr); ok {
+				err = errors.Join(err, cli.InvalidValue(name, invalid))
+			} else {
+				err = errors.Join(err, setErr)
 			}
 		}
 	})
@@ -74,7 +77,7 @@ func splitConsumers(lists []string) (consumers []string) {
 	return consumers
 }
 
-// splitOptions takes apart what is separated by commas: ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two. A comma
+// splitOptions splits a list at its commas: ECS_RESERVED_PORTS=[22,9180],ECS_LOGLEVEL=warn are two. A comma
 // before anything but KEY= belongs to the value, and so does one within JSON.
 func splitOptions(list string) (options []string) {
 	for list = strings.Trim(list, ", "); list != ""; list = strings.Trim(list, ", ") {
@@ -95,7 +98,7 @@ func splitOptions(list string) (options []string) {
 	return options
 }
 
-// valueEnd returns where the JSON of the first option ends, or 0 if its value is none.
+// valueEnd returns where the JSON of the first option ends, or 0 if its value is not JSON.
 func valueEnd(list string) int {
 	key, value, _ := strings.Cut(list, "=")
 	if value == "" || !strings.ContainsAny(value[:1], "{[") {

@@ -129,7 +129,7 @@ func TestScripts(t *testing.T) {
 						return
 					}
 					if time.Now().After(deadline) {
-						ts.Fatalf("%s does not exist after 20 s", args[0])
+						ts.Fatalf("%s does not exist after two minutes", args[0])
 					}
 				}
 			},

@@ -31,8 +31,9 @@ func watchCommand() *cobra.Command {
 certificates, once all files are there. What fails is tried again. The program
 needs neither the agent's socket nor a configuration.`,
 		Example: "  sevagent watch -- nginx -s reload\n  sevagent watch --signal HUP --pid-file /run/haproxy.pid",
+		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			act, err := action(cmd, args, signal, pidFile)
+			act, err := action(args, signal, pidFile)
 			if err != nil {
 				return cli.Usage(err)
 			}
@@ -55,12 +56,12 @@ needs neither the agent's socket nor a configuration.`,
 }
 
 // action returns what to do after a rotation.
-func action(cmd *cobra.Command, args []string, signal, pidFile string) (func(context.Context) error, error) {
+func action(args []string, signal, pidFile string) (func(context.Context) error, error) {
 	switch {
 	case len(args) > 0 && signal+pidFile != "":
 		return nil, errors.New("watch: want a command, or --signal with --pid-file, and not both")
 	case len(args) > 0:
-		return func(ctx context.Context) error { return runCommandLine(ctx, cmd, args) }, nil
+		return func(ctx context.Context) error { return runCommandLine(ctx, args) }, nil
 	case signal == "" || pidFile == "":
 		return nil, errors.New("watch: want a command after --, or --signal with --pid-file; " +
 			"for example sevagent watch -- nginx -s reload")
@@ -72,9 +73,9 @@ func action(cmd *cobra.Command, args []string, signal, pidFile string) (func(con
 	return func(context.Context) error { return signalProcess(pidFile, number) }, nil
 }
 
-func runCommandLine(ctx context.Context, cmd *cobra.Command, args []string) error {
+func runCommandLine(ctx context.Context, args []string) error {
 	c := exec.CommandContext(ctx, args[0], args[1:]...)
-	c.Stdout, c.Stderr = cmd.OutOrStdout(), cmd.ErrOrStderr()
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr // the files, or we would wait for daemons that it starts to close them
 	c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 	c.WaitDelay = stopGrace
 	if err := c.Run(); err != nil {

@@ -96,7 +96,8 @@ Exit status 0 if all evidence is acceptable, 1 if not, 2 for wrong usage.`,
 		"a `FILE` with the peer's certificate, PEM or DER: the\nevidence must bind its key")
 	f.StringVar(&o.bind, "bind", "", "the `KIND` of certificate whose key the evidence must\n"+
 		"bind: client or server")
-	f.StringVar(&o.purpose, "purpose", "", "the `PURPOSE` that the evidence must have been made\nfor: client, mtls or boot")
+	f.StringVar(&o.purpose, "purpose", "", "the `PURPOSE` that the evidence must have been made\n"+
+		"for: client, mtls or boot")
 	f.DurationVar(&o.maxAge, "max-age", 0, "refuse evidence older than this `DURATION`, such as\n"+
 		"24h, by the node's clock, which is the node's word")
 	f.StringVar(&o.policy, "policy", appraise.AWSShared, "aws-shared, aws-dedicated or a `FILE`\n")

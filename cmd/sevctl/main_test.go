@@ -15,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"sevagent/internal/cli/clitest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
@@ -26,6 +27,8 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sevctl": main})
 }
+
+func TestHelpFits(t *testing.T) { clitest.HelpFits(t, run) }
 
 // realReports are reports that are not ours to distribute; scripts that need them are under the condition [real].
 const realReports = "../../../shared/testdata/aws-snp"

@@ -23,7 +23,8 @@ func explainCommand() *cobra.Command {
 		Long: `Show a policy's rules and, with --report, its verdict rule by rule: the result,
 what was observed, what is required; then the fields of the report, verified or
 not. POLICY is a built-in profile (aws-shared, aws-dedicated) or a policy file,
-which is checked in any case. Rules that are looser than the profile's are named.
+which is checked in any case. Rules that are looser than the profile's are
+named.
 
 Exit status 0 if the report is acceptable or none is given, 1 if it is not, 2 if
 the policy is wrong.`,
@@ -103,7 +104,7 @@ func verdictText(b *bytes.Buffer, rules []appraise.RuleResult, width int) {
 		results = func(observed, required string) string { return observed + "; want " + required }
 	}
 	if len(rules) == 0 {
-		fmt.Fprintln(b, "No rule was applied: the report is not genuine, or cannot be judged.")
+		fmt.Fprintln(b, "No rule was applied: the report is not genuine, or cannot be appraised.")
 		return
 	}
 	if width == 0 || width >= wide {
@@ -141,7 +142,7 @@ func rulesText(b *bytes.Buffer, policy appraise.Policy, width int) {
 		cli.Fprintf(b, "%s\n", wrapped(text, width, 0, 2))
 	}
 	if policy.RootsPEM != nil {
-		fmt.Fprintln(b, "roots: custom; reports are judged by the policy's own roots, not by AMD's")
+		fmt.Fprintln(b, "roots: custom; reports are verified by the policy's own roots, not by AMD's")
 	}
 }
 
@@ -161,8 +162,8 @@ such pins aws-dedicated fails, since any machine in the world with the right
 firmware would pass. Take the report from a node that you trust; add the values
 of further hosts to the file.
 
-Exit status 0 if the policy was written, 1 if the report is not acceptable, 2 for
-wrong usage.`,
+Exit status 0 if the policy was written, 1 if the report is not acceptable, 2
+for wrong usage.`,
 		Example: `  sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

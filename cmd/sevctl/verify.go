@@ -71,7 +71,8 @@ Checks:
 
 ` + checkList(),
 		Example: `  sevctl verify prod
-  sevctl verify prod --profile staging --region us-east-2 --format html -o r.html
+  sevctl verify prod --profile staging --region us-east-2 --format html \
+    -o report.html
   sevctl verify prod --region eu-west-1 --attest --format json`,
 		Args: cobra.RangeArgs(1, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {

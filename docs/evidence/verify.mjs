@@ -207,13 +207,14 @@ function armour(der) {
   return ["-----BEGIN CERTIFICATE-----", ...lines, "-----END CERTIFICATE-----", ""].join("\n");
 }
 
-// sameCMW reports whether a value that was read is the collection of these records, each an array of three. It may leave
-// out the certificates behind the first.
+// sameCMW reports whether a value that was read is the collection of these records, each an array of three. It may
+// leave out the certificates behind the first.
 function sameCMW(value, records) {
   if (!(value instanceof Map) || value.get("__cmwc_t") !== PROFILE) return false;
   const same = ([label, found]) => label === "__cmwc_t" || records.has(label) && Array.isArray(found) &&
     found.length === 3 && found.every((part, i) => part === records.get(label)[i]);
-  return [...value].every(same) && ["report", "certificate-0"].every((label) => value.has(label) || !records.has(label));
+  const present = (label) => value.has(label) || !records.has(label);
+  return [...value].every(same) && ["report", "certificate-0"].every(present);
 }
 
 // form returns report and certificates of a document that has one reading.

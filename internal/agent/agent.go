@@ -223,7 +223,7 @@ func (a *agent) notify(ctx context.Context) error {
 			a.log.Info("ready", "after", time.Since(a.started).Round(time.Millisecond))
 			send(daemon.SdNotifyReady + "\nSTATUS=" + a.oneLine())
 		case now := <-tick.C:
-			a.health(now) // logs a change of readiness that nobody has asked for
+			a.health(now) // logs a change of readiness even without a request
 			if err := a.alive(now); err != nil {
 				a.log.Error("a loop is stuck", "err", err)
 				continue

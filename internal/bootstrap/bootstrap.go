@@ -3,8 +3,8 @@
 // may start. The command line is cmd/bootstrap.
 //
 // Each file is one part of it: bootstrap.go has the steps, options.go what can be asked for, metadata.go the metadata
-// service, proof.go the agent and its proof, provider.go the capacity provider, ecsconfig.go ecs.config, written.go what
-// of it is put back later, agentdata.go the ECS agent's saved cluster, install.go the packages, systemd.go and
+// service, proof.go the agent and its proof, provider.go the capacity provider, ecsconfig.go ecs.config, written.go
+// what of it is put back later, agentdata.go the ECS agent's saved cluster, install.go the packages, systemd.go and
 // unitfiles.go the units, cloudformation.go and reason.go what a stack is signaled, signal.go and ecslog.go the
 // registration, progress.go how far bootstrap has come.
 package bootstrap
@@ -153,6 +153,9 @@ func (n *node) run(ctx context.Context) error {
 // checkUsage reports mistakes in the options, and in the agent's configuration with them.
 func (n *node) checkUsage() error {
 	if err := n.check(n.machine.dirs); err != nil {
+		return failed("options", cli.Usage(err))
+	}
+	if err := n.checkECSOptions(); err != nil {
 		return failed("options", cli.Usage(err))
 	}
 	return failed("agent configuration", n.planAgent())

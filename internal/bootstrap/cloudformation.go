@@ -149,7 +149,7 @@ func (r signaler) send(
 			refused = err
 			return true, err
 		}
-		return !permanent(err), err
+		return !permanent(err), inWords(err)
 	})
 	if err == nil {
 		return accepted, nil
@@ -227,6 +227,8 @@ func (r signaler) explain(resource string, err error) error {
 		return cli.Unreachable(err)
 	case api.ErrorCode() == accessDenied:
 		return advised{err, "grant the node's role cloudformation:SignalResource on the stack"}
+	case noStack.MatchString(api.ErrorMessage()):
+		return advised{err, "compare --stack and --region, which is " + r.target.Region + ", with the stack's"}
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -49,11 +50,18 @@ var agentPorts = []string{"22", "2375", "2376", "51678", "51679", "51680"}
 // ECSKey is the form of a key of ecs.config; ecsconfig checks values.
 var ECSKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent.
+// ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent. Of two options
+// for a key the last one counts.
 func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 	var m mistakes
 	for _, option := range o.ECSOptions {
+		option, crlf := strings.CutSuffix(option, "\r") // of a text from Windows, which a shell has read by line
+		if crlf && option == "" {
+			continue
+		}
 		key, value, ok := strings.Cut(option, "=")
+		set = slices.DeleteFunc(set, func(s Setting) bool { return s.Key == key })
+		leave = slices.DeleteFunc(leave, func(other string) bool { return other == key })
 		switch {
 		case !ok || !ECSKey.MatchString(key):
 			m.add("--ecs-option is %q, want KEY=VALUE, or KEY= to leave a key to the ECS agent", option)
@@ -68,6 +76,33 @@ func (o Options) ecsSettings() (set []Setting, leave []string, err error) {
 	return set, leave, errors.Join(m...)
 }
 
+// checkECSOptions refuses options that ecs.config could not hold, or that would mean nothing to the ECS agent.
+func (n *node) checkECSOptions() error {
+	var m mistakes
+	set, _, err := n.ecsSettings()
+	if err != nil {
+		return err
+	}
+	f, err := readECSFile(n.ECSConfig)
+	if err != nil {
+		f.File = new(ecsconfig.File) // what is wrong with the file is no mistake in the options
+	}
+	keys := make(map[string]bool)
+	for _, s := range set {
+		if err := new(ecsconfig.File).Set(s.Key, s.Value); err != nil {
+			m.add("--ecs-option: %w", err)
+		} else if f.Set(s.Key, s.Value) == nil {
+			keys[s.Key] = true
+		}
+	}
+	for _, found := range f.Findings() {
+		if keys[found.Key] && refuses(found) {
+			m.add("--ecs-option %s", found.Reason)
+		}
+	}
+	return errors.Join(m...)
+}
+
 // ecsFile is an ecs.config on disk.
 type ecsFile struct {
 	*ecsconfig.File
@@ -76,23 +111,27 @@ type ecsFile struct {
 	uid, gid int
 }
 
-// readECSFile reads the file, or none, which is empty.
+// readECSFile reads the file, or none, which is empty. Anything but a regular file is left alone: replacing what a link
+// leads to, as root, would destroy /dev/null, and reading a pipe would wait for ever.
 func readECSFile(path string) (f ecsFile, err error) {
 	f = ecsFile{path: path, mode: 0o644, uid: -1, gid: -1}
-	if to, err := os.Readlink(path); err == nil { // whoever made the link replaces the file, not the link
+	if to, err := os.Readlink(path); err == nil { // replace the file, not the link
 		if f.path, err = filepath.EvalSymlinks(path); err != nil {
 			return f, fmt.Errorf("%s is a symbolic link to %s, which cannot be followed: %w", path, to, err)
+		}
+	}
+	if info, err := os.Stat(f.path); err == nil {
+		if !info.Mode().IsRegular() {
+			return f, advised{fmt.Errorf("%s is not a regular file", f.path), "remove it"}
+		}
+		f.mode = info.Mode().Perm()
+		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+			f.uid, f.gid = int(owner.Uid), int(owner.Gid)
 		}
 	}
 	data, err := os.ReadFile(f.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return f, err
-	}
-	if info, err := os.Stat(f.path); err == nil {
-		f.mode = info.Mode().Perm()
-		if owner, ok := info.Sys().(*syscall.Stat_t); ok {
-			f.uid, f.gid = int(owner.Uid), int(owner.Gid)
-		}
 	}
 	if f.File, err = ecsconfig.Parse(data); err != nil {
 		return f, fmt.Errorf("%s: %w", path, err)
@@ -209,21 +248,30 @@ func (n *node) mergeECSConfig(attributes map[string]string) (f *ecsconfig.File, 
 // a key is meant to set, or without hardening that the file asks for.
 func findings(f *ecsconfig.File) (notes []string, err error) {
 	for _, found := range f.Findings() {
-		if found.Refused || isHardening(found.Key) {
+		if refuses(found) {
 			err = errors.Join(err, errors.New(found.Reason))
 		} else {
 			notes = append(notes, found.Reason)
 		}
 	}
-	if behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR"); behavior == "prefer-cached" {
-		notes = append(notes, "ECS_IMAGE_PULL_BEHAVIOR=prefer-cached switches the cleanup of images off: "+
-			"ECS_IMAGE_CLEANUP_INTERVAL and ECS_NUM_IMAGES_DELETE_PER_CYCLE have no effect")
+	behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR")
+	disabled, _ := f.Get("ECS_DISABLE_IMAGE_CLEANUP")
+	noCleanup, _ := strconv.ParseBool(strings.TrimSpace(disabled))
+	var switched string
+	switch {
+	case behavior == "prefer-cached":
+		switched = "ECS_IMAGE_PULL_BEHAVIOR=" + behavior
+	case noCleanup:
+		switched = "ECS_DISABLE_IMAGE_CLEANUP=" + disabled
+	default:
+		return notes, err
 	}
-	return notes, err
+	return append(notes, switched+" switches the cleanup of images off: "+
+		"ECS_IMAGE_CLEANUP_INTERVAL and ECS_NUM_IMAGES_DELETE_PER_CYCLE have no effect"), err
 }
 
-func isHardening(key string) bool {
-	return slices.ContainsFunc(Hardening, func(s Setting) bool { return s.Key == key })
+func refuses(found ecsconfig.Finding) bool {
+	return found.Refused || slices.ContainsFunc(Hardening, func(s Setting) bool { return s.Key == found.Key })
 }
 
 // writeECSConfig writes the file, and records what may-join is to find there. It reads it again first: minutes have

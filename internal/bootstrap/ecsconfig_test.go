@@ -56,3 +56,17 @@ func TestChangedMeanwhile(t *testing.T) {
 	must.Do(t, n.writeECSConfig(t.Context()), "write")
 	l.holds("etc/ecs/ecs.config", "A=2\nECS_AWSVPC_BLOCK_IMDS=false\n# Set by")
 }
+
+// TestNoRegularFile: what is no file is neither read, which could take for ever, nor replaced, which would destroy a
+// device.
+func TestNoRegularFile(t *testing.T) {
+	l := newLab(t)
+	l.write("etc/ecs/other", "")
+	must.Do(t, os.Symlink(l.options.Socket, l.options.ECSConfig), "make a link to a socket")
+	l.fails("ecs.config: " + l.options.Socket + " is not a regular file; remove it")
+	must.Do(t, os.Remove(l.options.ECSConfig), "remove the link")
+	l.succeeds()
+	must.Do(t, os.Remove(l.options.ECSConfig), "remove the file")
+	must.Do(t, os.Mkdir(l.options.ECSConfig, 0o755), "make a directory in its place")
+	wantError(t, l.mayJoin(), "the ECS agent may not start: "+l.options.ECSConfig+" is not a regular file")
+}

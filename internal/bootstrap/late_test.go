@@ -197,6 +197,9 @@ func TestMetadataLate(t *testing.T) {
 				n.until(time.Hour, ill)
 				_, err = n.machine.identity(t.Context(), 2*time.Minute)
 				wantError(t, err, "get the instance identity document by IMDSv2: no answer within 2m0s: ")
+				if strings.Contains(err.Error(), "operation error") {
+					t.Errorf("the error has the SDK's words: %v", err)
+				}
 				wantError(t, err, "; is this an EC2 instance, and its metadata service on?")
 				n.took(2*time.Minute, 2*time.Minute+time.Second)
 			})
@@ -207,8 +210,10 @@ func TestMetadataLate(t *testing.T) {
 // TestMetadataOff: a service that is switched off is not asked again.
 func TestMetadataOff(t *testing.T) {
 	for name, off := range map[string]func(n *lateNode){
-		"403":      func(n *lateNode) { n.until(time.Hour, status(http.StatusForbidden)) },
-		"disabled": func(n *lateNode) { n.Setenv("AWS_EC2_METADATA_DISABLED", "true") },
+		"HTTP status 403 of the metadata service, asked for a token; ": func(n *lateNode) {
+			n.until(time.Hour, status(http.StatusForbidden))
+		},
+		"AWS_EC2_METADATA_DISABLED is set; ": func(n *lateNode) { n.Setenv("AWS_EC2_METADATA_DISABLED", "true") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newLateNode(t)
@@ -217,6 +222,7 @@ func TestMetadataOff(t *testing.T) {
 				n.began = time.Now()
 				_, err := n.machine.identity(t.Context(), 2*time.Minute)
 				wantError(t, err, "is this an EC2 instance, and its metadata service on?")
+				wantError(t, err, "by IMDSv2: "+name)
 				n.took(0, time.Second)
 				if err := n.signal(); err == nil {
 					t.Error("the signal succeeds without credentials")
@@ -229,13 +235,18 @@ func TestMetadataOff(t *testing.T) {
 
 // TestSignalLate: a node that has joined is signaled, although all or one of what the signal needs is late or ill.
 func TestSignalLate(t *testing.T) {
-	for name, ill := range illnesses() {
+	ills := illnesses()
+	ills["403"] = status(http.StatusForbidden) // of the token, it means that the service is off
+	for name, ill := range ills {
 		for what, part := range map[string]string{
 			"all": "", "token": "/latest/api/token", "role": "security-credentials", "CloudFormation": "cloudformation",
 			"warm pool": "target-lifecycle-state",
 		} {
 			if what == "CloudFormation" && strings.HasPrefix(name, "4") && name != "429" {
 				continue // it has no such answers without a code
+			}
+			if name == "403" && (what == "all" || what == "token") {
+				continue
 			}
 			t.Run(name+"/"+what, func(t *testing.T) {
 				n := newLateNode(t)
@@ -421,11 +432,12 @@ func TestDeadline(t *testing.T) {
 		err := newNode(Options{
 			Target: Target{Cluster: "prod"}, Dirs: n.dirs, SignalTimeout: time.Minute, Timeout: time.Minute,
 			MetadataTimeout: time.Hour, Deadline: 20 * time.Minute, Socket: "/nowhere", Services: ServicesNone,
-			ECSConfig: filepath.Join(n.dirs.Config, "ecs.config"), Install: Install{When: InstallNever},
+			ECSConfig: filepath.Join(n.dirs.Config, "ecs.config"), ECSData: "/nowhere",
+			Install: Install{When: InstallNever},
 		}, n.machine, &n.out).run(t.Context())
 		wantError(t, err,
 			"metadata: get the instance identity document by IMDSv2: bootstrap is not done within 20m0s: ")
-		n.took(20*time.Minute, 20*time.Minute+2*idTimeout)
+		n.took(20*time.Minute, 20*time.Minute+time.Second)
 	})
 }
 

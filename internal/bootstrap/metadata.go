@@ -27,15 +27,63 @@ func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error)
 	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
 }
 
-// off matches the error of a metadata service that is switched off, by the instance's options (it answers 403) or by
-// AWS_EC2_METADATA_DISABLED. The SDK keeps the status of a token's error to itself.
-var off = regexp.MustCompile(`StatusCode: 403|access disabled to EC2 IMDS`)
+// off matches the error of a metadata service that is switched off, by the instance's options (it answers 403 to the
+// request for a token) or by AWS_EC2_METADATA_DISABLED. The SDK keeps the status of a token's error to itself.
+var off = regexp.MustCompile(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
 
 // metadataOff reports whether asking again cannot help. An error that a service of AWS returned is not of that kind.
 func metadataOff(err error) bool {
 	_, api := errors.AsType[smithy.APIError](err)
 	return err != nil && !api && off.MatchString(err.Error())
 }
+
+// sdkStatus is in the SDK's errors about the metadata service: what it was asked for, and the HTTP status.
+var sdkStatus = regexp.MustCompile(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
+
+// inWords says what an error of the SDK means to whoever runs a node: the SDK's text lists its own layers. It is
+// matched by that text, since the SDK does not wrap what is below the request for a token.
+func inWords(err error) error {
+	if err == nil {
+		return nil
+	}
+	all := err.Error()
+	status := sdkStatus.FindStringSubmatch(all)
+	_, network, _ := strings.Cut(all, "request send failed, ")
+	api, answered := errors.AsType[smithy.APIError](err)
+	var text string
+	switch {
+	case answered:
+		return worded{err, apiError + api.ErrorCode() + ": " + api.ErrorMessage()}
+	case strings.Contains(all, "access disabled to EC2 IMDS"):
+		text = "AWS_EC2_METADATA_DISABLED is set"
+	case status != nil && status[1] == "getToken":
+		text = "HTTP status " + status[2] + " of the metadata service, asked for a token"
+	case status != nil && status[2] == "404" && strings.Contains(all, "no EC2 IMDS role found"):
+		text = "the metadata service knows no role of this instance"
+	case status != nil:
+		text = "HTTP status " + status[2] + " of the metadata service"
+	case network != "":
+		text = network
+	default:
+		return err
+	}
+	if strings.Contains(all, "get credentials") {
+		text = "get credentials: " + text
+	}
+	return worded{err, text}
+}
+
+// apiError comes before what AWS answered.
+const apiError = "api error "
+
+// worded is an error in other words.
+type worded struct {
+	error
+	text string
+}
+
+func (w worded) Error() string { return w.text }
+func (w worded) Unwrap() error { return w.error }
 
 // askMetadata asks the instance metadata service until it answers, for as long as timeout: at boot it may be late, or
 // ill in any way. It asks by version 2 only: a service that refuses a token is an error, never a reason to try
@@ -52,7 +100,7 @@ func (m machine) askMetadata(
 	client := awsconfig.Metadata(cfg)
 	return retry(ctx, 250*time.Millisecond, 5*time.Second, func() (again bool, err error) {
 		err = ask(ctx, client)
-		return err != nil && !metadataOff(err), err
+		return err != nil && !metadataOff(err), inWords(err)
 	})
 }
 

@@ -48,6 +48,13 @@ type Dirs struct {
 // DefaultDirs are those that the package's units and sevagent use.
 var DefaultDirs = Dirs{Config: "/etc/sevagent", State: "/var/lib/sevagent"}
 
+func (d Dirs) check() error {
+	var m mistakes
+	m.path("--config-dir", d.Config)
+	m.path("--state-dir", d.State)
+	return errors.Join(m...)
+}
+
 // What ECS and CloudFormation accept.
 var (
 	clusterName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
@@ -69,6 +76,13 @@ func (m *mistakes) positive(flag string, d time.Duration) {
 	}
 }
 
+// path refuses what would be the working directory.
+func (m *mistakes) path(flag, path string) {
+	if path == "" {
+		m.add("%s is empty, want a path", flag)
+	}
+}
+
 // check reports every mistake in the options that can be seen without the agent's own configuration. units are the
 // directories that the units use.
 func (o Options) check(units Dirs) error {
@@ -79,6 +93,9 @@ func (o Options) check(units Dirs) error {
 	if o.Services != ServicesSystemd && o.Services != ServicesNone {
 		m.add("--services is %q, want %s or %s", o.Services, ServicesSystemd, ServicesNone)
 	}
+	m.path("--ecs-config", o.ECSConfig)
+	m.path("--ecs-data-dir", o.ECSData)
+	m.path("--socket", o.Socket)
 	m.positive("--timeout", o.Timeout)
 	m.positive("--metadata-timeout", o.MetadataTimeout)
 	m.positive("--deadline", o.Deadline)
@@ -106,7 +123,7 @@ func (o Options) check(units Dirs) error {
 			m.add("--mtls-consumer is %q, want NAME=UID:GID=FILE,FILE, such as api=1000:1000=client.pem,ca.crt", text)
 		}
 	}
-	return errors.Join(append(m, o.checkSignal(), o.Install.check())...)
+	return errors.Join(append(m, o.Dirs.check(), o.checkSignal(), o.Install.check())...)
 }
 
 // checkSignal checks the options that are about CloudFormation.
@@ -148,7 +165,7 @@ func (o SignalOptions) check() error {
 	}
 	m.positive("--timeout", o.Timeout)
 	m.positive("--signal-timeout", o.SignalTimeout)
-	return errors.Join(m...)
+	return errors.Join(append(m, o.Dirs.check())...)
 }
 
 func loopback(host string) bool {

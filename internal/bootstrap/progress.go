@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"sevagent/internal/cli"
 )
 
 // progressFile, in the state directory, records how far bootstrap has come. It outlives a reboot, and a bootstrap that
@@ -56,25 +58,46 @@ func (n *node) finish(context.Context) error {
 	return errors.Join(noteRefusal(n.Dirs.State, nil), n.note(finished))
 }
 
-// wasFinished reports whether an earlier run finished, on this instance.
+// wasFinished reports whether an earlier run finished, on this instance. Where none did, the metadata service, which
+// may be late, is not asked.
 func (n *node) wasFinished(ctx context.Context) bool {
-	if _, err := os.Lstat(filepath.Join(n.Dirs.State, progressFile)); err != nil {
+	var p progress
+	if err := readRecord(filepath.Join(n.Dirs.State, progressFile), &p); err != nil || p.State != finished {
 		return false
 	}
-	_, err := n.machine.hasFinished(ctx, n.Dirs, reportTo(io.Discard))
+	_, err := n.machine.hasFinished(ctx, n.Dirs)
 	return err == nil
 }
 
+// readRecord reads a file that bootstrap has written.
+func readRecord(file string, into any) error {
+	data, err := os.ReadFile(file)
+	if err == nil && json.Unmarshal(data, into) != nil {
+		err = fmt.Errorf("read %s: it is damaged", file)
+	}
+	return err
+}
+
 // MayJoin returns nil if the ECS agent may start on this machine: bootstrap was never used here, or has finished here,
-// and ecs.config has what it wrote. What is missing there is put back first. Else its error has the reason.
+// and ecs.config has what it wrote. What is missing there is restored first. Otherwise the error has the reason.
 func MayJoin(ctx context.Context, d Dirs, out io.Writer) error {
 	return thisMachine().mayJoin(ctx, d, reportTo(out))
 }
 
 func (m machine) mayJoin(ctx context.Context, d Dirs, report report) error {
-	id, err := m.hasFinished(ctx, d, report)
+	if err := d.check(); err != nil {
+		return cli.Usage(err)
+	}
+	id, err := m.hasFinished(ctx, d)
 	if err == nil && id != "" {
 		err = restore(d, id, report)
+	}
+	switch {
+	case err != nil:
+	case id == "":
+		report("may-join", "yes: bootstrap was never used here")
+	default:
+		report("may-join", "yes: bootstrap has finished on %s", id)
 	}
 	if e := noteRefusal(d.State, err); e != nil {
 		report("may-join", "%v", e)
@@ -85,10 +108,13 @@ func (m machine) mayJoin(ctx context.Context, d Dirs, report report) error {
 // restore makes the ECS agent read what bootstrap has written, on the instance id.
 func restore(d Dirs, id string, report report) error {
 	w, err := readWritten(d.State)
-	if err == nil && w != nil {
-		err = w.restore(id, report)
-	}
 	if err != nil {
+		return refused("%v", err)
+	}
+	if w == nil {
+		return nil
+	}
+	if err := w.restore(id, report); err != nil {
 		return advised{fmt.Errorf("the ECS agent may not start: %w", err), "fix it and run 'systemctl start ecs'"}
 	}
 	return nil
@@ -98,7 +124,7 @@ func restore(d Dirs, id string, report report) error {
 // that agent.
 const refusalFile = "refused.txt"
 
-// noteRefusal records a refusal, or with nil that there is none.
+// noteRefusal records a refusal, or clears it with nil.
 func noteRefusal(dir string, refusal error) error {
 	file := filepath.Join(dir, refusalFile)
 	if refusal != nil {
@@ -121,21 +147,18 @@ func refusal(dir string) error {
 }
 
 // hasFinished returns the ID of this instance if bootstrap has finished on it, and "" if it was never used here.
-func (m machine) hasFinished(ctx context.Context, d Dirs, report report) (id string, err error) {
-	file := filepath.Join(d.State, progressFile)
-	data, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
+func (m machine) hasFinished(ctx context.Context, d Dirs) (id string, err error) {
+	var p progress
+	err = readRecord(filepath.Join(d.State, progressFile), &p)
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // bootstrap recorded nothing yet, or somebody has removed the file
 		if _, err := os.Lstat(filepath.Join(d.Config, overlay)); errors.Is(err, fs.ErrNotExist) {
-			report("may-join", "yes: bootstrap was never used here")
 			return "", nil
 		}
-		data = []byte("{}") // bootstrap recorded nothing yet, or somebody has removed the file
-	} else if err != nil {
+	case err != nil:
 		return "", refused("it is not known how far bootstrap has come: %v", err)
-	}
-	var p progress
-	if err := json.Unmarshal(data, &p); err != nil {
-		return "", refused("read %s: %v", file, err)
+	case p.State == finished && p.InstanceID == "":
+		return "", refused("it is not known on which instance bootstrap has finished")
 	}
 	id, err = m.instanceID(ctx)
 	switch {
@@ -148,7 +171,6 @@ func (m machine) hasFinished(ctx context.Context, d Dirs, report report) (id str
 	case p.InstanceID != id:
 		return "", refused("bootstrap has finished on %s, and this is %s: the AMI was made from a node", p.InstanceID, id)
 	}
-	report("may-join", "yes: bootstrap has finished on %s", id)
 	return id, nil
 }
 

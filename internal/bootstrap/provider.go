@@ -63,7 +63,7 @@ func (n *node) findProvider(ctx context.Context, client *ecs.Client) error {
 	answer, err := client.DescribeClusters(ctx, &ecs.DescribeClustersInput{Clusters: []string{n.Target.Cluster}})
 	switch {
 	case err != nil:
-		return cli.Unreachable(fmt.Errorf("describe cluster %s: %w", n.Target.Cluster, err))
+		return cli.Unreachable(fmt.Errorf("describe cluster %s: %w", n.Target.Cluster, inWords(err)))
 	case len(answer.Clusters) == 0:
 		return fmt.Errorf("there is no cluster %s", n.Target.Cluster)
 	}

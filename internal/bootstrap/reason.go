@@ -68,7 +68,7 @@ func failureID(instance string, err error) string {
 // " between: the parts at the end are kept, and only a last part that is too long by itself is cut. What matters of an
 // AWS error is in the middle: "AccessDenied: User: arn:…".
 func shortCause(text string, room int) string {
-	if _, api, ok := strings.Cut(text, "api error "); ok {
+	if _, api, ok := strings.Cut(text, apiError); ok {
 		return cut(api, room)
 	}
 	rest := text

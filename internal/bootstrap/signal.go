@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -93,20 +92,18 @@ func (m machine) awaitService(ctx context.Context, report report) {
 }
 
 func readTarget(file string) (t Target, err error) {
-	data, err := os.ReadFile(file)
+	err = readRecord(file, &t)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t, cli.Usage(advised{err, "bootstrap writes it when it is given --stack"})
 	}
 	if err != nil {
-		return t, err
-	}
-	if err := json.Unmarshal(data, &t); err != nil {
-		return t, cli.Usage(fmt.Errorf("read %s: %w", file, err))
+		return t, cli.Usage(advised{err, "run bootstrap again"})
 	}
 	named := t.ReadyResource != "" || t.UpdateResource != ""
 	if t.Cluster == "" || t.Stack == "" || t.Region == "" || t.InstanceID == "" || !named {
-		return t, cli.Usagef(
+		err := fmt.Errorf(
 			"read %s: want cluster, stack, region, instance_id, and ready_resource or update_resource", file)
+		return t, cli.Usage(advised{err, "run bootstrap again"})
 	}
 	return t, nil
 }
@@ -132,8 +129,6 @@ func (m machine) waitForRegistration(ctx context.Context, o SignalOptions, clust
 			return false, refusal(o.Dirs.State)
 		case err != nil:
 			return true, cli.Unreachable(fmt.Errorf("ECS agent not reachable: %w", err))
-		case a.ContainerInstanceArn == "":
-			return true, fmt.Errorf("ECS agent runs, not registered to %s", cluster)
 		case a.Cluster[strings.LastIndex(a.Cluster, "/")+1:] != cluster:
 			return true, fmt.Errorf("registered to %s instead of %s", a.Cluster, cluster)
 		}
@@ -160,5 +155,8 @@ func askECSAgent(ctx context.Context, client *http.Client, base string) (m ecsMe
 		return m, fmt.Errorf("HTTP status %s", resp.Status)
 	}
 	err = json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&m)
+	if err == nil && m.ContainerInstanceArn == "" {
+		err = errors.New("its answer names no container instance") // the real one answers only once it has registered
+	}
 	return m, err
 }

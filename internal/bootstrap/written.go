@@ -1,11 +1,9 @@
 package bootstrap
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -31,22 +29,22 @@ func (w written) record(dir string) error {
 
 // readWritten returns nil if nothing is recorded: an earlier version of bootstrap has set the node up.
 func readWritten(dir string) (*written, error) {
-	data, err := os.ReadFile(filepath.Join(dir, writtenFile))
+	w := new(written)
+	err := readRecord(filepath.Join(dir, writtenFile), w)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
-	w := new(written)
-	if err == nil {
-		err = json.Unmarshal(data, w)
+	if err == nil && w.File == "" {
+		err = errors.New("nothing is recorded")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read what bootstrap has written to ecs.config: %w", err)
+		return nil, fmt.Errorf("it is not known what bootstrap has written to ecs.config: %w", err)
 	}
 	return w, nil
 }
 
 // restore makes the ECS agent read what bootstrap has written: a script of the user data, for one, may have replaced
-// ecs.config since. What was lost is put back; a setting that has another value has it on purpose, unless it is the
+// ecs.config since. What was lost is restored; a setting with another value has it on purpose, unless it is the
 // cluster or the value means nothing to the ECS agent. Attributes of others are kept. An error keeps the node out of
 // the cluster.
 func (w written) restore(instance string, report report) error {

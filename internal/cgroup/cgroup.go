@@ -30,8 +30,8 @@ type Place struct {
 	ContainerID string
 }
 
-// IsContainerID reports whether s has the form of Docker's container IDs: 64 lower-case hexadecimal digits.
-func IsContainerID(s string) bool {
+// isContainerID reports whether s has the form of Docker's container IDs: 64 lower-case hexadecimal digits.
+func isContainerID(s string) bool {
 	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
@@ -203,7 +203,7 @@ func name(path string) Place {
 }
 
 func container(task, id string) Place {
-	if !IsContainerID(id) {
+	if !isContainerID(id) {
 		return Place{}
 	}
 	return Place{Container, task, id}

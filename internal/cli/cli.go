@@ -61,8 +61,6 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 	root.AddCommand(versionCommand(root.Name()), manualCommand())
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(flagError)
-	prepare(root)
-	refuseUnknownTopics(root)
 	if len(args) == 1 && (args[0] == "--version" || args[0] == "-v") {
 		// Cobra's own flag prints by a template, and with text/template the linker keeps every method of everything.
 		args = []string{"version"}
@@ -72,6 +70,9 @@ func Execute(ctx context.Context, root *cobra.Command, args []string, stdin io.R
 	out := &output{Writer: stdout}
 	root.SetOut(out)
 	root.SetErr(stderr)
+	fitHelp(root) // it adds the command completion, which keeps the output that it finds
+	prepare(root)
+	refuseUnknownTopics(root)
 	return out.result(root.ExecuteContext(ctx))
 }
 

@@ -11,7 +11,7 @@ import (
 // enableEscapes reports whether the terminal f understands escape sequences.
 func enableEscapes(*os.File) bool { return true }
 
-// terminalWidth returns the columns of the terminal f, or 0 if it is none.
+// terminalWidth returns the columns of the terminal f, or 0 if it is not a terminal.
 func terminalWidth(f *os.File) int {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {

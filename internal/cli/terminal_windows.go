@@ -17,7 +17,7 @@ func enableEscapes(f *os.File) bool {
 	return windows.SetConsoleMode(console, mode|windows.ENABLE_VIRTUAL_TERMINAL_PROCESSING) == nil
 }
 
-// terminalWidth returns the columns of the console f, or 0 if it is none.
+// terminalWidth returns the columns of the console f, or 0 if it is not a console.
 func terminalWidth(f *os.File) int {
 	var info windows.ConsoleScreenBufferInfo
 	if err := windows.GetConsoleScreenBufferInfo(windows.Handle(f.Fd()), &info); err != nil {

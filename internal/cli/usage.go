@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -83,6 +84,9 @@ func flagError(cmd *cobra.Command, err error) error {
 		value, _ := pflag.UnquoteUsage(missing.GetFlag())
 		return Usagef("--%s needs a value: --%[1]s %s", missing.GetFlag().Name, strings.ToUpper(value))
 	}
+	if invalid, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		return Usage(InvalidValue("--"+invalid.GetFlag().Name, invalid))
+	}
 	unknown, ok := errors.AsType[*pflag.NotExistError](err)
 	if !ok || len(unknown.GetSpecifiedName()) < 2 {
 		return Usage(err)
@@ -100,6 +104,23 @@ func flagError(cmd *cobra.Command, err error) error {
 	return Usage(err)
 }
 
+// InvalidValue is the error of a value that does not parse. name is where the value was given, the flag or a
+// variable in its place.
+func InvalidValue(name string, err *pflag.InvalidValueError) error {
+	var want string
+	switch err.GetFlag().Value.Type() {
+	case "duration":
+		want = "a duration such as 90s or 5m"
+	case "bool":
+		want = "true or false"
+	case "int":
+		want = "a number"
+	default:
+		return fmt.Errorf("%s is %q: %w", name, err.GetValue(), err.Unwrap())
+	}
+	return fmt.Errorf("%s is %q, want %s", name, err.GetValue(), want)
+}
+
 // tolerance is how many letters of a word may be wrong: a third of them, since a suggestion that is far off misleads.
 func tolerance(word string) int { return (len(word) + 2) / 3 }
 
@@ -110,6 +131,22 @@ func alternatives(names []string) string {
 		return strings.Join(names, "")
 	}
 	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
+
+// fitHelp makes the texts of cobra's command completion fit 80 columns, as ours do.
+func fitHelp(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	completion, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		return // a program without commands
+	}
+	for _, shell := range completion.Commands() {
+		var lines []string
+		for line := range strings.SplitSeq(shell.Long, "\n") {
+			lines = append(lines, Wrap(line, 80, 0, 0))
+		}
+		shell.Long = strings.Join(lines, "\n")
+	}
 }
 
 // refuseUnknownTopics makes the command help fail for a command that does not exist. Cobra's prints the program's help.

@@ -16,6 +16,8 @@ func TestUsageErrors(t *testing.T) {
 		verify := &cobra.Command{Use: "verify CLUSTER [PROFILE]", Short: "Verify", Args: cobra.RangeArgs(1, 2), RunE: run,
 			Example: "  tool verify prod \\\n    --region r\n  tool verify x"}
 		verify.Flags().String("region", "", "the `REGION`")
+		verify.Flags().Duration("wait", 0, "for so long")
+		verify.Flags().Bool("all", false, "all of them")
 		group := &cobra.Command{Use: "policy", Short: "Policies"}
 		group.AddCommand(&cobra.Command{Use: "explain POLICY", Short: "Explain", Args: cobra.ExactArgs(1), RunE: run},
 			&cobra.Command{Use: "pin --report FILE", Short: "Pin", RunE: run})
@@ -39,6 +41,12 @@ func TestUsageErrors(t *testing.T) {
 		"verify x --nope":     "unknown flag: --nope",
 		"verify x -q":         "unknown shorthand flag: 'q' in -q",
 		"verify x --region":   "--region needs a value: --region REGION",
+		"verify x --wait 5":   `--wait is "5", want a duration such as 90s or 5m`,
+		"verify x --all=no!":  `--all is "no!", want true or false`,
+		"completion":          "a command is missing: bash, fish, powershell or zsh, as in 'tool completion bash'",
+		"completion tcsh":     `unknown command "tcsh" of 'tool completion'; did you mean bash, fish or zsh?`,
+		"completion zsh x":    `unexpected argument "x": 'tool completion zsh' accepts 0; see 'tool completion zsh --help'`,
+		"completion zsh":      "",
 		"help policy explain": "",
 		"help":                "",
 		"--version":           "",

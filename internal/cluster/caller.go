@@ -17,8 +17,8 @@ import (
 // callerARN finds in an AccessDenied message who was denied.
 var callerARN = regexp.MustCompile(`arn:aws[a-z-]*:(?:sts|iam)::[0-9]{12}:(?:assumed-role|role|user)/[\w+=,.@/-]+`)
 
-// caller asks who is asking, once a call was denied and AWS did not say to whom. It takes no permission, and no failure
-// of it counts.
+// caller finds out who makes the calls, if one was denied and AWS did not say to whom. It needs no permission, and its
+// failures do not count.
 func (g *gathering) caller(ctx context.Context) {
 	ask := false
 	for _, err := range g.s.Failures {

@@ -167,8 +167,8 @@ func (c *Check) add(status Status, id, format string, args ...any) {
 	c.Resources = append(c.Resources, Resource{ID: id, Status: status, Detail: fmt.Sprintf(format, args...)})
 }
 
-// advise adds to the advice what to do about a finding: once for each kind of finding, which words tell. The rest has
-// the names of the first.
+// advise adds to the advice what to do about a finding: words, once for each kind of finding, and the rest, which names
+// the first.
 func (c *Check) advise(words string, rest ...string) {
 	if strings.Contains(c.Advice, words) {
 		return

@@ -12,8 +12,8 @@ import (
 // rule is how the program that reads a key takes its value.
 type rule struct {
 	check check
-	// refused: whoever wrote a wrong value means something that the ECS agent would do without, or it ends. Else it
-	// falls back to a default.
+	// refused: the ECS agent ends at a wrong value, or goes on without what was asked for. Otherwise it falls back to
+	// a default.
 	refused bool
 	// environment: ecs-init reads the key, and from its environment, which is systemd's reading of the file. The ECS
 	// agent gets ecs-init's own reading.
@@ -30,13 +30,13 @@ type check func(value string, env map[string]string) string
 // ecs-init.
 var rules = map[string]rule{
 	// The agent ends if one of these is wrong.
-	instanceAttributes:                   {check: stringMap("would end"), refused: true},
-	"ECS_CONTAINER_INSTANCE_TAGS":        {check: stringMap("would end"), refused: true},
+	instanceAttributes:                   {check: attributes, refused: true},
+	"ECS_CONTAINER_INSTANCE_TAGS":        {check: tags, refused: true},
 	"ECS_AWSVPC_ADDITIONAL_LOCAL_ROUTES": {check: routes, refused: true},
 	"ECS_AVAILABLE_LOGGING_DRIVERS":      {check: loggingDrivers, refused: true},
 	"ECS_EXTERNAL":                       {check: external, refused: true, environment: true},
 
-	// It does without these if they are wrong, which nobody can want who sets them.
+	// Without these it goes on if they are wrong, which is not what their author wants.
 	"ECS_RESERVED_PORTS":             {check: ports, refused: true},
 	"ECS_RESERVED_PORTS_UDP":         {check: ports, refused: true},
 	"ECS_ENGINE_AUTH_DATA":           {check: authData, refused: true},
@@ -201,7 +201,17 @@ func authData(value string, env map[string]string) string {
 	case "docker":
 		// As registry.AuthConfig of Docker's API.
 		type account struct{ Username, Password, Auth, Email, ServerAddress, IdentityToken, RegistryToken string }
-		return wholeJSON[map[string]account]("a JSON object of accounts by registry", drops)(value, env)
+		var accounts map[string]account
+		const want = "a JSON object of accounts by registry"
+		if unmarshal(value, &accounts) != nil {
+			return wants(want, drops)
+		}
+		for _, a := range accounts {
+			if a == (account{}) { // such as the "auths" of Docker's config.json, one level too many
+				return wants(want, "would do without the entry that has no account")
+			}
+		}
+		return ""
 	case "dockercfg":
 		return dockercfg(value)
 	}

@@ -2,6 +2,7 @@ package ecsconfig
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -65,6 +66,25 @@ func TestFindings(t *testing.T) {
 		{"ECS_ENGINE_AUTH_TYPE=dockercfg\nECS_ENGINE_AUTH_DATA={\"r\":{\"auth\":\"hunter2\"}}",
 			"!ECS_ENGINE_AUTH_DATA wants a JSON object with the base64 of user:password as \"auth\" by registry; " +
 				"the ECS agent would do without the entry that has none"},
+		{"ECS_ENGINE_AUTH_TYPE=docker\nECS_ENGINE_AUTH_DATA={\"auths\":{\"r\":{\"auth\":\"hunter2\"}}}",
+			"!ECS_ENGINE_AUTH_DATA wants a JSON object of accounts by registry; " +
+				"the ECS agent would do without the entry that has no account"},
+		{"ECS_INSTANCE_ATTRIBUTES={\"a\":\"" + strings.Repeat("ü", 128) + "\",\"x y\":\"\"}", ""},
+		{"ECS_INSTANCE_ATTRIBUTES={\"a\":\"" + strings.Repeat("x", 129) + "\"}",
+			"!ECS_INSTANCE_ATTRIBUTES wants names and values of at most 128 characters, as ECS does; " +
+				"the ECS agent would end"},
+		{`ECS_INSTANCE_ATTRIBUTES={"":"x"}`,
+			"!ECS_INSTANCE_ATTRIBUTES wants names and values of at most 128 characters, as ECS does; " +
+				"the ECS agent would end (it is `{\"\":\"x\"}`)"},
+		{"ECS_CONTAINER_INSTANCE_TAGS=" + manyTags(50), ""},
+		{"ECS_CONTAINER_INSTANCE_TAGS=" + manyTags(51),
+			"!ECS_CONTAINER_INSTANCE_TAGS wants at most 50 tags, as ECS does; the ECS agent would end"},
+		{"ECS_CONTAINER_INSTANCE_TAGS={\"a\":\"" + strings.Repeat("x", 257) + "\"}",
+			"!ECS_CONTAINER_INSTANCE_TAGS wants keys of at most 128 characters and values of at most 256, " +
+				"as ECS does; the ECS agent would end"},
+		{`ECS_CONTAINER_INSTANCE_TAGS={"AWS:a":"x"}`,
+			"!ECS_CONTAINER_INSTANCE_TAGS wants tags without aws: in front, which is for AWS alone; " +
+				"the ECS agent would end (it is `{\"AWS:a\":\"x\"}`)"},
 		{"ECS_ENGINE_AUTH_TYPE=basic", "!ECS_ENGINE_AUTH_TYPE wants one of docker, dockercfg; " +
 			"the ECS agent would use no ECS_ENGINE_AUTH_DATA"},
 		{"ECS_EXTERNAL=true", "!ECS_EXTERNAL wants AWS_DEFAULT_REGION with it; the ECS agent would end (it is `true`)"},
@@ -88,4 +108,13 @@ func TestFindings(t *testing.T) {
 			t.Errorf("%s:\n%s\nwant\n%s", c.text, text, c.want)
 		}
 	}
+}
+
+// manyTags returns n tags as JSON.
+func manyTags(n int) string {
+	all := make(map[string]string)
+	for i := range n {
+		all[strconv.Itoa(i)] = ""
+	}
+	return encodeJSON(all)
 }

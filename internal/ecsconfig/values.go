@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Parsers of values, each as strict as the program that reads them. In particular, only some of them trim blanks.
@@ -103,7 +104,7 @@ func portRange(value string, _ map[string]string) string {
 	return ""
 }
 
-// text takes anything. What looks like a comment is none.
+// text takes any value, but warns of what looks like a comment and is part of the value.
 func text(value string, _ map[string]string) string {
 	if strings.Contains(value, " #") || strings.Contains(value, "\t#") {
 		return " has a # behind a blank; the ECS agent would take what follows for a part of the value"
@@ -140,6 +141,55 @@ func firstJSON[T any](want, effect string) check {
 }
 
 func stringMap(effect string) check { return wholeJSON[map[string]string](wantMap, effect) }
+
+// Limits of ECS, which the agent does not know: it registers, is refused, and ends (agent/app/agent.go,
+// registerContainerInstance).
+const (
+	maxAttribute = 128 // characters of a name or a value: Amazon ECS API Reference, Attribute
+	// Amazon ECS API Reference, RegisterContainerInstance, tags.
+	maxTags, maxTagKey, maxTagValue = 50, 128, 256
+)
+
+func attributes(value string, env map[string]string) string {
+	if reason := stringMap("would end")(value, env); reason != "" {
+		return reason
+	}
+	for name, text := range decoded(value) {
+		if name == "" || max(utf8.RuneCountInString(name), utf8.RuneCountInString(text)) > maxAttribute {
+			return wants(fmt.Sprintf("names and values of at most %d characters, as ECS does", maxAttribute),
+				"would end")
+		}
+	}
+	return ""
+}
+
+func tags(value string, env map[string]string) string {
+	if reason := stringMap("would end")(value, env); reason != "" {
+		return reason
+	}
+	all := decoded(value)
+	if len(all) > maxTags {
+		return wants(fmt.Sprintf("at most %d tags, as ECS does", maxTags), "would end")
+	}
+	for key, text := range all {
+		if key == "" || utf8.RuneCountInString(key) > maxTagKey || utf8.RuneCountInString(text) > maxTagValue {
+			return wants(fmt.Sprintf("keys of at most %d characters and values of at most %d, as ECS does",
+				maxTagKey, maxTagValue), "would end")
+		}
+		if reserved(key) || reserved(text) {
+			return wants("tags without aws: in front, which is for AWS alone", "would end")
+		}
+	}
+	return ""
+}
+
+func reserved(text string) bool { return strings.HasPrefix(strings.ToLower(text), "aws:") }
+
+// decoded reads what stringMap has accepted.
+func decoded(value string) (all map[string]string) {
+	_ = unmarshal(value, &all)
+	return all
+}
 
 func ports(value string, env map[string]string) string {
 	return firstJSON[[]uint16]("a JSON list of ports", "would reserve its default ports alone")(value, env)

@@ -18,12 +18,12 @@ const (
 // caller does what may take long, and keeps an eye on the published directories while it waits: that AWS takes ten
 // seconds to answer, or a set of certificates one to verify, is no reason to leave a changed key file for as long.
 type caller struct {
-	metrics  *metrics
-	progress atomic.Int64  // when the loop last moved on, Unix time in ns
-	alarm    chan struct{} // size one: a guard has seen something
-	onAlarm  func()
-	judging  func() // for tests: called as each judgment begins
-	running  sync.WaitGroup
+	metrics   *metrics
+	progress  atomic.Int64  // when the loop last moved on, Unix time in ns
+	alarm     chan struct{} // size one: a guard has seen something
+	onAlarm   func()
+	verifying func() // for tests: called as each verification begins
+	running   sync.WaitGroup
 }
 
 // answer is a call of something outside.
@@ -41,15 +41,15 @@ func await[T any](ctx context.Context, c *caller, limit time.Duration, call answ
 	return v, err
 }
 
-// judge makes one judgment of certificates, which is a pure function and bounded by certset. It must not touch what Run
-// owns.
-func judge[T any](c *caller, judgment func() (T, error)) (v T, err error) {
+// verify runs one verification of certificates, which is a pure function and bounded by certset. It must not touch what
+// Run owns.
+func verify[T any](c *caller, f func() (T, error)) (v T, err error) {
 	c.movedOn(time.Now())
 	c.beside(func() {
-		if c.judging != nil {
-			c.judging()
+		if c.verifying != nil {
+			c.verifying()
 		}
-		v, err = judgment()
+		v, err = f()
 	})
 	return v, err
 }

@@ -70,8 +70,8 @@ func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*cer
 	}
 }
 
-// choose returns the newest bundle of each secret. What is published stays while a secret has to be read again of which
-// nobody knows what it has given.
+// choose returns the newest bundle of each secret. What is published stays while one that was only partly
+// restored has to be read again.
 func choose(offers []offer, ready bool) (chosen []*certset.Bundle, err error) {
 	wait := slices.ContainsFunc(offers, func(o offer) bool {
 		return o.candidate == nil && o.published != nil && o.published.Partial()
@@ -175,7 +175,11 @@ func checkKept(was, next *certset.Set) error {
 			continue
 		}
 		blamed = next.Bundles[i]
-		lost = append(lost, f.Name)
+		if slices.ContainsFunc(next.Files, func(n certset.File) bool { return n.Name == f.Name }) {
+			lost = append(lost, f.Name+" with its private key")
+		} else {
+			lost = append(lost, f.Name)
+		}
 	}
 	if blamed == nil {
 		return nil
@@ -185,12 +189,13 @@ func checkKept(was, next *certset.Set) error {
 		strings.Join(lost, ", "))}
 }
 
-// gives reports whether a set has a file for those who read f. That of a plain secret, b, is named by the secret's
-// place in the configuration.
+// gives reports whether a set has a file for those who read f, with a private key in it if f has one. That of a plain
+// secret, b, is named by the secret's place in the configuration.
 func gives(s *certset.Set, f certset.File, b *certset.Bundle) bool {
 	return slices.ContainsFunc(s.Files, func(n certset.File) bool {
 		plain := strings.HasPrefix(f.Name, "cert-") && strings.HasPrefix(n.Name, "cert-")
-		return n.Name == f.Name || plain && n.Origin.Secret == b.Secret
+		same := n.Name == f.Name || plain && n.Origin.Secret == b.Secret
+		return same && (n.Private || !f.Private)
 	})
 }
 

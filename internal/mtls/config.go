@@ -33,8 +33,8 @@ type Config struct {
 	// newGuard returns the guard of a directory. Tests replace it, since the real one makes system calls that synctest
 	// does not know to wait for.
 	newGuard func(path string) sentinel
-	// judging is called as each judgment of certificates begins. Tests make it slow.
-	judging func()
+	// verifying is called as each verification of certificates begins. Tests make it slow.
+	verifying func()
 }
 
 // sentinel is what a target needs of a guard.Guard.

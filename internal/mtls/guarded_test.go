@@ -148,7 +148,7 @@ func TestGuardWhileJudging(t *testing.T) {
 		ca := mtlstest.NewCA(t, "ca", nil)
 		s := newFake(ca.ClientSecret(t, "first"))
 		n, g := guarded(t, s, func(c *Config) {
-			c.judging = func() {
+			c.verifying = func() {
 				if slow.Load() {
 					time.Sleep(long)
 				}

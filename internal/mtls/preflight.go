@@ -43,7 +43,7 @@ func (s *secret) fetchPending(ctx context.Context, c *caller) (fetched bool) {
 		return false
 	}
 	s.preflight = preflight{version: pending, at: time.Now()}
-	b, err := judge(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, pending, content(), s.reading) })
+	b, err := verify(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, pending, content(), s.reading) })
 	s.preflight.bundle = b
 	s.setPreflight(err, s.preflight.at)
 	return true

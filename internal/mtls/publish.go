@@ -68,7 +68,7 @@ func (r *Rotator) compose(now time.Time) (*certset.Set, error) {
 func (r *Rotator) assemble(
 	bundles, published []*certset.Bundle, carried []certset.Carried, now time.Time,
 ) (*certset.Set, error) {
-	set, err := judge(r.caller,
+	set, err := verify(r.caller,
 		func() (*certset.Set, error) { return certset.Assemble(bundles, published, now, carried) })
 	if was := r.current(); err == nil && was != nil && !r.settings.AllowRemoval {
 		err = checkKept(was, set)
@@ -76,7 +76,7 @@ func (r *Rotator) assemble(
 	return set, err
 }
 
-// current returns the set that is published; nil: there is none.
+// current returns the published set, or nil.
 func (r *Rotator) current() *certset.Set {
 	if g := r.main().Current(); g != nil {
 		return g.Set

@@ -79,7 +79,7 @@ func TestLargeBundle(t *testing.T) {
 		if s.counts(); n.read(t)["cert-0.pem"] != text.String() {
 			t.Error("the bundle is not published as it is")
 		}
-		n = start(t, n.path, map[string]source.Source{"a": s})
+		start(t, n.path, map[string]source.Source{"a": s})
 		if _, f := s.counts(); f != 0 {
 			t.Errorf("%d fetches after a restart, want that the bundle is restored", f)
 		}

@@ -72,7 +72,7 @@ func New(c Config) *Rotator {
 		inbox:   newInbox(),
 		clock:   clock{log: log},
 	}
-	r.caller = &caller{metrics: m, alarm: make(chan struct{}, 1), onAlarm: r.answerAlarms, judging: c.judging}
+	r.caller = &caller{metrics: m, alarm: make(chan struct{}, 1), onAlarm: r.answerAlarms, verifying: c.verifying}
 	r.apply(c.Settings)
 	r.caller.movedOn(time.Now())
 	r.updateStatus()

@@ -484,6 +484,30 @@ func TestPlainSecretMoves(t *testing.T) {
 	})
 }
 
+// A plain secret's file keeps its name whatever is in it, and its readers need the key.
+func TestPlainSecretKeepsItsKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fields := mtlstest.NewCA(t, "ca", nil).ClientFields(t, "node")
+		cert, key := fields["client_cert"].(string), fields["client_key"].(string)
+		s := newFake([]byte(key + cert))
+		n := start(t, mtlstest.MemoryDir(t), map[string]source.Source{"a": s})
+		defer n.stop()
+		n.after(time.Second)
+
+		s.put("version-2", []byte(cert))
+		n.after(6 * time.Minute)
+		const want = "secret a: does not give cert-0.pem with its private key, which the version before gave"
+		if got := n.secret("a"); got.State != client.SecretRejected || !strings.HasPrefix(got.Error, want) {
+			t.Errorf("secret %+v, want it rejected: %s", got, want)
+		}
+		s.put("version-3", []byte(cert+key))
+		n.after(6 * time.Minute)
+		if got := n.secret("a"); got.State != client.SecretCurrent {
+			t.Errorf("secret %+v, want it published", got)
+		}
+	})
+}
+
 // After a restart, the files do not say which secret has given which anchor of ca.crt: the secrets are read again, and
 // what one of them alone gives is not published without the other.
 func TestAnchorsOfTwoSecretsAfterRestart(t *testing.T) {

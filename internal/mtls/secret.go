@@ -108,7 +108,7 @@ func (s *secret) configure(source source.Source, how certset.Reading) {
 // receive makes a new version the candidate, or notes that it cannot be one.
 func (s *secret) receive(c *caller, version string, content source.Secret) {
 	s.dropCandidate()
-	b, err := judge(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, version, content(), s.reading) })
+	b, err := verify(c, func() (*certset.Bundle, error) { return certset.Parse(s.name, version, content(), s.reading) })
 	if err != nil {
 		s.unfit = version
 		s.reject(version, err)

@@ -39,7 +39,7 @@ func (r *Rotator) updateStatus() {
 		}
 		for _, c := range g.Set.Carried {
 			s.CAOverlap = append(s.CAOverlap, client.Overlap{
-				Subject: c.Cert.Subject.String(), SHA256: certset.Digest(c.Cert.Raw), Until: c.Until.UTC(),
+				Subject: c.Cert.Subject.String(), SHA256: c.Digest(), Until: c.Until.UTC(),
 			})
 		}
 	}

@@ -116,7 +116,8 @@ func TestFields(t *testing.T) {
 		odd[0x1F8], odd[0x200] = 1, 1
 		if r := must.Get(snp.ParseReport(odd))(t, "parse a report"); (r.CPUID != snp.CPUID{}) != (version >= 3) ||
 			(r.LaunchMitVector != 0) != (version >= 5) || (r.CurrentMitVector != 0) != (version >= 5) {
-			t.Errorf("version %d has fields of later ones: %v, %#x, %#x", version, r.CPUID, r.LaunchMitVector, r.CurrentMitVector)
+			t.Errorf("version %d has fields of later ones: %v, %#x, %#x", version, r.CPUID, r.LaunchMitVector,
+				r.CurrentMitVector)
 		}
 		layout := snp.LayoutMilan
 		if version >= 3 {

@@ -43,23 +43,31 @@ func (w Watch) Run(ctx context.Context) error {
 		interval, events = poll, notify.Events
 	}
 	retry := retryFirst
+	var failed string   // the generation that Do has failed for last
+	var again time.Time // when it may be tried for that one again
 	for {
 		wait := interval
 		if notify != nil && notify.Add(w.Dir) != nil {
 			wait = pollAlone // it is not there yet, or watches have run out
 		}
-		if generation := w.current(); generation != "" && generation != done {
+		switch generation := w.current(); {
+		case generation == "" || generation == done:
+		case generation == failed && time.Now().Before(again): // what happens in the directory does not hurry it
+			wait = min(wait, time.Until(again))
+		default:
 			err := w.Do(ctx, generation)
 			switch {
 			case ctx.Err() != nil:
 				return nil
-			case err != nil:
-				w.Failed(err, retry)
-				wait, retry = retry, min(2*retry, retryMost)
-			default:
-				done, retry = generation, retryFirst
+			case err == nil:
+				done, failed = generation, ""
 				continue // the next one may have come meanwhile
+			case generation != failed:
+				retry = retryFirst
 			}
+			w.Failed(err, retry)
+			failed, again = generation, time.Now().Add(retry)
+			wait, retry = min(wait, retry), min(2*retry, retryMost)
 		}
 		select {
 		case <-ctx.Done():

@@ -126,6 +126,29 @@ func TestFailureIsRetried(t *testing.T) {
 	}
 }
 
+// What happens in the directory, such as the links that follow the switch, does not hurry a retry.
+func TestRetryWaits(t *testing.T) {
+	p := published{t, t.TempDir()}
+	seen, answer, failed := p.start()
+	p.generation("one", "client.pem")
+	p.link("client.pem", "..data/client.pem")
+	p.link("..data", "one")
+	began := time.Now()
+	<-seen
+	answer <- errors.New("no nginx yet")
+	for <-failed; ; p.write("elsewhere", "no rotation") {
+		select {
+		case <-seen:
+			answer <- nil
+			if waited := time.Since(began); waited < retryFirst {
+				t.Errorf("tried again after %v, want %v", waited, retryFirst)
+			}
+			return
+		default:
+		}
+	}
+}
+
 // A set is whole when the names that readers use are there, too.
 func TestWhole(t *testing.T) {
 	p := published{t, t.TempDir()}

@@ -69,8 +69,8 @@ func TestDeployer(t *testing.T) {
 	c.aws("cloudformation", "wait", "stack-delete-complete", "--stack-name", "team-a")
 }
 
-// bounded reports rights of a stack's roles of which their boundary would leave nothing. Either may be the narrower one:
-// what counts on AWS is what both allow.
+// bounded reports rights of a stack's roles of which their boundary would leave nothing. Either may be the narrower
+// one: what counts on AWS is what both allow.
 func (c *cloud) bounded(boundary, stack string) {
 	c.t.Helper()
 	text := c.aws("iam", "get-policy-version", "--policy-arn", boundary, "--version-id", "v1", "--query",

@@ -18,7 +18,8 @@ func TestBadInput(t *testing.T) {
 		groups[i] = fmt.Sprintf("sg-0123456789abcde%02d", i)
 	}
 	elsewhere := c.aws("ec2", "create-vpc", "--cidr-block", "10.8.0.0/16", "--query", "Vpc.VpcId", "--output", "text")
-	mtls := []string{"EnableEnclaveMtls=true", "MtlsCertificateSecretsArns=arn:aws:secretsmanager:us-east-2:123456789012:secret:x-AbCdEf"}
+	mtls := []string{"EnableEnclaveMtls=true",
+		"MtlsCertificateSecretsArns=arn:aws:secretsmanager:us-east-2:123456789012:secret:x-AbCdEf"}
 	for i, test := range []struct {
 		name, says string
 		parameters []string

@@ -129,23 +129,22 @@ func (n *nodes) boot(id, userData string) error {
 		"--ecs-config", filepath.Join(dir, "ecs.config")); err != nil {
 		return err
 	}
-	metadata, err := n.register(id, filepath.Join(dir, "ecs.config"), wrong)
-	if err != nil {
-		return err
-	}
+	var metadata string
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		io.WriteString(w, metadata)
 	}))
 	defer agent.Close()
+	if wrong == neverRegister {
+		agent.Close() // it listens only once it has registered
+	} else if metadata, err = n.register(id, filepath.Join(dir, "ecs.config"), wrong); err != nil {
+		return err
+	}
 	return bootstrap(wrong != nothingWrong, "signal", "--introspection", agent.URL, "--config-dir", config,
 		"--state-dir", dir)
 }
 
 // register is the ECS agent's part: it registers as ecs.config says, and returns what its introspection answers.
 func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, err error) {
-	if wrong == neverRegister {
-		return `{"Cluster": "", "ContainerInstanceArn": null, "Version": "1.106.1"}`, nil
-	}
 	text, err := os.ReadFile(ecsConfig)
 	if err != nil {
 		return "", err
@@ -157,7 +156,8 @@ func (n *nodes) register(id, ecsConfig string, wrong defect) (metadata string, e
 		}
 	}
 	if wrong == wrongCluster {
-		return `{"Cluster": "default", "ContainerInstanceArn": "arn:aws:ecs:us-east-2:123456789012:container-instance/default/1", "Version": "1.106.1"}`, nil
+		return `{"Cluster": "default", "Version": "1.106.1",
+			"ContainerInstanceArn": "arn:aws:ecs:us-east-2:123456789012:container-instance/default/1"}`, nil
 	}
 	var attributes map[string]string
 	if err := json.Unmarshal([]byte(set["ECS_INSTANCE_ATTRIBUTES"]), &attributes); err != nil {
@@ -245,7 +245,7 @@ func TestBootFails(t *testing.T) {
 		{noPackage, "download: curl: (7)"},
 		{noAgent, "proof"},
 		{wrongCluster, "registration: registered to default instead of"},
-		{neverRegister, "registration: ECS agent runs, not registered to"},
+		{neverRegister, "registration: connect: connection refused"},
 	} {
 		t.Run(string(test.wrong), func(t *testing.T) {
 			n.broken = func() defect { return test.wrong }

@@ -59,7 +59,7 @@ func TestGuide(t *testing.T) {
 	}
 	after := map[string]func(out string){
 		"publish": func(out string) {
-			m := regexp.MustCompile(`^PackageUrl=(s3://deploy-bucket/sevagent/\S+\.rpm) PackageSha256=([0-9a-f]{64})\n$`).FindStringSubmatch(out)
+			m := published("deploy-bucket").FindStringSubmatch(out)
 			if m == nil {
 				t.Fatalf("make publish printed %q", out)
 			}
@@ -171,16 +171,25 @@ func (c *cloud) stands(name, status string, nodes int) {
 	}
 }
 
+// published is what "make publish" prints about a package in bucket.
+func published(bucket string) *regexp.Regexp {
+	return regexp.MustCompile(`^PackageUrl=(s3://` + bucket + `/sevagent/\S+\.rpm) PackageSha256=([0-9a-f]{64})\n$`)
+}
+
 func (c *cloud) userData(cluster string) string {
 	c.t.Helper()
 	id := c.instances(cluster)[0]
-	return c.must("bash", "-c", "aws ec2 describe-instance-attribute --instance-id "+id+" --attribute userData --query UserData.Value --output text | base64 -d")
+	return c.must("bash", "-c", "aws ec2 describe-instance-attribute --instance-id "+id+
+		" --attribute userData --query UserData.Value --output text | base64 -d")
 }
 
 // events are the reasons for which anything has failed.
 func (c *cloud) events() string {
-	out, _ := c.run("bash", "-c", `for s in $(aws cloudformation list-stacks --query 'StackSummaries[].StackName' --output text); do
-		aws cloudformation describe-stack-events --stack-name $s --query "StackEvents[?ends_with(ResourceStatus, 'FAILED')].[LogicalResourceId, ResourceStatusReason]" --output text; done`)
+	out, _ := c.run("bash", "-c", `
+		failed="StackEvents[?ends_with(ResourceStatus, 'FAILED')].[LogicalResourceId, ResourceStatusReason]"
+		for s in $(aws cloudformation list-stacks --query 'StackSummaries[].StackName' --output text); do
+			aws cloudformation describe-stack-events --stack-name $s --query "$failed" --output text
+		done`)
 	return out
 }
 
@@ -208,13 +217,15 @@ func (c *cloud) certificates() {
 func TestMigrationGuide(t *testing.T) {
 	read := func(name string) string { return lab.Read(t, filepath.Join(lab.Repository(), name)) }
 	document, template := read("docs/migrate-from-terraform.md"), read("cloudformation/cluster.yaml")
-	inputs := strings.Fields(`name vpc_id subnet_ids instance_type ami_id ami_os min_size max_size desired_capacity root_volume_size root_volume_type
-		root_device_name container_insights_enabled service_connect_namespace health_check_grace_period protect_from_scale_in enable_auto_scaling
-		target_cpu_utilization enable_managed_scaling target_capacity max_scaling_step_size min_scaling_step_size base_capacity
+	inputs := strings.Fields(`name vpc_id subnet_ids instance_type ami_id ami_os min_size max_size desired_capacity
+		root_volume_size root_volume_type root_device_name container_insights_enabled service_connect_namespace
+		health_check_grace_period protect_from_scale_in enable_auto_scaling target_cpu_utilization
+		enable_managed_scaling target_capacity max_scaling_step_size min_scaling_step_size base_capacity
 		managed_termination_protection user_data_extra enable_enclave_mtls enclave_security_group_ids enclave_endpoints
 		mtls_certificate_secrets_arns mtls_certificate_path tags`)
-	outputs := strings.Fields(`cluster_id cluster_arn cluster_name capacity_provider_name capacity_provider_arn autoscaling_group_name
-		autoscaling_group_arn launch_template_id launch_template_arn security_group_id iam_role_arn iam_instance_profile_arn`)
+	outputs := strings.Fields(`cluster_id cluster_arn cluster_name capacity_provider_name capacity_provider_arn
+		autoscaling_group_name autoscaling_group_arn launch_template_id launch_template_arn security_group_id
+		iam_role_arn iam_instance_profile_arn`)
 	for _, old := range append(inputs, outputs...) {
 		rows := regexp.MustCompile("(?m)^\\| `"+old+"` \\|(.*)$").FindAllStringSubmatch(document, -1)
 		if len(rows) != 1 {

@@ -67,7 +67,10 @@ func TestImageStack(t *testing.T) {
 	want("create", "CREATE_COMPLETE", "1.0.0", out, status)
 
 	recipeJSON := c.aws("imagebuilder", "get-image-recipe", "--image-recipe-arn", c.output("image", "RecipeArn"))
-	for _, part := range []string{`"parentImage": "ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"`, `"encrypted": true`, c.get("PACKAGE_URL"), c.get("PACKAGE_SHA256")} {
+	for _, part := range []string{
+		`"parentImage": "ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id"`,
+		`"encrypted": true`, c.get("PACKAGE_URL"), c.get("PACKAGE_SHA256"),
+	} {
 		if !strings.Contains(recipeJSON, part) {
 			t.Errorf("the recipe lacks %s: %s", part, recipeJSON)
 		}
@@ -297,7 +300,8 @@ for ((i = 1; i <= $#; i++)); do [ "${!i}" != -o ] || { j=$((i + 1)); out=${!j}; 
 case "$*" in
 */api/token*) echo token ;;
 */meta-data/iam/security-credentials/) echo builder ;;
-*/meta-data/iam/security-credentials/builder) printf '{\n  "AccessKeyId" : "AKIA",\n  "SecretAccessKey" : "a/secret+key",\n  "Token" : "session=="\n}\n' ;;
+*/meta-data/iam/security-credentials/builder)
+	printf '{\n  "AccessKeyId" : "AKIA",\n  "SecretAccessKey" : "a/secret+key",\n  "Token" : "session=="\n}\n' ;;
 *404*) echo 'curl: (22) The requested URL returned error: 404' >&2; exit 22 ;;
 *) [[ $* != *"-K -"* ]] || sed 's/^/config /' >>"$CALLS"; printf 'the package' >"$out" ;;
 esac
@@ -443,7 +447,8 @@ func harden(t *testing.T, all []step) {
 	}
 	r.write("etc/machine-id", "0123456789abcdef0123456789abcdef\n")
 	r.write("var/log/messages", "what has happened\n")
-	r.write("etc/fstab", "UUID=1  /  xfs  defaults 0 1\n# /dev/b none swap sw 0 0\n/dev/xvdb none swap sw 0 0\nLABEL=swap\tswap\tswap\tdefaults 0 0\n")
+	r.write("etc/fstab", "UUID=1  /  xfs  defaults 0 1\n# /dev/b none swap sw 0 0\n/dev/xvdb none swap sw 0 0\n"+
+		"LABEL=swap\tswap\tswap\tdefaults 0 0\n")
 
 	// Before, the validation has something to say.
 	if out, status := r.run(find(t, all, "NothingIsLeft")); status != 1 ||
@@ -468,11 +473,13 @@ func harden(t *testing.T, all []step) {
 		}
 	}
 	for path, want := range map[string]string{
-		"etc/machine-id":                         "",
-		"var/log/messages":                       "",
-		"etc/fstab":                              "UUID=1  /  xfs  defaults 0 1\n# /dev/b none swap sw 0 0\n",
-		"etc/sysctl.d/90-sevagent.conf":          "kernel.core_pattern = |/bin/false\nfs.suid_dumpable = 0\nkernel.dmesg_restrict = 1\nkernel.kptr_restrict = 2\n",
-		"etc/ssh/sshd_config.d/10-sevagent.conf": "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin no\n",
+		"etc/machine-id":   "",
+		"var/log/messages": "",
+		"etc/fstab":        "UUID=1  /  xfs  defaults 0 1\n# /dev/b none swap sw 0 0\n",
+		"etc/sysctl.d/90-sevagent.conf": "kernel.core_pattern = |/bin/false\nfs.suid_dumpable = 0\n" +
+			"kernel.dmesg_restrict = 1\nkernel.kptr_restrict = 2\n",
+		"etc/ssh/sshd_config.d/10-sevagent.conf": "PasswordAuthentication no\nKbdInteractiveAuthentication no\n" +
+			"PermitRootLogin no\n",
 	} {
 		if got := r.read(path); got != want {
 			t.Errorf("/%s is %q, want %q", path, got, want)
@@ -502,7 +509,8 @@ func tested(t *testing.T, all []step) {
 		r := newRoot(t, map[string]string{
 			"systemctl": systemctl, "uname": "echo 6.1.0", "sevagent": "echo 1.0.0", "systemd-analyze": "",
 			"swapon": "", "modprobe": "",
-			"rpm":    `[ "$1" = -q ] || printf '%s\n' /usr/bin/sevagent /usr/lib/systemd/system/{sevagent.service,sevagent.socket,etc-ecs-mtls.mount,ecs.service.d/10-sevagent.conf}`,
+			"rpm": `[ "$1" = -q ] || printf '%s\n' /usr/bin/sevagent /usr/lib/systemd/system/` +
+				`{sevagent.service,sevagent.socket,etc-ecs-mtls.mount,ecs.service.d/10-sevagent.conf}`,
 			"sysctl": "echo '|/bin/false'",
 		})
 		r.write("sys/firmware/efi/runtime", "")
@@ -574,8 +582,8 @@ func TestImageGuide(t *testing.T) {
 	subnet, _, _ := strings.Cut(c.get("SUBNETS"), ",")
 	c.set("SUBNET", subnet)
 	var first string
-	published := func(out string) {
-		m := regexp.MustCompile(`^PackageUrl=(s3://image-bucket/sevagent/\S+\.rpm) PackageSha256=([0-9a-f]{64})\n$`).FindStringSubmatch(out)
+	set := func(out string) {
+		m := published("image-bucket").FindStringSubmatch(out)
 		if m == nil {
 			t.Fatalf("make publish printed %q", out)
 		}
@@ -594,11 +602,11 @@ func TestImageGuide(t *testing.T) {
 		"update": func() {
 			c.dist("another package")
 			out, _ := c.run("bash", "-euo", "pipefail", "-c", blocks["publish"])
-			published(out)
+			set(out)
 		},
 	}
 	after := map[string]func(out string){
-		"publish": published,
+		"publish": set,
 		"build": func(out string) {
 			if !strings.Contains(out, "image/sevagent/1.0.0/1") {
 				t.Errorf("it builds %s", out)

@@ -14,7 +14,8 @@ from parliament import analyze_policy_string
 
 # False alarms, and what is meant: (finding, logical ID of the resource).
 MEANT = {
-    # SendCommand is authorized on the document and on each node. The nodes have a condition, so a statement, of their own.
+    # SendCommand is authorized on the document and on each node. The nodes have a condition, so a statement of their
+    # own.
     ("RESOURCE_MISMATCH", "EventsRole"),
     # What AmazonSSMManagedInstanceCore allows: Image Builder's documents have names of AWS's choosing.
     ("RESOURCE_STAR", "BuilderRole"),

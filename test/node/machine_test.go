@@ -139,8 +139,9 @@ func (m *machine) deviceSocket() string { return filepath.Join(m.dir, "device.so
 func (m *machine) metadata() string {
 	file := filepath.Join(m.t.TempDir(), "metadata.json")
 	lab.Write(m.t, file, `{"dynamic": {"values": {"instance-identity-document": {
-	  "accountId": "111122223333", "architecture": "x86_64", "availabilityZone": "us-east-2a", "imageId": "ami-0123456789abcdef0",
-	  "instanceId": "i-0123456789abcdef0", "instanceType": "m6a.large", "pendingTime": "2026-01-01T00:00:00Z",
+	  "accountId": "111122223333", "architecture": "x86_64", "availabilityZone": "us-east-2a",
+	  "imageId": "ami-0123456789abcdef0", "instanceId": "i-0123456789abcdef0", "instanceType": "m6a.large",
+	  "pendingTime": "2026-01-01T00:00:00Z",
 	  "privateIp": "10.0.0.10", "region": "us-east-2", "version": "2017-09-30"}}},
 	 "metadata": {"values": {"placement-region": "us-east-2", "instance-id": "i-0123456789abcdef0"}}}`)
 	return file

@@ -71,7 +71,7 @@ func TestNode(t *testing.T) {
 				m.expect(t, "second")
 			})
 			t.Run("broken secret", func(t *testing.T) {
-				m.put(`{"client_cert": "", "client_key": "x"}`)
+				m.put(`{"client_cert": "x", "client_key": "x"}`)
 				m.fails(t, 1, secretName, "sevagent", "refresh")
 				m.expect(t, "second")
 				if status, checks := m.health(); status != http.StatusOK || !strings.Contains(checks, "client_cert") {

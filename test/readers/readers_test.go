@@ -360,7 +360,8 @@ func (m *machine) watch(r *recipe, pid int) *lab.Output {
 	m.t.Helper()
 	pidFile := filepath.Join(m.work, r.name+".pid")
 	lab.Write(m.t, pidFile, fmt.Sprintln(pid))
-	code := strings.NewReplacer("sevagent", lab.Bin("sevagent"), "HUP", r.signal, "/run/nginx.pid", pidFile).Replace(m.watching)
+	names := strings.NewReplacer("sevagent", lab.Bin("sevagent"), "HUP", r.signal, "/run/nginx.pid", pidFile)
+	code := names.Replace(m.watching)
 	return lab.Start(m.t, "watch "+r.name, container(consumerDir, r.user, "sh", "-ec", code)).Output
 }
 

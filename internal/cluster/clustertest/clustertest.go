@@ -38,7 +38,7 @@ type AWS struct {
 	Types map[string]bool
 	// Stack is the name of the stack that made the cluster, and StackStatus its state.
 	Stack, StackStatus string
-	// Caller is the ARN of whoever asks. Nameless: a denied caller is not told who it is.
+	// Caller is the ARN of the caller. Nameless leaves it out of the denial.
 	Caller   string
 	Nameless bool
 	// NoRegion is a region that does not exist: requests to it are answered with a page of HTML, as by a proxy.

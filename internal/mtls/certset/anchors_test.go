@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -75,13 +76,39 @@ func TestAnchorsOfSeveralSecrets(t *testing.T) {
 	if got, want := s.file("ca.crt"), mtlstest.CertPEM(first.Cert, ca.Cert, second.Cert); got != want {
 		t.Errorf("ca.crt is\n%s\nwant\n%s", got, want)
 	}
-	again := must.Get(Restore(s.Origins(), s.Files, nil, time.Now(), time.Now()))(t, "restore the set")
+	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()))(t, "restore the set")
 	var partial []bool
 	for _, b := range again.Bundles {
 		partial = append(partial, b.Partial())
 	}
 	if diff := cmp.Diff([]bool{true, false, true}, partial); diff != "" || dump(again) != dump(s) {
 		t.Errorf("partial bundles (-want +got):\n%s; the files are\n%s\nwant\n%s", diff, dump(again), dump(s))
+	}
+}
+
+// What does not fit into one secret may come from several, within bounds, and is restored as a whole.
+func TestManyAnchorsOfSeveralSecrets(t *testing.T) {
+	key := mtlstest.NewKey(t)
+	anchors := func(from, to int) []byte {
+		var list certs
+		for i := from; i < to; i++ {
+			list = append(list, mtlstest.NewCAFor(t, fmt.Sprint("ca-", i), key, nil).Cert)
+		}
+		return mtlstest.Fields{caCert: mtlstest.CertPEM(list...)}.JSON(t)
+	}
+	s := mustSet(t, anchors(0, 100), anchors(100, 200), anchors(200, 300))
+	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()))(t, "restore the set")
+	if dump(again) != dump(s) {
+		t.Error("300 anchors of three secrets are not restored as they were")
+	}
+	for want, contents := range map[string][][]byte{
+		"secret b: ca_cert: holds 101 certificates, at most 100 are allowed": {anchors(0, 60), anchors(60, 161)},
+		"secret d: ca_cert: holds, with that of other secrets, 301 certificates, at most 300 are allowed": {
+			anchors(0, 100), anchors(100, 200), anchors(200, 300), anchors(300, 301)},
+	} {
+		if _, err := Assemble(mustBundles(t, contents...), nil, time.Now(), nil); err == nil || err.Error() != want {
+			t.Errorf("%v, want %s", err, want)
+		}
 	}
 }
 
@@ -94,7 +121,7 @@ func TestPeerCA(t *testing.T) {
 	if got := s.file("ca.crt"); got != mtlstest.CertPEM(private.Cert) || s.file("issuer.crt") != fields[caCert] {
 		t.Errorf("ca.crt is\n%s\nwant the private CA; issuer.crt is\n%s", got, s.file("issuer.crt"))
 	}
-	again := must.Get(Restore(s.Origins(), s.Files, nil, time.Now(), time.Now()))(t, "restore the set")
+	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()))(t, "restore the set")
 	if dump(again) != dump(s) {
 		t.Errorf("restored\n%s\nwant\n%s", dump(again), dump(s))
 	}

@@ -87,7 +87,7 @@ func (a *assembly) take(i int, b *Bundle) error {
 		}
 	}
 	if p := b.fields[plain]; p != nil {
-		if b.Reading.Validate == None {
+		if b.Reading.Validate == unverified {
 			a.add(b, plainFile(i), p, last(p.certs))
 			return nil
 		}
@@ -115,7 +115,7 @@ func (a *assembly) checkPlain(b *Bundle, p *part) error {
 func (a *assembly) certs(field string) (list []*x509.Certificate) {
 	for _, b := range a.anchors[field] {
 		for _, c := range b.fields[field].certs {
-			if !slices.ContainsFunc(list, c.Equal) {
+			if !slices.ContainsFunc(list, c.Equal) && !(field == caCert && slices.ContainsFunc(a.leftOut, c.Equal)) {
 				list = append(list, c)
 			}
 		}
@@ -123,17 +123,26 @@ func (a *assembly) certs(field string) (list []*x509.Certificate) {
 	return list
 }
 
-// checkCount bounds the anchors of a field. It blames the last bundle, which is not to blame more than others.
+// checkCount bounds the anchors of a field. Of several bundles it blames the last, which is not to blame more than others.
 func (a *assembly) checkCount(field string, list []*Bundle) error {
-	n := len(a.certs(field))
-	if n <= maxAnchors {
-		return nil
+	for _, b := range list {
+		if n := len(b.fields[field].certs); n > maxAnchors && !b.joined {
+			return &RejectError{b.Secret, field, fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)}
+		}
 	}
-	reason := fmt.Sprintf("holds %d certificates, at most %d are allowed", n, maxAnchors)
-	if len(list) > 1 {
-		reason = fmt.Sprintf("holds, with that of other secrets, %d certificates, at most %d are allowed", n, maxAnchors)
+	if n := len(a.certs(field)); n > maxJoined {
+		return &RejectError{list[len(list)-1].Secret, field, fmt.Sprintf(
+			"holds, with that of other secrets, %d certificates, at most %d are allowed", n, maxJoined)}
 	}
-	return &RejectError{list[len(list)-1].Secret, field, reason}
+	return nil
+}
+
+// mostAnchors is how many a file may have that these bundles give together.
+func mostAnchors(list []*Bundle) int {
+	if len(list) > 1 || list[0].joined {
+		return maxJoined
+	}
+	return maxAnchors
 }
 
 // assembly is a Set in the making.
@@ -141,6 +150,7 @@ type assembly struct {
 	*Set
 	fields    map[string]*Bundle   // by the field that it gives
 	anchors   map[string][]*Bundle // those that give caCert and peerCA, which several may
+	leftOut   []*x509.Certificate  // of caCert, since they are in the way
 	published []*Bundle
 	now       time.Time
 }
@@ -156,8 +166,12 @@ func (a *assembly) warn(b *Bundle, field, format string, args ...any) {
 	if field != plain {
 		text = field + ": " + text
 	}
-	a.Warnings = append(a.Warnings, "secret "+b.Secret+": "+text)
+	if w := warningOf(b, text); !slices.Contains(a.Warnings, w) { // it may be restored, and found again
+		a.Warnings = append(a.Warnings, w)
+	}
 }
+
+func warningOf(b *Bundle, text string) string { return "secret " + b.Secret + ": " + text }
 
 // addPair adds certificate and key of one kind, and the file that holds both.
 func (a *assembly) addPair(kind string) error {
@@ -207,6 +221,7 @@ func (a *assembly) addPair(kind string) error {
 		ordered.add(c)
 	}
 	a.Leaves[kind] = leaf
+	a.leaveOut(p)
 	a.warnOfReaders(kind, p)
 	a.add(certs, fileOf(certField), ordered, p.ends())
 	a.add(keys, fileOf(keyField), key, nil)
@@ -228,6 +243,17 @@ func (a *assembly) setBundle(kind string, key *part, pair File) error {
 	return nil
 }
 
+// leaveOut leaves out the anchors that have expired and keep OpenSSL from following p.
+func (a *assembly) leaveOut(p path) {
+	for _, c := range p.inTheWay(a.certs(caCert), a.now) {
+		if a.now.After(c.NotAfter) && !slices.ContainsFunc(p, c.Equal) {
+			a.leftOut = append(a.leftOut, c)
+			a.warn(a.anchors[caCert][0], caCert, "%q %s, and is left out: readers that use OpenSSL would take it for an "+
+				"issuer all the same (SHA-256 %s)", c.Subject, expired(c), digest(c.Raw))
+		}
+	}
+}
+
 // warnOfReaders warns of what some readers accept, and others not.
 func (a *assembly) warnOfReaders(kind string, p path) {
 	leaf, last := p[0], p[len(p)-1]
@@ -235,10 +261,19 @@ func (a *assembly) warnOfReaders(kind string, p path) {
 		a.warn(a.anchors[caCert][0], caCert, "holds no root for %q, so readers that use OpenSSL need "+
 			"X509_V_FLAG_PARTIAL_CHAIN", leaf.Subject)
 	}
-	names := len(leaf.DNSNames) + len(leaf.IPAddresses) + len(leaf.URIs) + len(leaf.EmailAddresses)
-	if kind == kindServer && names == 0 {
+	if c := p.deadEnd(a.certs(caCert), a.now); isRoot(last) && c != nil {
+		a.warn(a.anchors[caCert][0], caCert, "holds %q and not its issuer %q, so readers that use OpenSSL and trust all of "+
+			"it do not accept %q", c.Subject, c.Issuer, leaf.Subject)
+	}
+	others := len(leaf.URIs) + len(leaf.EmailAddresses)
+	switch {
+	case kind != kindServer || len(leaf.DNSNames)+len(leaf.IPAddresses) > 0:
+	case others == 0:
 		a.warn(a.fields[serverCert], serverCert, "%q has no subjectAltName: readers that use Go, and browsers, find no "+
 			"name in it", leaf.Subject)
+	case leaf.Subject.CommonName != "":
+		a.warn(a.fields[serverCert], serverCert, "%q has no DNS name and no IP address in its subjectAltName: readers that "+
+			"use Go, and browsers, do not take the common name for one", leaf.Subject)
 	}
 }
 
@@ -250,7 +285,7 @@ func expiredIn(leaf, first *x509.Certificate) string {
 	return fmt.Sprintf("%q, which its chain needs, %s", first.Subject, expired(first))
 }
 
-// addAnchors adds ca.crt, and issuer.crt where that is another. The anchors that a leaf needs have been verified with it.
+// addAnchors adds ca.crt, and issuer.crt where that is another. What a leaf needs has been verified with it.
 func (a *assembly) addAnchors(carried []Carried) error {
 	trusted := caCert
 	if len(a.anchors[peerCA]) > 0 {
@@ -266,7 +301,7 @@ func (a *assembly) addAnchors(carried []Carried) error {
 		return err
 	}
 	ends := last(certs)
-	a.carry(trusted, bundles[0], len(certs), carried)
+	a.carry(trusted, bundles, len(certs), carried)
 	for _, c := range a.Carried {
 		certs = append(certs, c.Cert)
 	}
@@ -276,10 +311,11 @@ func (a *assembly) addAnchors(carried []Carried) error {
 
 // carry takes over the carried anchors that ca.crt has room for beside own ones. The others go before their time: they
 // must not keep a new version out.
-func (a *assembly) carry(field string, b *Bundle, own int, carried []Carried) {
-	room := maxAnchors - own
+func (a *assembly) carry(field string, list []*Bundle, own int, carried []Carried) {
+	most := mostAnchors(list)
+	room := most - own
 	if n := len(carried) - room; n > 0 {
-		a.warn(b, field, "%d anchors of earlier versions are dropped early: ca.crt holds at most %d", n, maxAnchors)
+		a.warn(list[0], field, "%d anchors of earlier versions are dropped early: ca.crt holds at most %d", n, most)
 		carried = carried[:room]
 	}
 	a.Carried = carried

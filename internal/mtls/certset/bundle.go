@@ -101,11 +101,11 @@ func (b *Bundle) recognise(content []byte) (object, error) {
 	if json.Unmarshal(content, &inner) == nil && strings.HasPrefix(strings.TrimSpace(inner), "{") {
 		return object{}, errors.New("is a JSON string" + holding([]byte(inner)))
 	}
-	o := parseObject(bytes.TrimPrefix(content, []byte("\ufeff")))
+	o := parseObject(bytes.TrimLeftFunc(content, isSpace))
 	has := func(field string) bool { return len(o.members[b.Reading.Fields.of(field)]) > 0 }
 	switch {
 	case o.err != nil:
-		return o, fmt.Errorf(`begins as JSON, and is %w; a line break in a value is written \n`, o.err)
+		return o, fmt.Errorf("begins as JSON, and is %w", o.err)
 	case o.is && b.Reading.As != plain:
 		return o, fmt.Errorf("is JSON; as: %s in mtls.secrets is for PEM", b.Reading.As)
 	case o.is && !slices.ContainsFunc(jsonFields, has):
@@ -125,7 +125,7 @@ const maxNested = 2
 
 // parse adds a field.
 func (b *Bundle) parse(field, text string) error {
-	p, err := parseField(field, normalise(text), b.Reading.Validate != None)
+	p, err := parseField(field, normalise(text), b.Reading.Validate != unverified)
 	if err != nil {
 		return err
 	}

@@ -85,7 +85,7 @@ func TestRejected(t *testing.T) {
 		"one and a half":   {with(clientCert, certText+half), "client_cert: holds a PEM block that is cut short"},
 		"half a plain PEM": {[]byte(half), "holds a PEM block that is cut short"},
 		"base64 damaged": {with(clientCert, strings.Replace(certText, "MII", "M!I", 1)),
-			"client_cert: holds a PEM block that is cut short"},
+			"client_cert: holds a PEM block with something in it that is not base64"},
 		"DER damaged": {with(clientCert, pemBlock("CERTIFICATE", cert.Raw[:100])),
 			"client_cert: certificate 1 does not parse"},
 		"plain DER damaged": {[]byte(pemBlock("CERTIFICATE", cert.Raw[:100])), "certificate 1 does not parse"},

@@ -36,7 +36,9 @@ func indexLeaf(certs []*x509.Certificate, key crypto.Signer) int {
 // verify returns the path by which TLS peers that trust anchors accept leaf, whether they use Go's library or OpenSSL,
 // and the first moment, now or later, at which they do. Rest are the certificates that come with leaf. It returns an
 // error if there is none.
-func verify(kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time) (path, time.Time, error) {
+func verify(
+	kind string, leaf *x509.Certificate, rest, anchors []*x509.Certificate, now time.Time,
+) (path, time.Time, error) {
 	if now.After(leaf.NotAfter) {
 		return nil, time.Time{}, errors.New(expired(leaf))
 	}
@@ -138,7 +140,7 @@ func (s *search) run(now time.Time) (path, time.Time, error) {
 			}
 		}
 		if first == nil {
-			first = s.explain(err)
+			first = s.explain(err, t)
 		}
 	}
 	return nil, time.Time{}, first
@@ -175,8 +177,8 @@ func (s *search) best(chains [][]*x509.Certificate, at time.Time) (best path, fi
 	return nil, first
 }
 
-// explain names the certificate and the extension where crypto/x509 names neither.
-func (s *search) explain(err error) error {
+// explain names the certificate, the date and the extension where crypto/x509 names none.
+func (s *search) explain(err error, at time.Time) error {
 	all := slices.Concat([]*x509.Certificate{s.leaf}, s.intermediates, s.anchors)
 	if e, ok := errors.AsType[x509.UnknownAuthorityError](err); ok && e.Cert != nil {
 		return fmt.Errorf("the issuer of %q, %q, is missing or did not sign it", e.Cert.Subject, e.Cert.Issuer)
@@ -194,7 +196,19 @@ func (s *search) explain(err error) error {
 				strings.Join(ids, ", "))
 		}
 	}
-	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.IncompatibleUsage {
+	e, ok := errors.AsType[x509.CertificateInvalidError](err)
+	switch {
+	case !ok || e.Cert == nil:
+	case e.Reason == x509.Expired && at.Before(e.Cert.NotBefore):
+		return fmt.Errorf("%q is not valid before %s", e.Cert.Subject, e.Cert.NotBefore.UTC().Format(time.RFC3339))
+	case e.Reason == x509.Expired:
+		return fmt.Errorf("%q %s", e.Cert.Subject, expired(e.Cert))
+	case e.Reason == x509.TooManyIntermediates:
+		return fmt.Errorf("%q has a path length constraint of %d, and more CAs below it", e.Cert.Subject, e.Cert.MaxPathLen)
+	case e.Reason == x509.CANotAuthorizedForThisName:
+		return fmt.Errorf("%q has a name that the name constraints of a CA above it do not permit: %s", e.Cert.Subject,
+			e.Detail)
+	case e.Reason == x509.IncompatibleUsage:
 		if i := slices.IndexFunc(all, func(c *x509.Certificate) bool { return !hasUsage(s.kind, c) }); i >= 0 {
 			return fmt.Errorf("%q is not for certificates for %s authentication", all[i].Subject, s.kind)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"math/big"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -42,6 +43,10 @@ func TestBothLibraries(t *testing.T) {
 	noID.SubjectKeyId = nil
 	plain := &mtlstest.CA{Cert: &noID, Key: twin.Key}
 	limited := mtlstest.NewCA(t, "limited", root, mtlstest.Usage(x509.ExtKeyUsageAny))
+	expiredRoot := mtlstest.NewCA(t, "past", nil, mtlstest.Valid(-48*time.Hour, -24*time.Hour))
+	high := mtlstest.NewCA(t, "high", root, func(c *x509.Certificate) { c.MaxPathLenZero = true })
+	low := mtlstest.NewCA(t, "low", high)
+	dns := mtlstest.NewCA(t, "dns", root, func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.net"} })
 	for name, c := range map[string]struct {
 		chain   certs
 		anchors certs
@@ -60,6 +65,10 @@ func TestBothLibraries(t *testing.T) {
 			"is not for client authentication"},
 		"intermediate with any extended key usage": {append(leaf(limited), limited.Cert), certs{root.Cert},
 			`"CN=limited" is not for certificates for client authentication`},
+		"expired root": {leaf(expiredRoot), certs{expiredRoot.Cert}, `does not lead to ca_cert: "CN=past" expired on`},
+		"path length": {append(leaf(low), low.Cert, high.Cert), certs{root.Cert},
+			`"CN=high" has a path length constraint of 0, and more CAs below it`},
+		"DNS names":                       {append(leaf(dns), dns.Cert), certs{root.Cert}, `"CN=node" has a name that the name`},
 		"two CAs of a name":               {leaf(plain), certs{twin.Cert, other.Cert}, `cannot tell which "CN=twin" issued "CN=node"`},
 		"one CA without a key identifier": {leaf(plain), certs{twin.Cert}, ""},
 	} {
@@ -79,6 +88,8 @@ func TestChainIsComplete(t *testing.T) {
 	oldRoot := mtlstest.NewCA(t, "old root", nil)
 	cross := mtlstest.NewCAFor(t, "root", root.Key, oldRoot)
 	oldCross := mtlstest.NewCAFor(t, "root", root.Key, oldRoot, past)
+	otherInter := mtlstest.NewCAFor(t, "inter", inter.Key, oldRoot)
+	expiredRoot := mtlstest.NewCAFor(t, "root", root.Key, nil, past)
 	leaf, key := inter.Leaf(t, "node")
 	for name, c := range map[string]struct {
 		chain, anchors, want certs
@@ -90,6 +101,14 @@ func TestChainIsComplete(t *testing.T) {
 		"expired twin first": {certs{leaf, oldInter.Cert, inter.Cert}, certs{root.Cert}, certs{leaf, inter.Cert},
 			`"CN=inter" expired on`},
 		"cross-certificate": {certs{leaf, inter.Cert, cross.Cert}, certs{root.Cert}, certs{leaf, inter.Cert, cross.Cert}, ""},
+		"two issuers of a leaf, one of which leads to a root": {certs{leaf, inter.Cert, otherInter.Cert}, certs{oldRoot.Cert},
+			certs{leaf, otherInter.Cert, inter.Cert}, `"CN=inter" is not part of the chain`},
+		"expired root with a cross-certificate": {certs{leaf, inter.Cert, cross.Cert}, certs{expiredRoot.Cert, oldRoot.Cert},
+			certs{leaf, inter.Cert, cross.Cert}, `and is left out: readers that use OpenSSL would take it`},
+		"expired intermediate in ca_cert": {certs{leaf, inter.Cert}, certs{oldInter.Cert, root.Cert},
+			certs{leaf, inter.Cert}, `and is left out: readers that use OpenSSL would take it`},
+		"intermediate in ca_cert, cross-certificate not": {certs{leaf, cross.Cert}, certs{inter.Cert, oldRoot.Cert},
+			certs{leaf, inter.Cert, cross.Cert}, `holds "CN=inter" and not its issuer "CN=root"`},
 		"expired cross-certificate": {certs{leaf, inter.Cert, oldCross.Cert}, certs{root.Cert}, certs{leaf, inter.Cert},
 			`"CN=root" expired on`},
 	} {
@@ -104,9 +123,11 @@ func TestChainIsComplete(t *testing.T) {
 		if got := strings.Join(s.Warnings, "; "); (got == "") != (c.warning == "") || !strings.Contains(got, c.warning) {
 			t.Errorf("%s: warnings %q, want %q", name, got, c.warning)
 		}
-		again, err := Restore(s.Origins(), s.Files, nil, time.Now(), time.Now())
+		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now())
 		if err != nil || dump(again) != dump(s) {
 			t.Errorf("%s: the set is restored differently, or not: %v", name, err)
+		} else if !slices.Equal(again.Warnings, s.Warnings) {
+			t.Errorf("%s: with the warnings %q, want %q", name, again.Warnings, s.Warnings)
 		}
 	}
 }
@@ -145,6 +166,57 @@ func TestChainEnds(t *testing.T) {
 	}
 }
 
+// Name constraints that OpenSSL alone applies are kept, or the reason names them. Each verdict is openssl's.
+func TestNameConstraints(t *testing.T) {
+	root := mtlstest.NewCA(t, "root", nil)
+	key := mtlstest.NewKey(t)
+	subject := func(name pkix.Name) mtlstest.Change {
+		return func(c *x509.Certificate) { c.Subject, c.DNSNames = name, nil }
+	}
+	org := func(name string) pkix.Name { return pkix.Name{Organization: []string{name}, CommonName: "node"} }
+	directory := func(sort int, name string) mtlstest.Change {
+		der := must.Get(asn1.Marshal(pkix.Name{Organization: []string{name}}.ToRDNSequence()))(t, "encode a name")
+		wrap := func(class, tag int, content []byte) []byte {
+			return must.Get(asn1.Marshal(asn1.RawValue{Class: class, Tag: tag, IsCompound: true, Bytes: content}))(t, "wrap")
+		}
+		const context = asn1.ClassContextSpecific
+		subtree := wrap(asn1.ClassUniversal, asn1.TagSequence, wrap(context, 4, der))
+		value := wrap(asn1.ClassUniversal, asn1.TagSequence, wrap(context, sort, subtree))
+		return func(c *x509.Certificate) {
+			c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: oidNameConstraints, Value: value})
+		}
+	}
+	dns := func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"example.com"} }
+	mail := func(c *x509.Certificate) { c.PermittedEmailAddresses = []string{"example.com"} }
+	address := func(a string) pkix.Name {
+		return pkix.Name{CommonName: "node", ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidEmailAddress, Value: a}}}
+	}
+	for name, c := range map[string]struct {
+		constraint mtlstest.Change
+		subject    pkix.Name
+		want       string // empty: accepted
+	}{
+		"permitted organization": {directory(0, "My  Org"), org("my org"), ""},
+		"other organization":     {directory(0, "My Org"), org("Other"), "directory name"},
+		"excluded organization":  {directory(1, "My Org"), org("My Org"), "directory name"},
+		"not excluded":           {directory(1, "My Org"), org("Other"), ""},
+		"permitted common name":  {dns, pkix.Name{CommonName: "node.EXAMPLE.com"}, ""},
+		"other common name":      {dns, pkix.Name{CommonName: "node.example.org"}, "common name"},
+		"no host name":           {dns, pkix.Name{CommonName: "node 1.example.org"}, ""},
+		"suffix only":            {dns, pkix.Name{CommonName: "myexample.com"}, "common name"},
+		"permitted address":      {mail, address("a@Example.com"), ""},
+		"other address":          {mail, address("a@sub.example.com"), "email address"},
+	} {
+		ca := mtlstest.NewCA(t, "limited", root, c.constraint)
+		leaf := ca.LeafFor(t, "node", key, subject(c.subject))
+		_, err := set(clientSecret(t, key, certs{leaf, ca.Cert}, root.Cert))
+		named := err != nil && strings.Contains(err.Error(), `"CN=limited" do not permit its `+c.want)
+		if c.want == "" && err != nil || c.want != "" && !named {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
 func TestServerWithoutNames(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	leaf, key := ca.Leaf(t, "node", func(c *x509.Certificate) { c.DNSNames = nil })
@@ -153,5 +225,16 @@ func TestServerWithoutNames(t *testing.T) {
 	}.JSON(t))
 	if len(s.Warnings) != 1 || !strings.Contains(s.Warnings[0], `server_cert: "CN=node" has no subjectAltName`) {
 		t.Errorf("warnings %q, want one about the names", s.Warnings)
+	}
+	for cn, want := range map[string]int{"node": 1, "": 0} { // OpenSSL takes a common name for one of a host
+		leaf := ca.LeafFor(t, cn, key, func(c *x509.Certificate) {
+			c.DNSNames, c.URIs = nil, []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/node"}}
+		})
+		s := mustSet(t, mtlstest.Fields{
+			serverCert: mtlstest.CertPEM(leaf), serverKey: mtlstest.KeyPEM(t, key), caCert: mtlstest.CertPEM(ca.Cert),
+		}.JSON(t))
+		if len(s.Warnings) != want {
+			t.Errorf("URI and common name %q: warnings %q, want %d", cn, s.Warnings, want)
+		}
 	}
 }

@@ -29,8 +29,8 @@ const (
 
 var kinds = []string{kindClient, kindServer}
 
-// The files of anchors: those that readers verify their peers with and, where those are given by peer_ca, those that the
-// set's own certificates lead to.
+// The files of anchors: those that readers verify their peers with and, where those are given by peer_ca, those that
+// the set's own certificates lead to.
 const (
 	anchorFile = "ca.crt"
 	issuerFile = "issuer.crt"

@@ -42,7 +42,7 @@ func FuzzBundle(f *testing.F) {
 	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
 
 	f.Fuzz(func(t *testing.T, content []byte) {
-		for _, how := range []Reading{{}, {Validate: None}, {As: caCert}} {
+		for _, how := range []Reading{{}, {Validate: unverified}, {As: caCert}} {
 			roundTrip(t, content, how, now)
 		}
 	})
@@ -64,7 +64,7 @@ func roundTrip(t *testing.T, content []byte, how Reading, now time.Time) {
 	for _, f := range s.Files {
 		files = append(files, File{Name: f.Name, Content: f.Content, Origin: f.Origin})
 	}
-	s2, err := Restore(s.Origins(), files, nil, now, now)
+	s2, err := Restore(s.Origins(), files, nil, s.Warnings, now, now)
 	if err != nil {
 		t.Fatalf("accepted as %+v, but not a second time: %v", how, err)
 	}

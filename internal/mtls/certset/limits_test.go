@@ -105,7 +105,7 @@ func TestManyAnchors(t *testing.T) {
 	if !slices.Contains(s.Warnings, dropped) {
 		t.Errorf("warnings are %q, want %s", s.Warnings, dropped)
 	}
-	if _, err := Restore(s.Origins(), s.Files, nil, time.Now(), time.Now()); err != nil {
+	if _, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()); err != nil {
 		t.Errorf("100 anchors, read again: %v", err)
 	}
 
@@ -129,7 +129,7 @@ func TestCarriedAnchorsAreBounded(t *testing.T) {
 	until := make(map[string]time.Time)
 	for i := range 99 {
 		c := Carried{mtlstest.NewCAFor(t, fmt.Sprint("old-", i), key, nil).Cert, now.Add(time.Hour)}
-		carried, until[Digest(c.Cert.Raw)] = append(carried, c), c.Until
+		carried, until[digest(c.Cert.Raw)] = append(carried, c), c.Until
 	}
 	for _, n := range []int{97, 98, 99} {
 		s := must.Get(Assemble([]*Bundle{b}, nil, now, carried[:n]))(t, "put a set together")
@@ -143,7 +143,7 @@ func TestCarriedAnchorsAreBounded(t *testing.T) {
 		if got := len(s.Warnings) > 0; got != (n > kept) {
 			t.Errorf("2 anchors and %d that are carried: warnings are %q", n, s.Warnings)
 		}
-		again, err := Restore(s.Origins(), s.Files, until, now, now)
+		again, err := Restore(s.Origins(), s.Files, until, s.Warnings, now, now)
 		if err != nil || len(again.Carried) != kept {
 			t.Errorf("2 anchors and %d that are carried, read again: %v", n, err)
 		}

@@ -25,7 +25,7 @@ func parseObject(content []byte) (o object) {
 	members := make(map[string][]json.RawMessage)
 	dec := json.NewDecoder(bytes.NewReader(content))
 	malformed := func() object {
-		return object{err: fmt.Errorf("malformed at byte %d", dec.InputOffset())}
+		return object{err: fmt.Errorf("malformed at byte %d%s", dec.InputOffset(), whyMalformed(content))}
 	}
 	if _, err := dec.Token(); err != nil {
 		return malformed()
@@ -53,6 +53,28 @@ func parseObject(content []byte) (o object) {
 	}
 	o.is, o.members = true, members
 	return o
+}
+
+// whyMalformed says what is wrong with JSON where that is one of the usual mistakes.
+func whyMalformed(content []byte) string {
+	e, ok := errors.AsType[*json.SyntaxError](json.Unmarshal(content, new(json.RawMessage)))
+	if !ok || e.Offset < 1 {
+		return ""
+	}
+	before := bytes.TrimSpace(content[:e.Offset-1])
+	switch c := content[e.Offset-1]; {
+	case c == '\n' || c == '\r':
+		return `; a line break in a value is written \n`
+	case c == '\t':
+		return `; a tab in a value is written \t`
+	case c == '\'':
+		return "; JSON has double quotes"
+	case c == '}' && bytes.HasSuffix(before, []byte(",")):
+		return "; there is no comma before the last brace"
+	case int(e.Offset) == len(content):
+		return "; it is cut short"
+	}
+	return ""
 }
 
 // text returns the value of a field: text, or a list of texts, as Vault gives a chain. What is null, as Terraform's

@@ -3,7 +3,6 @@ package certset
 import (
 	"bytes"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/asn1"
 	"fmt"
 	"math/big"
@@ -11,8 +10,8 @@ import (
 	"time"
 )
 
-// What OpenSSL asks of a chain and crypto/x509 does not: OpenSSL 3.0, crypto/x509/v3_purp.c and x509_vfy.c. What Go asks
-// beyond OpenSSL, crypto/x509 finds by itself.
+// What OpenSSL asks of a chain and crypto/x509 does not: OpenSSL 3.0, crypto/x509/v3_purp.c and x509_vfy.c. What Go
+// asks beyond OpenSSL, crypto/x509 finds by itself.
 
 func usageOf(kind string) x509.ExtKeyUsage {
 	if kind == kindServer {
@@ -53,26 +52,78 @@ func checkLinks(kind string, p path) error {
 			return fmt.Errorf("readers that use OpenSSL do not find the issuer of %q: %w", c.Subject, err)
 		}
 	}
-	return nil
+	return checkNames(p)
 }
 
-// checkChoice verifies that OpenSSL gets to an anchor whichever issuer it takes: it goes by name, key identifier and
-// dates, looks among the anchors first, and does not come back to try another one.
+// OpenSSL chooses an issuer by name, key identifier and dates, and does not come back to try another one. It looks among
+// the anchors first, and takes one that has expired if there is no other. Of what comes with a leaf it takes the first,
+// which is that of the path, since that is sent first.
+
+// candidates returns those of list that OpenSSL may take for the issuer of c, apart by whether they are valid.
+func candidates(c *x509.Certificate, list []*x509.Certificate, at time.Time) (valid, invalid []*x509.Certificate) {
+	for _, o := range list {
+		switch {
+		case !bytes.Equal(o.RawSubject, c.RawIssuer) || mayIssue(o, c) != nil:
+		case at.Before(o.NotBefore) || at.After(o.NotAfter):
+			invalid = append(invalid, o)
+		default:
+			valid = append(valid, o)
+		}
+	}
+	return valid, invalid
+}
+
+// checkChoice verifies that OpenSSL gets to an anchor whichever of the anchors it takes.
 func (s *search) checkChoice(p path, issuers map[*x509.Certificate][]*x509.Certificate, at time.Time) error {
 	for i, c := range p[:len(p)-1] {
-		candidate := func(o *x509.Certificate) bool {
-			named := bytes.Equal(o.RawSubject, c.RawIssuer) && !at.Before(o.NotBefore) && !at.After(o.NotAfter)
-			return named && mayIssue(o, c) == nil
-		}
-		from := s.anchors
-		if !slices.ContainsFunc(from, candidate) {
-			from = s.intermediates
-		}
-		for _, o := range from {
-			if candidate(o) && !slices.ContainsFunc(issuers[c], o.Equal) {
+		valid, _ := candidates(c, s.anchors, at)
+		for _, o := range valid {
+			if !slices.ContainsFunc(issuers[c], o.Equal) {
 				return fmt.Errorf("readers that use OpenSSL cannot tell which %q issued %q: serial number %x, or %x, "+
 					"which is not valid for it", o.Subject, c.Subject, p[i+1].SerialNumber, o.SerialNumber)
 			}
+		}
+	}
+	return nil
+}
+
+// inTheWay returns the anchors that OpenSSL takes for issuers in p although they have expired.
+func (p path) inTheWay(anchors []*x509.Certificate, at time.Time) (list []*x509.Certificate) {
+	for _, c := range p[:len(p)-1] {
+		valid, invalid := candidates(c, anchors, at)
+		if len(valid) > 0 {
+			break
+		}
+		list = append(list, invalid...)
+	}
+	return list
+}
+
+// leadsUp reports whether OpenSSL gets from c to a root by the anchors alone, which it does not leave again.
+func leadsUp(c *x509.Certificate, anchors []*x509.Certificate, at time.Time) bool {
+	for range maxChain {
+		if isRoot(c) {
+			return true
+		}
+		valid, _ := candidates(c, anchors, at)
+		if len(valid) == 0 {
+			return false
+		}
+		c = valid[0]
+	}
+	return false
+}
+
+// deadEnd returns the anchor of which OpenSSL finds no issuer, if all anchors are trusted; nil: it gets to a root.
+func (p path) deadEnd(anchors []*x509.Certificate, at time.Time) *x509.Certificate {
+	for _, c := range p[:len(p)-1] {
+		valid, _ := candidates(c, anchors, at)
+		i := slices.IndexFunc(valid, func(o *x509.Certificate) bool { return !leadsUp(o, anchors, at) })
+		switch {
+		case i >= 0:
+			return valid[i]
+		case len(valid) > 0:
+			return nil
 		}
 	}
 	return nil
@@ -87,12 +138,12 @@ type authorityKeyID struct {
 
 // mayIssue compares the authority key identifier of c with an issuer, as X509_check_akid does.
 func mayIssue(issuer, c *x509.Certificate) error {
-	i := slices.IndexFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.Equal(oidAuthorityKeyID) })
-	if i < 0 {
+	value := extension(c, oidAuthorityKeyID)
+	if value == nil {
 		return nil
 	}
 	var id authorityKeyID
-	if _, err := asn1.Unmarshal(c.Extensions[i].Value, &id); err != nil {
+	if _, err := asn1.Unmarshal(value, &id); err != nil {
 		return fmt.Errorf("its authority key identifier does not parse")
 	}
 	if len(id.KeyID) > 0 && len(issuer.SubjectKeyId) > 0 && !bytes.Equal(id.KeyID, issuer.SubjectKeyId) {
@@ -103,26 +154,10 @@ func mayIssue(issuer, c *x509.Certificate) error {
 		return fmt.Errorf("its authority key identifier names the serial number %x, and %q has %x; issue it anew", id.Serial,
 			issuer.Subject, issuer.SerialNumber)
 	}
-	if name := directoryName(id.Issuer.Bytes); name != nil && !bytes.Equal(name, issuer.RawIssuer) {
+	if name, _ := nextDirectoryName(id.Issuer.Bytes); name != nil && !bytes.Equal(name, issuer.RawIssuer) {
 		return fmt.Errorf("its authority key identifier names another issuer than %q has", issuer.Subject)
 	}
 	return nil
 }
 
 var oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
-
-// directoryName returns the first directoryName of GeneralNames, as DER; nil: there is none.
-func directoryName(names []byte) []byte {
-	for len(names) > 0 {
-		var name asn1.RawValue
-		rest, err := asn1.Unmarshal(names, &name)
-		if err != nil {
-			return nil
-		}
-		if name.Class == asn1.ClassContextSpecific && name.Tag == 4 { // explicit, since Name is a CHOICE
-			return name.Bytes
-		}
-		names = rest
-	}
-	return nil
-}

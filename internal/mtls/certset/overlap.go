@@ -31,7 +31,7 @@ func (o *Overlap) Carry(published *Set, next []*Bundle, length time.Duration, no
 		}
 	}
 	for _, c := range anchors(published.Bundles) {
-		id := Digest(c.Raw)
+		id := digest(c.Raw)
 		if slices.ContainsFunc(kept, c.Equal) {
 			delete(o.until, id)
 			continue

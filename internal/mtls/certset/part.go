@@ -14,10 +14,11 @@ import (
 )
 
 // maxChain bounds the certificates in client_cert or server_cert, and with them the work of putting them in order,
-// maxAnchors those of ca.crt.
+// maxAnchors those that one secret gives for ca.crt, maxJoined those that several give.
 const (
 	maxChain   = 16
 	maxAnchors = 100
+	maxJoined  = 300
 )
 
 // part is the content of one field: blocks in canonical form, without the text around them.
@@ -147,7 +148,7 @@ func parseAnchors(blocks []*pem.Block) (*part, error) {
 			return nil, err
 		case err != nil:
 			first = cmp.Or(first, err)
-			p.note("%v; it is left out (SHA-256 %s)", err, Digest(block.Bytes))
+			p.note("%v; it is left out (SHA-256 %s)", err, digest(block.Bytes))
 		case !slices.ContainsFunc(p.certs, c.Equal):
 			p.add(c)
 		}

@@ -256,8 +256,8 @@ type peers struct {
 
 // toOpenSSL connects Go to "openssl s_server", and reads what that sends after it has verified the client.
 func (p peers) toOpenSSL() error {
-	cmd := exec.Command("openssl", "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-cert", p.crt, "-cert_chain", p.crt,
-		"-key", p.key, "-CAfile", p.ca, "-Verify", "9", "-verify_return_error", "-no_ticket")
+	cmd := exec.Command("openssl", "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-cert", p.crt,
+		"-cert_chain", p.crt, "-key", p.key, "-CAfile", p.ca, "-Verify", "9", "-verify_return_error", "-no_ticket")
 	stdin := must.Get(cmd.StdinPipe())(p, "make a pipe")
 	out := must.Get(cmd.StdoutPipe())(p, "make a pipe")
 	var errs bytes.Buffer
@@ -320,8 +320,8 @@ func (p peers) toGo() error {
 		verified <- err
 	}()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	out, err := exec.Command("curl", "--silent", "--show-error", "--noproxy", "*", "--cacert", p.ca, "--cert", p.crt, "--key",
-		p.key, "--resolve", "node.example.org:"+port+":127.0.0.1", "https://node.example.org:"+port).CombinedOutput()
+	out, err := exec.Command("curl", "--silent", "--show-error", "--noproxy", "*", "--cacert", p.ca, "--cert", p.crt,
+		"--key", p.key, "--resolve", "node.example.org:"+port+":127.0.0.1", "https://node.example.org:"+port).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("curl to Go: %w: %s", errors.Join(err, <-verified), out)
 	}

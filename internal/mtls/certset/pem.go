@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 )
@@ -32,11 +33,20 @@ const (
 	dekInfo  = "DEK-Info"
 )
 
-// normalise repairs line ends: CRLF, and those written as a backslash and an n, once or twice over. PEM has no other
-// use for a backslash.
+// unicodeEscape is how encoders of JSON write a character: some of them +, = and line breaks, too.
+var unicodeEscape = regexp.MustCompile(`\\+u00[0-9A-Fa-f]{2}`)
+
+// normalise repairs what was escaped once or twice too often, and line ends. PEM has no use for a backslash.
 func normalise(text string) string {
-	return strings.NewReplacer(`\\r\\n`, "\n", `\\n`, "\n", `\r\n`, "\n", `\n`, "\n", `\r`, "\n",
-		"\r\n", "\n", "\r", "\n", `\/`, "/").Replace(text)
+	text = unicodeEscape.ReplaceAllStringFunc(text, func(escape string) string {
+		n, err := strconv.ParseUint(escape[len(escape)-2:], 16, 8)
+		if err != nil {
+			return escape
+		}
+		return string(rune(n))
+	})
+	return strings.NewReplacer(`\\r\\n`, "\n", `\\n`, "\n", `\r\n`, "\n", `\n`, "\n", `\r`, "\n", `\t`, "\t",
+		"\\\r\n", "\n", "\\\n", "\n", "\r\n", "\n", "\r", "\n", `\\/`, "/", `\/`, "/").Replace(text)
 }
 
 // The five dashes on both sides of a label, as in -----BEGIN CERTIFICATE-----.
@@ -57,9 +67,12 @@ func decodePEM(text string) (blocks []*pem.Block, repaired bool, err error) {
 	if !strings.Contains(text, begin) && !strings.Contains(text, end) {
 		return nil, false, errors.New("is not PEM" + describe(text))
 	}
-	inValue := false
+	var inValue, surely bool
 	for rest := text; ; {
 		between, after, found := strings.Cut(rest, begin)
+		if strings.Contains(between, end) && strings.Contains(between, "BEGIN") {
+			return nil, false, errors.New("is not PEM" + oddDashes)
+		}
 		if strings.Contains(between, end) {
 			return nil, false, damaged(len(blocks), "", "has an END line and no BEGIN line")
 		}
@@ -67,6 +80,7 @@ func decodePEM(text string) (blocks []*pem.Block, repaired bool, err error) {
 			break
 		}
 		inValue = inValue || endsInValue(between)
+		surely = surely || opensValue.MatchString(between)
 		var block *pem.Block
 		if block, rest, err = cutBlock(len(blocks), after); err != nil {
 			return nil, false, err
@@ -74,7 +88,7 @@ func decodePEM(text string) (blocks []*pem.Block, repaired bool, err error) {
 		blocks = append(blocks, block)
 	}
 	repaired = countStrict(text) != len(blocks)
-	if repaired && inValue {
+	if surely || repaired && inValue {
 		return nil, false, errors.New("holds PEM inside of something else that is not understood, such as JSON or YAML")
 	}
 	return blocks, repaired, nil
@@ -84,8 +98,14 @@ func decodePEM(text string) (blocks []*pem.Block, repaired bool, err error) {
 // of it are the shell's.
 func endsInValue(before string) bool {
 	before = strings.TrimLeft(strings.TrimFunc(before, isSpace), "-")
-	return strings.Trim(before, `"'`) != "" && strings.ContainsAny(before[len(before)-1:], "\"'`:=|>{[(,")
+	return strings.Trim(before, `"'`) != "" && !strings.HasSuffix(before, "==") && // which underlines a title
+		strings.ContainsAny(before[len(before)-1:], "\"'`:=|>{[(,")
 }
+
+// opensValue matches what stands before a block that is the value of something for certain: a quote or a bracket that
+// is opened, an equals sign that underlines nothing, or the head of a text of several lines in YAML, HCL or XML.
+var opensValue = regexp.MustCompile(`(?:[:=({\[,]\s*["'\x60]|[{\[(]|[^=\s][ \t]*=|[:=]\s*[|>][+-]?` +
+	`|<<[-~]?["']?\w+["']?|(?m:^[ \t]*)(?:<\w[\w:.-]*>[ \t]*)+)\s*$`)
 
 // countStrict returns how many blocks encoding/pem finds.
 func countStrict(text string) (n int) {
@@ -126,7 +146,13 @@ func cutBlock(n int, text string) (block *pem.Block, rest string, err error) {
 	}
 	block = &pem.Block{Type: label}
 	block.Headers, body = cutHeaders(body)
-	if block.Bytes, err = decodeBase64(body); err != nil {
+	// Too many dashes lose nothing: base64 has none.
+	block.Bytes, err = decodeBase64(strings.Trim(body, "-"))
+	if foreign, ok := errors.AsType[foreignError](err); ok {
+		return nil, "", fmt.Errorf("holds a PEM block with something in it that is not base64: number %d, %s, %w", n+1,
+			describeLabel(label), foreign)
+	}
+	if err != nil {
 		return nil, "", damaged(n, label, "%v", err)
 	}
 	// The dashes after the label stay: a block that is joined to this one may begin with them.
@@ -163,16 +189,21 @@ func decodeBase64(body string) ([]byte, error) {
 		}
 		return r
 	}, body)
-	der, err := base64.StdEncoding.DecodeString(body)
-	corrupt, ok := errors.AsType[base64.CorruptInputError](err)
-	switch {
-	case err == nil:
-		return der, nil
-	case ok && int(corrupt) < len(body)-4:
-		return nil, fmt.Errorf("is not base64 at character %d of %d", int(corrupt)+1, len(body))
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+	if i := strings.IndexFunc(body, func(r rune) bool { return !strings.ContainsRune(alphabet, r) }); i >= 0 {
+		return nil, foreignError(fmt.Sprintf("at character %d of %d", i+1, len(body)))
 	}
-	return nil, fmt.Errorf("does not end as base64 does: it has %d characters", len(body))
+	der, err := base64.StdEncoding.DecodeString(body)
+	if err != nil {
+		return nil, fmt.Errorf("does not end as base64 does: it has %d characters", len(body))
+	}
+	return der, nil
 }
+
+// foreignError says where a block has what came into it on its way, such as the marks of a mail or of HTML.
+type foreignError string
+
+func (e foreignError) Error() string { return string(e) }
 
 // isSpace includes what has no width, such as the byte order mark, since it comes with what is pasted.
 func isSpace(r rune) bool { return unicode.IsSpace(r) || unicode.Is(unicode.Cf, r) }

@@ -73,7 +73,7 @@ func (s *plainPart) takeCert(i int, der []byte) error {
 		return err
 	}
 	s.first = cmp.Or(s.first, err)
-	s.note("%v; it is published all the same (SHA-256 %s)", err, Digest(der))
+	s.note("%v; it is published all the same (SHA-256 %s)", err, digest(der))
 	return nil
 }
 
@@ -141,7 +141,7 @@ func isForeign(der []byte) bool {
 }
 
 // ends returns the certificate that ends the use of a plain part: the first to expire of those that its readers show to
-// peers, with the intermediates that these name; or the last to expire of the others. Nil: there are none.
+// peers, with the intermediates that these name; or the last to expire of the others. It may be nil.
 func (p *part) ends(now time.Time) *x509.Certificate {
 	var shown path
 	for _, leaf := range p.leaves {

@@ -4,13 +4,13 @@ import "slices"
 
 // Reading is how a secret is to be read, where that is not as it looks.
 type Reading struct {
-	Validate string `json:"validate,omitempty"` // None: PEM outside of JSON is published without being verified
+	Validate string `json:"validate,omitempty"` // unverified: PEM outside of JSON is published without being verified
 	As       string `json:"as,omitempty"`       // the field, ca_cert or peer_ca, that PEM outside of JSON gives
 	Fields   Fields `json:"fields,omitzero"`
 }
 
-// None is a Reading's Validate.
-const None = "none"
+// unverified is a Reading's Validate.
+const unverified = "none"
 
 // Fields are the keys of a JSON secret that has other names for the fields. Empty: it has ours.
 type Fields struct {

@@ -13,14 +13,17 @@ import (
 )
 
 // What people store in place of what is asked for. Each function here returns the rest of a sentence that says what it
-// looks like and what to do, and never a word of the content; empty: it looks like nothing known.
+// looks like and what to do, and never a word of the content, or "" if it looks like nothing known.
 
-// describe is about text that is no PEM.
+// oddDashes is about text with a label that is not marked as one.
+const oddDashes = "; a BEGIN line and an END line are in capital letters, with five dashes before and after them"
+
+// describe does so for text that is not PEM.
 func describe(text string) string {
 	trimmed := strings.TrimFunc(text, isSpace)
 	switch {
-	case strings.Contains(text, "BEGIN "):
-		return "; the BEGIN line has to have five dashes before and after it"
+	case strings.Contains(strings.ToUpper(text), "BEGIN "):
+		return oddDashes
 	case strings.HasPrefix(trimmed, "file:") || strings.HasPrefix(trimmed, "fileb:") || isPath(trimmed):
 		return ", but the name of a file; store what is in the file"
 	case strings.HasPrefix(trimmed, "arn:"):
@@ -104,7 +107,7 @@ func isUTF16(content []byte) bool {
 	return true
 }
 
-// keyKind names the form of a private key; empty: it is none.
+// keyKind names the form of a private key, and returns "" for anything else.
 func keyKind(der []byte) string {
 	if _, err := x509.ParsePKCS1PrivateKey(der); err == nil {
 		return "RSA PRIVATE KEY"

@@ -3,19 +3,26 @@ package certset
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
-// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order of
-// the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest, and
-// until when they stay. An error means that this program would not have published these files then, or that they have
-// expired since.
-func Restore(origins []Origin, files []File, carried map[string]time.Time, published, now time.Time) (*Set, error) {
+// Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order
+// of the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest,
+// and until when they stay; warnings are those of the set, some of them about what is in no file. An error means that
+// this program would not have published these files then, or that they have expired since.
+func Restore(
+	origins []Origin, files []File, carried map[string]time.Time, warnings []string, published, now time.Time,
+) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {
-		bundles = append(bundles, &Bundle{
-			Secret: o.Secret, Version: o.Version, Reading: o.Reading, fields: make(map[string]*part),
-		})
+		b := &Bundle{Secret: o.Secret, Version: o.Version, Reading: o.Reading, fields: make(map[string]*part)}
+		for _, w := range warnings {
+			if text, ok := strings.CutPrefix(w, warningOf(b, "")); ok {
+				b.warnings = append(b.warnings, text)
+			}
+		}
+		bundles = append(bundles, b)
 	}
 	var over []Carried
 	issuers := slices.ContainsFunc(files, func(f File) bool { return f.Name == issuerFile })
@@ -70,7 +77,7 @@ func restoreField(bundles []*Bundle, f File, issuers bool) (*part, error) {
 				continue // the same secret may be listed again further down
 			}
 		}
-		p, err := parseField(field, string(f.Content), b.Reading.Validate != None)
+		p, err := parseField(field, string(f.Content), b.Reading.Validate != unverified)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Name, err)
 		}
@@ -85,7 +92,7 @@ func (p *part) split(carried map[string]time.Time) (over []Carried) {
 	certs := p.certs
 	*p = part{}
 	for _, c := range certs {
-		if until, ok := carried[Digest(c.Raw)]; ok {
+		if until, ok := carried[digest(c.Raw)]; ok {
 			over = append(over, Carried{c, until})
 		} else {
 			p.add(c)

@@ -29,6 +29,9 @@ type Carried struct {
 	Until time.Time
 }
 
+// Digest returns the SHA-256 of the certificate in hexadecimal digits.
+func (c Carried) Digest() string { return digest(c.Cert.Raw) }
+
 // Origin names the version of a secret that a file comes from, and how it was read.
 type Origin struct {
 	Secret  string  `json:"secret"`
@@ -45,14 +48,17 @@ type File struct {
 	Also    []Origin // other secrets that have given some of its anchors
 	// Certs are the certificates that the file is the home of: client.pem only repeats those of client.crt.
 	Certs []*x509.Certificate
-	// Ends is the certificate whose expiry ends the use of the file; nil: none does. For client.crt, client.pem and the
+	// Ends is the certificate whose expiry ends the use of the file, or nil. For client.crt, client.pem and the
 	// server's, it is the first to expire of those that the chain needs, from the leaf to the anchor. Of anchors, it is
 	// the last.
 	Ends *x509.Certificate
 }
 
+// Digest returns the SHA-256 of the content in hexadecimal digits.
+func (f File) Digest() string { return digest(f.Content) }
+
 // last returns what ends a file of certificates that are no chain: the first of those for one peer or, if all are CAs,
-// the last of these. Nil: there are none.
+// the last of these. It returns nil if there are none.
 func last(certs []*x509.Certificate) (c *x509.Certificate) {
 	leaves := slices.DeleteFunc(slices.Clone(certs), func(c *x509.Certificate) bool { return c.IsCA })
 	switch byExpiry := func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }; {
@@ -79,7 +85,7 @@ func (s *Set) Origins() []Origin {
 	return list
 }
 
-// NotAfter returns when the first of the files comes to its end. Zero: none does.
+// NotAfter returns when the first of the files comes to its end, or zero if none does.
 func (s *Set) NotAfter() (first time.Time) {
 	for _, f := range s.Files {
 		if f.Ends != nil && (first.IsZero() || f.Ends.NotAfter.Before(first)) {
@@ -103,8 +109,8 @@ func (s *Set) Binding() (kind string, spki [sha256.Size]byte, ok bool) {
 // SPKI returns the SHA-256 of a certificate's SubjectPublicKeyInfo.
 func SPKI(c *x509.Certificate) [sha256.Size]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
-// Digest returns the SHA-256 of content, hex.
-func Digest(content []byte) string {
+// digest returns the SHA-256 of content, hex.
+func digest(content []byte) string {
 	sum := sha256.Sum256(content)
 	return hex.EncodeToString(sum[:])
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 	"testing"
@@ -52,6 +53,12 @@ func TestRepaired(t *testing.T) {
 		"backslash and n":               {replace("\n", `\n`), true},
 		"backslash and n, twice over":   {replace("\n", `\\n`), true},
 		"escaped slashes":               {replace("\n", `\n`, "/", `\/`), true},
+		"escaped slashes, twice over":   {replace("\n", `\\n`, "/", `\\/`), true},
+		"escaped as .NET does":          {replace("\n", `\u000A`, "+", `\u002B`), true},
+		"escaped as Gson does":          {replace("\n", `\n`, "=", `\u003d`), true},
+		"continued lines":               {replace("\n", "\\\n"), true},
+		"backslash and t":               {replace("\n", `\n\t`), true},
+		"six dashes":                    {replace("-----", "------"), false},
 		"CRLF and indented":             {replace("\n", "\r\n\t", "-----BEGIN", "\t-----BEGIN"), false},
 		"lines of 76":                   {func(s string) string { return rewrap(s, 76) }, true},
 		"text around":                   {func(s string) string { return "subject=CN = x\n" + s + "\nend" }, true},
@@ -118,12 +125,13 @@ func TestDamaged(t *testing.T) {
 		"ends as a key": {strings.Replace(cert, "END CERTIFICATE", "END PRIVATE KEY", 1), first +
 			"ends as a block labelled PRIVATE KEY"},
 		"a character more": {strings.Replace(oneLine, "MII", "MIII", 1), first + "does not end as"},
-		"a foreign one":    {strings.Replace(oneLine, "MII", "M*I", 1), first + "is not base64 at character 2 of "},
-		"a line lost":      {strings.Replace(cert, cert[100:165], "", 1), "certificate 1 does not parse"},
+		"a foreign one": {strings.Replace(oneLine, "MII", "M*I", 1),
+			"holds a PEM block with something in it that is not base64: number 1, a block labelled CERTIFICATE, at character 2"},
+		"a line lost": {strings.Replace(cert, cert[100:165], "", 1), "certificate 1 does not parse"},
 		"a line lost, too": {strings.Replace(strings.ReplaceAll(cert, "\n", " "), cert[93:157], "", 1), first +
 			"does not parse"},
-		"four dashes":       {strings.ReplaceAll(cert, "-----", "----"), "is not PEM; the BEGIN line has to have five"},
-		"long dashes":       {strings.ReplaceAll(cert, "-----", "—–"), "is not PEM; the BEGIN line has to have five"},
+		"four dashes":       {strings.ReplaceAll(cert, "-----", "----"), "is not PEM; a BEGIN line and an END line are"},
+		"long dashes":       {strings.ReplaceAll(cert, "-----", "—–"), "is not PEM; a BEGIN line and an END line are"},
 		"without its lines": {strings.Join(strings.Split(cert, "\n")[1:8], "\n"), "is not PEM"},
 	} {
 		f := mtlstest.Fields{clientCert: c.text, clientKey: key, caCert: fields[caCert]}
@@ -206,7 +214,24 @@ func TestRecognised(t *testing.T) {
 		"YAML": {"client_cert: |\n  " + strings.ReplaceAll(cert, "\n", "\n  "), "holds PEM inside of something else"},
 		"JSON array": {string(must.Get(json.Marshal([]string{cert}))(t, "encode a list")),
 			"holds PEM inside of something else"},
-		"JSON in quotes": {"'" + text + "'", "holds PEM inside of something else"},
+		"YAML without indentation":      {"client_cert: |\n" + cert, "holds PEM inside of something else"},
+		"HCL":                           {"client_cert = <<EOT\n" + cert + "EOT\n", "holds PEM inside of something else"},
+		"variables of a shell":          {"CLIENT_CERT=\"\n" + cert + "\"\n", "holds PEM inside of something else"},
+		"XML":                           {"<secret>\n <cert>\n" + cert + "</cert>", "holds PEM inside of something else"},
+		"list of JSON with line breaks": {"[{\"client_cert\": \"\n" + cert + "\"}]", "holds PEM inside of something else"},
+		"JSON after a comment": {"# mine\n{\"client_cert\": \"\n" + cert + "\"}",
+			"holds PEM inside of something else"},
+		"JSON after a mark of no width": {"\u200b{\"client_cert\": \"\n" + cert + "\"}",
+			"begins as JSON, and is malformed at byte 15; a line break"},
+		"comma at the end of JSON": {strings.TrimSuffix(text, "}") + ",}", fmt.Sprintf("begins as JSON, and is malformed at byte %d"+
+			"; there is no comma before the last brace", len(text))},
+		"apostrophes in JSON": {strings.ReplaceAll(text, `"`, "'"),
+			"begins as JSON, and is malformed at byte 1; JSON has double"},
+		"JSON cut short": {text[:len(text)-1], fmt.Sprintf("begins as JSON, and is malformed at byte %d; it is cut short",
+			len(text)-1)},
+		"label in small letters": {strings.ToLower(cert), "is not PEM; a BEGIN line and an END line are in capital letters"},
+		"blank in the dashes":    {strings.ReplaceAll(cert, "-----BEGIN", "----- BEGIN"), "is not PEM; a BEGIN line and"},
+		"JSON in quotes":         {"'" + text + "'", "holds PEM inside of something else"},
 		"TRUSTED, in JSON": {object(caCert, pemBlock(trusted, leaf.Raw)),
 			"ca_cert: holds a block labelled TRUSTED CERTIFICATE, which only programs with OpenSSL read"},
 		"PKCS #1 as PKCS 8": {object(clientCert, cert, clientKey, strings.ReplaceAll(key, "PRIVATE KEY",
@@ -267,8 +292,8 @@ func TestReading(t *testing.T) {
 			"secret a: ca_cert: holds a private key"},
 		"as ca_cert, JSON": {good.JSON(t), Reading{As: caCert}, "secret a: is JSON; as: ca_cert in mtls.secrets is for PEM"},
 		"validated":        {[]byte(mismatch), Reading{}, "secret a: holds a private key that belongs to no certificate"},
-		"not validated":    {[]byte(mismatch), Reading{Validate: None}, "cert-0.pem true\n" + mismatch},
-		"not validated, but JSON": {[]byte(`{"client_cert": "x"}`), Reading{Validate: None},
+		"not validated":    {[]byte(mismatch), Reading{Validate: unverified}, "cert-0.pem true\n" + mismatch},
+		"not validated, but JSON": {[]byte(`{"client_cert": "x"}`), Reading{Validate: unverified},
 			"secret a: client_cert: is not PEM"},
 	} {
 		b, err := Parse("a", "1", c.content, c.how)
@@ -282,7 +307,7 @@ func TestReading(t *testing.T) {
 			}
 			continue
 		}
-		again, err := Restore(s.Origins(), s.Files, nil, time.Now(), time.Now())
+		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now())
 		if err != nil || dump(again) != c.want || dump(s) != c.want || again.Bundles[0].Reading != c.how {
 			t.Errorf("%s: published\n%s\nrestored with %v, want\n%s", name, dump(s), err, c.want)
 		}

@@ -36,6 +36,8 @@ type manifest struct {
 	Files      []manifestEntry  `json:"files"`
 	// CAOverlap are the certificates of ca.crt that come from no secret any more.
 	CAOverlap []manifestOverlap `json:"ca_overlap,omitempty"`
+	// Warnings are about what its secrets have and its files have not, which cannot be found again in these.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // manifestOverlap is an anchor that stays in ca.crt for a while.
@@ -82,7 +84,7 @@ func modeString(m fs.FileMode) string { return fmt.Sprintf("%04o", m.Perm()) }
 func newManifest(generation string, s *certset.Set, files []certset.File, a Access, now time.Time) *manifest {
 	m := &manifest{
 		Generation: generation, Published: now.UTC(), NotAfter: s.NotAfter(),
-		Secrets: s.Origins(), CAOverlap: overlap(s),
+		Secrets: s.Origins(), CAOverlap: overlap(s), Warnings: s.Warnings,
 		Owner: a.Owner.String(), KeyMode: modeString(a.KeyMode), CertMode: modeString(a.CertMode),
 	}
 	for _, f := range files {
@@ -93,7 +95,7 @@ func newManifest(generation string, s *certset.Set, files []certset.File, a Acce
 
 func overlap(s *certset.Set) (list []manifestOverlap) {
 	for _, c := range s.Carried {
-		list = append(list, manifestOverlap{certset.Digest(c.Cert.Raw), c.Until.UTC()})
+		list = append(list, manifestOverlap{c.Digest(), c.Until.UTC()})
 	}
 	return list
 }
@@ -113,7 +115,7 @@ func (m *manifest) access() (a Access, err error) {
 func (a Access) entry(f certset.File) manifestEntry {
 	e := manifestEntry{
 		File:    f.Name,
-		SHA256:  certset.Digest(f.Content),
+		SHA256:  f.Digest(),
 		Size:    len(f.Content),
 		Mode:    modeString(a.mode(f)),
 		Secret:  f.Origin.Secret,

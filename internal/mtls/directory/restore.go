@@ -112,7 +112,7 @@ func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certs
 	for _, o := range m.CAOverlap {
 		carried[o.SHA256] = o.Until
 	}
-	return certset.Restore(m.Secrets, files, carried, m.Published, now)
+	return certset.Restore(m.Secrets, files, carried, m.Warnings, m.Published, now)
 }
 
 // origin returns where a file comes from.

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// Clusters is the part of the ECS API that tells which capacity providers a cluster has: DescribeClusters, of one
+// Clusters is the part of the ECS API that lists which capacity providers a cluster has: DescribeClusters, of one
 // cluster, by name or ARN. The zero value has no clusters.
 type Clusters struct {
 	Region, AccountID string

@@ -87,7 +87,7 @@ func (s *IMDS) Unset(path string) {
 }
 
 // SetFault makes every request fail with an HTTP status, such as 403, which a service that is switched off answers, or
-// Hang; 0: none.
+// Hang; 0 ends that.
 func (s *IMDS) SetFault(status int) { s.setFault(fault{status: status}) }
 
 // FailFor makes requests fail for a while: all of them, or those whose path below /latest/ begins with below, such as

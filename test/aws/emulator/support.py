@@ -39,7 +39,8 @@ class EmulatorTest(unittest.TestCase):
             setattr(self, service, client(service))
 
     def control(self, action, **arguments):
-        request = urllib.request.Request(f"{self.url}/_emulator/{action}", json.dumps(arguments).encode(), method="POST")
+        request = urllib.request.Request(f"{self.url}/_emulator/{action}", json.dumps(arguments).encode(),
+                                         method="POST")
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
 
@@ -62,7 +63,8 @@ class EmulatorTest(unittest.TestCase):
 
     def deploy(self, template, name="s", kind="CREATE", tags=None, **parameters):
         """Creates and executes a change set, as `aws cloudformation deploy` does, and returns the stack."""
-        given = [{"ParameterKey": k, **({"UsePreviousValue": True} if v is None else {"ParameterValue": v})} for k, v in parameters.items()]
+        given = [{"ParameterKey": k, **({"UsePreviousValue": True} if v is None else {"ParameterValue": v})}
+                 for k, v in parameters.items()]
         body = template if isinstance(template, str) else json.dumps(template)
         made = self.cloudformation.create_change_set(
             StackName=name, ChangeSetName="c", ChangeSetType=kind, TemplateBody=body, Parameters=given,
@@ -72,7 +74,8 @@ class EmulatorTest(unittest.TestCase):
             return change_set
         self.cloudformation.execute_change_set(ChangeSetName=made["Id"])
         running = cloudformation.find(made["StackId"], REGION)
-        self.until(lambda: not running.running or running.waiting)  # a request is answered after 50 seconds, done or not
+        self.until(lambda: not running.running
+                   or running.waiting)  # a request is answered after 50 seconds, done or not
         return self.stack(made["StackId"])
 
     def update(self, template, name="s", **rest):
@@ -87,7 +90,8 @@ class EmulatorTest(unittest.TestCase):
     def stack_events(self, name="s"):
         """Stack events, the oldest first, as (logical ID, status, reason)."""
         found = self.cloudformation.describe_stack_events(StackName=name)["StackEvents"]
-        return [(e["LogicalResourceId"], e["ResourceStatus"], e.get("ResourceStatusReason", "")) for e in reversed(found)]
+        return [(e["LogicalResourceId"], e["ResourceStatus"], e.get("ResourceStatusReason", ""))
+                for e in reversed(found)]
 
     def resources(self, name="s"):
         found = self.cloudformation.describe_stack_resources(StackName=name)["StackResources"]
@@ -104,7 +108,8 @@ class EmulatorTest(unittest.TestCase):
 
     def launch_template(self, name="t", **data):
         data = {"ImageId": self.image(), "InstanceType": "m6a.large", **data}
-        return self.ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData=data)["LaunchTemplate"]["LaunchTemplateId"]
+        return self.ec2.create_launch_template(LaunchTemplateName=name,
+                                               LaunchTemplateData=data)["LaunchTemplate"]["LaunchTemplateId"]
 
     def group(self, name="g", size=1, **more):
         template = self.launch_template(f"{name}-template", CpuOptions={"AmdSevSnp": "enabled"})

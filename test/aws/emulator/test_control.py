@@ -29,7 +29,8 @@ class Faults(EmulatorTest):
                 call()  # once only
 
     def test_operation_and_times(self):
-        self.control("fault", service="ecs", operation="ListClusters", code="AccessDeniedException", status=400, times=-1)
+        self.control("fault", service="ecs", operation="ListClusters", code="AccessDeniedException", status=400,
+                     times=-1)
         self.ecs.describe_clusters()
         for _ in range(3):
             self.refused("AccessDeniedException", self.ecs.list_clusters)
@@ -44,7 +45,8 @@ class Faults(EmulatorTest):
         self.assertEqual(stack["StackStatus"], "CREATE_COMPLETE")
 
     def test_mistakes(self):
-        for action, arguments in [("no-such", {}), ("fault", {}), ("boot", {"mode": "sideways"}), ("boot", {"mode": "exec"})]:
+        for action, arguments in [("no-such", {}), ("fault", {}), ("boot", {"mode": "sideways"}),
+                                  ("boot", {"mode": "exec"})]:
             with self.assertRaises(urllib.error.HTTPError):
                 self.control(action, **arguments)
 

@@ -28,15 +28,19 @@ class Instances(EmulatorTest):
     def test_from_a_group(self):
         """An instance shows what its launch template says."""
         template = self.launch_template(
-            CpuOptions={"AmdSevSnp": "enabled"}, MetadataOptions={"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
-            BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {"Encrypted": True, "VolumeSize": 30, "VolumeType": "gp3"}}],
+            CpuOptions={"AmdSevSnp": "enabled"},
+            MetadataOptions={"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
+            BlockDeviceMappings=[{"DeviceName": "/dev/xvda",
+                                  "Ebs": {"Encrypted": True, "VolumeSize": 30, "VolumeType": "gp3"}}],
             UserData=base64.b64encode(b"#!/bin/sh").decode())
         self.autoscaling.create_auto_scaling_group(
-            AutoScalingGroupName="g", MinSize=1, MaxSize=1, VPCZoneIdentifier=self.subnet(), LaunchTemplate={"LaunchTemplateId": template})
+            AutoScalingGroupName="g", MinSize=1, MaxSize=1, VPCZoneIdentifier=self.subnet(),
+            LaunchTemplate={"LaunchTemplateId": template})
         instance = self.describe(self.describe_group()["Instances"][0]["InstanceId"])
         self.assertEqual(instance["CpuOptions"]["AmdSevSnp"], "enabled")
         self.assertEqual((instance["BootMode"], instance["CurrentInstanceBootMode"]), ("uefi", "uefi"))
-        self.assertEqual((instance["MetadataOptions"]["HttpTokens"], instance["MetadataOptions"]["HttpPutResponseHopLimit"]), ("required", 2))
+        self.assertEqual((instance["MetadataOptions"]["HttpTokens"],
+                          instance["MetadataOptions"]["HttpPutResponseHopLimit"]), ("required", 2))
         mapping, = instance["BlockDeviceMappings"]
         self.assertEqual((instance["RootDeviceName"], mapping["DeviceName"]), ("/dev/xvda", "/dev/xvda"))
         volume, = self.ec2.describe_volumes(VolumeIds=[mapping["Ebs"]["VolumeId"]])["Volumes"]
@@ -50,7 +54,8 @@ class Instances(EmulatorTest):
         self.assertEqual(self.describe(made["InstanceId"])["CurrentInstanceBootMode"], "legacy-bios")
 
     def test_snp_needs_its_type(self):
-        self.refused("InvalidParameterCombination", self.ec2.run_instances, ImageId=self.image(), MinCount=1, MaxCount=1,
+        self.refused("InvalidParameterCombination", self.ec2.run_instances, ImageId=self.image(), MinCount=1,
+                     MaxCount=1,
                      InstanceType="t3.micro", CpuOptions={"AmdSevSnp": "enabled"})
         made, = self.ec2.run_instances(ImageId=self.image(), MinCount=1, MaxCount=1, InstanceType="m6a.large",
                                        CpuOptions={"AmdSevSnp": "enabled"})["Instances"]
@@ -58,7 +63,8 @@ class Instances(EmulatorTest):
 
     def test_user_data_limit(self):
         self.launch_template("fits", UserData=base64.b64encode(b"x" * 16384).decode())
-        self.refused("InvalidUserData.Malformed", self.launch_template, name="long", UserData=base64.b64encode(b"x" * 16385).decode())
+        self.refused("InvalidUserData.Malformed", self.launch_template, name="long",
+                     UserData=base64.b64encode(b"x" * 16385).decode())
 
 
 class Groups(EmulatorTest):
@@ -74,14 +80,17 @@ class Groups(EmulatorTest):
 
     def test_image_must_exist(self):
         template = self.launch_template(ImageId="ami-0123456789abcdef0")
-        message = self.refused("ValidationError", self.autoscaling.create_auto_scaling_group, AutoScalingGroupName="g", MinSize=1, MaxSize=1,
+        message = self.refused("ValidationError", self.autoscaling.create_auto_scaling_group, AutoScalingGroupName="g",
+                               MinSize=1, MaxSize=1,
                                VPCZoneIdentifier=self.subnet(), LaunchTemplate={"LaunchTemplateId": template})
         self.assertIn("The image id '[ami-0123456789abcdef0]' does not exist", message)
 
     def test_sizes(self):
         self.group(size=1)
-        self.refused("ValidationError", self.autoscaling.update_auto_scaling_group, AutoScalingGroupName="g", MinSize=5, MaxSize=4)
-        self.refused("ValidationError", self.autoscaling.set_desired_capacity, AutoScalingGroupName="g", DesiredCapacity=11)
+        self.refused("ValidationError", self.autoscaling.update_auto_scaling_group, AutoScalingGroupName="g", MinSize=5,
+                     MaxSize=4)
+        self.refused("ValidationError", self.autoscaling.set_desired_capacity, AutoScalingGroupName="g",
+                     DesiredCapacity=11)
 
     def test_deletion(self):
         self.group(size=1)
@@ -103,14 +112,17 @@ class Resources(EmulatorTest):
         def body(port):
             rule = {"GroupId": {"Fn::GetAtt": ["G", "GroupId"]}, "IpProtocol": "tcp", "FromPort": port, "ToPort": port}
             return {"Resources": {
-                "G": {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupDescription": "d", "SecurityGroupEgress": [
+                "G": {"Type": "AWS::EC2::SecurityGroup",
+                      "Properties": {"GroupDescription": "d", "SecurityGroupEgress": [
                     {"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "CidrIp": "0.0.0.0/0"}]}},
                 "In": {"Type": "AWS::EC2::SecurityGroupIngress", "Properties": {**rule, "SourceSecurityGroupId": peer}},
-                "Out": {"Type": "AWS::EC2::SecurityGroupEgress", "Properties": {**rule, "DestinationSecurityGroupId": peer}}}}
+                "Out": {"Type": "AWS::EC2::SecurityGroupEgress",
+                        "Properties": {**rule, "DestinationSecurityGroupId": peer}}}}
 
         def ports():
             found = self.ec2.describe_security_groups(GroupIds=[self.resources()["G"]])["SecurityGroups"][0]
-            return ([p["FromPort"] for p in found["IpPermissions"]], sorted(p["FromPort"] for p in found["IpPermissionsEgress"]))
+            return ([p["FromPort"] for p in found["IpPermissions"]],
+                    sorted(p["FromPort"] for p in found["IpPermissionsEgress"]))
 
         self.deploy(body(9000))
         self.assertEqual(ports(), ([9000], [443, 9000]))  # and not the default rule that lets all out
@@ -121,17 +133,20 @@ class Resources(EmulatorTest):
 
     def test_scaling_policy(self):
         self.group(size=0)
-        tracking = {"PredefinedMetricSpecification": {"PredefinedMetricType": "ASGAverageCPUUtilization"}, "TargetValue": 70}
+        tracking = {"PredefinedMetricSpecification": {"PredefinedMetricType": "ASGAverageCPUUtilization"},
+                    "TargetValue": 70}
         self.deploy({"Resources": {
             "Policy": {"Type": "AWS::AutoScaling::ScalingPolicy", "Properties": {
-                "AutoScalingGroupName": "g", "PolicyType": "TargetTrackingScaling", "TargetTrackingConfiguration": tracking}}}})
+                "AutoScalingGroupName": "g", "PolicyType": "TargetTrackingScaling",
+                "TargetTrackingConfiguration": tracking}}}})
         policy, = self.autoscaling.describe_policies(AutoScalingGroupName="g")["ScalingPolicies"]
         self.assertEqual(policy["TargetTrackingConfiguration"]["TargetValue"], 70)
         self.cloudformation.delete_stack(StackName="s")
         self.assertEqual(self.autoscaling.describe_policies(AutoScalingGroupName="g")["ScalingPolicies"], [])
 
     def test_identity(self):
-        trust = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"},
+        trust = {"Version": "2012-10-17",
+                 "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"},
                                                          "Action": "sts:AssumeRole"}]}
 
         def body(action):
@@ -153,4 +168,5 @@ class Resources(EmulatorTest):
         self.update(body("ecs:DiscoverPollEndpoint"))
         self.assertEqual(actions(), ["ecs:DiscoverPollEndpoint"] * 2)
         self.cloudformation.delete_stack(StackName="s")
-        self.assertEqual((self.iam.list_roles()["Roles"], self.iam.list_instance_profiles()["InstanceProfiles"]), ([], []))
+        self.assertEqual((self.iam.list_roles()["Roles"], self.iam.list_instance_profiles()["InstanceProfiles"]),
+                         ([], []))

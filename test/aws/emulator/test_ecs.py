@@ -43,17 +43,21 @@ class TaskSize(EmulatorTest):
         """On EC2 it is enough that the task has a memory value (API reference, ContainerDefinition, memory)."""
         self.ecs.create_cluster(clusterName="c")
         node = self.register("c", self.group()["Instances"][0]["InstanceId"])
-        self.ecs.register_task_definition(family="t", cpu="256", memory="512", containerDefinitions=[{"name": "app", "image": "app"}])
+        self.ecs.register_task_definition(family="t", cpu="256", memory="512",
+                                          containerDefinitions=[{"name": "app", "image": "app"}])
         self.ecs.create_service(cluster="c", serviceName="s", taskDefinition="t", desiredCount=1)
-        found, = self.ecs.describe_container_instances(cluster="c", containerInstances=[node["containerInstanceArn"]])["containerInstances"]
-        left = {r["name"]: r["integerValue"] - s["integerValue"] for r, s in zip(found["registeredResources"], found["remainingResources"]) if "integerValue" in s}
+        arns = [node["containerInstanceArn"]]
+        found, = self.ecs.describe_container_instances(cluster="c", containerInstances=arns)["containerInstances"]
+        left = {r["name"]: r["integerValue"] - s["integerValue"]
+                for r, s in zip(found["registeredResources"], found["remainingResources"]) if "integerValue" in s}
         self.assertEqual((left["CPU"], left["MEMORY"]), (256, 512))
 
 
 class CapacityProviders(EmulatorTest):
     def create(self, name="p", scaling="ENABLED", protection="ENABLED", group="g"):
         return self.ecs.create_capacity_provider(name=name, autoScalingGroupProvider={
-            "autoScalingGroupArn": group, "managedScaling": {"status": scaling}, "managedTerminationProtection": protection})
+            "autoScalingGroupArn": group, "managedScaling": {"status": scaling},
+            "managedTerminationProtection": protection})
 
     def test_protection(self):
         """ECS protects the group and its instances, also once the provider is gone (aws/containers-roadmap#2862)."""
@@ -67,7 +71,8 @@ class CapacityProviders(EmulatorTest):
 
     def test_refused(self):
         self.group()
-        self.assertIn("managed scaling must be enabled", self.refused("ClientException", self.create, scaling="DISABLED"))
+        self.assertIn("managed scaling must be enabled",
+                      self.refused("ClientException", self.create, scaling="DISABLED"))
         for name in ("aws-x", "ecs1", "Fargate"):
             self.assertIn("name is invalid", self.refused("ClientException", self.create, name=name))
         self.assertIn("group ARN is invalid", self.refused("ClientException", self.create, group="no"))
@@ -75,25 +80,31 @@ class CapacityProviders(EmulatorTest):
     def test_fargate_is_always_there(self):
         self.ecs.create_cluster(clusterName="c")
         strategy = [{"capacityProvider": "FARGATE", "weight": 1}]
-        self.ecs.put_cluster_capacity_providers(cluster="c", capacityProviders=["FARGATE"], defaultCapacityProviderStrategy=strategy)
+        self.ecs.put_cluster_capacity_providers(cluster="c", capacityProviders=["FARGATE"],
+                                                defaultCapacityProviderStrategy=strategy)
         self.assertEqual(self.ecs.describe_clusters(clusters=["c"])["clusters"][0]["capacityProviders"], ["FARGATE"])
-        self.assertEqual(self.ecs.describe_capacity_providers(capacityProviders=["FARGATE"])["capacityProviders"][0]["status"], "ACTIVE")
+        found, = self.ecs.describe_capacity_providers(capacityProviders=["FARGATE"])["capacityProviders"]
+        self.assertEqual(found["status"], "ACTIVE")
 
     def test_in_use(self):
         self.group()
         self.create()
         self.ecs.create_cluster(clusterName="c")
         strategy = [{"capacityProvider": "p", "weight": 1}]
-        self.refused("InvalidParameterException", self.ecs.put_cluster_capacity_providers, cluster="c", capacityProviders=[],
+        self.refused("InvalidParameterException", self.ecs.put_cluster_capacity_providers, cluster="c",
+                     capacityProviders=[],
                      defaultCapacityProviderStrategy=strategy)
-        self.ecs.put_cluster_capacity_providers(cluster="c", capacityProviders=["p"], defaultCapacityProviderStrategy=strategy)
-        self.assertIn("in use", self.refused("ClientException", self.ecs.delete_capacity_provider, capacityProvider="p"))
+        self.ecs.put_cluster_capacity_providers(cluster="c", capacityProviders=["p"],
+                                                defaultCapacityProviderStrategy=strategy)
+        self.assertIn("in use", self.refused("ClientException", self.ecs.delete_capacity_provider,
+                                             capacityProvider="p"))
 
     def test_by_cloudformation(self):
         group = self.group()
 
         def body(status):
-            return {"Resources": {"P": {"Type": "AWS::ECS::CapacityProvider", "Properties": {"Name": "p", "AutoScalingGroupProvider": {
+            return {"Resources": {"P": {"Type": "AWS::ECS::CapacityProvider",
+                                        "Properties": {"Name": "p", "AutoScalingGroupProvider": {
                 "AutoScalingGroupArn": "g", "ManagedScaling": {"Status": status, "TargetCapacity": 90}}}}}}
 
         self.deploy(body("ENABLED"))
@@ -101,7 +112,8 @@ class CapacityProviders(EmulatorTest):
         found, = self.ecs.describe_capacity_providers(capacityProviders=["p"])["capacityProviders"]
         provider = found["autoScalingGroupProvider"]
         self.assertEqual(provider["autoScalingGroupArn"], group["AutoScalingGroupARN"])
-        self.assertEqual((provider["managedScaling"]["status"], provider["managedScaling"]["targetCapacity"]), ("DISABLED", 90))
+        self.assertEqual((provider["managedScaling"]["status"], provider["managedScaling"]["targetCapacity"]),
+                         ("DISABLED", 90))
         self.assertEqual(provider["managedDraining"], "ENABLED")
 
 
@@ -111,19 +123,23 @@ class ContainerInstances(EmulatorTest):
         instance = self.group()["Instances"][0]["InstanceId"]
         node = self.register("c", instance, sev__snp="verified")
         self.assertIn({"name": "sev.snp", "value": "verified"}, node["attributes"])
-        found, = self.ecs.describe_container_instances(cluster="c", containerInstances=[node["containerInstanceArn"]])["containerInstances"]
+        arns = [node["containerInstanceArn"]]
+        found, = self.ecs.describe_container_instances(cluster="c", containerInstances=arns)["containerInstances"]
         self.assertEqual((found["ec2InstanceId"], found["status"], found["agentConnected"]), (instance, "ACTIVE", True))
-        self.assertEqual(self.ecs.describe_clusters(clusters=["c"])["clusters"][0]["registeredContainerInstancesCount"], 1)
+        self.assertEqual(self.ecs.describe_clusters(clusters=["c"])["clusters"][0]["registeredContainerInstancesCount"],
+                         1)
 
     def test_again_with_its_arn(self):
         self.ecs.create_cluster(clusterName="c")
         node = self.register("c", self.group()["Instances"][0]["InstanceId"])
         again = self.ecs.register_container_instance(
-            cluster="c", containerInstanceArn=node["containerInstanceArn"], instanceIdentityDocument='{"instanceId": "i-0"}')
+            cluster="c", containerInstanceArn=node["containerInstanceArn"],
+            instanceIdentityDocument='{"instanceId": "i-0"}')
         self.assertEqual(again["containerInstance"]["containerInstanceArn"], node["containerInstanceArn"])
 
     def test_no_such_cluster(self):
-        self.refused("ClusterNotFoundException", self.register, cluster="no", instance_id=self.group()["Instances"][0]["InstanceId"])
+        self.refused("ClusterNotFoundException", self.register, cluster="no",
+                     instance_id=self.group()["Instances"][0]["InstanceId"])
 
     def test_association_comes_first(self):
         """A node that registers before its group's capacity provider is associated does not belong to it."""
@@ -131,7 +147,8 @@ class ContainerInstances(EmulatorTest):
         early, late = (i["InstanceId"] for i in self.group(size=2)["Instances"])
         self.ecs.create_capacity_provider(name="p", autoScalingGroupProvider={"autoScalingGroupArn": "g"})
         self.assertNotIn("capacityProviderName", self.register("c", early))
-        self.ecs.put_cluster_capacity_providers(cluster="c", capacityProviders=["p"], defaultCapacityProviderStrategy=[])
+        self.ecs.put_cluster_capacity_providers(cluster="c", capacityProviders=["p"],
+                                                defaultCapacityProviderStrategy=[])
         self.assertEqual(self.register("c", late)["capacityProviderName"], "p")
 
     def test_query(self):
@@ -143,12 +160,16 @@ class ContainerInstances(EmulatorTest):
             ("attribute:zone == a", 1), ("attribute:zone != a", 1),
             ("attribute:level exists", 1), ("attribute:level !exists", 1),
             ("attribute:zone == a and attribute:level == 3", 1), ("attribute:zone == a || attribute:zone == b", 2),
-            ("not(attribute:zone == a)", 1), ("(attribute:zone equals a or agentConnected == false) and attribute:level exists", 1),
+            ("not(attribute:zone == a)", 1),
+            ("(attribute:zone equals a or agentConnected == false) and attribute:level exists", 1),
             (f"ec2InstanceId == {one}", 1), ("attribute:ecs.instance-type == m6a.large", 2),
         ]:
             with self.subTest(expression):
-                self.assertEqual(len(self.ecs.list_container_instances(cluster="c", filter=expression)["containerInstanceArns"]), want)
-        self.refused("InvalidParameterException", self.ecs.list_container_instances, cluster="c", filter="attribute:zone ==")
+                self.assertEqual(len(self.ecs.list_container_instances(cluster="c",
+                                                                       filter=expression)["containerInstanceArns"]),
+                                 want)
+        self.refused("InvalidParameterException", self.ecs.list_container_instances, cluster="c",
+                     filter="attribute:zone ==")
 
 
 class Services(EmulatorTest):
@@ -173,12 +194,14 @@ class Services(EmulatorTest):
         attested = self.register("c", self.nodes[0], sevagent__attested="true")["containerInstanceArn"]
         self.register("c", self.nodes[1], sevagent__attested="false")
         self.register("c", self.nodes[2])
-        self.ecs.create_service(cluster="c", serviceName="app", taskDefinition="app", desiredCount=2, placementConstraints=ATTESTED)
+        self.ecs.create_service(cluster="c", serviceName="app", taskDefinition="app", desiredCount=2,
+                                placementConstraints=ATTESTED)
         self.assertEqual((self.counts(), set(self.places())), ((2, 0), {attested}))
 
     def test_waits_for_a_node(self):
         self.register("c", self.nodes[0])
-        self.ecs.create_service(cluster="c", serviceName="app", taskDefinition="app", desiredCount=1, placementConstraints=ATTESTED)
+        self.ecs.create_service(cluster="c", serviceName="app", taskDefinition="app", desiredCount=1,
+                                placementConstraints=ATTESTED)
         self.assertEqual(self.counts(), (0, 1))
         self.assertIn("no container instance met all of its requirements", self.service()["events"][0]["message"])
         self.register("c", self.nodes[1], sevagent__attested="true")
@@ -221,7 +244,8 @@ class Services(EmulatorTest):
         def body(image, constraint="attribute:sevagent.attested == true"):
             return {"Resources": {
                 "Task": {"Type": "AWS::ECS::TaskDefinition", "Properties": {
-                    "Family": "mine", "ContainerDefinitions": [{"Name": "app", "Image": image, "Memory": 128, "MountPoints": [
+                    "Family": "mine", "ContainerDefinitions": [{"Name": "app", "Image": image, "Memory": 128,
+                                                                "MountPoints": [
                         {"SourceVolume": "certs", "ContainerPath": "/certs", "ReadOnly": True}]}],
                     "Volumes": [{"Name": "certs", "Host": {"SourcePath": "/var/lib/sevagent"}}]}},
                 "Service": {"Type": "AWS::ECS::Service", "Properties": {
@@ -234,6 +258,7 @@ class Services(EmulatorTest):
         self.assertEqual(self.update(body("two"))["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
         self.assertTrue(self.service()["taskDefinition"].endswith("mine:2"))
         self.assertEqual(self.service()["placementConstraints"][0]["expression"], "attribute:sevagent.attested == true")
-        self.assertEqual(self.update(body("two", "attribute:none exists"))["StackStatus"], "UPDATE_COMPLETE", self.stack_events())
+        self.assertEqual(self.update(body("two", "attribute:none exists"))["StackStatus"], "UPDATE_COMPLETE",
+                         self.stack_events())
         self.cloudformation.delete_stack(StackName="s")
         self.assertEqual(self.places(), [])

@@ -4,7 +4,8 @@ import copy
 
 from support import EmulatorTest, client
 
-DOCUMENT = "name: d\nschemaVersion: 1.0\nparameters:\n  - Text: {type: string}\nphases:\n  - name: build\n    steps:\n" \
+DOCUMENT = "name: d\nschemaVersion: 1.0\nparameters:\n  - Text: {type: string}\n" \
+           "phases:\n  - name: build\n    steps:\n" \
            "      - {name: S, action: ExecuteBash, inputs: {commands: [\"echo '{{ Text }}'\"]}}\n"
 
 BODY = {"Resources": {
@@ -13,11 +14,14 @@ BODY = {"Resources": {
     "Component": {"Type": "AWS::ImageBuilder::Component", "Properties": {
         "Name": "part", "Version": "1.0.0", "Platform": "Linux", "Data": DOCUMENT}},
     "Recipe": {"Type": "AWS::ImageBuilder::ImageRecipe", "Properties": {
-        "Name": "image", "Version": "1.0.0", "ParentImage": "ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id",
-        "Components": [{"ComponentArn": {"Fn::GetAtt": ["Component", "Arn"]}, "Parameters": [{"Name": "Text", "Value": ["a"]}]}]}},
+        "Name": "image", "Version": "1.0.0",
+        "ParentImage": "ssm:/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id",
+        "Components": [{"ComponentArn": {"Fn::GetAtt": ["Component", "Arn"]},
+                        "Parameters": [{"Name": "Text", "Value": ["a"]}]}]}},
     "Infrastructure": {"Type": "AWS::ImageBuilder::InfrastructureConfiguration", "Properties": {
         "Name": "image", "InstanceProfileName": {"Ref": "Profile"}}},
-    "Distribution": {"Type": "AWS::ImageBuilder::DistributionConfiguration", "Properties": {"Name": "image", "Distributions": [
+    "Distribution": {"Type": "AWS::ImageBuilder::DistributionConfiguration",
+                     "Properties": {"Name": "image", "Distributions": [
         {"Region": r, "AmiDistributionConfiguration": {"Name": "i-{{ imagebuilder:buildDate }}", "AmiTags": {"k": "v"}}}
         for r in ("us-east-2", "eu-west-1")]}},
     "Pipeline": {"Type": "AWS::ImageBuilder::ImagePipeline", "Properties": {
@@ -42,13 +46,15 @@ class ImageBuilder(EmulatorTest):
         self.imagebuilder = client("imagebuilder")
 
     def recipe_of_the_pipeline(self):
-        return self.imagebuilder.get_image_pipeline(imagePipelineArn=self.resources()["Pipeline"])["imagePipeline"]["imageRecipeArn"]
+        found = self.imagebuilder.get_image_pipeline(imagePipelineArn=self.resources()["Pipeline"])
+        return found["imagePipeline"]["imageRecipeArn"]
 
     def test_rollback_after_the_recipe(self):
         self.deploy(body())
         before = self.resources()
         changed = body(Recipe_Version="2.0.0")
-        changed["Resources"]["Late"] = {"Type": "AWS::ImageBuilder::ImagePipeline", "DependsOn": "Pipeline", "Properties": {
+        changed["Resources"]["Late"] = {"Type": "AWS::ImageBuilder::ImagePipeline", "DependsOn": "Pipeline",
+                                        "Properties": {
             **changed["Resources"]["Pipeline"]["Properties"]}}  # the name is taken
         self.assertEqual(self.update(changed)["StackStatus"], "UPDATE_ROLLBACK_COMPLETE", self.stack_events())
         self.assertEqual(self.resources(), before)
@@ -70,18 +76,21 @@ class ImageBuilder(EmulatorTest):
             ({"Infrastructure_InstanceProfileName": "none"}, "instance profile does not exist"),
             ({"Infrastructure_InstanceMetadataOptions": {"HttpTokens": "maybe"}}, "httpTokens must match pattern"),
             ({"Distribution_Distributions": [{"Region": "us-east-2"}] * 2}, "A region occurs twice"),
-            ({"Pipeline_ImageRecipeArn": "arn:aws:imagebuilder:us-east-2:123456789012:image-recipe/none/1.0.0"}, "does not exist"),
+            ({"Pipeline_ImageRecipeArn": "arn:aws:imagebuilder:us-east-2:123456789012:image-recipe/none/1.0.0"},
+             "does not exist"),
             ({"Pipeline_Schedule": {"PipelineExecutionStartCondition": "ALWAYS"}}, "one of"),
         ]):
             with self.subTest(want):
                 stack = self.deploy(body(**properties), name=f"s{name}")
                 self.assertEqual(stack["StackStatus"], "ROLLBACK_COMPLETE", properties)
-                self.assertTrue(any(want in r for _, _, r in self.stack_events(f"s{name}")), self.stack_events(f"s{name}"))
+                self.assertTrue(any(want in r for _, _, r in self.stack_events(f"s{name}")),
+                                self.stack_events(f"s{name}"))
 
     def test_what_is_used_stays(self):
         self.deploy(body())
         r = self.resources()
-        self.refused("ResourceDependencyException", self.imagebuilder.delete_component, componentBuildVersionArn=r["Component"])
+        self.refused("ResourceDependencyException", self.imagebuilder.delete_component,
+                     componentBuildVersionArn=r["Component"])
         self.refused("ResourceDependencyException", self.imagebuilder.delete_image_recipe, imageRecipeArn=r["Recipe"])
 
     def test_types(self):
@@ -91,5 +100,6 @@ class ImageBuilder(EmulatorTest):
 
     def test_parameters_need_a_role(self):
         distributions = [{"Region": "us-east-2", "SsmParameterConfigurations": [{"ParameterName": "/ami"}]}]
-        self.assertEqual(self.deploy(body(Distribution_Distributions=distributions))["StackStatus"], "ROLLBACK_COMPLETE")
+        self.assertEqual(self.deploy(body(Distribution_Distributions=distributions))["StackStatus"],
+                         "ROLLBACK_COMPLETE")
         self.assertTrue(any("execution role is required" in r for _, _, r in self.stack_events()))

@@ -28,8 +28,10 @@ class NodesTest(EmulatorTest):
 
 class RunCommand(NodesTest):
     def send(self, command="hello", **target):
-        sent = self.ssm.send_command(DocumentName="AWS-RunShellScript", Parameters={"commands": [command]}, **target)["Command"]
-        self.until(lambda: self.ssm.list_commands(CommandId=sent["CommandId"])["Commands"][0]["Status"] not in ("Pending", "InProgress"))
+        sent = self.ssm.send_command(DocumentName="AWS-RunShellScript", Parameters={"commands": [command]},
+                                     **target)["Command"]
+        self.until(lambda: self.ssm.list_commands(CommandId=sent["CommandId"])["Commands"][0]["Status"]
+                   not in ("Pending", "InProgress"))
         return sent["CommandId"]
 
     def test_no_agent(self):
@@ -62,7 +64,8 @@ class RunCommand(NodesTest):
         command = self.send("x" * 30000, InstanceIds=self.nodes[:1])
         got = self.ssm.get_command_invocation(CommandId=command, InstanceId=self.nodes[0])
         self.assertEqual(len(got["StandardOutputContent"]), 24000)
-        self.refused("InvocationDoesNotExist", self.ssm.get_command_invocation, CommandId=command, InstanceId=self.nodes[1])
+        self.refused("InvocationDoesNotExist", self.ssm.get_command_invocation, CommandId=command,
+                     InstanceId=self.nodes[1])
 
 
 class Document(NodesTest):
@@ -93,12 +96,15 @@ class Document(NodesTest):
 
 class Rule(EmulatorTest):
     def body(self, **more):
-        target = {"Id": "nodes", "Arn": {"Fn::Sub": "arn:${AWS::Partition}:ssm:${AWS::Region}::document/AWS-RunShellScript"},
+        target = {"Id": "nodes",
+                  "Arn": {"Fn::Sub": "arn:${AWS::Partition}:ssm:${AWS::Region}::document/AWS-RunShellScript"},
                   "RoleArn": "arn:aws:iam::123456789012:role/push", "Input": '{"commands": ["sevagent refresh"]}',
-                  "RunCommandParameters": {"RunCommandTargets": [{"Key": "tag:aws:autoscaling:groupName", "Values": ["g"]}]}}
+                  "RunCommandParameters": {"RunCommandTargets": [{"Key": "tag:aws:autoscaling:groupName",
+                                                                  "Values": ["g"]}]}}
         target = {k: v for k, v in {**target, **more}.items() if v is not None}
         return {"Resources": {"Rule": {"Type": "AWS::Events::Rule", "Properties": {
-            "EventPattern": {"source": ["aws.secretsmanager"], "detail-type": ["Secret Label Updated"]}, "Targets": [target]}}},
+            "EventPattern": {"source": ["aws.secretsmanager"], "detail-type": ["Secret Label Updated"]},
+            "Targets": [target]}}},
             "Outputs": {"Arn": {"Value": {"Fn::GetAtt": ["Rule", "Arn"]}}}}
 
     def test_rule(self):
@@ -128,8 +134,10 @@ class Rule(EmulatorTest):
         self.control("command", program=file.name)
         node = self.group()["Instances"][0]["InstanceId"]
         self.deploy(self.body())
-        self.assertEqual(self.control("event", source="aws.other", detail_type="Secret Label Updated", detail={}), {"targets": 0})
-        self.assertEqual(self.control("event", source="aws.secretsmanager", detail_type="Secret Label Updated", detail={}), {"targets": 1})
+        self.assertEqual(self.control("event", source="aws.other", detail_type="Secret Label Updated", detail={}),
+                         {"targets": 0})
+        self.assertEqual(self.control("event", source="aws.secretsmanager", detail_type="Secret Label Updated",
+                                      detail={}), {"targets": 1})
         command, = self.ssm.list_commands()["Commands"]
         self.assertEqual(command["Parameters"]["commands"], ["sevagent refresh"])
         found, = self.ssm.list_command_invocations(CommandId=command["CommandId"])["CommandInvocations"]

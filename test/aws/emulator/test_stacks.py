@@ -15,10 +15,12 @@ def logs(name="l", **more):
 class ChangeSets(EmulatorTest):
     def test_create(self):
         made = self.cloudformation.create_change_set(StackName="s", ChangeSetName="c", ChangeSetType="CREATE",
-                                                     TemplateBody='{"Resources": {"A": {"Type": "AWS::Logs::LogGroup"}}}')
+                                                     TemplateBody='{"Resources": {"A": {"Type": '
+                                                                  '"AWS::Logs::LogGroup"}}}')
         self.assertEqual(self.stack()["StackStatus"], "REVIEW_IN_PROGRESS")
         change, = self.cloudformation.describe_change_set(ChangeSetName=made["Id"])["Changes"]
-        self.assertEqual((change["ResourceChange"]["Action"], change["ResourceChange"]["LogicalResourceId"]), ("Add", "A"))
+        self.assertEqual((change["ResourceChange"]["Action"], change["ResourceChange"]["LogicalResourceId"]),
+                         ("Add", "A"))
         self.cloudformation.execute_change_set(ChangeSetName="c", StackName="s")
         self.assertEqual(self.stack()["StackStatus"], "CREATE_COMPLETE")
 
@@ -36,8 +38,10 @@ class ChangeSets(EmulatorTest):
         self.assertEqual(self.outputs(), {"O": "two"})
 
     def test_stack_tags(self):
-        self.deploy({"Resources": {"C": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "c"}}}}, tags={"Team": "a"})
-        self.update({"Resources": {"C": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "c"}}}}, tags={"Team": "b"})
+        self.deploy({"Resources": {"C": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "c"}}}},
+                    tags={"Team": "a"})
+        self.update({"Resources": {"C": {"Type": "AWS::ECS::Cluster", "Properties": {"ClusterName": "c"}}}},
+                    tags={"Team": "b"})
         found = self.ecs.describe_clusters(clusters=["c"], include=["TAGS"])["clusters"][0]["tags"]
         self.assertIn({"key": "Team", "value": "b"}, found)
         self.assertIn({"key": "aws:cloudformation:stack-name", "value": "s"}, found)
@@ -78,19 +82,22 @@ class Updates(EmulatorTest):
 
     def test_replacement_of_a_named_resource(self):
         def group(description):
-            return {"Resources": {"G": {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupName": "g", "GroupDescription": description}}}}
+            return {"Resources": {"G": {"Type": "AWS::EC2::SecurityGroup",
+                                        "Properties": {"GroupName": "g", "GroupDescription": description}}}}
 
         self.deploy(group("one"))
         self.assertEqual(self.update(group("two"))["StackStatus"], "UPDATE_ROLLBACK_COMPLETE")
-        self.assertIn("CloudFormation cannot update a stack when a custom-named resource requires replacing. Rename g and update the "
-                      "stack again.", [reason for _, _, reason in self.stack_events()])
+        self.assertIn("CloudFormation cannot update a stack when a custom-named resource requires replacing. Rename g "
+                      "and update the stack again.", [reason for _, _, reason in self.stack_events()])
 
     def test_rollback_of_an_update(self):
         self.deploy({"Resources": {"A": logs("a", RetentionInDays=7)}})
-        stack = self.update({"Resources": {"A": logs("a", RetentionInDays=30), "B": {**logs("a"), "DependsOn": "A"}}})  # the name is taken
+        stack = self.update({"Resources": {"A": logs("a", RetentionInDays=30),
+                                           "B": {**logs("a"), "DependsOn": "A"}}})  # the name is taken
         self.assertEqual(stack["StackStatus"], "UPDATE_ROLLBACK_COMPLETE")
         self.assertEqual(self.groups(), {"a": 7})
-        self.assertIn("ResourceAlreadyExistsException", next(r for n, s, r in self.stack_events() if (n, s) == ("B", "CREATE_FAILED")))
+        self.assertIn("ResourceAlreadyExistsException",
+                      next(r for n, s, r in self.stack_events() if (n, s) == ("B", "CREATE_FAILED")))
 
     def test_rollback_of_a_creation(self):
         stack = self.deploy({"Resources": {"A": logs("a"), "B": {**logs("a"), "DependsOn": "A"}}})
@@ -101,7 +108,8 @@ class Updates(EmulatorTest):
 
 class Signals(EmulatorTest):
     def signal(self, unique_id, status="SUCCESS", resource="Ready", stack="s"):
-        self.cloudformation.signal_resource(StackName=stack, LogicalResourceId=resource, UniqueId=unique_id, Status=status)
+        self.cloudformation.signal_resource(StackName=stack, LogicalResourceId=resource, UniqueId=unique_id,
+                                            Status=status)
 
     def settle(self, name="s"):
         self.until(lambda: not self.stack(name)["StackStatus"].endswith("_IN_PROGRESS"))
@@ -120,23 +128,27 @@ class Signals(EmulatorTest):
         stack = self.deploy(WAIT)
         self.signal("i-1 download-checksum", "FAILURE")
         self.assertEqual(self.settle(), "ROLLBACK_COMPLETE")
-        self.assertIn(("Ready", "CREATE_FAILED", "Received FAILURE signal with UniqueId i-1 download-checksum"), self.stack_events(stack["StackId"]))
+        self.assertIn(("Ready", "CREATE_FAILED", "Received FAILURE signal with UniqueId i-1 download-checksum"),
+                      self.stack_events(stack["StackId"]))
 
     def test_time_out(self):
         self.deploy(WAIT)
         self.control("expire", name="s", region="us-east-2")
         self.assertEqual(self.settle(), "ROLLBACK_COMPLETE")
-        self.assertIn(("Ready", "CREATE_FAILED", "Failed to receive 2 resource signal(s) within the specified duration"), self.stack_events())
+        self.assertIn(("Ready", "CREATE_FAILED",
+                       "Failed to receive 2 resource signal(s) within the specified duration"), self.stack_events())
 
     def test_refused(self):
         self.deploy(WAIT)
         self.signal("i-1")
-        self.assertIn("Signal with ID i-1 for resource Ready already exists.", self.refused("ValidationError", self.signal, unique_id="i-1"))
+        self.assertIn("Signal with ID i-1 for resource Ready already exists.",
+                      self.refused("ValidationError", self.signal, unique_id="i-1"))
         self.assertEqual(self.refused("ValidationError", self.signal, unique_id="i-1", resource="No"),
                          "Resource No does not exist for stack s")
         self.signal("i-2")
         self.settle()
-        self.assertIn("is in CREATE_COMPLETE state and cannot be signaled.", self.refused("ValidationError", self.signal, unique_id="i-3"))
+        self.assertIn("is in CREATE_COMPLETE state and cannot be signaled.",
+                      self.refused("ValidationError", self.signal, unique_id="i-3"))
 
     def test_longest_unique_id(self):
         self.deploy(WAIT)
@@ -159,13 +171,15 @@ def node_template(image, subnet, desired=2, maximum=4, in_service=1, user_data="
     return {
         "Parameters": {"Type": {"Type": "String"}},
         "Resources": {
-            "Template": {"Type": "AWS::EC2::LaunchTemplate", "Properties": {"LaunchTemplateName": "t", "LaunchTemplateData": {
+            "Template": {"Type": "AWS::EC2::LaunchTemplate",
+                         "Properties": {"LaunchTemplateName": "t", "LaunchTemplateData": {
                 "ImageId": image, "InstanceType": {"Ref": "Type"}, "CpuOptions": {"AmdSevSnp": "enabled"},
                 "UserData": {"Fn::Base64": user_data}}}},
             # The cluster is deleted after the group: it cannot be while it has container instances.
             "Group": {"Type": "AWS::AutoScaling::AutoScalingGroup", "DependsOn": "Cluster",
                       "UpdatePolicy": {"AutoScalingRollingUpdate": rolling},
-                      "Properties": {"AutoScalingGroupName": "g", "MinSize": 0, "MaxSize": maximum, "DesiredCapacity": desired,
+                      "Properties": {"AutoScalingGroupName": "g", "MinSize": 0, "MaxSize": maximum,
+                                     "DesiredCapacity": desired,
                                      "VPCZoneIdentifier": [subnet], "LaunchTemplate": {
                                          "LaunchTemplateId": {"Ref": "Template"},
                                          "Version": {"Fn::GetAtt": ["Template", "LatestVersionNumber"]}}}},
@@ -308,13 +322,15 @@ class Nodes(EmulatorTest):
         self.body = node_template(self.image(), self.subnet(), desired=1, maximum=1)
         self.deploy(self.body, Type="m6a.large")
         self.assertEqual(self.update(self.body, Type="c6a.large")["StackStatus"], "UPDATE_ROLLBACK_COMPLETE")
-        self.assertIn("MinInstancesInService must be less than the autoscaling group's MaxSize", [r for _, _, r in self.stack_events()])
+        self.assertIn("MinInstancesInService must be less than the autoscaling group's MaxSize",
+                      [r for _, _, r in self.stack_events()])
 
     def test_room_made_for_a_rolling_update(self):
         self.body = node_template(self.image(), self.subnet(), desired=1, maximum=2)
         self.deploy(self.body, Type="m6a.large")
         self.assertEqual(self.update(self.body, Type="c6a.large")["StackStatus"], "UPDATE_COMPLETE")
-        self.assertIn("Temporarily setting autoscaling group MinSize and DesiredCapacity to 2.", [r for _, _, r in self.stack_events()])
+        self.assertIn("Temporarily setting autoscaling group MinSize and DesiredCapacity to 2.",
+                      [r for _, _, r in self.stack_events()])
         self.assertEqual(len(self.instances()), 1)
 
     def test_failed_rolling_update(self):
@@ -329,7 +345,8 @@ class Nodes(EmulatorTest):
             while not done.wait(0.02):
                 for instance in set(self.instances()) - seen:
                     seen.add(instance)
-                    self.cloudformation.signal_resource(StackName="s", LogicalResourceId="Group", UniqueId=instance, Status=status)
+                    self.cloudformation.signal_resource(StackName="s", LogicalResourceId="Group", UniqueId=instance,
+                                                        Status=status)
                     status = "SUCCESS"
 
         player = threading.Thread(target=play)
@@ -339,17 +356,21 @@ class Nodes(EmulatorTest):
         done.set()
         player.join()
         self.assertEqual(stack["StackStatus"], "UPDATE_ROLLBACK_COMPLETE", self.stack_events())
-        self.assertIn("Received 1 FAILURE signal(s) out of 1. Unable to satisfy 100% MinSuccessfulInstancesPercent requirement",
+        self.assertIn("Received 1 FAILURE signal(s) out of 1. Unable to satisfy 100% MinSuccessfulInstancesPercent "
+                      "requirement",
                       [r for n, s, r in self.stack_events() if (n, s) == ("Group", "UPDATE_FAILED")])
-        types = {i["InstanceType"] for r in self.ec2.describe_instances(InstanceIds=self.instances())["Reservations"] for i in r["Instances"]}
+        types = {i["InstanceType"] for r in self.ec2.describe_instances(InstanceIds=self.instances())["Reservations"]
+                 for i in r["Instances"]}
         self.assertEqual(types, {"m6a.large"})
 
     def test_deletion_with_protected_nodes(self):
         """aws/containers-roadmap#2862: what is protected from scale-in blocks the deletion of its group."""
         self.deploy(self.body, Type="m6a.large")
-        self.autoscaling.set_instance_protection(AutoScalingGroupName="g", InstanceIds=self.instances()[:1], ProtectedFromScaleIn=True)
+        self.autoscaling.set_instance_protection(AutoScalingGroupName="g", InstanceIds=self.instances()[:1],
+                                                 ProtectedFromScaleIn=True)
         self.cloudformation.delete_stack(StackName="s")
         self.assertEqual(self.stack()["StackStatus"], "DELETE_FAILED")
-        self.autoscaling.set_instance_protection(AutoScalingGroupName="g", InstanceIds=self.instances(), ProtectedFromScaleIn=False)
+        self.autoscaling.set_instance_protection(AutoScalingGroupName="g", InstanceIds=self.instances(),
+                                                 ProtectedFromScaleIn=False)
         self.cloudformation.delete_stack(StackName="s")
         self.refused("ValidationError", self.stack)

@@ -25,7 +25,8 @@ class Parameters(EmulatorTest):
             ({"Type": "Number"}, "ten", "Parameter 'P' must be a number"),
             ({"Type": "Number", "MinValue": 8}, "7", "Parameter 'P' must be a number not less than 8"),
             ({"Type": "Number", "MaxValue": 8}, "9", "Parameter 'P' must be a number not greater than 8"),
-            ({"Type": "CommaDelimitedList", "AllowedPattern": "[a-z]*"}, "a,B", "Parameter 'P' must match pattern [a-z]*"),
+            ({"Type": "CommaDelimitedList", "AllowedPattern": "[a-z]*"}, "a,B",
+             "Parameter 'P' must match pattern [a-z]*"),
             ({"Type": "String", "AllowedPattern": "[a-z]+", "ConstraintDescription": "small letters"}, "A",
              "Parameter P failed to satisfy constraint: small letters"),
             ({"Type": "AWS::EC2::VPC::Id"}, "vpc-1",
@@ -39,7 +40,8 @@ class Parameters(EmulatorTest):
 
     def test_longest_value(self):
         self.assertIn("4096", self.refuse({"Type": "String"}, P="x" * 4097))
-        self.assertEqual(self.deploy(template(Parameters={"P": {"Type": "String"}}), P="x" * 4096)["StackStatus"], "CREATE_COMPLETE")
+        self.assertEqual(self.deploy(template(Parameters={"P": {"Type": "String"}}), P="x" * 4096)["StackStatus"],
+                         "CREATE_COMPLETE")
 
     def test_names(self):
         self.assertEqual(self.refuse({"Type": "String"}, P="x", Q="y"), "Parameters: [Q] do not exist in the template")
@@ -70,14 +72,16 @@ class Parameters(EmulatorTest):
 
 class Rules(EmulatorTest):
     def check(self, rule, want, **given):
-        body = template(Parameters={"A": {"Type": "String", "Default": ""}, "B": {"Type": "String", "Default": ""}}, Rules={"R": rule})
+        body = template(Parameters={"A": {"Type": "String", "Default": ""}, "B": {"Type": "String", "Default": ""}},
+                        Rules={"R": rule})
         if want:
             self.assertEqual(self.refused("ValidationError", self.deploy, template=body, **given), want)
         else:
             self.assertEqual(self.deploy(body, **given)["StackStatus"], "CREATE_COMPLETE")
 
     def test_assertion(self):
-        one = {"Assertions": [{"Assert": {"Fn::Not": [{"Fn::And": [{"Fn::Equals": [{"Ref": "A"}, ""]}, {"Fn::Equals": [{"Ref": "B"}, ""]}]}]},
+        one = {"Assertions": [{"Assert": {"Fn::Not": [{"Fn::And": [{"Fn::Equals": [{"Ref": "A"}, ""]},
+                                                                   {"Fn::Equals": [{"Ref": "B"}, ""]}]}]},
                                "AssertDescription": "give A or B"}]}
         self.check(one, "Template validation error: Rule R: give A or B")
         self.check(one, None, B="x")
@@ -89,7 +93,8 @@ class Rules(EmulatorTest):
         self.check(one, None, A="off", B="z")
 
     def test_region(self):
-        one = {"Assertions": [{"Assert": {"Fn::Contains": [["eu-west-1"], {"Ref": "AWS::Region"}]}, "AssertDescription": "elsewhere"}]}
+        one = {"Assertions": [{"Assert": {"Fn::Contains": [["eu-west-1"], {"Ref": "AWS::Region"}]},
+                               "AssertDescription": "elsewhere"}]}
         self.check(one, "Template validation error: Rule R: elsewhere")
 
     def test_attributes_of_what_parameters_name(self):
@@ -160,7 +165,8 @@ class Functions(EmulatorTest):
 
     def test_no_value_leaves_a_list(self):
         sg = {"Type": "AWS::EC2::SecurityGroup", "Properties": {"GroupDescription": "d", "SecurityGroupIngress": [
-            {"Fn::If": ["No", {"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "CidrIp": "10.0.0.0/8"}, {"Ref": "AWS::NoValue"}]},
+            {"Fn::If": ["No", {"IpProtocol": "tcp", "FromPort": 1, "ToPort": 1, "CidrIp": "10.0.0.0/8"},
+                        {"Ref": "AWS::NoValue"}]},
             {"IpProtocol": "tcp", "FromPort": 2, "ToPort": 2, "CidrIp": "10.0.0.0/8"}]}}
         self.deploy({"Conditions": {"No": {"Fn::Equals": ["a", "b"]}}, "Resources": {"Group": sg}})
         found = self.ec2.describe_security_groups(GroupIds=[self.resources()["Group"]])["SecurityGroups"][0]
@@ -176,7 +182,8 @@ class Functions(EmulatorTest):
             ({"A": {"Type": "AWS::No::Such"}}, "Template format error: Unrecognized resource types: [AWS::No::Such]"),
             ({"A": {**LOGS, "Properties": {"LogGroupName": {"Ref": "B"}}}},
              "Template format error: Unresolved resource dependencies [B] in the Resources block of the template"),
-            ({"A": {**LOGS, "DependsOn": "B"}, "B": {**LOGS, "DependsOn": "A"}}, "Circular dependency between resources: [A, B]"),
+            ({"A": {**LOGS, "DependsOn": "B"}, "B": {**LOGS, "DependsOn": "A"}},
+             "Circular dependency between resources: [A, B]"),
             ({}, "Template format error: At least one Resources member must be defined."),
         ]:
             with self.subTest(want):
@@ -191,6 +198,8 @@ class Functions(EmulatorTest):
 
     def test_capabilities(self):
         role = {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {}}}
-        message = self.refused("InsufficientCapabilitiesException", self.cloudformation.create_change_set, StackName="s",
-                               ChangeSetName="c", ChangeSetType="CREATE", TemplateBody=json.dumps({"Resources": {"R": role}}))
+        message = self.refused("InsufficientCapabilitiesException", self.cloudformation.create_change_set,
+                               StackName="s",
+                               ChangeSetName="c", ChangeSetType="CREATE",
+                               TemplateBody=json.dumps({"Resources": {"R": role}}))
         self.assertEqual(message, "Requires capabilities : [CAPABILITY_IAM]")

@@ -158,7 +158,8 @@ def reason(error):
     if isinstance(error, ClientError):
         details = error.response["Error"]
         status = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        return f"{details['Message']} (Operation: {error.operation_name}, Status Code: {status}, Error: {details['Code']})"
+        return (f"{details['Message']} (Operation: {error.operation_name}, Status Code: {status}, "
+                f"Error: {details['Code']})")
     return getattr(error, "message", None) or f"{type(error).__name__}: {error}"
 
 

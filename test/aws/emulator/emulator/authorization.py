@@ -54,7 +54,8 @@ def check(role, action, resource="*", **context):
             break
         allowed = True
     if not allowed:
-        raise AWSError("AccessDenied", f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{role}/s is not authorized to perform: "
+        raise AWSError("AccessDenied",
+                       f"User: arn:aws:sts::{ACCOUNT}:assumed-role/{role}/s is not authorized to perform: "
                        f"{action} on resource: {resource} because no identity-based policy allows the {action} action")
 
 
@@ -63,7 +64,7 @@ def _list(value):
 
 
 def _holds(conditions, context):
-    """Whether the conditions hold. A call lacks the keys that are not in its context; those not known here are skipped."""
+    """Whether the conditions hold. A call lacks the keys that its context lacks; those not known here are skipped."""
     for operator, keys in conditions.items():
         for key, wanted in keys.items():
             if key not in KNOWN:

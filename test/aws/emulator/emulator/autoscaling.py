@@ -1,6 +1,7 @@
 """Auto Scaling: groups that obey their launch template's version, protect, and are deleted, as AWS documents."""
 
-from moto.autoscaling.models import ASG_NAME_TAG, AutoScalingBackend, FakeAutoScalingGroup, InstanceState, autoscaling_backends
+from moto.autoscaling.models import (ASG_NAME_TAG, AutoScalingBackend, FakeAutoScalingGroup, InstanceState,
+                                     autoscaling_backends)
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import ActionResult
 
@@ -42,7 +43,8 @@ def replace_autoscaling_group_instances(original, self, count_needed, propagated
     tags = {**self.instance_tags, **propagated_tags, ASG_NAME_TAG: self.name}
     subnets = (self.vpc_zone_identifier or "").split(",")
     if subnets == [""]:
-        subnets = [next(s.id for s in self.ec2_backend.describe_subnets() if s.availability_zone in self.availability_zones)]
+        subnets = [next(s.id for s in self.ec2_backend.describe_subnets()
+                        if s.availability_zone in self.availability_zones)]
     launched = []
     for index, subnet in enumerate(subnets):
         share = count_needed // len(subnets) + (index < count_needed % len(subnets))
@@ -67,13 +69,15 @@ def _check_sizes(low, high, desired):
     if low > high:
         raise AWSError("ValidationError", f"Max bound, {high}, must be greater than or equal to min bound, {low}")
     if desired is not None and not low <= desired <= high:
-        raise AWSError("ValidationError", f"Desired capacity:{desired} must be between the specified min size:{low} and max size:{high}")
+        raise AWSError("ValidationError",
+                       f"Desired capacity:{desired} must be between the specified min size:{low} and max size:{high}")
 
 
 @extend(AutoScalingBackend)
 def create_auto_scaling_group(original, self, name, *args, **kwargs):
     if name in self.autoscaling_groups:
-        raise AWSError("AlreadyExists", f"AutoScalingGroup by this name already exists - A group with the name {name} already exists")
+        raise AWSError("AlreadyExists",
+                       f"AutoScalingGroup by this name already exists - A group with the name {name} already exists")
     _check_sizes(int(kwargs["min_size"]), int(kwargs["max_size"]), kwargs.get("desired_capacity"))
     return original(self, name, *args, **kwargs)
 
@@ -89,11 +93,16 @@ def update_auto_scaling_group(original, self, name, *args, **kwargs):
 
 @extend(AutoScalingResponse)
 def set_desired_capacity(original, request):
-    group, desired = find(request.region, request._get_param("AutoScalingGroupName")), request._get_int_param("DesiredCapacity")
+    group = find(request.region, request._get_param("AutoScalingGroupName"))
+    desired = request._get_int_param("DesiredCapacity")
     if desired > group.max_size:
-        raise AWSError("ValidationError", f"New SetDesiredCapacity value {desired} is above max value {group.max_size} for the AutoScalingGroup.")
+        raise AWSError("ValidationError",
+                       f"New SetDesiredCapacity value {desired} is above max value {group.max_size} for the "
+                       "AutoScalingGroup.")
     if desired < group.min_size:
-        raise AWSError("ValidationError", f"New SetDesiredCapacity value {desired} is below min value {group.min_size} for the AutoScalingGroup.")
+        raise AWSError("ValidationError",
+                       f"New SetDesiredCapacity value {desired} is below min value {group.min_size} for the "
+                       "AutoScalingGroup.")
     result = original(request)
     nodes.boot_pending()
     return result
@@ -110,7 +119,8 @@ def delete_auto_scaling_group(request, p):
     b, group = backend(request.region), find(request.region, p["AutoScalingGroupName"])
     ids = [s.instance.id for s in group.instance_states]
     if ids and not p.get("ForceDelete"):
-        raise AWSError("ResourceInUse", "You cannot delete an AutoScalingGroup while there are instances or pending Spot instance "
+        raise AWSError("ResourceInUse",
+                       "You cannot delete an AutoScalingGroup while there are instances or pending Spot instance "
                        "request(s) still in the group.")
     if ids:
         group.instance_states = []

@@ -123,7 +123,8 @@ def check_name(name):
 
 
 def exists(name, region):
-    return next((s for s in _stacks.values() if s.name == name and s.region == region and s.status != "DELETE_COMPLETE"), None)
+    return next((s for s in _stacks.values() if s.name == name and s.region == region
+                 and s.status != "DELETE_COMPLETE"), None)
 
 
 def nothing_new(stack, template, changes, tags):
@@ -134,7 +135,8 @@ def nothing_new(stack, template, changes, tags):
 def create_change_set(request, p):
     check_name(p["StackName"])
     kind, capabilities = p.get("ChangeSetType", "UPDATE"), p.get("Capabilities", [])
-    stack = exists(p["StackName"], request.region) or next((s for s in _stacks.values() if s.id == p["StackName"]), None)
+    stack = exists(p["StackName"], request.region) or next((s for s in _stacks.values() if s.id == p["StackName"]),
+                                                           None)
     if kind == "CREATE":
         if stack and stack.status != "REVIEW_IN_PROGRESS":
             raise invalid(f"Stack [{stack.name}] already exists and cannot be created again with the changeSet "
@@ -173,7 +175,8 @@ def describe_change_set(request, p):
 def execute_change_set(request, p):
     change_set = find_change_set(p, request.region)
     if change_set.execution != "AVAILABLE":
-        raise AWSError("InvalidChangeSetStatus", f"ChangeSet [{change_set.id}] cannot be executed in its current status of "
+        raise AWSError("InvalidChangeSetStatus",
+                       f"ChangeSet [{change_set.id}] cannot be executed in its current status of "
                        f"[{change_set.status}]")
     c, stack = change_set, change_set.stack
     stack.caller = authorization.role_of(request.get_access_key())
@@ -225,7 +228,8 @@ def _describe(stack):
 def describe_stacks(request, p):
     if p.get("StackName"):
         return {"Stacks": [_describe(find(p["StackName"], request.region))]}
-    return {"Stacks": [_describe(s) for s in _stacks.values() if s.region == request.region and s.status != "DELETE_COMPLETE"]}
+    return {"Stacks": [_describe(s) for s in _stacks.values() if s.region == request.region
+                       and s.status != "DELETE_COMPLETE"]}
 
 
 @operation(CloudFormationResponse)
@@ -281,7 +285,8 @@ def get_template_summary(request, p):
     types = {item["ParameterKey"]: template["Parameters"][item["ParameterKey"]]["Type"] for item in found}
     return {"Parameters": [{**item, "ParameterType": types[item["ParameterKey"]]} for item in found],
             "ResourceTypes": sorted({r["Type"] for r in template["Resources"].values()}),
-            "Description": template.get("Description", ""), "Version": template.get("AWSTemplateFormatVersion", "2010-09-09")}
+            "Description": template.get("Description", ""),
+            "Version": template.get("AWSTemplateFormatVersion", "2010-09-09")}
 
 
 @operation(CloudFormationResponse)
@@ -291,10 +296,12 @@ def signal_resource(request, p):
 
 
 def _not_emulated(request, p):
-    raise AWSError("InvalidAction", "not emulated: stacks are made by change sets, as aws cloudformation deploy makes them")
+    raise AWSError("InvalidAction",
+                   "not emulated: stacks are made by change sets, as aws cloudformation deploy makes them")
 
 
-for _not_emulated.__name__ in ("create_stack", "update_stack", "list_change_sets", "delete_change_set", "describe_stack_resource",
+for _not_emulated.__name__ in ("create_stack", "update_stack", "list_change_sets", "delete_change_set",
+                               "describe_stack_resource",
                                "list_stack_resources", "get_template", "validate_template"):
     operation(CloudFormationResponse)(_not_emulated)  # or moto would answer of stacks of its own
 

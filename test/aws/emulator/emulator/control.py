@@ -72,7 +72,8 @@ class Faults:
         self.calls = {}  # "service:Operation": number, of the callers outside
 
     def add(self, fault):
-        fault = {"operation": "*", "code": "InternalFailure", "status": 500, "message": "injected fault", "times": 1, **fault}
+        fault = {"operation": "*", "code": "InternalFailure", "status": 500, "message": "injected fault", "times": 1,
+                 **fault}
         with self._lock:
             self._faults.append(fault)
 

@@ -55,7 +55,8 @@ def describe_images(original, self, *args, **kwargs):
         if ami_id not in self.amis:
             version = parameter.split("/")[6]
             self.amis[ami_id] = Ami(
-                self, ami_id, name=f"ubuntu/images/hvm-ssd/ubuntu-{version}-amd64-server", owner_id="099720109477", public=True,
+                self, ami_id, name=f"ubuntu/images/hvm-ssd/ubuntu-{version}-amd64-server", owner_id="099720109477",
+                public=True,
                 virtualization_type="hvm", architecture="x86_64", hypervisor="xen", root_device_type="ebs",
                 root_device_name="/dev/sda1", boot_mode="uefi-preferred", region_name=self.region_name)
     return original(self, *args, **kwargs)
@@ -63,16 +64,20 @@ def describe_images(original, self, *args, **kwargs):
 
 def add_image(region, name, description=None, boot_mode=None, root_device="/dev/sda1", **more):
     b = backend(region)
-    ami = Ami(b, random_ami_id(), name=name, description=description, root_device_type="ebs", root_device_name=root_device,
-              boot_mode=boot_mode, region_name=region, hypervisor="xen", **{"virtualization_type": "hvm", "architecture": "x86_64", **more})
+    ami = Ami(b, random_ami_id(), name=name, description=description, root_device_type="ebs",
+              root_device_name=root_device,
+              boot_mode=boot_mode, region_name=region, hypervisor="xen",
+              **{"virtualization_type": "hvm", "architecture": "x86_64", **more})
     b.amis[ami.id] = ami
     return ami.id
 
 
 @operation(EC2Response)
 def register_image(request, p):
-    return {"ImageId": add_image(request.region, p["Name"], p.get("Description"), p.get("BootMode"), p.get("RootDeviceName", "/dev/sda1"),
-                                 virtualization_type=p.get("VirtualizationType", "hvm"), architecture=p.get("Architecture", "x86_64"))}
+    return {"ImageId": add_image(request.region, p["Name"], p.get("Description"), p.get("BootMode"),
+                                 p.get("RootDeviceName", "/dev/sda1"),
+                                 virtualization_type=p.get("VirtualizationType", "hvm"),
+                                 architecture=p.get("Architecture", "x86_64"))}
 
 
 # Instance types
@@ -102,9 +107,11 @@ def _describe_instance_types(original, self, instance_types=None, filters=None):
 
 @operation(EC2Response)
 def describe_instance_types(request, p):
-    found = backend(request.region).describe_instance_types(p.get("InstanceTypes", []), request._filters_from_querystring())
+    found = backend(request.region).describe_instance_types(p.get("InstanceTypes", []),
+                                                            request._filters_from_querystring())
     start, size = int(p.get("NextToken", 0)), int(p.get("MaxResults", 100))
-    return {"InstanceTypes": found[start:start + size], "NextToken": str(start + size) if len(found) > start + size else None}
+    return {"InstanceTypes": found[start:start + size],
+            "NextToken": str(start + size) if len(found) > start + size else None}
 
 
 # Launch templates
@@ -121,8 +128,9 @@ def create_launch_template(request, p):
 @operation(EC2Response)
 def create_launch_template_version(request, p):
     b = backend(request.region)
-    template = b.get_launch_template(p["LaunchTemplateId"]) if "LaunchTemplateId" in p else b.get_launch_template_by_name(
-        p["LaunchTemplateName"])
+    by_id = "LaunchTemplateId" in p
+    template = (b.get_launch_template(p["LaunchTemplateId"]) if by_id
+                else b.get_launch_template_by_name(p["LaunchTemplateName"]))
     data = _data(p)
     if source := p.get("SourceVersion"):
         data = {**template.get_version(int(source)).data, **data}
@@ -208,8 +216,10 @@ def launch(region, count, version, template, subnet, tags, group=None):
     for _ in range(count):
         reservation = b.run_instances(
             data["ImageId"], 1, version.user_data, [], instance_type=data.get("InstanceType"), tags={"instance": tags},
-            placement=zone, launch_template={"LaunchTemplateId": template.id, "Version": version.number}, subnet_id=subnet,
-            is_instance_type_default=False, block_device_mappings=data.get("BlockDeviceMappings") or [], region_name=region)
+            placement=zone, launch_template={"LaunchTemplateId": template.id, "Version": version.number},
+            subnet_id=subnet,
+            is_instance_type_default=False, block_device_mappings=data.get("BlockDeviceMappings") or [],
+            region_name=region)
         instance, = reservation.instances
         if group:
             instance.autoscaling_group = group
@@ -239,7 +249,8 @@ def describe_instances(request, p):
     if filters := request._filters_from_querystring():
         found = filter_reservations(found, filters)
     start, size = int(p.get("NextToken", 0)), int(p.get("MaxResults", 1000))
-    return {"Reservations": found[start:start + size], "NextToken": str(start + size) if len(found) > start + size else None}
+    return {"Reservations": found[start:start + size],
+            "NextToken": str(start + size) if len(found) > start + size else None}
 
 
 @extend(InstanceBackend)

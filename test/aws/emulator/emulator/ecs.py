@@ -41,7 +41,8 @@ def _describe_cluster(b, cluster, include=()):
     result = {
         "clusterArn": cluster.arn, "clusterName": cluster.name, "status": cluster.status,
         "registeredContainerInstancesCount": len(nodes_of(b, cluster)), "runningTasksCount": len(tasks),
-        "pendingTasksCount": 0, "activeServicesCount": len(_services(b, cluster)), "statistics": [], "tags": [], "settings": [],
+        "pendingTasksCount": 0, "activeServicesCount": len(_services(b, cluster)), "statistics": [], "tags": [],
+        "settings": [],
         "capacityProviders": cluster.capacity_providers or [],
         "defaultCapacityProviderStrategy": cluster.default_capacity_provider_strategy or [],
     }
@@ -64,7 +65,8 @@ def create_cluster(request, p):
     cluster = b.clusters.get(name)
     if cluster is None or cluster.status != "ACTIVE":
         connect = p.get("serviceConnectDefaults")
-        cluster = b.create_cluster(name, p.get("tags", []), p.get("settings"), p.get("configuration"), p.get("capacityProviders"),
+        cluster = b.create_cluster(name, p.get("tags", []), p.get("settings"), p.get("configuration"),
+                                   p.get("capacityProviders"),
                                    p.get("defaultCapacityProviderStrategy"), service_connect_defaults=connect)
     return {"cluster": _describe_cluster(b, cluster, ("SETTINGS", "TAGS", "CONFIGURATIONS"))}
 
@@ -141,8 +143,8 @@ def _protect(region, details, group):
     if details.get("managedTerminationProtection") != "ENABLED":
         return
     if details.get("managedScaling", {}).get("status", "DISABLED") != "ENABLED":
-        raise client_error("The managed termination protection setting for the capacity provider is invalid. To enable managed "
-                           "termination protection for a capacity provider, managed scaling must be enabled.")
+        raise client_error("The managed termination protection setting for the capacity provider is invalid. To enable "
+                           "managed termination protection for a capacity provider, managed scaling must be enabled.")
     group.new_instances_protected_from_scale_in = True
     for state in group.instance_states:
         state.protected_from_scale_in = True
@@ -152,8 +154,9 @@ def _protect(region, details, group):
 def create_capacity_provider(request, p):
     b, name, details = backend(request.region), p["name"], p["autoScalingGroupProvider"]
     if name.lower().startswith(("aws", "ecs", "fargate")):
-        raise client_error("The specified capacity provider name is invalid. Up to 255 characters are allowed, including letters, "
-                           "numbers, underscores, and hyphens. The name can't be prefixed with \"aws\", \"ecs\", or \"fargate\".")
+        raise client_error("The specified capacity provider name is invalid. Up to 255 characters are allowed, "
+                           "including letters, numbers, underscores, and hyphens. The name can't be prefixed with "
+                           "\"aws\", \"ecs\", or \"fargate\".")
     if name in b.capacity_providers:
         raise client_error("A capacity provider with the specified name already exists.")
     group = autoscaling.by_reference(request.region, details["autoScalingGroupArn"])
@@ -170,7 +173,8 @@ def update_capacity_provider(request, p):
     b = backend(request.region)
     provider, details = _provider(b, p["name"]), p["autoScalingGroupProvider"]
     old = provider.auto_scaling_group_provider
-    merged = {**old, **details, "managedScaling": {**old.get("managedScaling", {}), **details.get("managedScaling", {})}}
+    merged = {**old, **details, "managedScaling": {**old.get("managedScaling", {}),
+                                                   **details.get("managedScaling", {})}}
     _protect(request.region, merged, autoscaling.by_reference(request.region, old["autoScalingGroupArn"]))
     provider.auto_scaling_group_provider = merged
     provider.update_status = "UPDATE_COMPLETE"
@@ -183,7 +187,8 @@ def describe_capacity_providers(request, p):
     names = p.get("capacityProviders")
     names = [*b.capacity_providers, *FARGATE] if names is None else names
     found, failures = b.describe_capacity_providers([n for n in names if n not in FARGATE])
-    fargate = [{"capacityProviderArn": f"arn:aws:ecs:{request.region}:{ACCOUNT}:capacity-provider/{n}", "name": n, "status": "ACTIVE", "tags": []}
+    fargate = [{"capacityProviderArn": f"arn:aws:ecs:{request.region}:{ACCOUNT}:capacity-provider/{n}", "name": n,
+                "status": "ACTIVE", "tags": []}
                for n in names if n in FARGATE]
     return {"capacityProviders": [*found, *fargate], "failures": failures}
 
@@ -205,11 +210,15 @@ def put_cluster_capacity_providers(request, p):
     names = [name if name in FARGATE else _provider(b, name).name for name in p["capacityProviders"]]
     strategy = p["defaultCapacityProviderStrategy"]
     if not {s["capacityProvider"] for s in strategy} <= set(names):
-        raise AWSError("InvalidParameterException", "The specified capacity provider strategy cannot contain a capacity provider that "
-                       "is not associated with the cluster. Associate the capacity provider with the cluster and try again.")
-    used = {s["capacityProvider"] for service in _services(b, cluster) for s in getattr(service, "capacity_provider_strategy", None) or []}
+        raise AWSError("InvalidParameterException",
+                       "The specified capacity provider strategy cannot contain a capacity provider that "
+                       "is not associated with the cluster. Associate the capacity provider with the cluster and try "
+                       "again.")
+    used = {s["capacityProvider"] for service in _services(b, cluster)
+            for s in getattr(service, "capacity_provider_strategy", None) or []}
     if gone := used - set(names):
-        raise AWSError("ResourceInUseException", f"The specified capacity provider is in use and cannot be removed: {', '.join(gone)}")
+        raise AWSError("ResourceInUseException",
+                       f"The specified capacity provider is in use and cannot be removed: {', '.join(gone)}")
     cluster.capacity_providers, cluster.default_capacity_provider_strategy = names, strategy
     nodes.boot_pending()
     return {"cluster": _describe_cluster(b, cluster)}
@@ -225,7 +234,8 @@ def register_container_instance(request, p):
     instance_id = json.loads(p["instanceIdentityDocument"])["instanceId"]
     known = nodes_of(b, cluster)
     # An agent that comes back names the ARN that it was given.
-    node = known.get(p.get("containerInstanceArn", "").split("/")[-1]) or b.register_container_instance(cluster.name, instance_id)
+    node = known.get(p.get("containerInstanceArn", "").split("/")[-1])
+    node = node or b.register_container_instance(cluster.name, instance_id)
     for attribute in p.get("attributes", []):
         node.attributes[attribute["name"]] = attribute.get("value", "")
     node.version_info = p.get("versionInfo") or node.version_info
@@ -329,7 +339,8 @@ def _services(b, cluster):
 _KEPT = {  # what moto's service does not keep of a request
     "placementConstraints": "placement_constraints", "placementStrategy": "placement_strategy",
     "capacityProviderStrategy": "capacity_provider_strategy", "deploymentConfiguration": "deployment_configuration",
-    "enableExecuteCommand": "enable_execute_command", "healthCheckGracePeriodSeconds": "health_check_grace_period_seconds",
+    "enableExecuteCommand": "enable_execute_command",
+    "healthCheckGracePeriodSeconds": "health_check_grace_period_seconds",
     "enableECSManagedTags": "enable_ecs_managed_tags", "serviceConnectConfiguration": "service_connect_configuration",
     "availabilityZoneRebalancing": "availability_zone_rebalancing",
 }
@@ -350,16 +361,20 @@ def create_service(request, p):
     if any(s.name == p["serviceName"] for s in _services(b, cluster)):
         raise AWSError("InvalidParameterException", "Creation of service was not idempotent.")
     if p.get("launchType") and p.get("capacityProviderStrategy"):
-        raise AWSError("InvalidParameterException", "Specifying both a launch type and capacity provider strategy is not supported. "
+        raise AWSError("InvalidParameterException",
+                       "Specifying both a launch type and capacity provider strategy is not supported. "
                        "Remove one and try again.")
     for item in p.get("capacityProviderStrategy", []):
         if item["capacityProvider"] not in (cluster.capacity_providers or []):
-            raise AWSError("InvalidParameterException", "The specified capacity provider strategy cannot contain a capacity provider "
-                           "that is not associated with the cluster. Associate the capacity provider with the cluster and try again.")
+            raise AWSError("InvalidParameterException",
+                           "The specified capacity provider strategy cannot contain a capacity provider "
+                           "that is not associated with the cluster. Associate the capacity provider with the cluster "
+                           "and try again.")
     service = b.create_service(
         cluster.name, p["serviceName"], p.get("desiredCount", 1), p.get("taskDefinition"), p.get("loadBalancers"),
         p.get("schedulingStrategy", "REPLICA"), p.get("tags"), p.get("deploymentController"), p.get("launchType"),
-        p.get("serviceRegistries"), p.get("platformVersion"), p.get("propagateTags", "NONE"), p.get("networkConfiguration"), p.get("role"))
+        p.get("serviceRegistries"), p.get("platformVersion"), p.get("propagateTags", "NONE"),
+        p.get("networkConfiguration"), p.get("role"))
     service.task_definition = b.describe_task_definition(p["taskDefinition"]).arn
     _keep(service, p)
     schedule(b, cluster)
@@ -417,4 +432,5 @@ def describe_tasks(request, p):
     b = backend(request.region)
     known = {t.id: t for t in b.tasks.get(cluster_of(b, p.get("cluster")).name, {}).values()}
     found = [known[r.split("/")[-1]] for r in p["tasks"] if r.split("/")[-1] in known]
-    return {"tasks": found, "failures": [{"arn": r, "reason": "MISSING"} for r in p["tasks"] if r.split("/")[-1] not in known]}
+    return {"tasks": found, "failures": [{"arn": r, "reason": "MISSING"} for r in p["tasks"]
+                                         if r.split("/")[-1] not in known]}

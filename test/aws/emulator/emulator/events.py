@@ -17,7 +17,8 @@ def put_targets(original, self, name, event_bus_arn, targets):
         raise ValidationException("A rule has at most 5 targets")
     for target in targets:
         if ":document/" in target["Arn"] and "RunCommandParameters" not in target:
-            raise ValidationException(f"Parameter(s) RunCommandParameters must be specified for target: {target['Id']}.")
+            raise ValidationException("Parameter(s) RunCommandParameters must be specified "
+                                      f"for target: {target['Id']}.")
         if (":document/" in target["Arn"] or ":automation-definition/" in target["Arn"]) and "RoleArn" not in target:
             raise ValidationException(f"RoleArn is required for target {target['Arn']}.")
     return original(self, name, event_bus_arn, targets)
@@ -44,7 +45,8 @@ def _start(region, target):
         ssm.start_automation(region, target["Arn"].split("/")[1].split(":")[0])
     elif ":document/" in target["Arn"]:
         client("ssm", region).send_command(
-            DocumentName=target["Arn"].split("/")[-1], Parameters=given, Targets=target["RunCommandParameters"]["RunCommandTargets"])
+            DocumentName=target["Arn"].split("/")[-1], Parameters=given,
+            Targets=target["RunCommandParameters"]["RunCommandTargets"])
 
 
 def stack_status(stack):

@@ -18,7 +18,8 @@ def create(group, cluster, count, region="us-east-2", attributes=None):
     provider = ecs.provider_of(backend, asg)
     for index in range(count):
         instance, = ec2.launch(region, 1, version, asg.ec2_launch_template, subnets[index % len(subnets)], tags, asg)
-        asg.instance_states.append(InstanceState(instance, protected_from_scale_in=asg.new_instances_protected_from_scale_in))
+        asg.instance_states.append(InstanceState(instance,
+                                                 protected_from_scale_in=asg.new_instances_protected_from_scale_in))
         node = ContainerInstance(instance.id, api.ACCOUNT, region, cluster, backend=backend)
         node.attributes |= settings.attributes if attributes is None else attributes
         node.capacity_provider_name = provider

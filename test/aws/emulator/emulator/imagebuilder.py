@@ -26,14 +26,16 @@ _lock = threading.RLock()
 _objects = {}  # ARN: {"arn", "kind", "name", "region", and what was given}
 
 # AWS's managed policies for it, which moto loads only with a thousand others. The emulator authorizes nothing.
-POLICIES = ("arn:aws:iam::aws:policy/EC2ImageBuilderExecutionPolicy", "arn:aws:iam::aws:policy/service-role/EC2ImageBuilderLifecycleExecutionPolicy")
+POLICIES = ("arn:aws:iam::aws:policy/EC2ImageBuilderExecutionPolicy",
+            "arn:aws:iam::aws:policy/service-role/EC2ImageBuilderLifecycleExecutionPolicy")
 
 
 @api.extend(IAMBackend)
 def attach_role_policy(original, self, policy_arn, role_name):
     if policy_arn in POLICIES and policy_arn not in self.managed_policies:
         path, _, name = policy_arn.partition(":policy")[2].rpartition("/")
-        self.managed_policies[policy_arn] = AWSManagedPolicy(name, account_id=api.ACCOUNT, region="aws", path=path + "/", document="{}")
+        self.managed_policies[policy_arn] = AWSManagedPolicy(name, account_id=api.ACCOUNT, region="aws",
+                                                             path=path + "/", document="{}")
     return original(self, policy_arn, role_name)
 
 
@@ -61,17 +63,20 @@ def _routes():
 def check(value, shape, path=""):
     """Patterns, enumerations, lengths and required members, which boto3 leaves to the service."""
     def wrong(rule):
-        raise Refused("InvalidParameterValueException", f"The value supplied for parameter '{path.lstrip('.')}' is not valid. {rule}")
+        raise Refused("InvalidParameterValueException",
+                      f"The value supplied for parameter '{path.lstrip('.')}' is not valid. {rule}")
 
     if shape.type_name == "structure":
         for name in shape.required_members:
             if name not in value:
-                raise Refused("InvalidRequestException", f"The required parameter '{f'{path}.{name}'.lstrip('.')}' is missing.")
+                raise Refused("InvalidRequestException",
+                              f"The required parameter '{f'{path}.{name}'.lstrip('.')}' is missing.")
         for name, item in value.items():
             check(item, shape.members[name], f"{path}.{name}")
         return
     limits = shape.metadata
-    size = value if shape.type_name in ("integer", "long") else len(value) if isinstance(value, (str, list, dict)) else None
+    sized = isinstance(value, (str, list, dict))
+    size = value if shape.type_name in ("integer", "long") else len(value) if sized else None
     if size is not None and not limits.get("min", size) <= size <= limits.get("max", size):
         wrong(f"It has to be from {limits.get('min')} to {limits.get('max')}.")
     if shape.type_name == "list":
@@ -93,7 +98,8 @@ def arn(region, kind, name, version=None):
 
 
 def _add(region, kind, identity, p, **more):
-    _objects[identity] = {**p, **more, "arn": identity, "kind": kind, "region": region, "dateCreated": datetime.datetime.now(datetime.timezone.utc).isoformat()}
+    _objects[identity] = {**p, **more, "arn": identity, "kind": kind, "region": region,
+                          "dateCreated": datetime.datetime.now(datetime.timezone.utc).isoformat()}
     return _objects[identity]
 
 
@@ -106,14 +112,19 @@ def _find(identity, kind):
 
 def _needs(p, member, kind):
     if member in p and p[member] not in _objects:
-        raise Refused("InvalidParameterValueException", f"The value supplied for parameter '{member}' is not valid. The {kind} {p[member]} does not exist.")
+        raise Refused("InvalidParameterValueException",
+                      f"The value supplied for parameter '{member}' is not valid. The {kind} {p[member]} does not "
+                      "exist.")
 
 
 def _delete(identity, kind):
     _find(identity, kind)
-    used = [o["arn"] for o in _objects.values() if o["kind"] != "image" and f'"{identity}"' in json.dumps({k: v for k, v in o.items() if k != "arn"})]
+    used = [o["arn"] for o in _objects.values() if o["kind"] != "image"
+            and f'"{identity}"' in json.dumps({k: v for k, v in o.items() if k != "arn"})]
     if used:
-        raise Refused("ResourceDependencyException", f"Resource dependency error: The resource ARN '{identity}' has other resources depended on it: [{', '.join(used)}]")
+        raise Refused("ResourceDependencyException",
+                      f"Resource dependency error: The resource ARN '{identity}' has other resources depended on it: "
+                      f"[{', '.join(used)}]")
     del _objects[identity]
 
 
@@ -161,7 +172,8 @@ def create_image_recipe(region, p):
         known = {name for d in document(component["data"]).get("parameters", []) for name in d}
         given = {q["name"] for q in item.get("parameters", [])}
         if known != given:
-            raise Refused("InvalidRequestException", f"Parameters of {component['name']}: {sorted(known ^ given)} do not match its document.")
+            raise Refused("InvalidRequestException",
+                          f"Parameters of {component['name']}: {sorted(known ^ given)} do not match its document.")
     _parent(region, p["parentImage"])
     version = p["semanticVersion"]
     if version.count("x") > 1:
@@ -174,7 +186,8 @@ def create_image_recipe(region, p):
         version = f"{prefix}{last + 1}{suffix}"
     identity = arn(region, "image-recipe", p["name"], version)
     if identity in _objects:
-        raise Refused("ResourceAlreadyExistsException", f"The following resource 'ImageRecipe' already exists: '{identity}'.", 409)
+        raise Refused("ResourceAlreadyExistsException",
+                      f"The following resource 'ImageRecipe' already exists: '{identity}'.", 409)
     return {"imageRecipeArn": _add(region, "image-recipe", identity, p, version=version)["arn"]}
 
 
@@ -184,16 +197,22 @@ def _parent(region, parent):
         try:
             parent = api.client("ssm", region).get_parameter(Name=parent.removeprefix("ssm:"))["Parameter"]["Value"]
         except ClientError:
-            raise Refused("InvalidParameterValueException", f"The value supplied for parameter 'parentImage' is not valid. {parent} does not exist.") from None
+            raise Refused("InvalidParameterValueException",
+                          "The value supplied for parameter 'parentImage' is not valid. "
+                          f"{parent} does not exist.") from None
     try:
         return api.client("ec2", region).describe_images(ImageIds=[parent])["Images"][0]
     except (ClientError, IndexError):
-        raise Refused("InvalidParameterValueException", f"The value supplied for parameter 'parentImage' is not valid. {parent} does not exist.") from None
+        raise Refused("InvalidParameterValueException",
+                      "The value supplied for parameter 'parentImage' is not valid. "
+                      f"{parent} does not exist.") from None
 
 
 def get_image_recipe(region, p):
     found = _find(p["imageRecipeArn"], "image-recipe")
-    return {"imageRecipe": {k: found[k] for k in ("arn", "name", "version", "parentImage", "components", "blockDeviceMappings") if k in found}}
+    return {"imageRecipe": {k: found[k]
+                            for k in ("arn", "name", "version", "parentImage", "components", "blockDeviceMappings")
+                            if k in found}}
 
 
 # What is changed in place.
@@ -204,7 +223,8 @@ def _create(kind, member, checks):
         checks(region, p)
         identity = arn(region, kind, p["name"])
         if identity in _objects:
-            raise Refused("ResourceAlreadyExistsException", f"The following resource already exists: '{identity}'.", 409)
+            raise Refused("ResourceAlreadyExistsException", f"The following resource already exists: '{identity}'.",
+                          409)
         return {member: _add(region, kind, identity, p)["arn"]}
 
     return create
@@ -214,7 +234,8 @@ def _update(kind, member, checks):
     def update(region, p):
         found = _find(p[member], kind)
         checks(region, p)
-        _add(region, kind, p[member], {k: v for k, v in p.items() if k != member}, name=found["name"], tags=found.get("tags", {}))
+        _add(region, kind, p[member], {k: v for k, v in p.items() if k != member}, name=found["name"],
+             tags=found.get("tags", {}))
         return {member: p[member]}
 
     return update
@@ -222,7 +243,9 @@ def _update(kind, member, checks):
 
 def _infrastructure(region, p):
     if p["instanceProfileName"] not in {i.name for i in iam_backends[api.ACCOUNT]["aws"].instance_profiles.values()}:
-        raise Refused("InvalidParameterValueException", "The value supplied for parameter 'instanceProfileName' is not valid. The provided instance profile does not exist. Please specify a different instance profile and try again.")
+        raise Refused("InvalidParameterValueException",
+                      "The value supplied for parameter 'instanceProfileName' is not valid. The provided instance "
+                      "profile does not exist. Please specify a different instance profile and try again.")
     if ("subnetId" in p) != bool(p.get("securityGroupIds")):
         raise Refused("InvalidParameterCombinationException", "A subnet needs security groups, and they need it.")
 
@@ -230,19 +253,24 @@ def _infrastructure(region, p):
 def _distribution(region, p):
     regions = [d["region"] for d in p["distributions"]]
     if len(regions) != len(set(regions)):
-        raise Refused("InvalidParameterValueException", "The value supplied for parameter 'distributions' is not valid. A region occurs twice.")
+        raise Refused("InvalidParameterValueException",
+                      "The value supplied for parameter 'distributions' is not valid. A region occurs twice.")
     for d in p["distributions"]:
-        if "{{ imagebuilder:buildDate }}" not in d.get("amiDistributionConfiguration", {}).get("name", "{{ imagebuilder:buildDate }}"):
-            raise Refused("InvalidParameterValueException", "The name of the AMI has to have {{ imagebuilder:buildDate }} in it.")
+        if "{{ imagebuilder:buildDate }}" not in d.get("amiDistributionConfiguration",
+                                                       {}).get("name", "{{ imagebuilder:buildDate }}"):
+            raise Refused("InvalidParameterValueException",
+                          "The name of the AMI has to have {{ imagebuilder:buildDate }} in it.")
 
 
 def _pipeline(region, p):
     _needs(p, "imageRecipeArn", "image recipe")
     _needs(p, "infrastructureConfigurationArn", "infrastructure configuration")
     _needs(p, "distributionConfigurationArn", "distribution configuration")
-    parameters = [d for d in _objects.get(p.get("distributionConfigurationArn"), {}).get("distributions", []) if d.get("ssmParameterConfigurations")]
+    parameters = [d for d in _objects.get(p.get("distributionConfigurationArn"), {}).get("distributions", [])
+                  if d.get("ssmParameterConfigurations")]
     if parameters and "executionRole" not in p:
-        raise Refused("InvalidParameterCombinationException", "An execution role is required for SSM parameters of a distribution.")
+        raise Refused("InvalidParameterCombinationException",
+                      "An execution role is required for SSM parameters of a distribution.")
 
 
 def _policy(region, p):
@@ -251,7 +279,8 @@ def _policy(region, p):
 
 
 def get_image_pipeline(region, p):
-    return {"imagePipeline": {k: v for k, v in _find(p["imagePipelineArn"], "image-pipeline").items() if k not in ("kind", "region")}}
+    return {"imagePipeline": {k: v for k, v in _find(p["imagePipelineArn"], "image-pipeline").items()
+                              if k not in ("kind", "region")}}
 
 
 # Images.
@@ -267,20 +296,26 @@ def start_image_pipeline_execution(region, p):
     for d in _find(pipeline["distributionConfigurationArn"], "distribution-configuration")["distributions"]:
         ami = d.get("amiDistributionConfiguration", {})
         date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
-        image = add_image(d["region"], ami["name"].replace("{{ imagebuilder:buildDate }}", date), ami.get("description"), parent.get("BootMode"), parent.get("RootDeviceName"))
+        image = add_image(d["region"], ami["name"].replace("{{ imagebuilder:buildDate }}", date),
+                          ami.get("description"), parent.get("BootMode"), parent.get("RootDeviceName"))
         tags = {"CreatedBy": "EC2 Image Builder", "Ec2ImageBuilderArn": f"{version}/{build}", **ami.get("amiTags", {})}
-        api.client("ec2", d["region"]).create_tags(Resources=[image], Tags=[{"Key": k, "Value": v} for k, v in tags.items()])
-        amis.append({"region": d["region"], "image": image, "name": ec2_backends[api.ACCOUNT][d["region"]].amis[image].name, "accountId": api.ACCOUNT})
+        api.client("ec2", d["region"]).create_tags(Resources=[image],
+                                                   Tags=[{"Key": k, "Value": v} for k, v in tags.items()])
+        amis.append({"region": d["region"], "image": image,
+                     "name": ec2_backends[api.ACCOUNT][d["region"]].amis[image].name, "accountId": api.ACCOUNT})
         for parameter in d.get("ssmParameterConfigurations", []):
-            api.client("ssm", d["region"]).put_parameter(Name=parameter["parameterName"], Value=image, Type="String", Overwrite=True,
+            api.client("ssm", d["region"]).put_parameter(Name=parameter["parameterName"], Value=image, Type="String",
+                                                         Overwrite=True,
                                                          DataType=parameter.get("dataType", "text"))
-    _add(region, "image", f"{version}/{build}", {"name": recipe["name"], "version": recipe["version"], "state": {"status": "AVAILABLE"},
-                                                 "outputResources": {"amis": amis}, "sourcePipelineArn": pipeline["arn"]})
+    _add(region, "image", f"{version}/{build}",
+         {"name": recipe["name"], "version": recipe["version"], "state": {"status": "AVAILABLE"},
+          "outputResources": {"amis": amis}, "sourcePipelineArn": pipeline["arn"]})
     return {"imageBuildVersionArn": f"{version}/{build}"}
 
 
 def get_image(region, p):
-    return {"image": {k: v for k, v in _find(p["imageBuildVersionArn"], "image").items() if k not in ("kind", "region")}}
+    return {"image": {k: v for k, v in _find(p["imageBuildVersionArn"], "image").items()
+                      if k not in ("kind", "region")}}
 
 
 def list_image_pipeline_images(region, p):
@@ -291,16 +326,19 @@ def list_image_pipeline_images(region, p):
 
 
 def _kinds():
-    table = {f.__name__: f for f in (create_component, get_component, create_image_recipe, get_image_recipe, get_image_pipeline,
+    table = {f.__name__: f for f in (create_component, get_component, create_image_recipe, get_image_recipe,
+                                     get_image_pipeline,
                                      start_image_pipeline_execution, get_image, list_image_pipeline_images)}
-    for kind, checks in (("infrastructure-configuration", _infrastructure), ("distribution-configuration", _distribution),
+    for kind, checks in (("infrastructure-configuration", _infrastructure),
+                         ("distribution-configuration", _distribution),
                          ("image-pipeline", _pipeline), ("lifecycle-policy", _policy)):
         name = kind.replace("-", "_")
         member = re.sub(r"-(.)", lambda m: m[1].upper(), kind) + "Arn"
         table[f"create_{name}"], table[f"update_{name}"] = _create(kind, member, checks), _update(kind, member, checks)
     for kind, member in (("component", "componentBuildVersionArn"), ("image-recipe", "imageRecipeArn"),
                          ("infrastructure-configuration", "infrastructureConfigurationArn"),
-                         ("distribution-configuration", "distributionConfigurationArn"), ("image-pipeline", "imagePipelineArn"),
+                         ("distribution-configuration", "distributionConfigurationArn"),
+                         ("image-pipeline", "imagePipelineArn"),
                          ("lifecycle-policy", "lifecyclePolicyArn")):
         def delete(region, p, kind=kind, member=member):
             _delete(p[member], kind)
@@ -317,7 +355,8 @@ def _answer(request, region):
     operation = _routes().get((request.method, request.path))
     snake = re.sub(r"(?<!^)(?=[A-Z])", "_", operation.name).lower() if operation else ""
     if snake not in _operations:
-        raise Refused("InvalidAction", f"{operation.name if operation else request.path} of Image Builder is not emulated", 501)
+        raise Refused("InvalidAction",
+                      f"{operation.name if operation else request.path} of Image Builder is not emulated", 501)
     p = dict(request.args) | json.loads(request.get_data() or b"{}")
     p.pop("clientToken", None)
     if operation.input_shape:
@@ -347,9 +386,11 @@ class Application:
         if len(scope) < 4 or scope[3] != "imagebuilder":
             return self.rest(environ, start_response)
         try:
-            answer = Response(json.dumps({"requestId": str(uuid.uuid4()), **_answer(Request(environ), scope[2])}), content_type="application/json")
+            answer = Response(json.dumps({"requestId": str(uuid.uuid4()), **_answer(Request(environ), scope[2])}),
+                              content_type="application/json")
         except Refused as error:
-            answer = Response(json.dumps({"message": str(error)}), error.status, {"x-amzn-ErrorType": error.code}, content_type="application/json")
+            answer = Response(json.dumps({"message": str(error)}), error.status, {"x-amzn-ErrorType": error.code},
+                              content_type="application/json")
         return answer(environ, start_response)
 
 

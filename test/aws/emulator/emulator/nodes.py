@@ -139,7 +139,8 @@ def _start(region, instance_id, user_data):
     def run():
         global _running
         try:
-            done = subprocess.run([settings.boot_program, instance_id], input=user_data, env=environment(region, instance_id),
+            done = subprocess.run([settings.boot_program, instance_id], input=user_data,
+                                  env=environment(region, instance_id),
                                   stdout=sys.stderr, check=False, timeout=600)
             if done.returncode:
                 print(f"{settings.boot_program} {instance_id}: exit status {done.returncode}", file=sys.stderr)

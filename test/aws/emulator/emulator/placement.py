@@ -13,7 +13,9 @@ from moto.ecs.models import Task
 from .api import AWSError
 
 _TOKEN = re.compile(r"\s*(==|!=|&&|\|\||[()!]|[^\s()!=&|]+)")
-_NAMES = {"equals": "==", "not_equals": "!=", "exists": "exists", "and": "&&", "or": "||", "not": "!"}  # of those emulated
+# Of those emulated.
+_NAMES = {"equals": "==", "not_equals": "!=", "exists": "exists", "and": "&&", "or": "||",
+          "not": "!"}
 
 
 def bad_expression(expression):
@@ -97,7 +99,8 @@ def matches(expression, node):
 
 def requirements(b, definition):
     """What a task takes: its own CPU and memory where it has them, since containers then need none, else theirs."""
-    containers = [{**c, "memory": c.get("memory", c.get("memoryReservation", 0))} for c in definition.container_definitions]
+    containers = [{**c, "memory": c.get("memory", c.get("memoryReservation", 0))}
+                  for c in definition.container_definitions]
     whole = copy.copy(definition)
     whole.container_definitions = containers
     needed = b._calculate_task_resource_requirements(whole)
@@ -116,7 +119,8 @@ def candidates(b, cluster, definition, constraints, group):
     """The container instances that can take a task, the emptiest first, or the reason why there is none."""
     constraints = [*constraints, *(definition.placement_constraints or [])]
     needed = requirements(b, definition)
-    active = [n for n in b.container_instances.get(cluster.name, {}).values() if n.status == "ACTIVE" and n.agent_connected]
+    active = [n for n in b.container_instances.get(cluster.name, {}).values() if n.status == "ACTIVE"
+              and n.agent_connected]
     if not active:
         return [], "No Container Instances were found in your cluster."
     taken = [t.container_instance_arn for t in running(b, cluster, group)]
@@ -139,7 +143,8 @@ def start(b, cluster, definition, node, group, network=None, p=None):
     p = p or {}
     needed = requirements(b, definition)
     task = Task(cluster, definition, node.container_instance_arn, needed, backend=b, group=group, launch_type="EC2",
-                overrides=p.get("overrides"), started_by=p.get("startedBy", ""), tags=p.get("tags"), networking_configuration=network)
+                overrides=p.get("overrides"), started_by=p.get("startedBy", ""), tags=p.get("tags"),
+                networking_configuration=network)
     for container in task.containers:
         container.last_status = "RUNNING"
     b.update_container_instance_resources(node, needed)
@@ -161,7 +166,8 @@ def schedule(b, cluster, restart=None):
     """Brings the tasks of all services of a cluster to where they should be."""
     for service in [s for s in b.services.values() if s.cluster_name == cluster.name]:
         group = f"service:{service.name}"
-        known = {n.container_instance_arn for n in b.container_instances.get(cluster.name, {}).values() if n.status == "ACTIVE"}
+        known = {n.container_instance_arn for n in b.container_instances.get(cluster.name, {}).values()
+                 if n.status == "ACTIVE"}
         for task in running(b, cluster, group):
             if task.container_instance_arn not in known:
                 stop(b, cluster, task, "Container instance left")
@@ -177,14 +183,15 @@ def _fill(b, cluster, service, group):
     constraints = list(getattr(service, "placement_constraints", None) or [])
     if service.scheduling_strategy == "DAEMON":
         constraints.append({"type": "distinctInstance"})
-        service.desired_count = len(running(b, cluster, group)) + len(candidates(b, cluster, definition, constraints, group)[0])
+        free = candidates(b, cluster, definition, constraints, group)[0]
+        service.desired_count = len(running(b, cluster, group)) + len(free)
     while (tasks := running(b, cluster, group)) and len(tasks) > service.desired_count:
         stop(b, cluster, tasks[-1], "Scaling activity initiated by service")
     while len(running(b, cluster, group)) < service.desired_count:
         fitting, why = candidates(b, cluster, definition, constraints, group)
         if not fitting:
-            _note(service, f"(service {service.name}) was unable to place a task because no container instance met all of its "
-                           f"requirements. Reason: {why}")
+            _note(service, f"(service {service.name}) was unable to place a task because no container instance met all "
+                           f"of its requirements. Reason: {why}")
             break
         start(b, cluster, definition, fitting[0], group, service.network_configuration or None)
     service.running_count = len(running(b, cluster, group))
@@ -193,10 +200,12 @@ def _fill(b, cluster, service, group):
         _note(service, f"(service {service.name}) has reached a steady state.")
     for deployment in service.deployments[:1]:
         deployment |= {"desiredCount": service.desired_count, "runningCount": service.running_count,
-                       "pendingCount": service.pending_count, "taskDefinition": service.task_definition, "platformFamily": None,
+                       "pendingCount": service.pending_count, "taskDefinition": service.task_definition,
+                       "platformFamily": None,
                        "rolloutState": "IN_PROGRESS" if service.pending_count else "COMPLETED"}
 
 
 def _note(service, message):
     if not service.events or service.events[0]["message"] != message:
-        service.events.insert(0, {"id": str(uuid.uuid4()), "createdAt": datetime.datetime.now(datetime.timezone.utc), "message": message})
+        service.events.insert(0, {"id": str(uuid.uuid4()), "createdAt": datetime.datetime.now(datetime.timezone.utc),
+                                  "message": message})

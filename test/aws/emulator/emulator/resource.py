@@ -66,4 +66,5 @@ def lower(tags):
 def required(p, *names):
     missing = [n for n in names if n not in p]
     if missing:
-        raise invalid("Properties validation failed with message: " + ", ".join(f"#: required key [{n}] not found" for n in missing))
+        raise invalid("Properties validation failed with message: "
+                      + ", ".join(f"#: required key [{n}] not found" for n in missing))

@@ -1,10 +1,11 @@
 """Resource types of CloudFormation: each is created, updated and deleted through the public API of its service.
 
-A property whose change replaces the resource is listed as the CloudFormation template reference has it ("Update requires:
-Replacement"). A property that an API does not know fails the resource.
+A property whose change replaces the resource is listed as the CloudFormation template reference has it ("Update
+requires: Replacement"). A property that an API does not know fails the resource.
 """
 
-from . import resources_autoscaling, resources_ec2, resources_ecs, resources_iam, resources_imagebuilder, resources_other
+from . import (resources_autoscaling, resources_ec2, resources_ecs, resources_iam, resources_imagebuilder,
+               resources_other)
 
 PROVIDERS = {
     "AWS::AutoScaling::AutoScalingGroup": resources_autoscaling.AutoScalingGroup(),

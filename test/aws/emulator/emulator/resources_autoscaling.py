@@ -16,7 +16,8 @@ class AutoScalingGroup(Type):
         arguments = copy.deepcopy(p)
         arguments["VPCZoneIdentifier"] = ",".join(arguments.get("VPCZoneIdentifier", []))
         tags = {t["Key"]: t for t in p.get("Tags", [])}
-        merged = [{**t, "PropagateAtLaunch": tags.get(t["Key"], {}).get("PropagateAtLaunch", True)} for t in c.tags(p.get("Tags"))]
+        merged = [{**t, "PropagateAtLaunch": tags.get(t["Key"], {}).get("PropagateAtLaunch", True)}
+                  for t in c.tags(p.get("Tags"))]
         arguments["Tags"] = [{**t, "ResourceId": p[self.name], "ResourceType": "auto-scaling-group"} for t in merged]
         if "Cooldown" in arguments:
             arguments["DefaultCooldown"] = arguments.pop("Cooldown")
@@ -64,8 +65,8 @@ class AutoScalingGroup(Type):
                 break
             time.sleep(0.05)
         if group.instance_states:
-            raise invalid("Could not scale to desired capacity because all remaining instances are protected from scale-in. "
-                          f"(Service: AutoScaling, Error: ScalingActivityInProgress, group {name})")
+            raise invalid("Could not scale to desired capacity because all remaining instances are protected from "
+                          f"scale-in. (Service: AutoScaling, Error: ScalingActivityInProgress, group {name})")
         asg.delete_auto_scaling_group(AutoScalingGroupName=name)
 
 
@@ -158,8 +159,10 @@ class RollingUpdate:
         if not self.signals:
             nodes.boot_pending()
             return
-        self._note(f"New instance(s) added to autoscaling group - Waiting on {len(launched)} resource signal(s) with a timeout of {self.pause}.")
-        self.c.stack._await(self.resource, self.c.signals, len(launched), self.percent, seconds(self.pause), True, set(launched))
+        self._note(f"New instance(s) added to autoscaling group - Waiting on {len(launched)} resource signal(s) with a "
+                   f"timeout of {self.pause}.")
+        self.c.stack._await(self.resource, self.c.signals, len(launched), self.percent, seconds(self.pause), True,
+                            set(launched))
 
 
 def _comparable(data):
@@ -181,5 +184,6 @@ class ScalingPolicy(Type):
         return resource.attributes
 
     def delete(self, c, resource):
-        delete_quietly(c.client("autoscaling").delete_policy, "ValidationError", PolicyName=resource.attributes["PolicyName"],
+        delete_quietly(c.client("autoscaling").delete_policy, "ValidationError",
+                       PolicyName=resource.attributes["PolicyName"],
                        AutoScalingGroupName=resource.properties["AutoScalingGroupName"])

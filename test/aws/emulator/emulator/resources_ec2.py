@@ -34,22 +34,26 @@ class SecurityGroup(Type):
             **({"VpcId": p["VpcId"]} if "VpcId" in p else {}))
         group = made["GroupId"]
         if p.get("SecurityGroupEgress"):  # any rule replaces the default one, which allows all
-            ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[{"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}])
+            everything = {"IpProtocol": "-1", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+            ec2.revoke_security_group_egress(GroupId=group, IpPermissions=[everything])
         self._rules(ec2, "authorize", group, p)
         vpc = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"][0]["VpcId"]
         return group, {"GroupId": group, "VpcId": vpc, "Id": group}
 
     @staticmethod
     def _rules(ec2, verb, group, p):
-        for name, direction, kind in (("SecurityGroupIngress", "Source", "ingress"), ("SecurityGroupEgress", "Destination", "egress")):
+        for name, direction, kind in (("SecurityGroupIngress", "Source", "ingress"),
+                                      ("SecurityGroupEgress", "Destination", "egress")):
             for rule in p.get(name) or []:
-                getattr(ec2, f"{verb}_security_group_{kind}")(GroupId=group, IpPermissions=[permission(rule, direction)])
+                getattr(ec2, f"{verb}_security_group_{kind}")(GroupId=group,
+                                                              IpPermissions=[permission(rule, direction)])
 
     def update(self, c, resource, p, old):
         ec2, group = c.client("ec2"), resource.physical_id
 
         def only(left, right):
-            return {n: [r for r in left.get(n) or [] if r not in (right.get(n) or [])] for n in ("SecurityGroupIngress", "SecurityGroupEgress")}
+            return {n: [r for r in left.get(n) or [] if r not in (right.get(n) or [])]
+                    for n in ("SecurityGroupIngress", "SecurityGroupEgress")}
 
         self._rules(ec2, "revoke", group, only(old, p))
         self._rules(ec2, "authorize", group, only(p, old))
@@ -69,7 +73,8 @@ class SecurityGroupRule(Type):
         self.direction, self.kind = direction, kind
 
     def replaced_by(self, old, new):
-        return {k: v for k, v in old.items() if k != "Description"} != {k: v for k, v in new.items() if k != "Description"}
+        return ({k: v for k, v in old.items() if k != "Description"}
+                != {k: v for k, v in new.items() if k != "Description"})
 
     def _do(self, c, verb, p):
         return getattr(c.client("ec2"), f"{verb}_security_group_{self.kind}")(
@@ -99,7 +104,8 @@ class LaunchTemplate(Type):
     def create(self, c, p):
         self._named(c, p)
         specifications = [s for s in p.pop("TagSpecifications", []) if s["ResourceType"] != "launch-template"]
-        own = [t for s in c.properties.get("TagSpecifications", []) if s["ResourceType"] == "launch-template" for t in s["Tags"]]
+        own = [t for s in c.properties.get("TagSpecifications", []) if s["ResourceType"] == "launch-template"
+               for t in s["Tags"]]
         specifications.append({"ResourceType": "launch-template", "Tags": c.tags(own)})
         made = c.call("ec2", "CreateLaunchTemplate", {**p, "TagSpecifications": specifications})["LaunchTemplate"]
         return made["LaunchTemplateId"], self._attributes(made["LaunchTemplateId"], 1)
@@ -112,11 +118,13 @@ class LaunchTemplate(Type):
         if p["LaunchTemplateData"] == old["LaunchTemplateData"] and "Emulator::HalfUpdated" not in old:
             return resource.attributes
         made = c.call("ec2", "CreateLaunchTemplateVersion", {
-            "LaunchTemplateId": resource.physical_id, "LaunchTemplateData": p["LaunchTemplateData"]})["LaunchTemplateVersion"]
+            "LaunchTemplateId": resource.physical_id,
+            "LaunchTemplateData": p["LaunchTemplateData"]})["LaunchTemplateVersion"]
         return self._attributes(resource.physical_id, made["VersionNumber"])
 
     def delete(self, c, resource):
-        delete_quietly(c.client("ec2").delete_launch_template, "InvalidLaunchTemplateId.NotFound", LaunchTemplateId=resource.physical_id)
+        delete_quietly(c.client("ec2").delete_launch_template, "InvalidLaunchTemplateId.NotFound",
+                       LaunchTemplateId=resource.physical_id)
 
 
 class VPCEndpoint(Type):
@@ -131,7 +139,8 @@ class VPCEndpoint(Type):
     def update(self, c, resource, p, old):
         def only(name):
             now, before = p.get(name, []), old.get(name, [])
-            return {f"Add{name}": [v for v in now if v not in before], f"Remove{name}": [v for v in before if v not in now]}
+            return {f"Add{name}": [v for v in now if v not in before],
+                    f"Remove{name}": [v for v in before if v not in now]}
 
         changes = {k: v for k, v in {**only("SubnetIds"), **only("RouteTableIds")}.items() if v}
         if changes:

@@ -18,7 +18,8 @@ class Cluster(Type):
     def update(self, c, resource, p, old):
         changed = {k: p[k] for k in ("Configuration", "ServiceConnectDefaults") if k in p}
         c.call("ecs", "UpdateCluster", {**changed, "Cluster": resource.physical_id,
-                                        "Settings": p.get("ClusterSettings") or [{"name": "containerInsights", "value": "disabled"}]})
+                                        "Settings": p.get("ClusterSettings")
+                                        or [{"name": "containerInsights", "value": "disabled"}]})
         c.client("ecs").tag_resource(resourceArn=resource.attributes["Arn"], tags=lower(c.tags(p.get("Tags"))))
         return resource.attributes
 
@@ -64,7 +65,8 @@ class ClusterCapacityProviderAssociations(Type):
         return self.create(c, p)[1]
 
     def delete(self, c, resource):
-        delete_quietly(c.client("ecs").put_cluster_capacity_providers, "ClusterNotFoundException", cluster=resource.physical_id,
+        delete_quietly(c.client("ecs").put_cluster_capacity_providers, "ClusterNotFoundException",
+                       cluster=resource.physical_id,
                        capacityProviders=[], defaultCapacityProviderStrategy=[])
 
 
@@ -86,7 +88,8 @@ class TaskDefinition(Type):
         return resource.attributes
 
     def delete(self, c, resource):
-        delete_quietly(c.client("ecs").deregister_task_definition, "ClientException", taskDefinition=resource.physical_id)
+        delete_quietly(c.client("ecs").deregister_task_definition, "ClientException",
+                       taskDefinition=resource.physical_id)
 
 
 class Service(Type):
@@ -120,8 +123,8 @@ class Service(Type):
     def _settled(service):
         """AWS waits up to three hours for a service to settle; here it settles at once or never."""
         if service["runningCount"] < service["desiredCount"]:
-            raise invalid(f"Resource handler returned message: \"Error occurred during operation 'ECS Deployment did not stabilize'.\" "
-                          f"{service['events'][0]['message'] if service.get('events') else ''}")
+            raise invalid("Resource handler returned message: \"Error occurred during operation 'ECS Deployment did "
+                          f"not stabilize'.\" {service['events'][0]['message'] if service.get('events') else ''}")
 
     def delete(self, c, resource):
         cluster = resource.properties.get("Cluster", "default")

@@ -56,7 +56,8 @@ class Policy(Type):
     def create(self, c, p):
         required(p, "PolicyName", "PolicyDocument")
         for role in p.get("Roles", []):
-            c.call("iam", "PutRolePolicy", {"RoleName": role, "PolicyName": p["PolicyName"], "PolicyDocument": p["PolicyDocument"]})
+            c.call("iam", "PutRolePolicy",
+                   {"RoleName": role, "PolicyName": p["PolicyName"], "PolicyDocument": p["PolicyDocument"]})
         return c.generated_name(), {}
 
     def update(self, c, resource, p, old):
@@ -66,7 +67,8 @@ class Policy(Type):
 
     def _remove(self, c, p):
         for role in p.get("Roles", []):
-            delete_quietly(c.client("iam").delete_role_policy, "NoSuchEntity", RoleName=role, PolicyName=p["PolicyName"])
+            delete_quietly(c.client("iam").delete_role_policy, "NoSuchEntity", RoleName=role,
+                           PolicyName=p["PolicyName"])
 
     def delete(self, c, resource):
         self._remove(c, resource.properties)
@@ -95,7 +97,8 @@ class InstanceProfile(Type):
     def delete(self, c, resource):
         iam, name = c.client("iam"), resource.physical_id
         for role in resource.properties["Roles"]:
-            delete_quietly(iam.remove_role_from_instance_profile, "NoSuchEntity", InstanceProfileName=name, RoleName=role)
+            delete_quietly(iam.remove_role_from_instance_profile, "NoSuchEntity", InstanceProfileName=name,
+                           RoleName=role)
         delete_quietly(iam.delete_instance_profile, "NoSuchEntity", InstanceProfileName=name)
 
 
@@ -113,7 +116,8 @@ class ManagedPolicy(Type):
 
     def update(self, c, resource, p, old):
         arn, iam = resource.physical_id, c.client("iam")
-        c.call("iam", "CreatePolicyVersion", {"PolicyArn": arn, "PolicyDocument": p["PolicyDocument"], "SetAsDefault": True})
+        c.call("iam", "CreatePolicyVersion",
+               {"PolicyArn": arn, "PolicyDocument": p["PolicyDocument"], "SetAsDefault": True})
         for version in iam.list_policy_versions(PolicyArn=arn)["Versions"]:
             if not version["IsDefaultVersion"]:
                 iam.delete_policy_version(PolicyArn=arn, VersionId=version["VersionId"])

@@ -8,7 +8,8 @@ GONE = "ResourceNotFoundException"
 
 class Component(Type):
     tagged = False  # a change of the tags alone leaves it
-    replacing = ("Name", "Version", "ChangeDescription", "Description", "Platform", "Data", "Uri", "KmsKeyId", "SupportedOsVersions")
+    replacing = ("Name", "Version", "ChangeDescription", "Description", "Platform", "Data", "Uri", "KmsKeyId",
+                 "SupportedOsVersions")
 
     def create(self, c, p):
         p["SemanticVersion"], p["Tags"] = p.pop("Version"), tags(c, p)
@@ -23,7 +24,8 @@ class Component(Type):
 
 
 class ImageRecipe(Component):
-    replacing = ("Name", "Version", "Components", "ParentImage", "Description", "BlockDeviceMappings", "WorkingDirectory")
+    replacing = ("Name", "Version", "Components", "ParentImage", "Description", "BlockDeviceMappings",
+                 "WorkingDirectory")
 
     def create(self, c, p):
         p["SemanticVersion"], p["Tags"] = p.pop("Version"), tags(c, p)

@@ -12,7 +12,8 @@ class EventsRule(Type):
 
     def _put(self, c, p):
         targets = p.pop("Targets", [])
-        arn = c.call("events", "PutRule", {**p, "EventPattern": p["EventPattern"]} if "EventPattern" in p else p)["RuleArn"]
+        arn = c.call("events", "PutRule",
+                     {**p, "EventPattern": p["EventPattern"]} if "EventPattern" in p else p)["RuleArn"]
         if targets:
             answer = c.call("events", "PutTargets", {"Rule": p["Name"], "Targets": targets})
             if answer["FailedEntryCount"]:
@@ -49,11 +50,13 @@ class LogGroup(Type):
 
     def update(self, c, resource, p, old):
         if p.get("RetentionInDays"):
-            c.client("logs").put_retention_policy(logGroupName=resource.physical_id, retentionInDays=int(p["RetentionInDays"]))
+            c.client("logs").put_retention_policy(logGroupName=resource.physical_id,
+                                                  retentionInDays=int(p["RetentionInDays"]))
         return resource.attributes
 
     def delete(self, c, resource):
-        delete_quietly(c.client("logs").delete_log_group, "ResourceNotFoundException", logGroupName=resource.physical_id)
+        delete_quietly(c.client("logs").delete_log_group, "ResourceNotFoundException",
+                       logGroupName=resource.physical_id)
 
 
 class SSMDocument(Type):
@@ -72,9 +75,12 @@ class SSMDocument(Type):
             return {}
         if p.get("UpdateMethod", "Replace") != "NewVersion":
             raise invalid("the emulator updates documents with UpdateMethod NewVersion only")
-        made = c.call("ssm", "UpdateDocument", {"Name": resource.physical_id, "Content": p["Content"], "DocumentVersion": "$LATEST",
-                                                "DocumentFormat": p.get("DocumentFormat", "JSON")})["DocumentDescription"]
-        c.client("ssm").update_document_default_version(Name=resource.physical_id, DocumentVersion=made["DocumentVersion"])
+        made = c.call("ssm", "UpdateDocument",
+                      {"Name": resource.physical_id, "Content": p["Content"], "DocumentVersion": "$LATEST",
+                                                "DocumentFormat": p.get("DocumentFormat",
+                                                                        "JSON")})["DocumentDescription"]
+        c.client("ssm").update_document_default_version(Name=resource.physical_id,
+                                                        DocumentVersion=made["DocumentVersion"])
         return {}
 
     def delete(self, c, resource):

@@ -5,7 +5,8 @@ import threading
 from moto.moto_api._internal.models import moto_api_backend
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, imagebuilder, nodes, ssm  # noqa: F401, they change moto
+# Importing them changes moto.
+from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, imagebuilder, nodes, ssm  # noqa: F401
 from .control import ACTIONS, Front, faults, holds, settings
 from .damage import damage
 
@@ -33,7 +34,8 @@ class Server:
     """Server().start() serves until stop(); url is where."""
 
     def __init__(self, host="127.0.0.1", port=0):
-        actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create, "event": events.emit, "damage": damage,
+        actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create,
+                   "event": events.emit, "damage": damage,
                    "drains": autoscaling.drains, "settle": ssm.settle,
                    "health": lambda: {"status": "ok"}}
         self._server = make_server(host, port, Front(api.application, actions), threaded=True, request_handler=_Handler)

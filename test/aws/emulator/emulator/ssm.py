@@ -32,7 +32,8 @@ def reset():
 @extend(SimpleSystemManagerBackend)
 def get_parameter(original, self, name):
     if name in CANONICAL:
-        return Parameter(account_id=self.account_id, name=name, value=CANONICAL[name], parameter_type="String", description="",
+        return Parameter(account_id=self.account_id, name=name, value=CANONICAL[name], parameter_type="String",
+                         description="",
                          allowed_pattern=None, keyid=None, last_modified_date=0, version=1, data_type="aws:ec2:image")
     return original(self, name)
 
@@ -89,7 +90,8 @@ class Command:
         p, done = self.parameters, [i for i in self.invocations.values() if i.status not in ("Pending", "InProgress")]
         return {
             "CommandId": self.id, "DocumentName": p["DocumentName"], "Comment": p.get("Comment", ""),
-            "Parameters": p.get("Parameters", {}), "InstanceIds": p.get("InstanceIds", []), "Targets": p.get("Targets", []),
+            "Parameters": p.get("Parameters", {}), "InstanceIds": p.get("InstanceIds", []),
+            "Targets": p.get("Targets", []),
             "RequestedDateTime": self.requested, "Status": self.status, "StatusDetails": self.status,
             "TargetCount": len(self.invocations), "CompletedCount": len(done),
             "ErrorCount": sum(i.status != "Success" for i in done), "MaxConcurrency": p.get("MaxConcurrency", "50"),
@@ -104,7 +106,8 @@ class Invocation:
     def get(self, command):
         return {
             "CommandId": command.id, "InstanceId": self.instance_id, "DocumentName": command.parameters["DocumentName"],
-            "PluginName": "aws:runShellScript", "ResponseCode": self.code, "Status": self.status, "StatusDetails": self.status,
+            "PluginName": "aws:runShellScript", "ResponseCode": self.code, "Status": self.status,
+            "StatusDetails": self.status,
             "StandardOutputContent": self.stdout[:STDOUT_LIMIT], "StandardErrorContent": self.stderr[:8000],
             "StandardOutputUrl": "", "StandardErrorUrl": "", "Comment": command.parameters.get("Comment", ""),
         }
@@ -117,7 +120,8 @@ class Invocation:
         }
         if details:
             output = self.stdout + (f"\n----------ERROR-------\n{self.stderr}" if self.stderr else "")
-            result["CommandPlugins"] = [{"Name": "aws:runShellScript", "Status": self.status, "StatusDetails": self.status,
+            result["CommandPlugins"] = [{"Name": "aws:runShellScript", "Status": self.status,
+                                         "StatusDetails": self.status,
                                          "ResponseCode": self.code, "Output": output[:PLUGIN_LIMIT]}]
         return result
 
@@ -126,12 +130,15 @@ def _targets(p, region):
     running = {i.id: i for i in managed(region)}
     ids = list(p.get("InstanceIds", []))
     if len(ids) > INSTANCES_LIMIT:
-        raise AWSError("ValidationException", "1 validation error detected: Value at 'instanceIds' failed to satisfy constraint: "
+        raise AWSError("ValidationException",
+                       "1 validation error detected: Value at 'instanceIds' failed to satisfy constraint: "
                        f"Member must have length less than or equal to {INSTANCES_LIMIT}")
     if unmanaged := [i for i in ids if i not in running]:
-        raise AWSError("InvalidInstanceId", f"Instances [[{', '.join(unmanaged)}]] not in a valid state for account {ACCOUNT}")
+        raise AWSError("InvalidInstanceId",
+                       f"Instances [[{', '.join(unmanaged)}]] not in a valid state for account {ACCOUNT}")
     if p.get("Targets"):
-        ids += [i for i, instance in running.items() if all(_matches(instance, t) for t in p["Targets"]) and i not in ids]
+        ids += [i for i, instance in running.items() if all(_matches(instance, t) for t in p["Targets"])
+                and i not in ids]
     return ids
 
 
@@ -205,7 +212,8 @@ def list_command_invocations(request, p):
     found = [i.list(c, p.get("Details", False)) for c in commands for i in c.invocations.values()
              if p.get("InstanceId") in (None, i.instance_id)]
     start, size = int(p.get("NextToken", 0)), int(p.get("MaxResults", 50))
-    return {"CommandInvocations": found[start:start + size], **({"NextToken": str(start + size)} if len(found) > start + size else {})}
+    return {"CommandInvocations": found[start:start + size],
+            **({"NextToken": str(start + size)} if len(found) > start + size else {})}
 
 
 # Automations
@@ -236,9 +244,11 @@ def start_automation(region, document):
                 if step["action"] != "aws:executeScript":
                     raise ValueError(f"{step['action']} is not emulated")
                 inputs = step["inputs"]
-                command = [sys.executable, "-c", _SCRIPT, inputs["Script"], inputs["Handler"], json.dumps(inputs.get("InputPayload", {}))]
+                command = [sys.executable, "-c", _SCRIPT, inputs["Script"], inputs["Handler"],
+                           json.dumps(inputs.get("InputPayload", {}))]
                 for _ in range(int(step.get("maxAttempts", 1))):
-                    done = subprocess.run(command, env=nodes.environment(region, ""), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    done = subprocess.run(command, env=nodes.environment(region, ""), stdout=subprocess.PIPE,
+                                          stderr=subprocess.STDOUT,
                                           text=True, check=False, timeout=int(step.get("timeoutSeconds", 600)))
                     if done.returncode == 0:
                         break

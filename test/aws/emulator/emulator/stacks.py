@@ -107,7 +107,8 @@ class Stack:
     def _event(self, logical_id, physical_id, kind, status, why):
         self.events.append({
             "StackId": self.id, "EventId": f"{logical_id}-{status}-{len(self.events)}", "StackName": self.name,
-            "LogicalResourceId": logical_id, "PhysicalResourceId": physical_id, "ResourceType": kind, "Timestamp": now(),
+            "LogicalResourceId": logical_id, "PhysicalResourceId": physical_id, "ResourceType": kind,
+            "Timestamp": now(),
             "ResourceStatus": status, **({"ResourceStatusReason": why} if why else {}),
         })
 
@@ -166,7 +167,8 @@ class Stack:
     # Create
 
     def scope(self, template, raw):
-        return Scope(template, raw, stack_id=self.id, stack_name=self.name, region=self.region, resources=self.resources)
+        return Scope(template, raw, stack_id=self.id, stack_name=self.name, region=self.region,
+                     resources=self.resources)
 
     def create(self, body, raw, capabilities=()):
         template = parse(body)
@@ -191,7 +193,9 @@ class Stack:
         self.resolved = scope.resolved if scope else {}
 
     def _creation_failed(self, error):
-        why = f"The following resource(s) failed to create: [{error.logical_id}]." if isinstance(error, Failed) else reason(error)
+        why = reason(error)
+        if isinstance(error, Failed):
+            why = f"The following resource(s) failed to create: [{error.logical_id}]."
         self.set_status("ROLLBACK_IN_PROGRESS", f"{why} Rollback requested by user.")
         failures = self._delete_all()
         if failures:
@@ -228,7 +232,8 @@ class Stack:
         count = int(policy["ResourceSignal"].get("Count", 1))
         timeout = seconds(policy["ResourceSignal"].get("Timeout", "PT5M"))
         group = resource.type == "AWS::AutoScaling::AutoScalingGroup"
-        percent = int(policy.get("AutoScalingCreationPolicy", {}).get("MinSuccessfulInstancesPercent", 100)) if group else 100
+        percent = int(policy.get("AutoScalingCreationPolicy", {}).get("MinSuccessfulInstancesPercent",
+                                                                      100)) if group else 100
         if count == 0:
             return
         self._await(resource, signals, count, percent, timeout, group)
@@ -260,8 +265,8 @@ class Stack:
         if not self.status.endswith("_IN_PROGRESS") or self.status.startswith(("DELETE", "ROLLBACK", "REVIEW")):
             raise invalid(f"Stack {self.id} is in {self.status} state and cannot be signaled.")
         if len(unique_id) > 64:  # CloudFormation API reference, SignalResource
-            raise invalid(f"1 validation error detected: Value '{unique_id}' at 'uniqueId' failed to satisfy constraint: "
-                          "Member must have length less than or equal to 64")
+            raise invalid(f"1 validation error detected: Value '{unique_id}' at 'uniqueId' failed to satisfy "
+                          "constraint: Member must have length less than or equal to 64")
         resources = self.template["Resources"]
         if name not in resources:
             raise invalid(f"Resource {name} does not exist for stack {self.name}")
@@ -295,13 +300,15 @@ class Stack:
                 continue
             resource = self.resources[name]
             if resource.type != body["Type"]:
-                raise invalid("Update of resource type is not permitted. The new template modifies resource type of the "
-                              f"following resources: [{name}]")
+                raise invalid("Update of resource type is not permitted. The new template modifies resource type of "
+                              f"the following resources: [{name}]")
             properties = scope.evaluate(body.get("Properties") or {})
             attributes = {n for n in references(only_attributes(body.get("Properties") or {})) if n in changed}
-            if properties != resource.properties or attributes or (tags != self.tags and PROVIDERS[body["Type"]].tagged):
+            if properties != resource.properties or attributes or (tags != self.tags
+                                                                   and PROVIDERS[body["Type"]].tagged):
                 replaced = PROVIDERS[body["Type"]].replaced_by(resource.properties, properties)
-                changes.append(change("Modify", name, body["Type"], resource.physical_id, "True" if replaced else "False"))
+                changes.append(change("Modify", name, body["Type"], resource.physical_id,
+                                      "True" if replaced else "False"))
                 changed.add(name)
         for name, resource in self.resources.items():
             if name not in active:
@@ -322,12 +329,15 @@ class Stack:
         self.set_status("UPDATE_COMPLETE")
 
     def _update_failed(self, error, before):
-        why = f"The following resource(s) failed to update: [{error.logical_id}]." if isinstance(error, Failed) else reason(error)
+        why = reason(error)
+        if isinstance(error, Failed):
+            why = f"The following resource(s) failed to update: [{error.logical_id}]."
         self.set_status("UPDATE_ROLLBACK_IN_PROGRESS", why)
         body, template, raw, capabilities, tags = before
         made = self._unreplace()
         try:
-            self._apply(body, template, raw, tags, capabilities, cleanup="UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", old=made)
+            self._apply(body, template, raw, tags, capabilities, cleanup="UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS",
+                        old=made)
         except (Failed, AWSError) as second:
             self.set_status("UPDATE_ROLLBACK_FAILED", reason(second) if isinstance(second, AWSError) else str(second))
             return
@@ -396,10 +406,12 @@ class Stack:
             del self.signals[name]
 
     def _replace(self, context, provider, resource, properties):
-        if provider.name and provider.name in properties and properties[provider.name] == resource.properties.get(provider.name):
+        name = provider.name
+        if name and name in properties and properties[name] == resource.properties.get(name):
             raise invalid("CloudFormation cannot update a stack when a custom-named resource requires replacing. "
                           f"Rename {properties[provider.name]} and update the stack again.")
-        self.event(resource, "UPDATE_IN_PROGRESS", "Requested update requires the creation of a new physical resource; hence creating one.")
+        self.event(resource, "UPDATE_IN_PROGRESS",
+                   "Requested update requires the creation of a new physical resource; hence creating one.")
         old = copy.copy(resource)
         resource.physical_id, resource.attributes = provider.create(context, copy.deepcopy(properties))
         resource.properties = properties
@@ -467,7 +479,8 @@ def only_attributes(value):
         return [only_attributes(v) for v in value]
     if not isinstance(value, dict):
         return None
-    return [{k: v} if k == "Fn::GetAtt" or (k == "Fn::Sub" and "." in str(v)) else only_attributes(v) for k, v in value.items()]
+    return [{k: v} if k == "Fn::GetAtt" or (k == "Fn::Sub" and "." in str(v)) else only_attributes(v)
+            for k, v in value.items()]
 
 
 def change(action, logical_id, kind, physical_id=None, replacement=None):
@@ -484,7 +497,8 @@ def outputs(scope):
     for name, body in scope.active("Outputs").items():
         value = scope.evaluate(body["Value"])
         if isinstance(value, (list, dict)):
-            raise invalid(f"Template format error: The Value field of every Outputs member must evaluate to a String: {name}")
+            raise invalid("Template format error: The Value field of every Outputs member must evaluate to a String: "
+                          f"{name}")
         result.append({"OutputKey": name, "OutputValue": api.text(value),
                        **({"Description": body["Description"]} if "Description" in body else {})})
     return result

@@ -52,7 +52,8 @@ LIMIT = 51200  # bytes of a template body; AWS CloudFormation quotas
 def parse(body):
     """The template as an object, refused where AWS refuses it without looking at parameters."""
     if len(body.encode()) > LIMIT:
-        raise AWSError("ValidationError", "1 validation error detected: Value at 'templateBody' failed to satisfy constraint: "
+        raise AWSError("ValidationError",
+                       "1 validation error detected: Value at 'templateBody' failed to satisfy constraint: "
                        f"Member must have length less than or equal to {LIMIT}")
     try:
         template = yaml.load(body, Loader=_Loader)  # noqa: S506, a SafeLoader
@@ -126,7 +127,8 @@ def references(value):
         elif key == "Fn::Sub":
             template, names = (item, {}) if isinstance(item, str) else item
             yield from references(names)
-            yield from (name.split(".")[0] for escaped, name in SUB.findall(template) if not escaped and name not in names)
+            yield from (name.split(".")[0] for escaped, name in SUB.findall(template) if not escaped
+                        and name not in names)
         elif key == "DependsOn" and not isinstance(item, dict):
             yield from [item] if isinstance(item, str) else item
         else:
@@ -140,7 +142,8 @@ def order(resources, last=lambda name: False):
     while len(done) < len(resources):
         ready = [n for n in resources if n not in done and needs[n] <= set(done)]
         if not ready:
-            raise invalid(f"Circular dependency between resources: [{', '.join(n for n in resources if n not in done)}]")
+            rest = ", ".join(n for n in resources if n not in done)
+            raise invalid(f"Circular dependency between resources: [{rest}]")
         done.append(min(ready, key=last))
     return done
 
@@ -153,8 +156,10 @@ class Scope:
         self.resources = resources if resources is not None else {}
         self.region = region
         self.pseudo = {
-            "AWS::AccountId": api.ACCOUNT, "AWS::NoValue": NO_VALUE, "AWS::NotificationARNs": [], "AWS::Partition": "aws",
-            "AWS::Region": region, "AWS::StackId": stack_id, "AWS::StackName": stack_name, "AWS::URLSuffix": "amazonaws.com",
+            "AWS::AccountId": api.ACCOUNT, "AWS::NoValue": NO_VALUE, "AWS::NotificationARNs": [],
+            "AWS::Partition": "aws",
+            "AWS::Region": region, "AWS::StackId": stack_id, "AWS::StackName": stack_name,
+            "AWS::URLSuffix": "amazonaws.com",
         }
         self.raw = raw_parameters(template, given)
         self.resolved = {}  # SSM parameters as they were found
@@ -248,7 +253,8 @@ class Scope:
     def _made(self, name):
         body = self.template["Resources"].get(name, {})
         if "Condition" in body and not self.condition(body["Condition"]):
-            raise invalid(f"Template format error: Unresolved resource dependencies [{name}] in the Resources block of the template")
+            raise invalid(f"Template format error: Unresolved resource dependencies [{name}] in the Resources block of "
+                          "the template")
         return name in self.resources
 
     def attribute(self, name, attribute):
@@ -257,7 +263,8 @@ class Scope:
         try:
             return self.resources[name].attributes[attribute]
         except KeyError:
-            raise invalid(f"Template error: resource {name} does not support attribute type {attribute} in Fn::GetAtt") from None
+            raise invalid(f"Template error: resource {name} does not support attribute type {attribute} "
+                          "in Fn::GetAtt") from None
 
     def evaluate(self, value):
         """value with its functions replaced by what they give."""
@@ -377,7 +384,8 @@ VALUE_LIMIT = 4096  # bytes of a parameter value; AWS CloudFormation quotas
 def check_parameter(name, spec, raw):
     """Refuses a value that its parameter's constraints do not allow."""
     if len(raw.encode()) > VALUE_LIMIT:
-        raise invalid(f"Parameter '{name}' length is greater than {VALUE_LIMIT} bytes" if "ConstraintDescription" not in spec
+        raise invalid(f"Parameter '{name}' length is greater than {VALUE_LIMIT} bytes"
+                      if "ConstraintDescription" not in spec
                       else f"Parameter {name} failed to satisfy constraint: {spec['ConstraintDescription']}")
     for value in _values(spec["Type"], raw):
         if (violated := _violated(spec, value)) is None:
@@ -444,7 +452,8 @@ def _check_exists(name, kind, values, region):
         try:
             getattr(api.client("ec2", region), method)(**{argument: [value]})
         except ClientError:
-            raise invalid(f"Parameter validation failed: parameter value {value} for parameter name {name} does not exist") from None
+            raise invalid(f"Parameter validation failed: parameter value {value} for parameter name {name} does not "
+                          "exist") from None
 
 
 def seconds(duration):
