@@ -25,7 +25,6 @@ func watchCommand() *cobra.Command {
 	var dir, signal, pidFile string
 	cmd := &cobra.Command{
 		Use:   "watch [-- COMMAND [ARG...]]",
-		Args:  cobra.ArbitraryArgs,
 		Short: "Run a command, or send a signal, after each rotation",
 		Long: `In a container: run a command, or send a signal, after each rotation of the
 certificates, once all files are there. What fails is tried again. The program
