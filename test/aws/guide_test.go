@@ -236,7 +236,7 @@ func TestMigrationGuide(t *testing.T) {
 		if old == "tags" {
 			continue // of the stack
 		}
-		if len(names) == 0 || !strings.Contains(template, "\n  "+names[0][1]+":\n") {
+		if len(names) == 0 || !strings.Contains(template, "\n  "+names[0][1]+":") {
 			t.Errorf("%s: the row names no parameter or output of the template: %s", old, rows[0][1])
 		}
 	}
