@@ -45,9 +45,9 @@ func TestScripts(t *testing.T) {
 			},
 			// region NAME moves the instance and its stacks there.
 			"region": func(ts *testscript.TestScript, neg bool, args []string) {
-				ts.Value("metadata").(*simaws.IMDS).Instance.Region = args[0]
+				ts.Value("metadata").(*simaws.IMDS).Move(args[0])
 				cfn := ts.Value("cloudformation").(*simaws.CloudFormation)
-				cfn.Region = args[0]
+				cfn.Move(args[0])
 				ts.Setenv("STACK_ID", cfn.StackID("prod"))
 			},
 			// no-v1 fails if a request came without a token.

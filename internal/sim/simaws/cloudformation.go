@@ -17,6 +17,7 @@ import (
 type CloudFormation struct {
 	Region, AccountID string
 
+	place   sync.Mutex // guards Region once it serves
 	mu      sync.Mutex
 	stacks  map[string]*stack // by name
 	signals []Signal
@@ -69,8 +70,17 @@ func (s *CloudFormation) Fail(code string, calls int) {
 	s.fault, s.failing = code, calls
 }
 
+// Move puts all stacks into another region.
+func (s *CloudFormation) Move(region string) {
+	s.place.Lock()
+	defer s.place.Unlock()
+	s.Region = region
+}
+
 // StackID returns the ID of a stack.
 func (s *CloudFormation) StackID(name string) string {
+	s.place.Lock()
+	defer s.place.Unlock()
 	const suffix = "11111111-2222-3333-4444-555555555555"
 	return Instance{Region: s.Region, AccountID: s.AccountID}.ARN("cloudformation", "stack/"+name+"/"+suffix)
 }

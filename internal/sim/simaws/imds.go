@@ -68,6 +68,13 @@ type fault struct {
 	until  time.Time // then it ends by itself; zero: it does not
 }
 
+// Move puts the instance into another region.
+func (s *IMDS) Move(region string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Instance.Region = region
+}
+
 // Set adds an item that only some instances have, by its path below /latest/, as "user-data" or
 // "meta-data/autoscaling/target-lifecycle-state", or changes one. Unset takes it away again.
 func (s *IMDS) Set(path, value string) {
@@ -212,6 +219,8 @@ func (s *IMDS) item(path string) (text string, ok bool) {
 }
 
 func (s *IMDS) items() map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	i := s.Instance
 	document, _ := json.Marshal(map[string]any{ // of text: always marshals
 		"accountId": i.AccountID, "architecture": "x86_64", "availabilityZone": i.AvailabilityZone, "imageId": i.ImageID,
@@ -239,8 +248,6 @@ func (s *IMDS) items() map[string]string {
 	if i.Role != "" {
 		items[meta+"iam/security-credentials/"+i.Role] = credentials()
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	maps.Copy(items, s.extra)
 	return items
 }
