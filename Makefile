@@ -69,7 +69,7 @@ test-system: packages lint-packages ## what lands on an AMI: the packages under 
 .PHONY: stress
 stress: build ## 10,000 rotations, which takes five minutes (root); 2,000 random PKIs among TLS peers
 	test/run rotation
-	SEVAGENT_PKIS=2000 go test -count=1 -timeout 30m -run TestPeers -v ./internal/mtls/certset
+	SEVAGENT_PKIS=2000 SEVAGENT_SEED=$$RANDOM go test -count=1 -timeout 30m -run TestPeers -v ./internal/mtls/certset
 
 .PHONY: lint
 lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, systemd-analyze, the import table
