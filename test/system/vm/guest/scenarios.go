@@ -242,7 +242,7 @@ func clock() (string, error) {
 		if err == nil && health.Ready() {
 			err = errors.New("the agent is ready with an expired certificate")
 		}
-		return cmp.Or(err, has(fmt.Append(nil, health.Checks), "expired at"))
+		return cmp.Or(err, has(fmt.Append(nil, health.Checks), "expired, at"))
 	})
 	err = errors.Join(err, state("sevagent.service", "active"), evidence(), shift(-jump))
 	if err == nil {
