@@ -33,8 +33,10 @@ type Watch struct {
 }
 
 // Run returns nil when ctx ends.
-func (w Watch) Run(ctx context.Context) error {
-	done := w.current()
+func (w Watch) Run(ctx context.Context) error { return w.follow(ctx, w.current()) }
+
+// follow is Run from a generation on, which is done.
+func (w Watch) follow(ctx context.Context, done string) error {
 	interval := pollAlone
 	events := make(<-chan fsnotify.Event)
 	notify, err := fsnotify.NewWatcher()

@@ -63,7 +63,8 @@ func (p published) start() (seen chan string, answer chan error, failed chan err
 		},
 		Failed: func(err error, _ time.Duration) { failed <- err },
 	}
-	go func() { ended <- w.Run(ctx) }()
+	first := w.current() // before anything is published
+	go func() { ended <- w.follow(ctx, first) }()
 	p.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
