@@ -27,7 +27,7 @@ func vcekOf(product snp.Product) func(*sim.Options) {
 	}
 }
 
-// TestReadEndorsement: a certificate that is not as AMD makes them is refused, whoever signed it.
+// TestReadEndorsement: a certificate that is not as AMD makes them is refused, even if the signature is right.
 func TestReadEndorsement(t *testing.T) {
 	now := time.Now()
 	machines := map[snp.SigningKey]*machine{

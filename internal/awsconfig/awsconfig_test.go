@@ -123,7 +123,7 @@ type clientFunc func(*http.Request) (*http.Response, error)
 
 func (f clientFunc) Do(req *http.Request) (*http.Response, error) { return f(req) }
 
-// isolate keeps the configuration and the credentials of whoever runs the tests out of them.
+// isolate keeps the user's configuration and credentials out of the tests.
 func isolate(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	for _, variable := range os.Environ() {

@@ -40,7 +40,7 @@ func lastECSError(path string) (reason string) {
 	return cli.Visible(strings.ToValidUTF8(reason[:min(len(reason), maxECSReason)], "?"))
 }
 
-// ecsField is a field of a line in the ECS agent's usual form: level=error time=… msg="…" error="…", quoted as Go does
+// ecsField is a field of a line in the ECS agent's usual form, quoted as Go does: level=error time=… msg="…" error="…"
 // (aws/amazon-ecs-agent: ecs-agent/logger/log.go).
 var ecsField = regexp.MustCompile(`(?:^|\s)(level|msg|error|err)=("(?:[^"\\]|\\.)*"|\S+)`)
 

@@ -40,7 +40,7 @@ func metadataOff(err error) bool {
 // sdkStatus is in the SDK's errors about the metadata service: what it was asked for, and the HTTP status.
 var sdkStatus = regexp.MustCompile(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
 
-// inWords says what an error of the SDK means to whoever runs a node: the SDK's text lists its own layers. It is
+// inWords says what an error of the SDK means to an operator: the SDK's text lists its own layers. It is
 // matched by that text, since the SDK does not wrap what is below the request for a token.
 func inWords(err error) error {
 	if err == nil {

@@ -63,7 +63,7 @@ func (w Watch) follow(ctx context.Context, done string) error {
 				return nil
 			case err == nil:
 				done, failed = generation, ""
-				continue // the next one may have come meanwhile
+				continue // another rotation may have happened while Do ran
 			case generation != failed:
 				retry = retryFirst
 			}

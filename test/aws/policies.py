@@ -12,6 +12,9 @@ import sys
 import yaml
 from parliament import analyze_policy_string
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "cloudformation"))
+from userdata import Loader  # noqa: E402
+
 # False alarms, and what is meant: (finding, logical ID of the resource).
 MEANT = {
     # SendCommand is authorized on the document and on each node. The nodes have a condition, so a statement of their
@@ -25,23 +28,6 @@ MEANT = {
 }
 # These name actions that deserve a look, whatever their resources and conditions are.
 REMARKS = {"CREDENTIALS_EXPOSURE", "PERMISSIONS_MANAGEMENT_ACTIONS"}
-
-
-class Loader(yaml.SafeLoader):
-    pass
-
-
-def short_form(loader, name, node):
-    if isinstance(node, yaml.ScalarNode):
-        value = loader.construct_scalar(node)
-    elif isinstance(node, yaml.SequenceNode):
-        value = loader.construct_sequence(node, deep=True)
-    else:
-        value = loader.construct_mapping(node, deep=True)
-    return {name if name in ("Ref", "Condition") else "Fn::" + name: value}
-
-
-Loader.add_multi_constructor("!", short_form)
 PSEUDO = {"AWS::Partition": "aws", "AWS::Region": "us-east-2", "AWS::AccountId": "123456789012",
           "AWS::URLSuffix": "amazonaws.com", "AWS::StackName": "demo",
           "AWS::StackId": "arn:aws:cloudformation:us-east-2:123456789012:stack/demo/1d4aa1e0"}

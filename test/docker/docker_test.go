@@ -23,8 +23,8 @@ func readOnly(source, target string) string { return "--volume=" + source + ":" 
 // whole binds everything that is published, at its own place.
 var whole = readOnly(lab.Published, lab.Published)
 
-// TestWatch: a program without code of its own is told of each rotation by a container beside it, which shares its
-// processes, as the containers of a task do with pidMode "task".
+// TestWatch: a container beside a program signals it after each rotation. It shares the program's processes, as the
+// containers of a task do with pidMode "task".
 func TestWatch(t *testing.T) {
 	a := startAgent(t, "")
 	program := startContainer(t, image, whole)

@@ -123,7 +123,7 @@ func (a *assembly) certs(field string) (list []*x509.Certificate) {
 	return list
 }
 
-// checkCount bounds the anchors of a field. Of several bundles it blames the last, which is not to blame more than others.
+// checkCount bounds the anchors of a field. Of several bundles it rejects the last.
 func (a *assembly) checkCount(field string, list []*Bundle) error {
 	for _, b := range list {
 		if n := len(b.fields[field].certs); n > maxAnchors && !b.joined {

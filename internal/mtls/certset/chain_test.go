@@ -68,8 +68,10 @@ func TestBothLibraries(t *testing.T) {
 		"expired root": {leaf(expiredRoot), certs{expiredRoot.Cert}, `does not lead to ca_cert: "CN=past" expired on`},
 		"path length": {append(leaf(low), low.Cert, high.Cert), certs{root.Cert},
 			`"CN=high" has a path length constraint of 0, and more CAs below it`},
-		"DNS names":                       {append(leaf(dns), dns.Cert), certs{root.Cert}, `"CN=node" has a name that the name`},
-		"two CAs of a name":               {leaf(plain), certs{twin.Cert, other.Cert}, `cannot tell which "CN=twin" issued "CN=node"`},
+		"DNS names": {append(leaf(dns), dns.Cert), certs{root.Cert},
+			`"CN=node" has a name that the name`},
+		"two CAs of a name": {leaf(plain), certs{twin.Cert, other.Cert},
+			`cannot tell which "CN=twin" issued "CN=node"`},
 		"one CA without a key identifier": {leaf(plain), certs{twin.Cert}, ""},
 	} {
 		_, err := set(clientSecret(t, key, c.chain, c.anchors...))
