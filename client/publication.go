@@ -200,6 +200,42 @@ type SecretStatus struct {
 	Preflight *Preflight `json:"preflight,omitempty"`
 	// Error is the reason of any state but current.
 	Error string `json:"error,omitempty"`
+	// Issue is there if the certificates are issued for a key that was made on this node.
+	Issue *IssueStatus `json:"issue,omitempty"`
+}
+
+// IssueState is how far a certificate that is issued for this node has come.
+type IssueState string
+
+// The states of an issuance.
+const (
+	IssueIdle    IssueState = "idle"    // published, and not due
+	IssueOrdered IssueState = "ordered" // the authority has not answered yet, or not with a certificate
+	IssueReady   IssueState = "ready"   // issued, and not published yet
+	IssueFailing IssueState = "failing" // the authority cannot be reached, or refuses
+	IssueRefused IssueState = "refused" // issued, and cannot be published
+)
+
+// IssueStates lists every state of an issuance.
+func IssueStates() []IssueState {
+	return []IssueState{IssueIdle, IssueOrdered, IssueReady, IssueFailing, IssueRefused}
+}
+
+// IssueStatus is the state of certificates that are issued for a key made on this node.
+type IssueStatus struct {
+	From      string     `json:"from"`      // acm-pca, acme or spiffe
+	Authority string     `json:"authority"` // ARN, URL of the directory, or socket
+	State     IssueState `json:"state"`
+	// Serial, in hexadecimal, Issued and NotAfter are those of the published certificate.
+	Serial   string    `json:"serial,omitempty"`
+	Issued   time.Time `json:"issued,omitzero"`
+	NotAfter time.Time `json:"not_after,omitzero"`
+	// RenewAt is when the next certificate is ordered. Zero: the authority decides.
+	RenewAt time.Time `json:"renew_at,omitzero"`
+	// Issuances counts those of the last 24 hours, and of this run of the agent at most.
+	Issuances int `json:"issuances_24h"`
+	// Evidence reports whether the certificate carries attestation evidence (RFC 9999).
+	Evidence bool `json:"evidence"`
 }
 
 // Preflight reports in advance whether the version labelled AWSPENDING could be published.

@@ -4,8 +4,11 @@ package source
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"time"
+
+	"sevagent/client"
 )
 
 // Source gives the versions of one secret. Its errors say what was tried on what, and are *Error where their kind is
@@ -17,6 +20,20 @@ type Source interface {
 	// Fetch returns the content of a version that Describe has just named, and fails with Moved if that version has
 	// lost its staging label since: with both, the service can verify that they still agree.
 	Fetch(ctx context.Context, versionID string, label Label) (Secret, error)
+}
+
+// Issuing is a Source that makes its versions itself, with keys that nothing else has.
+type Issuing interface {
+	Source
+	// Published says which version is published, with the certificate of its key: after a publication, and after a
+	// restart that has found it in the directory. What is published need not be kept.
+	Published(version string, leaf *x509.Certificate)
+	// Refused says why a version cannot be published as it is.
+	Refused(version string, reason error)
+	// Renew asks for a new version although none is due.
+	Renew()
+	// Status is safe for concurrent use.
+	Status() client.IssueStatus
 }
 
 // Secret is the content of a secret. It is a closure so that nothing can print it by accident: no format verb, log
@@ -48,6 +65,8 @@ type Version struct {
 	NextRotation time.Time
 	// Date is the service's clock when it answered, to a second. Zero: it has none.
 	Date time.Time
+	// Next is when the source wants to be described again. Zero: as the caller likes.
+	Next time.Time
 }
 
 // Kind says what a failure calls for.
@@ -69,8 +88,8 @@ const (
 type Error struct {
 	Kind Kind
 	Err  error
-	// Date is as that of a Version.
-	Date time.Time
+	// Date and Next are as those of a Version.
+	Date, Next time.Time
 }
 
 func (e *Error) Error() string { return e.Err.Error() }
