@@ -13,6 +13,16 @@ import (
 // secrets are all secrets, in the order of the configuration.
 type secrets []*secret
 
+// find returns the secret of a name; nil: there is none.
+func (list secrets) find(name string) *secret {
+	for _, s := range list {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
+}
+
 // published returns the bundles that are published.
 func (list secrets) published() (bundles []*certset.Bundle) {
 	for _, s := range list {
@@ -28,6 +38,7 @@ type offer struct {
 	secret    string
 	candidate *certset.Bundle // a new version; nil: none
 	published *certset.Bundle // the version that is published; nil: none
+	again     bool            // published has to be read again
 }
 
 // assembler is certset.Assemble with all but the bundles filled in.
@@ -45,7 +56,8 @@ func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*cer
 		if !now.Before(s.heldUntil) {
 			s.heldUntil = time.Time{} // a version that is still held sets it again
 		}
-		offers = append(offers, offer{s.name, s.candidate, s.published})
+		again := s.published != nil && s.published.Partial() && s.issuing() == nil
+		offers = append(offers, offer{s.name, s.candidate, s.published, again})
 	}
 	chosen, err := choose(offers, ready)
 	if err != nil {
@@ -73,9 +85,7 @@ func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*cer
 // choose returns the newest bundle of each secret. What is published stays while one that was only partly
 // restored has to be read again.
 func choose(offers []offer, ready bool) (chosen []*certset.Bundle, err error) {
-	wait := slices.ContainsFunc(offers, func(o offer) bool {
-		return o.candidate == nil && o.published != nil && o.published.Partial()
-	})
+	wait := slices.ContainsFunc(offers, func(o offer) bool { return o.candidate == nil && o.again })
 	for _, o := range offers {
 		b := o.candidate
 		if b == nil || wait && o.published != nil {
@@ -157,6 +167,7 @@ func (list secrets) takeOver(s *certset.Set) {
 		for _, b := range s.Bundles {
 			if b.Secret == k.name && b.Version != "" && k.published == nil {
 				k.published = b
+				k.confirm()
 			}
 		}
 	}

@@ -18,7 +18,7 @@ const (
 func (list secrets) cost(interval time.Duration) client.Cost {
 	remote := 0
 	for _, s := range list {
-		if !s.local() {
+		if s.bought() {
 			remote++
 		}
 	}

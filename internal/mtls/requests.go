@@ -41,6 +41,15 @@ type requests struct {
 	settings *Settings
 	look     bool // at every secret, now
 	waiters  []chan<- outcome
+	pushed   []string // secrets whose sources have something new
+	renewals []*renewal
+}
+
+// renewal waits for a new certificate of a secret that issues them.
+type renewal struct {
+	name string
+	was  string // the version published before
+	done chan outcome
 }
 
 // outcome answers a Refresh.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync/atomic"
@@ -48,9 +49,17 @@ type Rotator struct {
 	overlap     certset.Overlap
 	changed     bool  // something other than a secret, such as the settings, may call for a publication
 	blocked     error // why the secrets give nothing to publish
+	renewals    []*renewal
 	noEvidence  bool  // the last time that evidence was asked for, there was to be none
 	nextCollect time.Time
 	warned      map[client.Expiry]int // the stages that have been logged
+}
+
+// UnknownError says that no secret of a name issues certificates.
+type UnknownError struct{ Name string }
+
+func (e *UnknownError) Error() string {
+	return fmt.Sprintf("renew %s: mtls.issue has none of that name", e.Name)
 }
 
 // errStopped answers a Refresh that Run does not live to serve.
@@ -147,6 +156,28 @@ func (r *Rotator) Refresh(ctx context.Context) (client.Refresh, error) {
 		q.look = true
 		q.waiters = append(q.waiters, done)
 	})
+	return r.wait(ctx, done)
+}
+
+// Pushed says that a source has something new. It does not wait.
+func (r *Rotator) Pushed(name string) {
+	r.inbox.add(func(q *requests) {
+		if !slices.Contains(q.pushed, name) {
+			q.pushed = append(q.pushed, name)
+		}
+	})
+}
+
+// Renew has a secret that issues certificates order another one, and returns the outcome once that is published or
+// cannot be.
+func (r *Rotator) Renew(ctx context.Context, name string) (client.Refresh, error) {
+	w := &renewal{name: name, done: make(chan outcome, 1)}
+	r.inbox.add(func(q *requests) { q.renewals = append(q.renewals, w) })
+	return r.wait(ctx, w.done)
+}
+
+// wait returns the outcome of a request.
+func (r *Rotator) wait(ctx context.Context, done <-chan outcome) (client.Refresh, error) {
 	select {
 	case o := <-done:
 		return o.refresh, o.err
@@ -179,6 +210,7 @@ func (r *Rotator) runDue(ctx context.Context) {
 	if q.settings != nil {
 		r.apply(*q.settings)
 	}
+	r.takeRequests(q)
 	busy := q.settings != nil || q.look
 	for _, t := range r.targets {
 		t.startGuard(ctx, r.caller)
@@ -209,6 +241,57 @@ func (r *Rotator) runDue(ctx context.Context) {
 	for _, w := range q.waiters {
 		w <- o
 	}
+	r.answerRenewals(o.refresh, time.Now())
+}
+
+// takeRequests has the secrets that requests name looked at.
+func (r *Rotator) takeRequests(q requests) {
+	for _, name := range q.pushed {
+		if s := r.secrets.find(name); s != nil {
+			s.next = time.Time{}
+		}
+	}
+	for _, w := range q.renewals {
+		s := r.secrets.find(w.name)
+		if s == nil || s.issuing() == nil {
+			w.done <- outcome{err: &UnknownError{w.name}}
+			continue
+		}
+		s.issuing().Renew()
+		s.next = time.Time{}
+		if s.published != nil {
+			w.was = s.published.Version
+		}
+		r.renewals = append(r.renewals, w)
+	}
+}
+
+// patience is how long a renewal waits for what is not under way yet.
+const patience = 30 * time.Second
+
+// answerRenewals answers the renewals that have come to an end.
+func (r *Rotator) answerRenewals(done client.Refresh, now time.Time) {
+	r.renewals = slices.DeleteFunc(r.renewals, func(w *renewal) bool {
+		o := outcome{refresh: done}
+		s := r.secrets.find(w.name)
+		switch {
+		case s == nil:
+			o.err = &UnknownError{w.name}
+		case s.published != nil && s.published.Version != w.was:
+			o.refresh.Changed = true
+		case s.look.err != nil:
+			o.err = s.look.err
+		case s.reason != nil:
+			o.err = s.reason
+		case s.next.Sub(now) > patience:
+			o.err = fmt.Errorf("renew %s: too many certificates were ordered; the next one is at %s",
+				w.name, s.next.UTC().Format(time.RFC3339))
+		default:
+			return false
+		}
+		w.done <- o
+		return true
+	})
 }
 
 // rotate opens directories, looks at secrets and publishes, as far as that is due or asked for, and reports whether it

@@ -67,10 +67,12 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 		s.latest = latest
 		version := latest.Current
 		switch {
+		case version == "" && s.issuing() != nil:
+			return nil // it is on its way
 		case version == "":
 			err := fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)
 			return &source.Error{Kind: source.Persistent, Err: err}
-		case s.published != nil && version == s.published.Version && s.knows(s.published):
+		case s.published != nil && version == s.published.Version && (s.knows(s.published) || s.issuing() != nil):
 			s.dropCandidate() // also after a roll-back
 			return nil
 		case s.candidate != nil && version == s.candidate.Version, version == s.unfit:
@@ -103,6 +105,20 @@ func (s *secret) configure(source source.Source, how certset.Reading) {
 		s.preflight = preflight{}
 	}
 	s.source, s.reading, s.next = source, how, time.Time{}
+	s.confirm()
+}
+
+// issuing returns the source of a secret that makes its versions itself; nil: it does not.
+func (s *secret) issuing() source.Issuing {
+	i, _ := s.source.(source.Issuing)
+	return i
+}
+
+// confirm lets a source that makes its versions know which is published.
+func (s *secret) confirm() {
+	if i := s.issuing(); i != nil && s.published != nil {
+		i.Published(s.published.Version, s.published.Leaf())
+	}
 }
 
 // receive makes a new version the candidate, or notes that it cannot be one.
@@ -141,6 +157,9 @@ func (s *secret) reject(version string, reason error) {
 		s.metrics.rejections.Inc()
 		s.log.Warn("version is rejected; the last good one stays", "secret", s.name, "version", version, "err", reason)
 	}
+	if i := s.issuing(); i != nil && !isHeld {
+		i.Refused(version, reason)
+	}
 }
 
 // setPublished notes that b, which may be empty, is part of the current generation.
@@ -153,6 +172,7 @@ func (s *secret) setPublished(b *certset.Bundle) {
 	if s.candidate == b {
 		s.candidate, s.reason, s.heldUntil = nil, nil, time.Time{}
 	}
+	s.confirm()
 }
 
 // schedule decides when to look again after a look that ended with err. Hasty is for the time before the first
@@ -165,11 +185,17 @@ func (s *secret) schedule(err error, o outlook, hasty bool, now time.Time) {
 		}
 		s.look, s.checked = attempt{}, now
 		s.next = now.Add(nextPoll(now, o, rand.Float64()))
+		if !s.latest.Next.IsZero() {
+			s.next = s.latest.Next
+		}
 		return
 	case source.KindOf(err) == source.Persistent && !hasty:
 		s.look.failed(err, deniedBackoff(o.interval, s.look.failures+1, rand.Float64()), now)
 	default:
 		s.look.failed(err, backoff(s.look.failures+1, rand.Float64()), now)
+	}
+	if e, ok := errors.AsType[*source.Error](err); ok && !e.Next.IsZero() {
+		s.look.next = e.Next
 	}
 	s.next = s.look.next
 	if s.look.failures == 1 {
@@ -182,6 +208,9 @@ func (s *secret) local() bool {
 	_, local := s.source.(source.File)
 	return local
 }
+
+// bought reports whether looking at the secret is a call of Secrets Manager.
+func (s *secret) bought() bool { return !s.local() && s.issuing() == nil }
 
 func (s *secret) status() client.SecretStatus {
 	st := client.SecretStatus{
@@ -214,6 +243,10 @@ func (s *secret) status() client.SecretStatus {
 	}
 	if err != nil {
 		st.Error = err.Error()
+	}
+	if i := s.issuing(); i != nil {
+		issue := i.Status()
+		st.Issue = &issue
 	}
 	return st
 }

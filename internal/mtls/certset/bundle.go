@@ -2,6 +2,7 @@ package certset
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,6 +42,21 @@ type Bundle struct {
 // Partial reports whether b was restored from files that do not say which of their anchors are its own, so that the
 // secret has to be read again.
 func (b *Bundle) Partial() bool { return b.joined }
+
+// Leaf returns the certificate that belongs to the client's key in b or, without one, to the server's. Nil: b does not
+// have both.
+func (b *Bundle) Leaf() *x509.Certificate {
+	for _, kind := range kinds {
+		certs, key := b.fields[kind+"_cert"], b.fields[kind+"_key"]
+		if certs == nil || key == nil {
+			continue
+		}
+		if i := indexLeaf(certs.certs, key.key); i >= 0 {
+			return certs.certs[i]
+		}
+	}
+	return nil
+}
 
 // Parse reads the content of a secret. What begins with a brace is a JSON object, and gives the fields that it has of
 // the known ones; anything else is PEM, and gives the field plain, unless how says another. The error is a

@@ -35,7 +35,11 @@ func Restore(
 			over = p.split(carried)
 		}
 		for _, b := range bundles {
-			b.joined = b.joined || len(f.Also) > 0 && (b.origin() == f.Origin || slices.Contains(f.Also, b.origin()))
+			also := slices.Contains(f.Also, b.origin())
+			b.joined = b.joined || also || len(f.Also) > 0 && b.origin() == f.Origin
+			if also { // with all of them, or a chain of its own might end nowhere
+				b.fields[fieldOf(f.Name, issuers)] = p
+			}
 		}
 	}
 	s, err := Assemble(bundles, nil, published, over)

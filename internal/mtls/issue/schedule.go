@@ -1,0 +1,80 @@
+package issue
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"math"
+	"time"
+)
+
+const (
+	// collectMin and collectMax bound the wait between two questions after an ordered certificate; it grows with the
+	// age of the order, of which it is a quarter.
+	collectMin = time.Second
+	collectMax = 30 * time.Second
+	// maxOrderAge is how long an order may take before another one takes its place.
+	maxOrderAge = time.Hour
+
+	// retryFirst and retryPublished are the first waits after a failure, before there is a certificate and after.
+	// All authorities limit calls for a whole account, Private CA to 25 a second: ten thousand nodes that are due at
+	// the end of an outage are to come one by one within retryMax.
+	retryFirst     = time.Second
+	retryPublished = time.Minute
+	retryMax       = 15 * time.Minute
+
+	// A certificate that cannot be published is followed by another after refusedMin, then after ever longer, up to
+	// refusedMax: each may cost money.
+	refusedMin = 15 * time.Minute
+	refusedMax = 6 * time.Hour
+
+	// maxIssuances bounds the certificates ordered within budgetWindow, whatever they are wanted for.
+	maxIssuances = 6
+	budgetWindow = time.Hour
+)
+
+// renewFrom and renewTo bound the part of a certificate's life after which it is renewed. The rest is more than a third,
+// at which readiness begins to warn, even of a certificate that begins an hour before it was issued and lives for a day.
+const (
+	renewFrom = 0.50
+	renewTo   = 0.64
+)
+
+// issued returns when a certificate was issued by an authority that has them begin earlier.
+func issued(leaf *x509.Certificate, backdated time.Duration) time.Time {
+	if at := leaf.NotBefore.Add(backdated); at.Before(leaf.NotAfter) {
+		return at
+	}
+	return leaf.NotBefore
+}
+
+// renewAt returns when a certificate is to be renewed. It follows from the certificate alone, so that it stays the same
+// after a restart, and from its hash, so that nodes which were certified together are not renewed together.
+func renewAt(leaf *x509.Certificate, backdated time.Duration) time.Time {
+	from := issued(leaf, backdated)
+	part := renewFrom + (renewTo-renewFrom)*fraction(leaf)
+	return from.Add(time.Duration(float64(leaf.NotAfter.Sub(from)) * part))
+}
+
+// fraction maps a certificate to a number from [0, 1).
+func fraction(leaf *x509.Certificate) float64 {
+	sum := sha256.Sum256(leaf.Raw)
+	return float64(binary.BigEndian.Uint64(sum[:8])>>11) / (1 << 53)
+}
+
+// collectWait returns how long to wait before an order of an age is asked for its certificate again.
+func collectWait(age time.Duration) time.Duration {
+	return min(collectMax, max(collectMin, age/4))
+}
+
+// backoff returns how long to wait after the nth failure in a row, n from 1: between a half and the whole of what
+// doubles from first to retryMax. That is flatter at the end of an outage than to begin at nothing. random is from
+// [0, 1).
+func backoff(first time.Duration, n int, random float64) time.Duration {
+	return time.Duration((0.5 + random/2) * min(float64(retryMax), float64(first)*math.Pow(2, float64(n-1))))
+}
+
+// refusedWait returns how long to wait after the nth certificate in a row that could not be published, n from 1.
+func refusedWait(n int) time.Duration {
+	return time.Duration(min(float64(refusedMax), float64(refusedMin)*math.Pow(2, float64(n-1))))
+}

@@ -1,0 +1,339 @@
+package issue
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"sevagent/client"
+	"sevagent/internal/mtls/source"
+)
+
+// Config is what a Source orders, and where.
+type Config struct {
+	// Name is the source's in the configuration. It begins its errors.
+	Name string
+	// From is how the authority is spoken to, for the status.
+	From      string
+	Authority Authority
+	// Gives is what the certificate is for: "client", "server" or both, with one key.
+	Gives []string
+	// Key is one of Keys.
+	Key string
+	// Names returns the request's subject and alternative names. It is called for each request and may ask the metadata
+	// service.
+	Names func(context.Context) (*x509.CertificateRequest, error)
+	// Spec stands for all that is ordered, the authority included. A certificate that was ordered by another Spec is
+	// renewed at once.
+	Spec string
+	// Evidence returns the value of the certificate's extension id-pe-cmw for a new key, given the kind of its
+	// certificate and the SHA-256 of its SubjectPublicKeyInfo. Nil: no extension.
+	Evidence func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
+	// Attempted is called after each order with how it ended: "issued" or a source.Kind. Nil: it is not.
+	Attempted func(result string)
+	Log       *slog.Logger
+}
+
+// idPeCMW is id-pe-cmw of RFC 9999, the extension that carries attestation evidence.
+var idPeCMW = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 35}
+
+// Source orders certificates for keys that it makes. It implements source.Issuing: Describe answers without asking the
+// authority unless a step is due, and Fetch answers from memory.
+type Source struct {
+	config Config
+	log    *slog.Logger
+	status atomic.Pointer[client.IssueStatus]
+
+	published string            // the version that is published; empty: none
+	leaf      *x509.Certificate // of it
+	renewal   bool              // asked for
+	order     *order            // under way
+	issued    *pair             // not published yet, or refused
+	refused   error             // why issued cannot be published
+	refusals  int               // in a row
+	last      time.Time         // of them
+	failing   error             // the last step's
+	failures  int               // in a row
+	next      time.Time         // when the next step may be taken after a failure, or towards a certificate
+	issuances []time.Time       // of the last 24 hours
+}
+
+// order is a certificate that is on its way.
+type order struct {
+	key     crypto.Signer
+	asked   *x509.CertificateRequest
+	request Request
+	order   Order // nil: the authority has not accepted it
+	begun   time.Time
+}
+
+var _ source.Issuing = (*Source)(nil)
+
+// New returns a Source that has not ordered anything.
+func New(c Config) *Source {
+	s := &Source{config: c, log: c.Log}
+	s.updateStatus(time.Now())
+	return s
+}
+
+// step is what a Source does next.
+type step int
+
+const (
+	rest    step = iota // nothing, until a moment
+	begin               // make a key and order a certificate
+	collect             // ask for the one that is ordered
+)
+
+// plan returns the next step and when it is due; the zero time: now.
+func (s *Source) plan() (step, time.Time) {
+	switch {
+	case s.order != nil && s.order.order != nil:
+		return collect, s.next
+	case s.order != nil:
+		return begin, s.next
+	case s.issued != nil && s.refused == nil:
+		return rest, s.issued.leaf.NotAfter // the rotator publishes it, or says why not
+	}
+	due := s.due()
+	if s.refused != nil {
+		due = later(due, s.last.Add(refusedWait(s.refusals)))
+	}
+	due = later(due, s.next)
+	if n := len(s.issuances); n >= maxIssuances {
+		due = later(due, s.issuances[n-maxIssuances].Add(budgetWindow))
+	}
+	return begin, due
+}
+
+// due returns when a certificate is wanted, if nothing is in the way.
+func (s *Source) due() time.Time {
+	switch {
+	case s.published == "", s.renewal, !strings.HasSuffix(s.published, "-"+orderOf(s.config.Spec)):
+		return time.Time{}
+	default:
+		return renewAt(s.leaf, s.config.Authority.Backdated())
+	}
+}
+
+// Describe implements source.Source. It takes the next step if that is due.
+func (s *Source) Describe(ctx context.Context) (source.Version, error) {
+	now := time.Now()
+	if s.issued != nil && s.refused == nil && now.After(s.issued.leaf.NotAfter) {
+		s.refuse(errors.New("it has expired before it could be published"), now)
+	}
+	if step, at := s.plan(); step != rest && !now.Before(at) {
+		s.take(ctx, step)
+	}
+	s.updateStatus(time.Now())
+	_, at := s.plan()
+	if s.failing != nil {
+		return source.Version{}, &source.Error{Kind: source.KindOf(s.failing), Err: s.failing, Next: at}
+	}
+	return source.Version{Current: s.current(), Next: at}, nil
+}
+
+// current returns the version to publish; empty: there is none.
+func (s *Source) current() string {
+	if s.issued != nil {
+		return s.issued.version
+	}
+	return s.published
+}
+
+// Fetch implements source.Source.
+func (s *Source) Fetch(_ context.Context, version string, _ source.Label) (source.Secret, error) {
+	if s.issued == nil || s.issued.version != version {
+		err := fmt.Errorf("%s: the key of version %s is in the published files only", s.config.Name, version)
+		return nil, &source.Error{Kind: source.Moved, Err: err}
+	}
+	return source.NewSecret(s.issued.content), nil
+}
+
+// Published implements source.Issuing: the key is forgotten, since the published directory has it.
+func (s *Source) Published(version string, leaf *x509.Certificate) {
+	s.published, s.leaf = version, leaf
+	if s.issued != nil && s.issued.version == version {
+		s.issued, s.refused, s.refusals = nil, nil, 0
+	}
+	s.updateStatus(time.Now())
+}
+
+// Refused implements source.Issuing.
+func (s *Source) Refused(version string, reason error) {
+	if s.issued == nil || s.issued.version != version || s.refused != nil {
+		return
+	}
+	s.refuse(reason, time.Now())
+	s.updateStatus(time.Now())
+}
+
+// refuse notes that what was issued cannot be published.
+func (s *Source) refuse(reason error, now time.Time) {
+	s.refused, s.last = reason, now
+	s.refusals++
+}
+
+// Renew implements source.Issuing.
+func (s *Source) Renew() { s.renewal = true }
+
+// Status implements source.Issuing.
+func (s *Source) Status() client.IssueStatus { return *s.status.Load() }
+
+// take takes a step, and notes how it ended.
+func (s *Source) take(ctx context.Context, step step) {
+	var err error
+	if step == begin {
+		err = s.begin(ctx)
+	} else {
+		err = s.collect(ctx)
+	}
+	now := time.Now()
+	switch {
+	case err == nil:
+		s.failing, s.failures, s.next = nil, 0, time.Time{}
+		s.attempted("issued")
+		return
+	case errors.Is(err, ErrPending):
+		s.failing, s.failures = nil, 0
+		s.next = now.Add(collectWait(now.Sub(s.order.begun)))
+		return
+	case errors.Is(err, ErrLost) || s.order != nil && now.Sub(s.order.begun) > maxOrderAge:
+		s.order = nil
+	}
+	s.failing = fmt.Errorf("%s: %w", s.config.Name, err)
+	s.failures++
+	first := retryPublished
+	if s.published == "" {
+		first = retryFirst
+	}
+	s.next = now.Add(backoff(first, s.failures, mathrand.Float64()))
+	if e, ok := errors.AsType[*source.Error](err); ok && e.Next.After(s.next) {
+		s.next = e.Next
+	}
+	s.attempted(string(source.KindOf(err)))
+}
+
+func (s *Source) attempted(result string) {
+	if s.config.Attempted != nil {
+		s.config.Attempted(result)
+	}
+}
+
+// begin makes a key with its request, unless the last answer was lost, and orders a certificate.
+func (s *Source) begin(ctx context.Context) error {
+	if s.order == nil {
+		o, err := s.newOrder(ctx)
+		if err != nil {
+			return err
+		}
+		s.order = o
+	}
+	accepted, err := s.config.Authority.Order(ctx, s.order.request)
+	if err != nil {
+		return err
+	}
+	s.log.Info("certificate ordered", "secret", s.config.Name, "authority", s.config.Authority.String())
+	s.order.order, s.order.begun = accepted, time.Now()
+	return ErrPending
+}
+
+func (s *Source) newOrder(ctx context.Context) (*order, error) {
+	asked, err := s.config.Names(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find the names for a certificate: %w", err)
+	}
+	key, err := newKey(s.config.Key)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	o := &order{key: key, asked: asked, begun: time.Now()}
+	o.request.Token = rand.Text()
+	if o.request.CSR, err = x509.CreateCertificateRequest(rand.Reader, asked, key); err != nil {
+		return nil, fmt.Errorf("make a certificate signing request: %w", err)
+	}
+	if s.config.Evidence == nil {
+		return o, nil
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("encode the public key: %w", err)
+	}
+	value, err := s.config.Evidence(ctx, s.config.Gives[0], sha256.Sum256(spki))
+	if err != nil {
+		return nil, fmt.Errorf("get evidence for the new key: %w", err)
+	}
+	if value != nil {
+		o.request.Extensions = []pkix.Extension{{Id: idPeCMW, Value: value}}
+	}
+	return o, nil
+}
+
+// collect asks for the certificate that is ordered. One that is not what was asked for is counted, and not offered.
+func (s *Source) collect(ctx context.Context) error {
+	c, err := s.order.order.Collect(ctx)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	s.issuances = append(s.issuances, now)
+	p, err := newPair(c, s.order.key, s.order.asked, s.config.Gives, s.config.Spec)
+	s.order, s.renewal = nil, false
+	if err != nil {
+		s.issued = nil
+		s.refuse(err, now)
+		return &source.Error{Kind: source.Persistent, Err: err}
+	}
+	s.issued, s.refused = p, nil
+	s.log.Info("certificate issued", "secret", s.config.Name, "authority", s.config.Authority.String(),
+		"serial", fmt.Sprintf("%x", p.leaf.SerialNumber), "not_after", p.leaf.NotAfter.UTC())
+	return nil
+}
+
+// updateStatus takes a snapshot, and forgets issuances that count no more.
+func (s *Source) updateStatus(now time.Time) {
+	for len(s.issuances) > 0 && now.Sub(s.issuances[0]) >= 24*time.Hour {
+		s.issuances = s.issuances[1:]
+	}
+	st := &client.IssueStatus{
+		From: s.config.From, Authority: s.config.Authority.String(), State: client.IssueIdle,
+		Issuances: len(s.issuances),
+	}
+	switch {
+	case s.refused != nil:
+		st.State = client.IssueRefused
+	case s.failing != nil:
+		st.State = client.IssueFailing
+	case s.order != nil || s.published == "" && s.issued == nil:
+		st.State = client.IssueOrdered
+	case s.issued != nil:
+		st.State = client.IssueReady
+	}
+	if s.leaf != nil {
+		backdated := s.config.Authority.Backdated()
+		st.Serial, st.NotAfter = fmt.Sprintf("%x", s.leaf.SerialNumber), s.leaf.NotAfter.UTC()
+		st.Issued, st.RenewAt = issued(s.leaf, backdated).UTC(), renewAt(s.leaf, backdated).UTC()
+		for _, e := range s.leaf.Extensions {
+			st.Evidence = st.Evidence || e.Id.Equal(idPeCMW)
+		}
+	}
+	s.status.Store(st)
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
