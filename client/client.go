@@ -135,6 +135,17 @@ func (c *Client) Refresh(ctx context.Context) (*Refresh, error) {
 	return r, c.call(ctx, http.MethodPost, "/v1/refresh", []byte("{}"), r)
 }
 
+// Renew makes the agent order a new certificate from a source of mtls.issue, and returns once that is published. It is
+// for root.
+func (c *Client) Renew(ctx context.Context, name string) (*Refresh, error) {
+	body, err := json.Marshal(RefreshRequest{Renew: name})
+	if err != nil {
+		return nil, err
+	}
+	r := new(Refresh)
+	return r, c.call(ctx, http.MethodPost, "/v1/refresh", body, r)
+}
+
 // send makes one request on a connection that is closed with the response's body. An http.Client would take most of the
 // time of a short-lived command, and there is one connection, no proxy, no redirect and no cookie.
 func (c *Client) send(ctx context.Context, method, path string, body []byte) (*http.Response, error) {

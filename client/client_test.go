@@ -60,7 +60,7 @@ func startAgent(deviceErr error) (socket string, stop func()) {
 			return doc, nil, err
 		},
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
-		Refresh:  func(context.Context) (*client.Refresh, error) { return &client.Refresh{Changed: true}, nil },
+		Refresh:  func(context.Context, string) (*client.Refresh, error) { return &client.Refresh{Changed: true}, nil },
 		Metrics:  prometheus.NewRegistry(),
 		Log:      slog.New(slog.DiscardHandler),
 	})

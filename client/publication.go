@@ -280,8 +280,18 @@ type ClockStatus struct {
 
 // Cost estimates what polling costs one node in a month of 30 days, if each secret is rotated once.
 type Cost struct {
-	CallsPerMonth int     `json:"calls_per_month"`
-	USDPerMonth   float64 `json:"usd_per_month"`
+	CallsPerMonth int     `json:"calls_per_month"` // of Secrets Manager
+	USDPerMonth   float64 `json:"usd_per_month"`   // for these calls
+	// CertificatesPerMonth counts those that mtls.issue orders, at the present certificates' lives. What one costs is a
+	// matter of its authority.
+	CertificatesPerMonth int `json:"certificates_per_month,omitempty"`
+}
+
+// RefreshRequest is the body of a request to refresh, which may be empty.
+type RefreshRequest struct {
+	// Renew names a source of mtls.issue that is to order a new certificate. Empty: secrets are looked at, and nothing is
+	// ordered that is not due.
+	Renew string `json:"renew,omitempty"`
 }
 
 // Refresh is the outcome of a refresh.

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 
 	"github.com/spf13/cobra"
 
+	"sevagent/client"
 	"sevagent/internal/cli"
 	"sevagent/internal/evidence"
 )
@@ -49,15 +51,28 @@ func evidenceCommand(o *options) *cobra.Command {
 }
 
 func refreshCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var renew string
+	cmd := &cobra.Command{
 		Use:   "refresh",
 		Short: "Make the agent pull its secrets now",
+		Long: "Make the agent pull its secrets now, and show the outcome. Certificates that\n" +
+			"are issued for a key of the node (mtls.issue) are renewed only with --renew.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			answer, err := o.client().Refresh(cmd.Context())
+			ask := o.client().Refresh
+			if cmd.Flags().Changed("renew") {
+				ask = func(ctx context.Context) (*client.Refresh, error) { return o.client().Renew(ctx, renew) }
+				if renew == "" {
+					return cli.Usagef("--renew wants the name of a source in mtls.issue")
+				}
+			}
+			answer, err := ask(cmd.Context())
 			if err != nil {
 				return markUnreachable(err)
 			}
 			return cli.JSON(cmd.OutOrStdout()).Encode(answer)
 		},
 	}
+	cmd.Flags().StringVar(&renew, "renew", "",
+		"order a new certificate from the source `NAME` of\nmtls.issue, and wait until it is published")
+	return cmd
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/localapi"
+	"sevagent/internal/mtls"
 )
 
 // Config is what the daemon starts with.
@@ -146,11 +148,19 @@ func Prove(ctx context.Context, c Config) (transport string, verdict *appraise.V
 	return a.worker.Transport(), verdict, withAttestationAdvice(err)
 }
 
-func (a *agent) refresh(ctx context.Context) (*client.Refresh, error) {
+// refresh serves /v1/refresh.
+func (a *agent) refresh(ctx context.Context, renew string) (*client.Refresh, error) {
 	if !a.attestation.gate.Load().passed {
 		return nil, errors.New("refresh: nothing is fetched before the boot gate is passed")
 	}
-	r, err := a.publishing.rotator.Refresh(ctx)
+	if renew == "" {
+		r, err := a.publishing.rotator.Refresh(ctx)
+		return &r, err
+	}
+	r, err := a.publishing.rotator.Renew(ctx, config.IssuePrefix+strings.TrimPrefix(renew, config.IssuePrefix))
+	if _, unknown := errors.AsType[*mtls.UnknownError](err); unknown {
+		err = fmt.Errorf("renew %q: %w", renew, localapi.ErrNoSource)
+	}
 	return &r, err
 }
 

@@ -73,6 +73,8 @@ type MTLS struct {
 	Path string `yaml:"path"`
 	// Secrets to publish, at most 20. Default none: nothing is published.
 	Secrets []Secret `yaml:"secrets"`
+	// Issue are sources of certificates whose private keys are made on the node; at most 2. Default none.
+	Issue []Issue `yaml:"issue"`
 	// PollInterval is how often each secret is looked at, 5s to 24h, varied by 20 % each time. Default 5m.
 	PollInterval time.Duration `yaml:"poll_interval"`
 	// Owner is the numeric "uid:gid" of the published files. Default 0:0.

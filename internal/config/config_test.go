@@ -37,6 +37,7 @@ func TestDefaultFile(t *testing.T) {
 	want := Default()
 	// empty in the file, absent without it
 	want.MTLS.Secrets, want.MTLS.Endpoints, want.MTLS.Consumers = []Secret{}, []string{}, []Consumer{}
+	want.MTLS.Issue = []Issue{}
 	if diff := cmp.Diff(want, cfg); diff != "" {
 		t.Errorf("%s differs from Default() (-want +got):\n%s", file, diff)
 	}
@@ -495,7 +496,7 @@ func TestCheck(t *testing.T) {
 func TestNeedsRestart(t *testing.T) {
 	// What SIGHUP takes over; every other key is named.
 	reloadable := []string{"log.level", "attestation.policy",
-		"mtls.secrets", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
+		"mtls.secrets", "mtls.issue", "mtls.poll_interval", "mtls.owner", "mtls.key_mode",
 		"mtls.cert_mode", "mtls.consumers", "mtls.ca_overlap",
 		"mtls.allow_removal", "mtls.endpoints", "mtls.probe_interval"}
 	var got, want []string
@@ -525,6 +526,8 @@ func TestNeedsRestart(t *testing.T) {
 			v.Set(reflect.ValueOf(Owner{1, 1}))
 		case []Secret:
 			v.Set(reflect.ValueOf([]Secret{{Name: "changed"}}))
+		case []Issue:
+			v.Set(reflect.ValueOf([]Issue{{Name: "changed"}}))
 		case []Consumer:
 			v.Set(reflect.ValueOf([]Consumer{{Name: "changed"}}))
 		}

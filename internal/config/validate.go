@@ -50,6 +50,11 @@ func (c *Config) validate(m *mistakes) {
 	m.oneOf("log.format", c.Log.Format, "auto", "text", "json")
 	c.Attestation.validate(m)
 	c.MTLS.validate(m)
+	for i, s := range c.MTLS.Issue {
+		if s.Evidence == EvidenceExtension && c.Attestation.Mode == ModeOff {
+			m.bad(fmt.Sprintf("mtls.issue[%d].evidence", i), "there is none with attestation.mode: off")
+		}
+	}
 	c.Listen.validate(m)
 }
 
@@ -101,6 +106,7 @@ func (c *MTLS) validate(m *mistakes) {
 		s.validate(m, fmt.Sprintf("mtls.secrets[%d]", i))
 	}
 	c.validateConsumers(m)
+	c.validateIssue(m)
 	if c.CAOverlap < 0 || c.CAOverlap > maxOverlap {
 		m.bad("mtls.ca_overlap", "%v is not between 0s and 720h", c.CAOverlap)
 	}
@@ -153,12 +159,15 @@ func (s Secret) validate(m *mistakes, key string) {
 
 // Names of a consumer's directory, which must be no file's, and of what may be published there.
 var (
-	consumerName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+	labelForm     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
 	publishedName = regexp.MustCompile(`^(client|server)\.(crt|key|pem)$|^(ca|issuer)\.crt$|^cert-1?[0-9]\.pem$|` +
 		`^credential-bundle\.private-key\.pem$`)
 )
 
-const maxConsumerName = 32
+const maxLabel = 32
+
+// isLabel reports whether s names a consumer's directory or a source in mtls.issue.
+func isLabel(s string) bool { return len(s) <= maxLabel && labelForm.MatchString(s) }
 
 func (c *MTLS) validateConsumers(m *mistakes) {
 	if len(c.Consumers) > maxConsumers {
@@ -169,7 +178,7 @@ func (c *MTLS) validateConsumers(m *mistakes) {
 		key := fmt.Sprintf("mtls.consumers[%d]", i)
 		if j, ok := first[consumer.Name]; ok {
 			m.bad(key+".name", "the same name as mtls.consumers[%d]", j)
-		} else if len(consumer.Name) > maxConsumerName || !consumerName.MatchString(consumer.Name) {
+		} else if !isLabel(consumer.Name) {
 			m.bad(key+".name", "%s is not the name of a directory: 1 to 32 lower-case letters, digits and dashes",
 				quote(consumer.Name))
 		} else {

@@ -78,8 +78,10 @@ func newNode(t *testing.T, callers *Callers) *node {
 		},
 		Callers:  callers,
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
-		Refresh: func(context.Context) (
-			*client.Refresh, error) {
+		Refresh: func(_ context.Context, renew string) (*client.Refresh, error) {
+			if renew != "" && renew != "node" {
+				return nil, ErrNoSource
+			}
 			return &client.Refresh{Generation: "g1"}, n.refresh
 		},
 		Metrics: metrics,

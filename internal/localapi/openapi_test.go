@@ -180,6 +180,10 @@ func TestRequests(t *testing.T) {
 			func() { n.evidence = &appraise.Rejection{Code: "policy_rejected"} }, 503, "policy_rejected"},
 		{"unix", "POST", "/v1/evidence", body, nil, func() { n.evidence = broken }, 503, "attestation_failed"},
 		{"unix", "POST", "/v1/refresh", "", nil, nil, 200, ""},
+		{"unix", "POST", "/v1/refresh", "{}", nil, nil, 200, ""},
+		{"unix", "POST", "/v1/refresh", `{"renew": "node"}`, nil, nil, 200, ""},
+		{"unix", "POST", "/v1/refresh", `{"renew": "other"}`, nil, nil, 400, "bad_request"},
+		{"unix", "POST", "/v1/refresh", `{"name": "node"}`, nil, nil, 400, "bad_request"},
 		{"tcp", "POST", "/v1/refresh", "", nil, nil, 403, "socket_only"},
 		{"unix", "POST", "/v1/refresh", "", nil, func() { n.refresh = broken }, 503, "refresh_failed"},
 
@@ -258,7 +262,11 @@ func TestOpenAPIRoutes(t *testing.T) {
 				_, ok = item.Operations["get"]
 			}
 			for _, network := range []string{"unix", "tcp"} {
-				got := n.do(network, method, path, "{"+nonce+"}").status
+				body := "{" + nonce + "}"
+				if path == "/v1/refresh" {
+					body = ""
+				}
+				got := n.do(network, method, path, body).status
 				want := http.StatusMethodNotAllowed
 				if ok {
 					want = http.StatusOK
@@ -342,6 +350,7 @@ func TestOpenAPISchemas(t *testing.T) {
 		"Evidence": client.Evidence{}.Document,
 		"Verdict":  appraise.Verdict{}, "Status": client.Status{}, "Health": client.Health{},
 		"Certificates": client.Certificates{}, "Refresh": client.Refresh{},
+		"RefreshRequest": client.RefreshRequest{},
 	} {
 		check(name, &schema{Ref: "#/components/schemas/" + name}, reflect.TypeOf(v))
 	}

@@ -60,8 +60,9 @@ type Config struct {
 	Callers *Callers
 	// BoundKey returns the SHA-256 of the published client's or server's SubjectPublicKeyInfo.
 	BoundKey func(kind string) ([]byte, bool)
-	// Refresh pulls the secrets now and returns what changed.
-	Refresh func(context.Context) (*client.Refresh, error)
+	// Refresh pulls the secrets now and returns what changed. With a name, it has that source of mtls.issue order a new
+	// certificate instead; ErrNoSource: there is none of that name.
+	Refresh func(ctx context.Context, renew string) (*client.Refresh, error)
 	Metrics prometheus.Gatherer
 	Log     *slog.Logger
 }
@@ -378,9 +379,20 @@ func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 		refuse(w, problem(http.StatusForbidden, "forbidden", reason))
 		return
 	}
+	var ask client.RefreshRequest
+	if r.ContentLength != 0 { // the body may be left out
+		if p := readJSON(http.MaxBytesReader(w, r.Body, maxBody), &ask); p != nil {
+			refuse(w, p)
+			return
+		}
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), refreshTimeout)
 	defer cancel()
-	change, err := s.cfg.Refresh(ctx)
+	change, err := s.cfg.Refresh(ctx, ask.Renew)
+	if errors.Is(err, ErrNoSource) {
+		refuse(w, problem(http.StatusBadRequest, "bad_request", err.Error()))
+		return
+	}
 	if err != nil {
 		p := problem(http.StatusServiceUnavailable, "refresh_failed", err.Error())
 		p.Advice = "see 'sevagent status' for each secret"
@@ -389,6 +401,9 @@ func (s *Server) refresh(w http.ResponseWriter, r *http.Request) {
 	}
 	writeJSON(w, change)
 }
+
+// ErrNoSource is that there is no source of certificates of a name.
+var ErrNoSource = errors.New("mtls.issue has none of that name")
 
 // evidenceRequest is client.EvidenceRequest as it may arrive: with bind, which may be empty, or without.
 type evidenceRequest struct {

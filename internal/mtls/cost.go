@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"math"
 	"time"
 
 	"sevagent/client"
@@ -14,15 +15,24 @@ const (
 	describeGet = 2 // a rotation: the pending version and then the current one are fetched
 )
 
-// cost estimates what polling the secrets at an interval costs.
+// cost estimates what polling the secrets at an interval costs, and how many certificates are issued.
 func (list secrets) cost(interval time.Duration) client.Cost {
-	remote := 0
+	remote, issued := 0, 0.0
 	for _, s := range list {
-		if s.bought() {
+		i := s.issuing()
+		switch {
+		case i != nil:
+			st := i.Status()
+			if life := st.RenewAt.Sub(st.Issued); life > 0 {
+				issued += float64(month) / float64(life)
+			}
+		case !s.local():
 			remote++
 		}
 	}
-	return estimate(remote, interval)
+	c := estimate(remote, interval)
+	c.CertificatesPerMonth = int(math.Ceil(issued))
+	return c
 }
 
 // estimate counts the polls at the configured interval, and those every rotationPoll in the hour of a rotation.

@@ -114,10 +114,11 @@ func (s *secret) issuing() source.Issuing {
 	return i
 }
 
-// confirm lets a source that makes its versions know which is published.
+// confirm lets a source that makes its versions know which is published, which moves its next step.
 func (s *secret) confirm() {
 	if i := s.issuing(); i != nil && s.published != nil {
 		i.Published(s.published.Version, s.published.Leaf())
+		s.next = time.Time{}
 	}
 }
 
@@ -157,8 +158,9 @@ func (s *secret) reject(version string, reason error) {
 		s.metrics.rejections.Inc()
 		s.log.Warn("version is rejected; the last good one stays", "secret", s.name, "version", version, "err", reason)
 	}
-	if i := s.issuing(); i != nil && !isHeld {
+	if i := s.issuing(); i != nil { // of one that is held, too: the next may be valid at once
 		i.Refused(version, reason)
+		s.next = time.Time{}
 	}
 }
 
@@ -208,9 +210,6 @@ func (s *secret) local() bool {
 	_, local := s.source.(source.File)
 	return local
 }
-
-// bought reports whether looking at the secret is a call of Secrets Manager.
-func (s *secret) bought() bool { return !s.local() && s.issuing() == nil }
 
 func (s *secret) status() client.SecretStatus {
 	st := client.SecretStatus{

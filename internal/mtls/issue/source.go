@@ -205,12 +205,12 @@ func (s *Source) take(ctx context.Context, step step) {
 		s.failing, s.failures, s.next = nil, 0, time.Time{}
 		s.attempted("issued")
 		return
+	case s.order != nil && (errors.Is(err, ErrLost) || now.Sub(s.order.begun) > maxOrderAge):
+		s.order = nil
 	case errors.Is(err, ErrPending):
-		s.failing, s.failures = nil, 0
+		s.failing = nil // failures count on: the order may get lost
 		s.next = now.Add(collectWait(now.Sub(s.order.begun)))
 		return
-	case errors.Is(err, ErrLost) || s.order != nil && now.Sub(s.order.begun) > maxOrderAge:
-		s.order = nil
 	}
 	s.failing = fmt.Errorf("%s: %w", s.config.Name, err)
 	s.failures++

@@ -1,0 +1,243 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Issue is where a certificate comes from whose private key is made on the node.
+type Issue struct {
+	// Name is the source's in status and manifest, as issue/NAME: lower-case letters, digits and dashes, at most 32.
+	Name string `yaml:"name"`
+	// From is acm-pca (AWS Private CA), acme (RFC 8555) or spiffe (the SPIFFE Workload API).
+	From string `yaml:"from"`
+	// Gives is what the certificate is for: client, server or both.
+	Gives []string `yaml:"gives"`
+	// CommonName, DNS and URI are the names in the certificate. {instance_id}, {account}, {region} and {private_dns} stand
+	// for those of the node. Default: the common name {instance_id}, no others. SPIFFE names by itself.
+	CommonName string   `yaml:"common_name"`
+	DNS        []string `yaml:"dns"`
+	URI        []string `yaml:"uri"`
+	// Key is ecdsa-p256, ecdsa-p384 or rsa-2048. Default ecdsa-p256. SPIFFE decides by itself.
+	Key string `yaml:"key"`
+	// Evidence is none or, with acm-pca, extension: the certificate carries attestation evidence for its key. Default
+	// none.
+	Evidence string `yaml:"evidence"`
+
+	// CA is the ARN of the Private CA.
+	CA string `yaml:"ca"`
+	// Template is Private CA's. Default by Gives and Evidence: EndEntityClientAuthCertificate/V1,
+	// EndEntityServerAuthCertificate/V1 or EndEntityCertificate/V1, and with Evidence those that end in _APIPassthrough.
+	Template string `yaml:"template"`
+	// Validity of Private CA's certificates, whole days. Default 24h.
+	Validity time.Duration `yaml:"validity"`
+
+	// Directory is the URL of the ACME server's directory.
+	Directory string `yaml:"directory"`
+	// Roots is a PEM file with what the ACME server's TLS certificate is verified with. Default: the system's.
+	Roots string `yaml:"roots"`
+	// EAB is the secret with the external account binding, as in secrets: JSON with kid and hmac_key (base64url).
+	// Default: none.
+	EAB string `yaml:"eab"`
+	// Profile is the ACME server's. Default: the server's default.
+	Profile string `yaml:"profile"`
+	// Challenge is how the ACME server is shown that a name is the node's: none, where it knows, or http-01. Default none.
+	Challenge string `yaml:"challenge"`
+	// ChallengeListen is where http-01 is answered, host:port. Default ":80".
+	ChallengeListen string `yaml:"challenge_listen"`
+
+	// Socket of the SPIFFE Workload API. Default /run/spire/agent/public/api.sock.
+	Socket string `yaml:"socket"`
+	// ID is the SPIFFE ID to take. Needed where the Workload API offers several.
+	ID string `yaml:"id"`
+}
+
+// Sources of certificates for keys of the node.
+const (
+	FromPrivateCA = "acm-pca"
+	FromACME      = "acme"
+	FromSPIFFE    = "spiffe"
+)
+
+// EvidenceExtension puts evidence into the certificate.
+const EvidenceExtension = "extension"
+
+// IssuePrefix begins the names of these sources in status and manifest.
+const IssuePrefix = "issue/"
+
+// maxIssues bounds the sources: one for the client's certificate, one for the server's.
+const maxIssues = 2
+
+const day = 24 * time.Hour
+
+var (
+	privateCA = regexp.MustCompile(
+		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
+	caTemplate  = regexp.MustCompile(`^[A-Za-z0-9_]+/V[0-9]+$`)
+	placeholder = regexp.MustCompile(`\{[^}]*\}?`)
+	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+/[A-Za-z0-9._/-]+$`)
+)
+
+// Placeholders are what may stand in names for those of the node.
+func Placeholders() []string {
+	return []string{"{instance_id}", "{account}", "{region}", "{private_dns}"}
+}
+
+func (c *MTLS) validateIssue(m *mistakes) {
+	if len(c.Issue) > maxIssues {
+		m.bad("mtls.issue", "%d sources, at most %d are allowed", len(c.Issue), maxIssues)
+	}
+	names, givers := make(map[string]int), make(map[string]int)
+	for i, s := range c.Issue {
+		key := fmt.Sprintf("mtls.issue[%d]", i)
+		if j, ok := names[s.Name]; ok {
+			m.bad(key+".name", "the same name as mtls.issue[%d]", j)
+		} else if !isLabel(s.Name) {
+			m.bad(key+".name", "%s is not a name: 1 to 32 lower-case letters, digits and dashes", quote(s.Name))
+		}
+		names[s.Name] = i
+		for _, kind := range s.Gives {
+			if j, ok := givers[kind]; ok {
+				m.bad(key+".gives", "%s is what mtls.issue[%d] gives", quote(kind), j)
+			}
+			givers[kind] = i
+		}
+		s.validate(m, key)
+	}
+}
+
+func (s Issue) validate(m *mistakes, key string) {
+	if len(s.Gives) == 0 {
+		m.bad(key+".gives", "empty; name client, server or both")
+	}
+	for i, kind := range s.Gives {
+		m.oneOf(fmt.Sprintf("%s.gives[%d]", key, i), kind, "client", "server")
+	}
+	m.oneOf(key+".from", s.From, FromPrivateCA, FromACME, FromSPIFFE)
+	optional := func(name, value string, allowed ...string) {
+		if value != "" {
+			m.oneOf(key+"."+name, value, allowed...)
+		}
+	}
+	optional("key", s.Key, "ecdsa-p256", "ecdsa-p384", "rsa-2048")
+	optional("evidence", s.Evidence, "none", EvidenceExtension)
+	optional("challenge", s.Challenge, "none", "http-01")
+	s.validateFor(m, key)
+	validateName(m, key+".common_name", "common_name", s.CommonName)
+	for i, name := range s.DNS {
+		validateName(m, fmt.Sprintf("%s.dns[%d]", key, i), "dns", name)
+	}
+	for i, name := range s.URI {
+		validateName(m, fmt.Sprintf("%s.uri[%d]", key, i), "uri", name)
+	}
+}
+
+// validateFor verifies the keys that are for one kind of source, and that no others are set.
+func (s Issue) validateFor(m *mistakes, key string) {
+	for _, k := range []struct {
+		from, name string
+		isSet      bool
+	}{
+		{FromPrivateCA, "ca", s.CA != ""},
+		{FromPrivateCA, "template", s.Template != ""},
+		{FromPrivateCA, "validity", s.Validity != 0},
+		{FromACME, "directory", s.Directory != ""},
+		{FromACME, "roots", s.Roots != ""},
+		{FromACME, "eab", s.EAB != ""},
+		{FromACME, "profile", s.Profile != ""},
+		{FromACME, "challenge", s.Challenge != ""},
+		{FromACME, "challenge_listen", s.ChallengeListen != ""},
+		{FromSPIFFE, "socket", s.Socket != ""},
+		{FromSPIFFE, "id", s.ID != ""},
+	} {
+		if k.isSet && k.from != s.From {
+			m.bad(key+"."+k.name, "is for from: %s", k.from)
+		}
+	}
+	switch s.From {
+	case FromPrivateCA:
+		if !privateCA.MatchString(s.CA) {
+			m.bad(key+".ca", "%s is not the ARN of a Private CA", quote(s.CA))
+		}
+		if s.Template != "" && !caTemplate.MatchString(s.Template) {
+			m.bad(key+".template", "%s is not the name of a template, such as EndEntityClientAuthCertificate/V1",
+				quote(s.Template))
+		}
+		if s.Validity%day != 0 || s.Validity < 0 || s.Validity > 397*day {
+			m.bad(key+".validity", "%v is not 1 to 397 whole days, such as 24h", s.Validity)
+		}
+		if s.Evidence == EvidenceExtension && s.Template != "" && !strings.Contains(s.Template, "_APIPassthrough/") {
+			m.bad(key+".template", "%s takes no extension; evidence: %s needs an _APIPassthrough template",
+				quote(s.Template), EvidenceExtension)
+		}
+	case FromACME:
+		if err := checkBaseURL(s.Directory); err != nil {
+			m.bad(key+".directory", "%s", err)
+		}
+		if s.Roots != "" {
+			m.absolute(key+".roots", s.Roots)
+		}
+		if s.EAB != "" {
+			if err := checkSecret(s.EAB); err != nil {
+				m.bad(key+".eab", "%s", err)
+			}
+		}
+		if s.ChallengeListen != "" {
+			if err := checkListen(s.ChallengeListen); err != nil {
+				m.bad(key+".challenge_listen", "%s", err)
+			}
+		}
+		if len(s.DNS) == 0 {
+			m.bad(key+".dns", "empty; ACME is for DNS names, name one at least")
+		}
+	case FromSPIFFE:
+		if s.Socket != "" {
+			m.absolute(key+".socket", s.Socket)
+			if len(s.Socket) > maxSocketPath {
+				m.bad(key+".socket", "%d bytes, at most %d are allowed", len(s.Socket), maxSocketPath)
+			}
+		}
+		if s.ID != "" && !spiffeID.MatchString(s.ID) {
+			m.bad(key+".id", "%s is not a SPIFFE ID, spiffe://trust-domain/path", quote(s.ID))
+		}
+		if s.CommonName != "" || len(s.DNS)+len(s.URI) > 0 || s.Key != "" {
+			m.bad(key, "common_name, dns, uri and key: SPIFFE's registration entry decides; remove them here")
+		}
+	}
+	if s.From != FromPrivateCA && s.Evidence == EvidenceExtension {
+		m.bad(key+".evidence", "only acm-pca can put evidence into the certificate; peers find it in evidence.json")
+	}
+}
+
+// validateName verifies a name for the certificate, with placeholders of plausible values put in.
+func validateName(m *mistakes, key, kind, value string) {
+	plain := placeholder.ReplaceAllStringFunc(value, func(p string) string {
+		if slices.Contains(Placeholders(), p) {
+			return "x"
+		}
+		m.bad(key, "%s is not one of %s", quote(p), strings.Join(Placeholders(), ", "))
+		return "x"
+	})
+	u, err := url.Parse(plain)
+	switch {
+	case kind == "dns" && (len(plain) > maxHostName || !hostName.MatchString(strings.TrimPrefix(plain, "*."))):
+		m.bad(key, "%s is not a DNS name", quote(value))
+	case kind == "uri" && (err != nil || u.Scheme == "" || u.Host == ""):
+		m.bad(key, "%s is not a URI with a scheme and a host", quote(value))
+	case kind == "common_name" && (len(plain) > 64 || strings.ContainsFunc(plain, func(r rune) bool { return r < ' ' })):
+		m.bad(key, "%s is not a common name: at most 64 printable characters", quote(value))
+	}
+}
+
+// checkListen checks host:port, where the host may be left out.
+func checkListen(s string) error {
+	if port, ok := strings.CutPrefix(s, ":"); ok {
+		s = netip.IPv4Unspecified().String() + ":" + port
+	}
+	return checkHostPort(s)
+}
