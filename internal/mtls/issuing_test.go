@@ -95,9 +95,9 @@ func newAuthority(t *testing.T) *authority {
 }
 
 // issuing is a source that orders from a, with a specification of what.
-func (a *authority) issuing(spec string) *issue.Source {
+func (a *authority) issuing(spec string, as ...issue.Authority) *issue.Source {
 	return issue.New(issue.Config{
-		Name: "a", From: "acm-pca", Authority: a, Gives: []string{"client"}, Key: "ecdsa-p256", Spec: spec,
+		Name: "a", From: "acm-pca", Authority: append(as, a)[0], Gives: []string{"client"}, Key: "ecdsa-p256", Spec: spec,
 		Names: func(context.Context) (*x509.CertificateRequest, error) {
 			return &x509.CertificateRequest{
 				Subject: pkix.Name{CommonName: "i-1"}, DNSNames: []string{"node.example.org"},
@@ -308,4 +308,57 @@ func TestIssuingLostAnswer(t *testing.T) {
 			t.Errorf("%+v, %d tokens", n.secret("a"), len(a.tokens))
 		}
 	})
+}
+
+// suggester is an authority that says when to renew.
+type suggester struct {
+	*authority
+	from, to time.Time
+	err      error
+	first    *x509.Certificate // the window is for
+	asked    int
+}
+
+func (s *suggester) RenewalWindow(_ context.Context, leaf *x509.Certificate) (
+	from, to time.Time, again time.Duration, err error,
+) {
+	s.asked++
+	if s.first = cmp.Or(s.first, leaf); !s.first.Equal(leaf) {
+		return from, to, time.Hour, nil
+	}
+	return s.from, s.to, time.Hour, s.err
+}
+
+// TestIssuingSuggested: a window that the authority suggests is followed, unless it is too late; errors change nothing.
+func TestIssuingSuggested(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		from, to time.Duration // from the issuance
+		err      error
+		min, max time.Duration // of the renewal
+	}{
+		{"soon", 2 * time.Hour, 3 * time.Hour, nil, 2 * time.Hour, 3 * time.Hour},
+		{"past", -2 * time.Hour, -time.Hour, nil, 0, time.Minute},
+		{"late", 23 * time.Hour, 24 * time.Hour, nil, 14 * time.Hour, 18 * time.Hour},
+		{"fails", 0, 0, errors.New("500"), 12 * time.Hour, 16 * time.Hour},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				s := &suggester{authority: newAuthority(t), from: began.Add(c.from), to: began.Add(c.to), err: c.err}
+				src := s.issuing("1", s)
+				n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": src})
+				first := n.after(2*time.Second).Secrets[0].Issue.Serial
+				for n.issue().Serial == first && time.Since(began) < 24*time.Hour {
+					n.after(time.Minute)
+				}
+				if d := time.Since(began); d < c.min || d > c.max+2*time.Minute {
+					t.Errorf("renewed after %v, want %v to %v", d, c.min, c.max)
+				}
+				if most := int(time.Since(began)/time.Hour) + 2; s.asked > most {
+					t.Errorf("asked %d times, at most %d are right", s.asked, most)
+				}
+			})
+		})
+	}
 }

@@ -50,7 +50,7 @@ type Rotator struct {
 	changed     bool  // something other than a secret, such as the settings, may call for a publication
 	blocked     error // why the secrets give nothing to publish
 	renewals    []*renewal
-	noEvidence  bool  // the last time that evidence was asked for, there was to be none
+	noEvidence  bool // the last time that evidence was asked for, there was to be none
 	nextCollect time.Time
 	warned      map[client.Expiry]int // the stages that have been logged
 }

@@ -67,6 +67,13 @@ type Source struct {
 	failures  int               // in a row
 	next      time.Time         // when the next step may be taken after a failure, or towards a certificate
 	issuances []time.Time       // of the last 24 hours
+	suggested suggestion        // by the authority
+}
+
+// suggestion is when an authority wants the published certificate to be renewed.
+type suggestion struct {
+	at    time.Time // zero: it does not say
+	again time.Time // when to ask again
 }
 
 // order is a certificate that is on its way.
@@ -94,6 +101,7 @@ const (
 	rest    step = iota // nothing, until a moment
 	begin               // make a key and order a certificate
 	collect             // ask for the one that is ordered
+	suggest             // ask the authority when to renew
 )
 
 // plan returns the next step and when it is due; the zero time: now.
@@ -114,6 +122,9 @@ func (s *Source) plan() (step, time.Time) {
 	if n := len(s.issuances); n >= maxIssuances {
 		due = later(due, s.issuances[n-maxIssuances].Add(budgetWindow))
 	}
+	if _, ok := s.config.Authority.(Suggester); ok && s.leaf != nil && s.suggested.again.Before(due) {
+		return suggest, s.suggested.again
+	}
 	return begin, due
 }
 
@@ -123,8 +134,23 @@ func (s *Source) due() time.Time {
 	case s.published == "", s.renewal, !strings.HasSuffix(s.published, "-"+orderOf(s.config.Spec)):
 		return time.Time{}
 	default:
-		return renewAt(s.leaf, s.config.Authority.Backdated())
+		return s.scheduled()
 	}
+}
+
+// scheduled returns when the published certificate is renewed, by our own schedule or by the authority's. The latter
+// may be sooner, such as after a mistake for which it revokes certificates, but hardly later.
+func (s *Source) scheduled() time.Time {
+	backdated := s.config.Authority.Backdated()
+	at := renewAt(s.leaf, backdated)
+	if s.suggested.at.IsZero() {
+		return at
+	}
+	latest := at.Add(s.leaf.NotAfter.Sub(issued(s.leaf, backdated)) / 10)
+	if latest.Before(s.suggested.at) {
+		return latest
+	}
+	return s.suggested.at
 }
 
 // Describe implements source.Source. It takes the next step if that is due.
@@ -163,6 +189,9 @@ func (s *Source) Fetch(_ context.Context, version string, _ source.Label) (sourc
 
 // Published implements source.Issuing: the key is forgotten, since the published directory has it.
 func (s *Source) Published(version string, leaf *x509.Certificate) {
+	if s.published != version {
+		s.suggested = suggestion{}
+	}
 	s.published, s.leaf = version, leaf
 	if s.issued != nil && s.issued.version == version {
 		s.issued, s.refused, s.refusals = nil, nil, 0
@@ -194,10 +223,14 @@ func (s *Source) Status() client.IssueStatus { return *s.status.Load() }
 // take takes a step, and notes how it ended.
 func (s *Source) take(ctx context.Context, step step) {
 	var err error
-	if step == begin {
+	switch step {
+	case begin:
 		err = s.begin(ctx)
-	} else {
+	case collect:
 		err = s.collect(ctx)
+	case suggest:
+		s.suggest(ctx)
+		return
 	}
 	now := time.Now()
 	switch {
@@ -301,6 +334,21 @@ func (s *Source) collect(ctx context.Context) error {
 	return nil
 }
 
+// suggest asks the authority when to renew the published certificate. A node takes a moment of the window that follows
+// from its certificate, as its own schedule does.
+func (s *Source) suggest(ctx context.Context) {
+	from, to, wait, err := s.config.Authority.(Suggester).RenewalWindow(ctx, s.leaf)
+	s.suggested.again = time.Now().Add(wait)
+	switch {
+	case err != nil:
+		s.log.Info("the authority does not suggest when to renew", "secret", s.config.Name, "err", err)
+	case from.IsZero():
+		s.suggested.at = time.Time{}
+	default:
+		s.suggested.at = from.Add(time.Duration(fraction(s.leaf) * float64(to.Sub(from))))
+	}
+}
+
 // updateStatus takes a snapshot, and forgets issuances that count no more.
 func (s *Source) updateStatus(now time.Time) {
 	for len(s.issuances) > 0 && now.Sub(s.issuances[0]) >= 24*time.Hour {
@@ -323,7 +371,7 @@ func (s *Source) updateStatus(now time.Time) {
 	if s.leaf != nil {
 		backdated := s.config.Authority.Backdated()
 		st.Serial, st.NotAfter = fmt.Sprintf("%x", s.leaf.SerialNumber), s.leaf.NotAfter.UTC()
-		st.Issued, st.RenewAt = issued(s.leaf, backdated).UTC(), renewAt(s.leaf, backdated).UTC()
+		st.Issued, st.RenewAt = issued(s.leaf, backdated).UTC(), s.scheduled().UTC()
 		for _, e := range s.leaf.Extensions {
 			st.Evidence = st.Evidence || e.Id.Equal(idPeCMW)
 		}
