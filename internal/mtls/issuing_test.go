@@ -348,7 +348,7 @@ func TestIssuingSuggested(t *testing.T) {
 				s := &suggester{authority: newAuthority(t), from: began.Add(c.from), to: began.Add(c.to), err: c.err}
 				src := s.issuing("1", s)
 				n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": src})
-				first := n.after(2*time.Second).Secrets[0].Issue.Serial
+				first := n.after(2 * time.Second).Secrets[0].Issue.Serial
 				for n.issue().Serial == first && time.Since(began) < 24*time.Hour {
 					n.after(time.Minute)
 				}

@@ -27,6 +27,8 @@ type metrics struct {
 	guard               *prometheus.GaugeVec   // state
 	skew                prometheus.Gauge
 	callsPerMonth       prometheus.Gauge
+	renewAt             *prometheus.GaugeVec // source
+	issuances           *prometheus.GaugeVec // source
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -74,6 +76,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		skew:  gauge("clock_skew_seconds", "How far the node's clock is ahead of the secrets' service's."),
 		callsPerMonth: gauge("estimated_calls_per_month",
 			"Calls to Secrets Manager in a month at the configured interval."),
+		renewAt: gauges("issue_renew_timestamp_seconds",
+			"When the next certificate for a key of this node is ordered, by source.", "source"),
+		issuances: gauges("issue_issuances_24h",
+			"Certificates issued for keys of this node in the last 24 hours, by source.", "source"),
 	}
 }
 
@@ -81,8 +87,14 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 func (m *metrics) update(s *client.Publication) {
 	count := make(map[client.SecretState]int)
 	var checked, held time.Time
+	m.renewAt.Reset()
+	m.issuances.Reset()
 	for i, secret := range s.Secrets {
 		count[secret.State]++
+		if issue := secret.Issue; issue != nil {
+			m.renewAt.WithLabelValues(secret.Name).Set(timestamp(issue.RenewAt))
+			m.issuances.WithLabelValues(secret.Name).Set(float64(issue.Issuances))
+		}
 		if i == 0 || secret.LastChecked.Before(checked) {
 			checked = secret.LastChecked
 		}

@@ -130,12 +130,16 @@ func (r *Rotator) warnOfExpiry(now time.Time) {
 		if stage <= r.warned[e] {
 			continue
 		}
+		advice := "store a renewed one in the secret"
+		if k := r.secrets.find(e.Secret); k != nil && k.issuing() != nil {
+			advice = "it should have been renewed; see the status of its source"
+		}
 		attrs := []any{"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret}
 		if stage == client.Expired {
-			r.log.Error("a published certificate has expired; store a renewed one in the secret", attrs...)
+			r.log.Error("a published certificate has expired; "+advice, attrs...)
 		} else {
 			attrs = append(attrs, "left", e.Left(now))
-			r.log.Warn("a published certificate expires; store a renewed one in the secret", attrs...)
+			r.log.Warn("a published certificate expires; "+advice, attrs...)
 		}
 	}
 	r.warned = stages
