@@ -307,7 +307,7 @@ func TestReading(t *testing.T) {
 			}
 			continue
 		}
-		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now())
+		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now())
 		if err != nil || dump(again) != c.want || dump(s) != c.want || again.Bundles[0].Reading != c.how {
 			t.Errorf("%s: published\n%s\nrestored with %v, want\n%s", name, dump(s), err, c.want)
 		}
