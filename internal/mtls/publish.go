@@ -19,7 +19,7 @@ type binding struct {
 
 // publishAll publishes the best that the secrets give, wherever that differs from what is published.
 func (r *Rotator) publishAll(ctx context.Context, now time.Time) {
-	r.changed = false
+	r.changed, r.composed = false, now
 	s, err := r.compose(now)
 	r.blocked = err
 	if err != nil {

@@ -47,8 +47,9 @@ type Rotator struct {
 	targets     []*target // the node's own first
 	clock       clock
 	overlap     certset.Overlap
-	changed     bool  // something other than a secret, such as the settings, may call for a publication
-	blocked     error // why the secrets give nothing to publish
+	changed     bool      // something other than a secret, such as the settings, may call for a publication
+	composed    time.Time // when the secrets were last put together
+	blocked     error     // why the secrets give nothing to publish
 	renewals    []*renewal
 	noEvidence  bool // the last time that evidence was asked for, there was to be none
 	nextCollect time.Time
@@ -436,6 +437,9 @@ func (r *Rotator) idle(now time.Time) time.Duration {
 			until(t.overlapEnds())
 		}
 	}
+	if len(r.secrets) > 0 {
+		until(r.nextExpiry())
+	}
 	until(r.inbox.next())
 	// What is overdue was either done a moment ago or cannot be done: neither is worth a busy loop.
 	return max(minIdle, wait)
@@ -491,7 +495,19 @@ func (r *Rotator) main() *target { return r.targets[0] }
 
 // due reports whether there may be something new to publish.
 func (r *Rotator) due(now time.Time) bool {
+	if expiry := r.nextExpiry(); !expiry.IsZero() && now.After(expiry) {
+		return true
+	}
 	return r.changed || r.secrets.due(now) || slices.ContainsFunc(r.targets, func(t *target) bool { return t.due(now) })
+}
+
+// nextExpiry returns when the first certificate expires of those that were valid when the published set was put
+// together; zero: none does. Then another path may be left, or an anchor be in the way of OpenSSL.
+func (r *Rotator) nextExpiry() (t time.Time) {
+	if s := r.current(); s != nil {
+		t = s.NextExpiry(r.composed)
+	}
+	return t
 }
 
 // failing reports whether the last attempt to publish to a directory has failed.

@@ -57,7 +57,7 @@ func (t *target) close() {
 
 // open looks at the directory for the first time.
 func (t *target) open(now time.Time) error {
-	if err := t.Open(now); err != nil {
+	if err := t.Open(); err != nil {
 		return err
 	}
 	t.attempt = attempt{}

@@ -76,7 +76,7 @@ func TestAnchorsOfSeveralSecrets(t *testing.T) {
 	if got, want := s.file("ca.crt"), mtlstest.CertPEM(first.Cert, ca.Cert, second.Cert); got != want {
 		t.Errorf("ca.crt is\n%s\nwant\n%s", got, want)
 	}
-	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()))(t, "restore the set")
+	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now()))(t, "restore the set")
 	var partial []bool
 	for _, b := range again.Bundles {
 		partial = append(partial, b.Partial())
@@ -97,7 +97,7 @@ func TestManyAnchorsOfSeveralSecrets(t *testing.T) {
 		return mtlstest.Fields{caCert: mtlstest.CertPEM(list...)}.JSON(t)
 	}
 	s := mustSet(t, anchors(0, 100), anchors(100, 200), anchors(200, 300))
-	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()))(t, "restore the set")
+	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now()))(t, "restore the set")
 	if dump(again) != dump(s) {
 		t.Error("300 anchors of three secrets are not restored as they were")
 	}
@@ -121,7 +121,7 @@ func TestPeerCA(t *testing.T) {
 	if got := s.file("ca.crt"); got != mtlstest.CertPEM(private.Cert) || s.file("issuer.crt") != fields[caCert] {
 		t.Errorf("ca.crt is\n%s\nwant the private CA; issuer.crt is\n%s", got, s.file("issuer.crt"))
 	}
-	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()))(t, "restore the set")
+	again := must.Get(Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now()))(t, "restore the set")
 	if dump(again) != dump(s) {
 		t.Errorf("restored\n%s\nwant\n%s", dump(again), dump(s))
 	}

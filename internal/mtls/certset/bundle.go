@@ -122,6 +122,8 @@ func (b *Bundle) recognise(content []byte) (object, error) {
 	switch {
 	case o.err != nil:
 		return o, fmt.Errorf("begins as JSON, and is %w", o.err)
+	case o.is && b.Reading.Validate == unverified:
+		return o, errors.New("is JSON, which is always verified; validate: none in mtls.secrets is for PEM")
 	case o.is && b.Reading.As != plain:
 		return o, fmt.Errorf("is JSON; as: %s in mtls.secrets is for PEM", b.Reading.As)
 	case o.is && !slices.ContainsFunc(jsonFields, has):

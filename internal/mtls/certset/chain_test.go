@@ -125,7 +125,7 @@ func TestChainIsComplete(t *testing.T) {
 		if got := strings.Join(s.Warnings, "; "); (got == "") != (c.warning == "") || !strings.Contains(got, c.warning) {
 			t.Errorf("%s: warnings %q, want %q", name, got, c.warning)
 		}
-		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now())
+		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now())
 		if err != nil || dump(again) != dump(s) {
 			t.Errorf("%s: the set is restored differently, or not: %v", name, err)
 		} else if !slices.Equal(again.Warnings, s.Warnings) {

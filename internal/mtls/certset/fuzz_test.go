@@ -64,7 +64,7 @@ func roundTrip(t *testing.T, content []byte, how Reading, now time.Time) {
 	for _, f := range s.Files {
 		files = append(files, File{Name: f.Name, Content: f.Content, Origin: f.Origin})
 	}
-	s2, err := Restore(s.Origins(), files, nil, s.Warnings, now, now)
+	s2, err := Restore(s.Origins(), files, nil, s.Warnings, now)
 	if err != nil {
 		t.Fatalf("accepted as %+v, but not a second time: %v", how, err)
 	}

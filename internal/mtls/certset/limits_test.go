@@ -105,7 +105,7 @@ func TestManyAnchors(t *testing.T) {
 	if !slices.Contains(s.Warnings, dropped) {
 		t.Errorf("warnings are %q, want %s", s.Warnings, dropped)
 	}
-	if _, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now()); err != nil {
+	if _, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now()); err != nil {
 		t.Errorf("100 anchors, read again: %v", err)
 	}
 
@@ -143,7 +143,7 @@ func TestCarriedAnchorsAreBounded(t *testing.T) {
 		if got := len(s.Warnings) > 0; got != (n > kept) {
 			t.Errorf("2 anchors and %d that are carried: warnings are %q", n, s.Warnings)
 		}
-		again, err := Restore(s.Origins(), s.Files, until, s.Warnings, now, now)
+		again, err := Restore(s.Origins(), s.Files, until, s.Warnings, now)
 		if err != nil || len(again.Carried) != kept {
 			t.Errorf("2 anchors and %d that are carried, read again: %v", n, err)
 		}

@@ -10,9 +10,10 @@ import (
 // Restore makes a set again from the files that were published of it, at a time. Origins are its versions in the order
 // of the configuration, each file names its own; carried says which anchors of ca.crt came from no secret, by digest,
 // and until when they stay; warnings are those of the set, some of them about what is in no file. An error means that
-// this program would not have published these files then, or that they have expired since.
+// this program would not have published these files then. They may have expired since, or even before: a set is
+// published again when another of its files is renewed, or someone has changed one.
 func Restore(
-	origins []Origin, files []File, carried map[string]time.Time, warnings []string, published, now time.Time,
+	origins []Origin, files []File, carried map[string]time.Time, warnings []string, published time.Time,
 ) (*Set, error) {
 	var bundles []*Bundle
 	for _, o := range origins {
@@ -42,15 +43,9 @@ func Restore(
 			}
 		}
 	}
-	s, err := Assemble(bundles, nil, published, over)
+	s, err := Assemble(bundles, bundles, published, over)
 	if err != nil {
 		return nil, err
-	}
-	for _, f := range s.Files {
-		pair := f.Name == fileOf(clientCert) || f.Name == fileOf(serverCert)
-		if pair && now.After(f.Ends.NotAfter) {
-			return nil, fmt.Errorf("%s: %q %s", f.Name, f.Ends.Subject, expired(f.Ends))
-		}
 	}
 	if len(s.Files) != len(files) {
 		return nil, fmt.Errorf("holds %d files, its secrets give %d", len(files), len(s.Files))

@@ -37,7 +37,7 @@ func TestRestore(t *testing.T) {
 		"another origin": {func(files []File) []File { files[0].Origin.Version = "2"; return files },
 			"none of its secrets"},
 	} {
-		s, err := Restore(was.Origins(), c.change(slices.Clone(was.Files)), carried, nil, time.Now(), time.Now())
+		s, err := Restore(was.Origins(), c.change(slices.Clone(was.Files)), carried, nil, time.Now())
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want %q", name, err, c.want)
 		}

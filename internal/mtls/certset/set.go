@@ -95,6 +95,19 @@ func (s *Set) NotAfter() (first time.Time) {
 	return first
 }
 
+// NextExpiry returns when the first certificate in it expires of those that have not by now; zero: none does. From then
+// on, Assemble may find another path, or leave something out.
+func (s *Set) NextExpiry(now time.Time) (first time.Time) {
+	for _, f := range s.Files {
+		for _, c := range f.Certs {
+			if !now.After(c.NotAfter) && (first.IsZero() || c.NotAfter.Before(first)) {
+				first = c.NotAfter
+			}
+		}
+	}
+	return first
+}
+
 // Binding returns the kind of the certificate that evidence.json speaks of, the client's or else the server's, and the
 // SHA-256 of its SubjectPublicKeyInfo.
 func (s *Set) Binding() (kind string, spki [sha256.Size]byte, ok bool) {

@@ -293,8 +293,8 @@ func TestReading(t *testing.T) {
 		"as ca_cert, JSON": {good.JSON(t), Reading{As: caCert}, "secret a: is JSON; as: ca_cert in mtls.secrets is for PEM"},
 		"validated":        {[]byte(mismatch), Reading{}, "secret a: holds a private key that belongs to no certificate"},
 		"not validated":    {[]byte(mismatch), Reading{Validate: unverified}, "cert-0.pem true\n" + mismatch},
-		"not validated, but JSON": {[]byte(`{"client_cert": "x"}`), Reading{Validate: unverified},
-			"secret a: client_cert: is not PEM"},
+		"not validated, but JSON": {good.JSON(t), Reading{Validate: unverified},
+			"secret a: is JSON, which is always verified; validate: none in mtls.secrets is for PEM"},
 	} {
 		b, err := Parse("a", "1", c.content, c.how)
 		var s *Set
@@ -307,7 +307,7 @@ func TestReading(t *testing.T) {
 			}
 			continue
 		}
-		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now(), time.Now())
+		again, err := Restore(s.Origins(), s.Files, nil, s.Warnings, time.Now())
 		if err != nil || dump(again) != c.want || dump(s) != c.want || again.Bundles[0].Reading != c.how {
 			t.Errorf("%s: published\n%s\nrestored with %v, want\n%s", name, dump(s), err, c.want)
 		}

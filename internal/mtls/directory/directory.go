@@ -65,9 +65,9 @@ func (d *Directory) Generation() string {
 	return d.current.Name()
 }
 
-// Open looks at the directory for the first time, and takes over what an earlier run has published if it is good. An
-// error means that the directory cannot be used.
-func (d *Directory) Open(now time.Time) error {
+// Open looks at the directory for the first time, and takes over what an earlier run has published if it is good,
+// although it may have expired: readers have nothing better. An error means that the directory cannot be used.
+func (d *Directory) Open() error {
 	root, err := d.open()
 	if err != nil {
 		return d.failed(err)
@@ -75,7 +75,7 @@ func (d *Directory) Open(now time.Time) error {
 	defer root.Close()
 	d.opened = true
 
-	g, err := d.restore(root, now)
+	g, err := d.restore(root)
 	switch {
 	case g == nil && errors.Is(err, errEmpty):
 		d.log.Info("starting with an empty directory", "path", d.path)

@@ -120,8 +120,8 @@ func (g *genDir) retire(now time.Time) error {
 	if _, err := setImmutable(g.fd, false); err != nil {
 		return err
 	}
-	at := unix.NsecToTimeval(now.UnixNano())
-	return unix.Futimes(g.fd, []unix.Timeval{at, at})
+	at := unix.NsecToTimespec(now.UnixNano())
+	return unix.UtimesNanoAt(g.fd, ".", []unix.Timespec{at, at}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // collect removes the generations that neither ..data nor ..prev leads to: those retired for grace, and at once those

@@ -41,7 +41,10 @@ func setLink(root *os.Root, name, target string) error {
 // over and is moved aside.
 func renameOver(root *os.Root, tmp, name string) error {
 	err := root.Rename(tmp, name)
-	if fi, e := root.Lstat(name); err == nil || e != nil || !fi.IsDir() {
+	if err == nil {
+		return nil
+	}
+	if fi, e := root.Lstat(name); e != nil || !fi.IsDir() {
 		return err
 	}
 	return errors.Join(moveAside(root, name), root.Rename(tmp, name))

@@ -67,7 +67,7 @@ func (d *Directory) publish(s *certset.Set, evidence []byte, a Access, now time.
 		access:    a,
 		now:       now,
 		self:      Owner{os.Geteuid(), os.Getegid()},
-		memory:    checkFileSystem(d.path, false) == nil,
+		memory:    !d.allowDisk || checkFileSystem(d.path, false) == nil,
 		immutable: true,
 	}
 	err = pub.run()
@@ -103,11 +103,12 @@ type publication struct {
 	files     []certset.File
 	access    Access
 	now       time.Time
-	self      Owner // of what we make
-	memory    bool  // nothing needs flushing
-	immutable bool  // so far
-	committed bool  // ..data has been switched
-	crowded   bool  // there are more generations than there should be
+	self      Owner  // of what we make
+	memory    bool   // nothing needs flushing
+	immutable bool   // so far
+	committed bool   // ..data has been switched
+	buf       []byte // for what is read back
+	crowded   bool   // there are more generations than there should be
 }
 
 // step is the unit in which a publication may be cut off: each leaves the old set or the new one.
@@ -229,12 +230,21 @@ func (p *publication) write(f certset.File) error {
 			}
 		}
 		// Through the same descriptor: the new owner may be someone whose files we cannot open.
-		got := make([]byte, len(f.Content)+1)
-		if n, err := unix.Pread(fd, got, 0); err != nil || !bytes.Equal(got[:n], f.Content) {
-			return fmt.Errorf("reads back differently (%d bytes of %d, %v)", n, len(f.Content), err)
+		if err := p.readBack(fd, f.Content); err != nil {
+			return err
 		}
 		return p.protect(fd)
 	})
+}
+
+// readBack returns an error unless an open file has this content.
+func (p *publication) readBack(fd int, content []byte) error {
+	p.buf = slices.Grow(p.buf[:0], len(content)+1)[:len(content)+1]
+	n, err := unix.Pread(fd, p.buf, 0)
+	if err != nil || !bytes.Equal(p.buf[:n], content) {
+		return fmt.Errorf("reads back differently (%d bytes of %d, %v)", n, len(content), err)
+	}
+	return nil
 }
 
 // protect makes a file or the directory of the new generation immutable, where that is possible.
@@ -283,8 +293,8 @@ func (p *publication) commit() error {
 	return nil
 }
 
-// selfTest reads the new set the way a consumer does: by path, through the links. The content has been validated in
-// memory, so that all that is left to verify is that it is the same.
+// selfTest reads the new set the way a consumer does: by name, through the links, in the directory that the path leads
+// to. The content has been validated in memory, so that all that is left to verify is that it is the same.
 func (p *publication) selfTest() error {
 	var held, there unix.Stat_t
 	if err := unix.Fstat(int(p.dir.Fd()), &held); err != nil {
@@ -297,25 +307,21 @@ func (p *publication) selfTest() error {
 		return fmt.Errorf("%s has been replaced or mounted over", p.path)
 	}
 	for _, f := range p.files {
-		if err := checkFile(filepath.Join(p.path, f.Name), f.Content); err != nil {
-			return err
+		if err := p.checkFile(f); err != nil {
+			return &fs.PathError{Op: "use", Path: filepath.Join(p.path, f.Name), Err: err}
 		}
 	}
 	return nil
 }
 
-// checkFile reports whether a consumer finds content at path.
-func checkFile(path string, content []byte) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+// checkFile returns an error unless a consumer finds a file as it was written.
+func (p *publication) checkFile(f certset.File) error {
+	fd, err := unix.Openat(int(p.dir.Fd()), f.Name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: path, Err: err}
+		return err
 	}
 	defer unix.Close(fd)
-	got := make([]byte, len(content)+1)
-	if n, err := unix.Read(fd, got); err != nil || !bytes.Equal(got[:n], content) {
-		return fmt.Errorf("%s is not what was written (%v)", path, err)
-	}
-	return nil
+	return p.readBack(fd, f.Content)
 }
 
 // wakePrevious comes last, so that the readers that it wakes find what will stay. The switch stands even if it fails.

@@ -57,7 +57,7 @@ func (d *published) restore() (*Generation, error) {
 	d.t.Helper()
 	root := must.Get(d.open())(d.t, "open the directory")
 	defer root.Close()
-	return d.Directory.restore(root, time.Now())
+	return d.Directory.restore(root)
 }
 
 // mustSet assembles secrets named a, b, c … in version 1.

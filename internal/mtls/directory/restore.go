@@ -18,12 +18,13 @@ import (
 var errEmpty = errors.New("nothing is published")
 
 // restore finishes or undoes what an earlier run left behind, whether it ended well or was killed in the middle of a
-// publication, and returns the current generation if it may be served as it is: complete, unchanged, and valid now. In
-// a consumer's directory it need only be complete and unchanged: the node's own set says what belongs there.
+// publication, and returns the current generation if it may be served as it is: complete, unchanged, and valid when it
+// was published. In a consumer's directory it need only be complete and unchanged: the node's own set says what belongs
+// there.
 //
 // An error means that a new one is needed. With it may come a damaged generation, whose content is good but whose
 // owner, modes or links are not what the manifest says: that content need not be fetched again.
-func (d *Directory) restore(root *os.Root, now time.Time) (*Generation, error) {
+func (d *Directory) restore(root *os.Root) (*Generation, error) {
 	current := linkedGeneration(root, dataLink)
 	if err := removeLeftovers(root, current); err != nil {
 		return nil, err
@@ -33,7 +34,7 @@ func (d *Directory) restore(root *os.Root, now time.Time) (*Generation, error) {
 	}
 	g, contents, drift, err := readGeneration(root, current)
 	if err == nil && d.consumer == "" {
-		g.Set, err = g.manifest.restoreSet(contents, now)
+		g.Set, err = g.manifest.restoreSet(contents)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("generation %s: %w", current, err)
@@ -98,8 +99,8 @@ func readGeneration(root *os.Root, name string) (g *Generation, contents map[str
 }
 
 // restoreSet makes the set again. Without an error, this program would have published the same files from the same
-// secrets, and they have not expired.
-func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certset.Set, error) {
+// secrets.
+func (m *manifest) restoreSet(contents map[string][]byte) (*certset.Set, error) {
 	var files []certset.File
 	for _, e := range m.Files {
 		if e.File != evidenceFile {
@@ -112,7 +113,7 @@ func (m *manifest) restoreSet(contents map[string][]byte, now time.Time) (*certs
 	for _, o := range m.CAOverlap {
 		carried[o.SHA256] = o.Until
 	}
-	return certset.Restore(m.Secrets, files, carried, m.Warnings, m.Published, now)
+	return certset.Restore(m.Secrets, files, carried, m.Warnings, m.Published)
 }
 
 // origin returns where a file comes from.
