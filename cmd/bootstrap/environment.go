@@ -12,16 +12,17 @@ import (
 )
 
 // fromEnvironment sets the flags that were not given from SEVAGENT_BOOTSTRAP_*. Lists are separated by commas; in flags
-// too, except --ecs-option, which is one option each time. A consumer has commas of its own.
+// too, except --ecs-option and --mtls-issue, which are one value each time. A consumer has commas of its own.
 func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (err error) {
 	flags.VisitAll(func(f *pflag.Flag) {
 		list, isList := f.Value.(pflag.SliceValue)
+		whole := f.Name == "ecs-option" || f.Name == "mtls-issue" // one value each time
 		isOption, apart := f.Name == "ecs-option", split
 		if f.Name == "mtls-consumer" {
 			apart = splitConsumers
 		}
 		if f.Changed {
-			if isList && !isOption {
+			if isList && !whole {
 				err = errors.Join(err, list.Replace(apart(list.GetSlice())))
 			}
 			return
@@ -35,7 +36,7 @@ func fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) (
 		switch {
 		case isOption:
 			values = splitOptions(value)
-		case isList:
+		case isList && !whole:
 			values = apart(values)
 		}
 		for _, v := range values {

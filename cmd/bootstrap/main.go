@@ -186,6 +186,8 @@ func addFlags(f *pflag.FlagSet, o *bootstrap.Options) {
 	f.StringArrayVar(&o.Consumers, "mtls-consumer", nil,
 		"a `CONSUMER`, which is a directory below that\nwith its own owner and fewer files:\n"+
 			"NAME=UID:GID=FILE,FILE; repeatable, or\nseparated by commas")
+	f.StringArrayVar(&o.Issue, "mtls-issue", nil,
+		"an entry of mtls.issue as `JSON`: where a\ncertificate comes from whose key is made\non the node; repeatable")
 	f.StringVar(&o.Mode, "attestation-mode", "",
 		"`MODE` is enforce, warn or off (default: the\nagent's, enforce)")
 	dirFlags(f, &o.Dirs, "the agent's configuration `DIRECTORY`;\n50-bootstrap.yaml goes into its\nconf.d",

@@ -1,12 +1,14 @@
 package bootstrap
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -20,6 +22,7 @@ type Options struct {
 	Secrets, Endpoints        []string
 	MTLSPath, MTLSOwner, Mode string
 	Consumers                 []string // NAME=UID:GID=FILE,FILE
+	Issue                     []string // entries of mtls.issue, as JSON
 
 	Socket  string        // the agent's
 	Timeout time.Duration // for the agent's proof and the first certificates
@@ -123,7 +126,19 @@ func (o Options) check(units Dirs) error {
 			m.add("--mtls-consumer is %q, want NAME=UID:GID=FILE,FILE, such as api=1000:1000=client.pem,ca.crt", text)
 		}
 	}
+	for _, text := range o.Issue {
+		if !isObject(text) {
+			m.add(`--mtls-issue is %.80q, want a JSON object, such as {"name": "node", "from": "acm-pca", "ca": "ARN", `+
+				`"gives": ["client"]}`, text)
+		}
+	}
 	return errors.Join(append(m, o.Dirs.check(), o.checkSignal(), o.Install.check())...)
+}
+
+// isObject reports whether text is one JSON object, without line breaks, which YAML reads as JSON does.
+func isObject(text string) bool {
+	var object map[string]json.RawMessage
+	return json.Unmarshal([]byte(text), &object) == nil && object != nil && !strings.ContainsAny(text, "\r\n")
 }
 
 // checkSignal checks the options that are about CloudFormation.

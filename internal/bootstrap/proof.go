@@ -53,6 +53,9 @@ func (o Options) overlay() []byte {
 	if o.Secrets != nil {
 		mtls = append(mtls, "secrets: "+toJSON(o.Secrets))
 	}
+	if len(o.Issue) > 0 {
+		mtls = append(mtls, "issue: ["+strings.Join(o.Issue, ", ")+"]")
+	}
 	if o.MTLSOwner != "" {
 		mtls = append(mtls, "owner: "+toJSON(o.MTLSOwner))
 	}

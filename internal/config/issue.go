@@ -16,7 +16,7 @@ type Issue struct {
 	Name string `yaml:"name"`
 	// From is acm-pca (AWS Private CA), acme (RFC 8555) or spiffe (the SPIFFE Workload API).
 	From string `yaml:"from"`
-	// Gives is what the certificate is for: client, server or both.
+	// Gives is what the certificate is for: client, server or both. Default with Template: what that is for.
 	Gives []string `yaml:"gives"`
 	// CommonName, DNS and URI are the names in the certificate. {instance_id}, {account}, {region} and {private_dns} stand
 	// for those of the node. Default: the common name {instance_id}, no others. SPIFFE names by itself.
@@ -26,12 +26,12 @@ type Issue struct {
 	// Key is ecdsa-p256, ecdsa-p384 or rsa-2048. Default ecdsa-p256. SPIFFE decides by itself.
 	Key string `yaml:"key"`
 	// Evidence is none or, with acm-pca, extension: the certificate carries attestation evidence for its key. Default
-	// none.
+	// extension if Template ends in _APIPassthrough, else none.
 	Evidence string `yaml:"evidence"`
 
 	// CA is the ARN of the Private CA.
 	CA string `yaml:"ca"`
-	// Template is Private CA's. Default by Gives and Evidence: EndEntityClientAuthCertificate/V1,
+	// Template is Private CA's, by name or ARN. Default by Gives and Evidence: EndEntityClientAuthCertificate/V1,
 	// EndEntityServerAuthCertificate/V1 or EndEntityCertificate/V1, and with Evidence those that end in _APIPassthrough.
 	Template string `yaml:"template"`
 	// Validity of Private CA's certificates, whole days. Default 24h.
@@ -57,6 +57,59 @@ type Issue struct {
 	ID string `yaml:"id"`
 }
 
+// Kinds returns what the certificate is for, client before server.
+func (s Issue) Kinds() []string {
+	if len(s.Gives) > 0 {
+		return slices.Sorted(slices.Values(s.Gives))
+	}
+	switch name := s.TemplateName(); {
+	case name == "":
+		return nil
+	case strings.HasPrefix(name, "EndEntityClientAuth"):
+		return []string{"client"}
+	case strings.HasPrefix(name, "EndEntityServerAuth"):
+		return []string{"server"}
+	}
+	return []string{"client", "server"}
+}
+
+// WithEvidence reports whether the certificate carries evidence.
+func (s Issue) WithEvidence() bool {
+	if s.Evidence != "" {
+		return s.Evidence == EvidenceExtension
+	}
+	return strings.Contains(s.Template, passthrough+"/")
+}
+
+// passthrough ends the names of Private CA's templates that take extensions.
+const passthrough = "_APIPassthrough"
+
+// TemplateName returns the name of Private CA's template; empty if there is nothing to choose it by.
+func (s Issue) TemplateName() string {
+	if s.Template != "" {
+		_, name, isARN := strings.Cut(s.Template, ":template/")
+		if !isARN {
+			name = s.Template
+		}
+		return name
+	}
+	name := ""
+	switch kinds := slices.Sorted(slices.Values(s.Gives)); {
+	case len(kinds) == 0:
+		return ""
+	case len(kinds) > 1:
+		name = "EndEntityCertificate"
+	case kinds[0] == "client":
+		name = "EndEntityClientAuthCertificate"
+	default:
+		name = "EndEntityServerAuthCertificate"
+	}
+	if s.Evidence == EvidenceExtension {
+		name += passthrough
+	}
+	return name + "/V1"
+}
+
 // Sources of certificates for keys of the node.
 const (
 	FromPrivateCA = "acm-pca"
@@ -78,7 +131,7 @@ const day = 24 * time.Hour
 var (
 	privateCA = regexp.MustCompile(
 		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
-	caTemplate  = regexp.MustCompile(`^[A-Za-z0-9_]+/V[0-9]+$`)
+	caTemplate  = regexp.MustCompile(`^(arn:aws[a-z-]*:acm-pca:::template/)?[A-Za-z0-9_]+/V[0-9]+$`)
 	placeholder = regexp.MustCompile(`\{[^}]*\}?`)
 	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+/[A-Za-z0-9._/-]+$`)
 )
@@ -101,7 +154,7 @@ func (c *MTLS) validateIssue(m *mistakes) {
 			m.bad(key+".name", "%s is not a name: 1 to 32 lower-case letters, digits and dashes", quote(s.Name))
 		}
 		names[s.Name] = i
-		for _, kind := range s.Gives {
+		for _, kind := range s.Kinds() {
 			if j, ok := givers[kind]; ok {
 				m.bad(key+".gives", "%s is what mtls.issue[%d] gives", quote(kind), j)
 			}
@@ -112,7 +165,7 @@ func (c *MTLS) validateIssue(m *mistakes) {
 }
 
 func (s Issue) validate(m *mistakes, key string) {
-	if len(s.Gives) == 0 {
+	if len(s.Kinds()) == 0 {
 		m.bad(key+".gives", "empty; name client, server or both")
 	}
 	for i, kind := range s.Gives {
@@ -171,7 +224,7 @@ func (s Issue) validateFor(m *mistakes, key string) {
 		if s.Validity%day != 0 || s.Validity < 0 || s.Validity > 397*day {
 			m.bad(key+".validity", "%v is not 1 to 397 whole days, such as 24h", s.Validity)
 		}
-		if s.Evidence == EvidenceExtension && s.Template != "" && !strings.Contains(s.Template, "_APIPassthrough/") {
+		if s.Evidence == EvidenceExtension && s.Template != "" && !strings.Contains(s.Template, passthrough+"/") {
 			m.bad(key+".template", "%s takes no extension; evidence: %s needs an _APIPassthrough template",
 				quote(s.Template), EvidenceExtension)
 		}

@@ -51,7 +51,7 @@ func (c *Config) validate(m *mistakes) {
 	c.Attestation.validate(m)
 	c.MTLS.validate(m)
 	for i, s := range c.MTLS.Issue {
-		if s.Evidence == EvidenceExtension && c.Attestation.Mode == ModeOff {
+		if s.WithEvidence() && c.Attestation.Mode == ModeOff {
 			m.bad(fmt.Sprintf("mtls.issue[%d].evidence", i), "there is none with attestation.mode: off")
 		}
 	}
