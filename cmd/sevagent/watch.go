@@ -18,7 +18,7 @@ import (
 	"sevagent/internal/watch"
 )
 
-// stopGrace is how long a command may take to end when it is told to.
+// stopGrace is how long a command may take to end after SIGTERM.
 const stopGrace = 10 * time.Second
 
 func watchCommand() *cobra.Command {
