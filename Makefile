@@ -59,7 +59,7 @@ test-readers: build $(VENV) ## the recipes of docs/reading-certificates.md, as w
 	test/run readers
 
 .PHONY: test-docker
-test-docker: build ## containers of a real Docker that read, reload and try to tamper (root, docker.io)
+test-docker: build ## containers of a real Docker that read, ask, tamper and flood (root, docker.io)
 	test/run docker
 
 .PHONY: test-system

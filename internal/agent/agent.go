@@ -1,5 +1,5 @@
 // Package agent is the daemon of a node. Its parts are packages of their own: the owner of the SNP device (attest), the
-// publisher of certificates (mtls) with those that look after its readers (probe, readers, reload), and the local API
+// publisher of certificates (mtls) with those that look after its readers (probe, readers), and the local API
 // (localapi). This package puts them together: Run is the daemon's whole life.
 package agent
 

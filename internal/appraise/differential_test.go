@@ -66,7 +66,7 @@ func newMachine(t testing.TB, now time.Time, change func(*sim.Options)) *machine
 	policy.RootsPEM = m.Roots()
 	m.warm = must.Get(New(Config{Policy: policy}))(t, "make a verifier")
 	if v := m.warm.Appraise(now, m.report, [][]byte{m.cert}); !v.Genuine() {
-		t.Fatalf("the report to begin with: %s: %s", v.Code, v.Reason)
+		t.Fatalf("the unchanged report: %s: %s", v.Code, v.Reason)
 	}
 	return m
 }

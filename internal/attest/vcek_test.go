@@ -564,7 +564,7 @@ func TestDocumentBeginsWithTheSigningKey(t *testing.T) {
 	}
 }
 
-// TestWorkerWithoutChipID: nothing can be fetched for such a report, so nobody is told to wait.
+// TestWorkerWithoutChipID: nothing can be fetched for such a report, so no caller is asked to wait.
 func TestWorkerWithoutChipID(t *testing.T) {
 	d := newDedicated(t, func(o *sim.Options) { o.ChipID = [64]byte{} })
 	w := newWorker(t, d, 50, 64)

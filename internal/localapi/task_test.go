@@ -394,7 +394,7 @@ func TestTasksAreRemembered(t *testing.T) {
 func TestTaskWhileTheECSAgentRestarts(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		uid    int           // of who listens there to begin with; -1: nobody
+		uid    int           // of the first listener; -1: nobody listens
 		after  time.Duration // then the ECS agent does; 0: never
 		taskID string
 		leaves time.Duration // the caller does; 0: never

@@ -84,7 +84,7 @@ func TestFormOfEveryBit(t *testing.T) {
 	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
 		good := wellFormed(version)
 		if err := check(good); err != nil || !libraryAccepts(good) {
-			t.Fatalf("version %d: the report to begin with: %v, go-sev-guest accepts: %v",
+			t.Fatalf("version %d: the unchanged report: %v, go-sev-guest accepts: %v",
 				version, err, libraryAccepts(good))
 		}
 		for bit := range 8 * snp.ReportSize {

@@ -1,4 +1,4 @@
-// Package watch notices rotations the way that docs/reading-certificates.md has it, for containers without code of their
+// Package watch notices rotations as docs/reading-certificates.md describes it, for containers without code of their
 // own: each generation that becomes current, once, and whole.
 package watch
 

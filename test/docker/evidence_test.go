@@ -218,7 +218,7 @@ func TestFlood(t *testing.T) {
 	greedy := startContainer(t, image, withSocket...)
 	r := greedy.ask("flood")
 	if r.Refused.Status != http.StatusTooManyRequests || r.Refused.RetryAfter < time.Second {
-		t.Errorf("a flood is told %+v, want 429 and when to come again", *r.Refused)
+		t.Errorf("a flood gets %+v, want 429 and when to come again", *r.Refused)
 	}
 	nonce, before, began := newNonce(), a.metric(reports), time.Now()
 	answer := polite.ask("evidence " + nonce)

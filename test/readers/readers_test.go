@@ -144,7 +144,7 @@ type reader struct {
 	missing   string // what it needs and does not have; empty: it runs
 	ended     <-chan struct{}
 	exchange  func() (name string, err error) // one handshake, and the name in the certificate of the reader's side
-	rotations *lab.Output                     // what watch prints, for a reader that is signalled
+	rotations *lab.Output                     // what watch prints, for a reader that is signaled
 
 	handshakes int
 	failures   []string

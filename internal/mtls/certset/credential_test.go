@@ -56,7 +56,7 @@ func TestCredentialBundle(t *testing.T) {
 				t.Errorf("it is %+v, with the leaves %v", f, sub.Leaves)
 			}
 			if _, err := tls.X509KeyPair(f.Content, f.Content); err != nil {
-				t.Error(err)
+				t.Errorf("load it as a key pair: %v", err)
 			}
 		})
 	}

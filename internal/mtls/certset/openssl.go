@@ -55,9 +55,9 @@ func checkLinks(kind string, p path) error {
 	return checkNames(p)
 }
 
-// OpenSSL chooses an issuer by name, key identifier and dates, and does not come back to try another one. It looks among
-// the anchors first, and takes one that has expired if there is no other. Of what comes with a leaf it takes the first,
-// which is that of the path, since that is sent first.
+// OpenSSL chooses an issuer by name, key identifier and dates, and does not come back to try another one. It looks
+// among the anchors first, and takes one that has expired if there is no other. Of what comes with a leaf it takes the
+// first, which is that of the path, since that is sent first.
 
 // candidates returns those of list that OpenSSL may take for the issuer of c, apart by whether they are valid.
 func candidates(c *x509.Certificate, list []*x509.Certificate, at time.Time) (valid, invalid []*x509.Certificate) {

@@ -160,3 +160,26 @@ func generations(root *os.Root) ([]string, error) {
 		return !strings.HasPrefix(name, genPrefix) || name == current || name == previous
 	}), nil
 }
+
+// clearAllImmutable clears it everywhere in the published directory. The attribute is for as long as the agent runs:
+// when it does not, nobody puts back what is changed, the next start looks at everything anyway, and removing what the
+// agent has left should not need chattr(1).
+func clearAllImmutable(path string) error {
+	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	defer root.Close()
+	names, err := readNames(root)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, genPrefix) {
+			clearImmutable(root, name)
+		}
+	}
+	return nil
+}

@@ -8,14 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// quietFor is how long no file of the current generation must have been opened for a switch to be safe at any
-	// moment. A reader that opens client.crt and then client.key by path gets two that do not match if the switch falls
-	// between the two; most such readers take less than this. Every switch is later by quietFor at least.
-	quietFor = 8 * time.Millisecond
-	// quietMax is how long a switch waits for that, or for the moment between two sets that turns finds.
-	quietMax = 100 * time.Millisecond
-)
+// quietMax is how long a switch waits for quietFor, or for the moment between two sets that turns finds.
+const quietMax = 100 * time.Millisecond
 
 // opens notices when files of one generation are opened by anyone, also through a bind mount in another namespace. A
 // nil *opens, where inotify is not available, notices nothing. fsnotify does not report IN_OPEN.

@@ -5,9 +5,16 @@ import (
 	"time"
 )
 
-// turnsPeriod is how long turns watches before it answers: twice as long as most readers take for a set, so that those
-// which were inside one when it began have left it.
-const turnsPeriod = 2 * quietFor
+const (
+	// quietFor is how long no file of the current generation must have been opened for a switch to be safe at any
+	// moment. A reader that opens client.crt and then client.key by path gets two that do not match if the switch falls
+	// between the two; most such readers take less than this. Every switch is later by quietFor at least.
+	quietFor = 8 * time.Millisecond
+
+	// turnsPeriod is how long turns watches before it answers: twice as long as most readers take for a set, so that
+	// those which were inside one when it began have left it.
+	turnsPeriod = 2 * quietFor
+)
 
 // turns finds the moments at which no reader is inside a set of files, from nothing but the order in which they are
 // opened by readers that cannot be told apart. It supposes that a reader opens the certificate first, as TLS libraries

@@ -169,11 +169,3 @@ func nextSweep(limited bool, random float64) time.Duration {
 	}
 	return time.Duration(float64(d) * (0.8 + 0.4*random))
 }
-
-// signal asks for another look, unless one has been asked for already.
-func signal(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}

@@ -147,3 +147,11 @@ func (s *sensors) close() {
 	}
 	s.work.Wait()
 }
+
+// signal asks for another look, unless one has been asked for already.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
