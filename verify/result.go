@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -111,6 +112,7 @@ const (
 	CodeDocumentOlder     = "document_older"     // of an earlier profile, made by an agent that is to be upgraded
 	CodeDocumentNewer     = "document_newer"     // of a profile of ours that this version does not know
 	CodeNonceRequired     = "nonce_required"     // by the caller of this package
+	CodeExtensionMissing  = "extension_missing"  // the certificate carries no evidence
 	// CodeDocumentContradicts: members of the document do not agree with each other.
 	CodeDocumentContradicts = "document_contradicts"
 	// CodeNitroTPM: the document has evidence of a NitroTPM, which this version cannot verify.
@@ -188,20 +190,32 @@ func (r *Result) reject(code, reason string) {
 	}
 }
 
+// parseCode returns the code of an error of package evidence, or "" for a document that is just malformed.
+func parseCode(err error) string {
+	for known, code := range map[error]string{
+		evidence.ErrOlder:            CodeDocumentOlder,
+		evidence.ErrProfile:          CodeDocumentNewer,
+		evidence.ErrNitroTPM:         CodeNitroTPM,
+		evidence.ErrContradiction:    CodeDocumentContradicts,
+		evidence.ErrReportData:       CodeReportDataMismatch,
+		evidence.ErrNoExtension:      CodeExtensionMissing,
+		evidence.ErrForeignExtension: CodeDocumentForeign,
+	} {
+		if errors.Is(err, known) {
+			return code
+		}
+	}
+	return ""
+}
+
 // form says what is wrong with a document that does not parse: whether it is one of ours at all.
 func form(doc []byte, err error) (code, reason string) {
 	var named struct {
 		Profile *string `json:"eat_profile"`
 	}
-	for known, code := range map[error]string{
-		evidence.ErrOlder:         CodeDocumentOlder,
-		evidence.ErrNitroTPM:      CodeNitroTPM,
-		evidence.ErrContradiction: CodeDocumentContradicts,
-		evidence.ErrReportData:    CodeReportDataMismatch,
-	} {
-		if errors.Is(err, known) {
-			return code, err.Error()
-		}
+	code = parseCode(err)
+	if code != "" && code != CodeDocumentNewer {
+		return code, err.Error()
 	}
 	family, _, _ := strings.Cut(evidence.Profile, "#")
 	switch json.Unmarshal(doc, &named) {
@@ -217,8 +231,5 @@ func form(doc []byte, err error) (code, reason string) {
 			return CodeDocumentForeign, "not JSON, and so not sevagent's evidence"
 		}
 	}
-	if errors.Is(err, evidence.ErrProfile) {
-		return CodeDocumentNewer, err.Error()
-	}
-	return CodeDocumentMalformed, err.Error()
+	return cmp.Or(code, CodeDocumentMalformed), err.Error()
 }

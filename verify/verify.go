@@ -24,7 +24,9 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -115,7 +117,6 @@ const skew = time.Minute
 // Document verifies an evidence document. The error is nil if the evidence may be relied on, and a *Rejection if not;
 // the Result is there in either case, to be shown or logged.
 func (v *Verifier) Document(doc []byte, w Want) (*Result, error) {
-	now := w.now()
 	if code, reason := w.check(); code != "" {
 		return v.rejected(code, reason)
 	}
@@ -123,6 +124,35 @@ func (v *Verifier) Document(doc []byte, w Want) (*Result, error) {
 	if err != nil {
 		return v.rejected(form(doc, err))
 	}
+	return v.document(d, w)
+}
+
+// Certificate verifies the evidence that a certificate carries in its extension id-pe-cmw (docs/evidence.md, "In a
+// certificate"), as Document verifies a document. The evidence must bind the certificate's own key; Want.Key is nil or
+// that key. Its purpose is PurposeMTLS, and the node chose its nonce, so that nearly every caller sets Want.AnyNonce.
+//
+// cert is the one that the peer of a TLS connection has presented. That the peer holds its key, and the chain, the
+// names and the validity of cert are for TLS to check. A Rejection has CodeExtensionMissing if cert carries no evidence,
+// CodeDocumentForeign if it carries another program's, and CodeDocumentMalformed if that has another form than ours.
+func (v *Verifier) Certificate(cert *x509.Certificate, w Want) (*Result, error) {
+	key := append([]byte{}, cert.RawSubjectPublicKeyInfo...)
+	if w.Key != nil && !bytes.Equal(w.Key, key) {
+		return v.rejected(CodeBindingMismatch, "the certificate has another key than is wanted")
+	}
+	w.Key = key
+	if code, reason := w.check(); code != "" {
+		return v.rejected(code, reason)
+	}
+	d, err := evidence.ParseCertificate(cert)
+	if err != nil {
+		return v.rejected(cmp.Or(parseCode(err), CodeDocumentMalformed), err.Error())
+	}
+	return v.document(d, w)
+}
+
+// document appraises the report of a document, and compares its claims with w.
+func (v *Verifier) document(d *evidence.Document, w Want) (*Result, error) {
+	now := w.now()
 	certs, err := d.Certs()
 	if err != nil {
 		return v.rejected(CodeDocumentMalformed, err.Error())

@@ -225,6 +225,89 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// certificate returns a certificate for a key, issued by that key itself, with extensions.
+func certificate(t testing.TB, key *ecdsa.PrivateKey, extensions ...pkix.Extension) *x509.Certificate {
+	t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), ExtraExtensions: extensions}
+	der := must.Get(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))(t, "issue a certificate")
+	return must.Get(x509.ParseCertificate(der))(t, "parse a certificate")
+}
+
+// extension returns the evidence of a key as its certificate carries it.
+func (n *node) extension(t testing.TB, key *ecdsa.PrivateKey) pkix.Extension {
+	t.Helper()
+	sum := sha256.Sum256(must.Get(x509.MarshalPKIXPublicKey(key.Public()))(t, "encode a key"))
+	d := must.Get(evidence.Parse(n.document(t, evidence.Claims{
+		Purpose: evidence.PurposeMTLS, Nonce: n.nonce, Caller: evidence.HostCaller(0),
+		Binding: evidence.Binding{Kind: evidence.BindClient, SPKISHA256: sum[:]},
+	})))(t, "parse the document")
+	return must.Get(d.Extension())(t, "encode evidence for a certificate")
+}
+
+// TestCertificate: a certificate carries evidence of its own key, or is refused.
+func TestCertificate(t *testing.T) {
+	n, other := newNode(t, nil), newNode(t, nil)
+	v := n.verifier(t, nil)
+	newKey := func() *ecdsa.PrivateKey {
+		return must.Get(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t, "make a key")
+	}
+	key, stranger := newKey(), newKey()
+	good := n.extension(t, key)
+	genuine := certificate(t, key, good)
+	r, err := v.Certificate(genuine, verify.Want{
+		AnyNonce: true, Binding: verify.BindClient, Key: genuine.RawSubjectPublicKeyInfo, MaxAge: time.Hour, Now: n.now})
+	must.Do(t, err, "verify the evidence in a certificate")
+	if r.Verdict.Status != verify.Pass || r.Key != verify.Verified || r.Nonce != verify.NotChecked ||
+		r.Purpose != verify.PurposeMTLS {
+		t.Errorf("verdict %s, key %s, nonce %s, purpose %s; want pass, verified, not_checked and mtls",
+			r.Verdict.Status, r.Key, r.Nonce, r.Purpose)
+	}
+
+	value := func(change func([]byte) []byte) *x509.Certificate {
+		e := good
+		e.Value = change(bytes.Clone(e.Value))
+		return certificate(t, key, e)
+	}
+	replaced := func(old, new string) *x509.Certificate {
+		return value(func(b []byte) []byte { return bytes.Replace(b, []byte(old), []byte(new), 1) })
+	}
+	critical := good
+	critical.Critical = true
+	anyNonce := verify.Want{AnyNonce: true}
+	for _, c := range []struct {
+		name, want string
+		cert       *x509.Certificate
+		w          verify.Want
+	}{
+		{"genuine", "", genuine, anyNonce},
+		{"the node's nonce", "", genuine, verify.Want{Nonce: n.nonce}},
+		{"another key's certificate", "binding_mismatch", certificate(t, stranger, good), anyNonce},
+		{"another node's key", "binding_mismatch", certificate(t, key, n.extension(t, stranger)), anyNonce},
+		{"a node that AMD did not make", "chain_invalid", certificate(t, key, other.extension(t, key)), anyNonce},
+		{"another key is wanted", "binding_mismatch", genuine, verify.Want{AnyNonce: true, Key: n.spki}},
+		{"an empty key is wanted", "binding_mismatch", genuine, verify.Want{AnyNonce: true, Key: []byte{}}},
+		{"a template, which has no key yet", "binding_mismatch",
+			&x509.Certificate{Extensions: []pkix.Extension{good}}, anyNonce},
+		{"a server's is wanted", "binding_mismatch", genuine, verify.Want{AnyNonce: true, Binding: verify.BindServer}},
+		{"asked for by a container", "purpose_mismatch", genuine,
+			verify.Want{AnyNonce: true, Purpose: verify.PurposeClient}},
+		{"no nonce", "nonce_required", genuine, verify.Want{}},
+		{"another nonce", "nonce_mismatch", genuine, verify.Want{Nonce: make([]byte, 32)}},
+		{"later", "certificate_expired", genuine, verify.Want{AnyNonce: true, Now: n.now.AddDate(3, 0, 0)}},
+		{"none", "extension_missing", certificate(t, key), anyNonce},
+		{"critical", "document_malformed", certificate(t, key, critical), anyNonce},
+		{"cut off", "document_malformed", value(func(b []byte) []byte { return b[:len(b)-1] }), anyNonce},
+		{"of another form", "document_malformed", replaced("\x8a\x58\x20", "\x9f\x58\x20"), anyNonce},
+		{"another program's", "document_foreign", replaced("vnd.sevagent", "vnd.otheragt"), anyNonce},
+		{"a later version", "document_newer", replaced(".v2+", ".v3+"), anyNonce},
+		{"another nonce inside", "report_data_mismatch", replaced("\x07\x07", "\x07\x08"), anyNonce},
+	} {
+		if _, err := v.Certificate(c.cert, c.w); code(t, err) != c.want {
+			t.Errorf("%s: %v, want the code %q", c.name, err, c.want)
+		}
+	}
+}
+
 // TestRootsOfAMD: a verdict by AMD's roots says so, whatever was not appraised.
 func TestRootsOfAMD(t *testing.T) {
 	v := must.Get(verify.New(verify.Config{AnyRegion: true}))(t, "make a verifier")

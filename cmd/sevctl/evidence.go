@@ -68,6 +68,10 @@ evidence.json beside published certificates, whose nonce the node chose;
 --any-region accepts evidence of every region. A nonce that consists of
 hexadecimal digits alone is read as hexadecimal, any other as base64url.
 
+FILE may also be a certificate, PEM or DER, that carries evidence in its
+extension id-pe-cmw. The evidence must bind the certificate's own key, and the
+node chose its nonce: give --any-nonce.
+
 With --report, a bare attestation report that another tool made is verified.
 What REPORT_DATA means is that tool's: --nonce requires it to be the nonce
 padded with zeros, and without --nonce and --region neither is checked.
@@ -83,6 +87,7 @@ Exit status 0 if all evidence is acceptable, 1 if not, 2 for wrong usage.`,
 		Example: `  sevctl evidence verify evidence.json --region us-east-2 \
     --nonce 00112233445566778899aabbccddeeff --peer-cert peer.pem
   sevctl evidence verify collected/ --any-nonce --max-age 24h --region us-east-2
+  sevctl evidence verify peer.pem --any-nonce --region us-east-2
   sevctl evidence verify --report report.bin --cert vlek.pem`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
@@ -282,11 +287,17 @@ func (a *appraisal) verifier() (*verify.Verifier, error) {
 // maxRevocationList bounds a revocation list in bytes.
 const maxRevocationList = 4 << 20
 
-// verifyFile verifies the document in a file, or in stdin if file is "-".
+// verifyFile verifies the document in a file, or in stdin if file is "-", or the evidence that a certificate in it
+// carries.
 func verifyFile(stdin io.Reader, file string, v *verify.Verifier, want verify.Want) (*verify.Result, error) {
 	data, err := readInput(stdin, file, evidence.MaxDocument)
 	if err != nil {
 		return nil, err
+	}
+	// A document begins with a brace, even if a certificate follows it.
+	if cert := firstCert(data); cert != nil && !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
+		r, _ := v.Certificate(cert, want)
+		return r, nil
 	}
 	r, err := v.Document(data, want)
 	if rejection, ok := errors.AsType[*verify.Rejection](err); ok && rejection.Code == verify.CodeDocumentForeign {
@@ -295,7 +306,7 @@ func verifyFile(stdin io.Reader, file string, v *verify.Verifier, want verify.Wa
 	return r, nil
 }
 
-// foreign reports that a file is no document of ours, which matters more than the nonce that is missing.
+// foreign reports that a file is no evidence of ours, which matters more than the nonce that is missing.
 func foreign(file string) error {
 	info, err := os.Stat(file)
 	if err != nil || !info.Mode().IsRegular() {
@@ -306,10 +317,14 @@ func foreign(file string) error {
 		return err
 	}
 	r, err := verifyFile(nil, file, v, verify.Want{AnyNonce: true})
-	if err == nil && r.Verdict.Code == verify.CodeDocumentForeign {
+	if err != nil {
+		return err
+	}
+	switch r.Verdict.Code {
+	case verify.CodeDocumentForeign, verify.CodeExtensionMissing:
 		return fmt.Errorf("verify evidence: %w", r.Verdict.Err())
 	}
-	return err
+	return nil
 }
 
 // whatElse says what to do with data that is no document of ours.

@@ -253,6 +253,15 @@ func peerKey(file string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	cert := firstCert(data)
+	if cert == nil {
+		return nil, cli.Usagef("--peer-cert: %s holds no certificate, in PEM or DER", file)
+	}
+	return slices.Clone(cert.RawSubjectPublicKeyInfo), nil
+}
+
+// firstCert returns the first certificate in PEM, which may follow its key, or the one that data is in DER, or nil.
+func firstCert(data []byte) *x509.Certificate {
 	der := data
 	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
 		if der = nil; block.Type == "CERTIFICATE" {
@@ -262,7 +271,7 @@ func peerKey(file string) ([]byte, error) {
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, cli.Usagef("--peer-cert: %s holds no certificate, in PEM or DER", file)
+		return nil
 	}
-	return slices.Clone(cert.RawSubjectPublicKeyInfo), nil
+	return cert
 }

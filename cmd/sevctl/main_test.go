@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -37,7 +41,8 @@ const realReports = "../../../shared/testdata/aws-snp"
 var nonce = bytes.Repeat([]byte{7}, 32)
 
 // TestScripts runs the binary as a binary, on a simulated node's evidence: evidence.json (nonce 07 times 32, bound to
-// the key of peer.pem), unbound.json, report.bin and vlek.pem, with roots.pem and policy.yaml.
+// the key of peer.pem), unbound.json, report.bin and vlek.pem, with roots.pem and policy.yaml. carrier.pem carries
+// evidence of its key, and stranger.pem carries the same with another key.
 func TestScripts(t *testing.T) {
 	real := must.Get(filepath.Abs(realReports))(t, "find the real reports")
 	testscript.Run(t, testscript.Params{
@@ -94,6 +99,10 @@ func writeEvidence(dir string) error {
 	if err != nil {
 		return err
 	}
+	carrier, stranger, err := carriers(psp, ca, now)
+	if err != nil {
+		return err
+	}
 	endorsement, err := x509.ParseCertificate(cert)
 	if err != nil {
 		return err
@@ -114,32 +123,35 @@ func writeEvidence(dir string) error {
 	stolen := bytes.Replace(text, []byte(`"uid":1000`), []byte(`"uid":0`), 1)
 	foreign := `{"platform": "az-snp", "evidence": {"hcl_report": "` + base64.StdEncoding.EncodeToString(report) + `"}}`
 	for name, content := range map[string][]byte{
-		"evidence.json":     text,
-		"unbound.json":      unbound,
-		"stolen.json":       stolen,
-		"foreign.json":      []byte(foreign),
-		"good/a.json":       text,
-		"good/b.json":       unbound,
-		"good/readme.txt":   []byte("not evidence"),
-		"bad/a.json":        text,
-		"bad/b\x1b[2J.json": stolen,
-		"bad/c.json":        []byte(foreign),
-		"bad/d.json/inner":  nil,
-		"none/readme.txt":   nil,
-		"report.bin":        report,
-		"report.hex":        []byte(hex.EncodeToString(report)),
-		"vlek.pem":          vlek,
-		"vlek.der":          cert,
-		"certs/vlek.pem":    vlek,
-		"certs/ark.pem":     psp.Roots(),
-		"peer.pem":          []byte(peer.Key + peer.Cert),
-		"peer.der":          leaf.Raw,
-		"ca.pem":            []byte(ca.PEM()),
-		"roots.pem":         psp.Roots(),
-		"list.crl":          list,
-		"revoking.crl":      revoking,
-		"policy.yaml":       []byte("profile: aws-shared\nroots: roots.pem\n"),
-		"dedicated.yaml":    []byte("profile: aws-dedicated\nroots: roots.pem\n"),
+		"evidence.json":            text,
+		"unbound.json":             unbound,
+		"stolen.json":              stolen,
+		"foreign.json":             []byte(foreign),
+		"good/a.json":              text,
+		"good/b.json":              unbound,
+		"good/readme.txt":          []byte("not evidence"),
+		"bad/a.json":               text,
+		"bad/b\x1b[2J.json":        stolen,
+		"bad/c.json":               []byte(foreign),
+		"bad/d.json/inner":         nil,
+		"none/readme.txt":          nil,
+		"report.bin":               report,
+		"report.hex":               []byte(hex.EncodeToString(report)),
+		"vlek.pem":                 vlek,
+		"vlek.der":                 cert,
+		"certs/vlek.pem":           vlek,
+		"certs/ark.pem":            psp.Roots(),
+		"peer.pem":                 []byte(peer.Key + peer.Cert),
+		"peer.der":                 leaf.Raw,
+		"carrier.pem":              []byte(carrier.Key + carrier.Cert),
+		"stranger.pem":             []byte(stranger.Cert),
+		"evidence-and-certificate": append(bytes.Clone(text), "\n"+carrier.Cert...),
+		"ca.pem":                   []byte(ca.PEM()),
+		"roots.pem":                psp.Roots(),
+		"list.crl":                 list,
+		"revoking.crl":             revoking,
+		"policy.yaml":              []byte("profile: aws-shared\nroots: roots.pem\n"),
+		"dedicated.yaml":           []byte("profile: aws-dedicated\nroots: roots.pem\n"),
 	} {
 		file := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -150,6 +162,42 @@ func writeEvidence(dir string) error {
 		}
 	}
 	return nil
+}
+
+// carriers returns the certificate of a key that carries the key's evidence, and one of another key that carries the same.
+func carriers(guest *sim.PSP, ca *simca.CA, now time.Time) (own, stranger simca.Leaf, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return own, stranger, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return own, stranger, err
+	}
+	sum := sha256.Sum256(spki)
+	text, _, _, err := makeEvidence(guest, evidence.Claims{
+		Purpose: evidence.PurposeMTLS, Nonce: nonce, Caller: evidence.HostCaller(0),
+		Binding: evidence.Binding{Kind: evidence.BindClient, SPKISHA256: sum[:]},
+	}, now)
+	if err != nil {
+		return own, stranger, err
+	}
+	doc, err := evidence.Parse(text)
+	if err != nil {
+		return own, stranger, err
+	}
+	extension, err := doc.Extension()
+	if err != nil {
+		return own, stranger, err
+	}
+	template := simca.Template{Name: "carrier", NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		Key: key, Extensions: []pkix.Extension{extension}}
+	if own, err = ca.IssueFrom(template); err != nil {
+		return own, stranger, err
+	}
+	template.Key = nil
+	stranger, err = ca.IssueFrom(template)
+	return own, stranger, err
 }
 
 // makeEvidence returns a document of a guest, with the report in it and the certificate for that.

@@ -195,33 +195,41 @@ func parse(data []byte) (*Document, error) {
 	if d.Binding.Kind == "" { // Claims.Check takes it for none
 		return nil, errors.New("binding: no kind")
 	}
-	if err := d.Claims().Check(); err != nil {
+	if err := d.check(); err != nil {
 		return nil, err
+	}
+	return d, nil
+}
+
+// check reports what is wrong with the members of a document, each of which has been read by its type.
+func (d *Document) check() error {
+	if err := d.Claims().Check(); err != nil {
+		return err
 	}
 	root, err := d.Root()
 	if err != nil {
-		return nil, fmt.Errorf("batch: %w", err)
+		return fmt.Errorf("batch: %w", err)
 	}
 	if len(d.Report) != reportSize {
-		return nil, fmt.Errorf("report: %d bytes, want %d", len(d.Report), reportSize)
+		return fmt.Errorf("report: %d bytes, want %d", len(d.Report), reportSize)
 	}
 	certs, err := d.Certs()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if d.Verdict != nil && d.Verdict[0] != '{' {
-		return nil, errors.New("verdict: not an object")
+		return errors.New("verdict: not an object")
 	}
 	if err := d.sameCMW(certs); err != nil {
-		return nil, err
+		return err
 	}
 	switch reported := d.Report[reportDataOffset:][:Size]; {
 	case !bytes.Equal(d.ReportData, reported):
-		return nil, fmt.Errorf("%w: report_data is not the report's REPORT_DATA", ErrContradiction)
+		return fmt.Errorf("%w: report_data is not the report's REPORT_DATA", ErrContradiction)
 	case !bytes.Equal(root[:], reported):
-		return nil, ErrReportData
+		return ErrReportData
 	}
-	return d, nil
+	return nil
 }
 
 // otherProfile returns why a document that is none of ours may be one of another profile, or nil.

@@ -30,18 +30,21 @@ func New(name string, now time.Time) (*CA, error) { return newCA(nil, name, now)
 func (ca *CA) Intermediate(name string, now time.Time) (*CA, error) { return newCA(ca, name, now) }
 
 func newCA(parent *CA, name string, now time.Time) (*CA, error) {
-	cert, key, err := parent.sign(&x509.Certificate{
+	cert, key, err := parent.sign(nil, &x509.Certificate{
 		Subject: pkix.Name{CommonName: name}, NotBefore: now.Add(-24 * time.Hour), NotAfter: now.AddDate(10, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	})
 	return &CA{Cert: cert, Key: key, parent: parent}, err
 }
 
-// sign makes a key and its certificate; without a CA, a self-signed one.
-func (ca *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
+// sign makes the certificate of a key, without a CA a self-signed one. It makes the key, too, if that is nil.
+func (ca *CA) sign(key *ecdsa.PrivateKey, template *x509.Certificate) (
+	*x509.Certificate, *ecdsa.PrivateKey, error) {
+	var err error
+	if key == nil {
+		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			return nil, nil, err
+		}
 	}
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
@@ -82,6 +85,8 @@ type Template struct {
 	DNSNames            []string
 	IPAddresses         []net.IP
 	Usages              []x509.ExtKeyUsage
+	Key                 *ecdsa.PrivateKey // nil: a new one
+	Extensions          []pkix.Extension  // beside those of the other fields
 }
 
 // Issue makes a leaf for a client and a server, with the names name and localhost.
@@ -95,9 +100,10 @@ func (ca *CA) Issue(name string, notBefore, notAfter time.Time) (Leaf, error) {
 
 // IssueFrom makes a leaf.
 func (ca *CA) IssueFrom(t Template) (Leaf, error) {
-	cert, key, err := ca.sign(&x509.Certificate{
+	cert, key, err := ca.sign(t.Key, &x509.Certificate{
 		Subject: pkix.Name{CommonName: t.Name}, NotBefore: t.NotBefore, NotAfter: t.NotAfter,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: t.Usages, DNSNames: t.DNSNames, IPAddresses: t.IPAddresses,
+		ExtraExtensions: t.Extensions,
 	})
 	if err != nil {
 		return Leaf{}, err
