@@ -67,9 +67,10 @@ test-system: packages lint-packages ## what lands on an AMI: the packages under 
 	test/run system
 
 .PHONY: stress
-stress: build ## 10,000 rotations, which takes five minutes (root); 2,000 random PKIs among TLS peers
+stress: build ## 10,000 rotations (root), 2,000 random PKIs among TLS peers, 1,000 days of nodes that renew by themselves
 	test/run rotation
 	SEVAGENT_PKIS=2000 SEVAGENT_SEED=$$RANDOM go test -count=1 -timeout 30m -run TestPeers -v ./internal/mtls/certset
+	SEVAGENT_NODE_DAYS=1000 SEVAGENT_SEED=$$RANDOM go test -count=1 -timeout 30m -run TestIssuingForLong -v ./internal/mtls
 
 .PHONY: lint
 lint: $(TOOLS) ## gofmt, go vet, staticcheck, shellcheck, systemd-analyze, the import table
