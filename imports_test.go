@@ -50,6 +50,7 @@ var table = map[string][]string{
 	},
 	"internal/mtls/source":         {"client"},
 	"internal/mtls/issue":          {"client", "internal/mtls/source"},
+	"internal/mtls/spiffe":         {"client", "internal/cgroup", "internal/mtls/source"},
 	"internal/mtls/certset":        {},
 	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},
 	"internal/mtls/guard":          {"client", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
