@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -14,8 +13,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/service/secretsmanager"
-	"github.com/aws/smithy-go"
-	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/evidence"
@@ -158,7 +155,7 @@ func (s secretSource) Fetch(ctx context.Context, versionID string, label source.
 	})
 	if err != nil {
 		// The secret was there a moment ago, so it is the version that is not found under the label.
-		if code := errorCode(err); code == "ResourceNotFoundException" {
+		if code, _, _ := awsconfig.Explain(err); code == "ResourceNotFoundException" {
 			err := fmt.Errorf("get secret %s: version %s is no longer %s", s.id, versionID, label)
 			return nil, &source.Error{Kind: source.Moved, Err: err}
 		}
@@ -186,7 +183,7 @@ var persistent = []string{
 }
 
 func (s secretSource) classify(verb string, err error) error {
-	code := errorCode(err)
+	code, date, err := awsconfig.Explain(err)
 	kind := source.Transient
 	if slices.Contains(persistent, code) {
 		kind = source.Persistent
@@ -198,20 +195,5 @@ func (s secretSource) classify(verb string, err error) error {
 		"DecryptionFailure":           "; allow kms:Decrypt on the secret's key to the node's role",
 		"UnrecognizedClientException": "; check the node's credentials",
 	}[code]
-	var date time.Time
-	if answer, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && answer.Response != nil {
-		date, _ = http.ParseTime(answer.Response.Header.Get("Date"))
-	}
-	if api, ok := errors.AsType[smithy.APIError](err); ok {
-		// The chain's own text repeats request IDs and retry counts; only code and message are useful.
-		err = fmt.Errorf("%s: %s%s", code, api.ErrorMessage(), advice)
-	}
-	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err)}
-}
-
-func errorCode(err error) string {
-	if api, ok := errors.AsType[smithy.APIError](err); ok {
-		return api.ErrorCode()
-	}
-	return ""
+	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w%s", verb, s.id, err, advice)}
 }

@@ -1,6 +1,6 @@
 // Package simaws simulates the AWS services around a node, on loopback: the instance metadata service, Secrets Manager,
-// what a node uses of CloudFormation, and the ECS agent's introspection endpoint. It follows AWS's documentation of
-// their protocols, and can be made to fail as they do.
+// AWS Private CA, what a node uses of CloudFormation, and the ECS agent's introspection endpoint. It follows AWS's
+// documentation of their protocols, and can be made to fail as they do.
 package simaws
 
 import (

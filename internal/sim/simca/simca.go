@@ -2,6 +2,7 @@
 package simca
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -46,29 +47,40 @@ func (ca *CA) sign(key *ecdsa.PrivateKey, template *x509.Certificate) (
 			return nil, nil, err
 		}
 	}
+	if ca == nil {
+		ca = &CA{Cert: template, Key: key}
+	}
+	cert, err := ca.Certify(template, &key.PublicKey)
+	return cert, key, err
+}
+
+// Certify makes a certificate for a key that others have. It has all of the template but the serial number.
+func (ca *CA) Certify(template *x509.Certificate, key crypto.PublicKey) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	template.SerialNumber = serial.Add(serial, big.NewInt(1)) // never 0
-	issuer, signer := template, key
-	if ca != nil {
-		issuer, signer = ca.Cert, ca.Key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, issuer, &key.PublicKey, signer)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.Cert, key, ca.Key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("issue a certificate for %s: %w", template.Subject.CommonName, err)
+		return nil, fmt.Errorf("issue a certificate for %s: %w", template.Subject.CommonName, err)
 	}
-	cert, err := x509.ParseCertificate(der)
-	return cert, key, err
+	return x509.ParseCertificate(der)
+}
+
+// Chain returns the certificates that lead from those that the CA issues to the root: its own first.
+func (ca *CA) Chain() []*x509.Certificate {
+	var all []*x509.Certificate
+	for ; ca != nil; ca = ca.parent {
+		all = append(all, ca.Cert)
+	}
+	return all
 }
 
 // PEM returns the trust anchor: the certificate of the root above this CA.
 func (ca *CA) PEM() string {
-	for ca.parent != nil {
-		ca = ca.parent
-	}
-	return certificatePEM(ca.Cert)
+	chain := ca.Chain()
+	return certificatePEM(chain[len(chain)-1])
 }
 
 func certificatePEM(c *x509.Certificate) string {
@@ -114,8 +126,9 @@ func (ca *CA) IssueFrom(t Template) (Leaf, error) {
 	}
 	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 	leaf := Leaf{Cert: certificatePEM(cert), Key: string(keyPEM)}
-	for ; ca.parent != nil; ca = ca.parent {
-		leaf.Cert += certificatePEM(ca.Cert)
+	chain := ca.Chain()
+	for _, above := range chain[:len(chain)-1] {
+		leaf.Cert += certificatePEM(above)
 	}
 	return leaf, nil
 }

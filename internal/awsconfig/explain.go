@@ -1,0 +1,27 @@
+package awsconfig
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+)
+
+// Explain returns what a call of the SDK failed with: the error code of the service's answer, and its clock to a
+// second, as far as there was an answer, and an error without the request IDs and retry counts that the SDK's own text
+// repeats.
+func Explain(err error) (code string, date time.Time, plain error) {
+	if answer, ok := errors.AsType[*smithyhttp.ResponseError](err); ok && answer.Response != nil {
+		date, _ = http.ParseTime(answer.Response.Header.Get("Date"))
+	}
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
+		// Some messages are sentences, to which callers append advice.
+		message := strings.TrimSuffix(api.ErrorMessage(), ".")
+		return api.ErrorCode(), date, fmt.Errorf("%s: %s", api.ErrorCode(), message)
+	}
+	return "", date, err
+}
