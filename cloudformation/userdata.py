@@ -80,7 +80,7 @@ def evaluate(e, values):
         "Fn::If": lambda a: ev(a[1] if ev({"Condition": a[0]}) else a[2]),
         "Fn::Select": lambda a: ev(a[1])[int(a[0])],
         "Fn::Split": lambda a: ev(a[1]).split(a[0]),
-        "Fn::Join": lambda a: a[0].join(map(ev, a[1])),
+        "Fn::Join": lambda a: a[0].join(map(ev, a[1] if isinstance(a[1], list) else ev(a[1]))),
         "Fn::Base64": lambda a: base64.b64encode(ev(a).encode()).decode(),
         "Fn::Sub": sub,
     }
@@ -103,11 +103,14 @@ def user_data(values):
 
 def longest():
     names = ("UserDataExtra", "EcsConfig", "PackageUrl", "EnclaveEndpoints", "MtlsCertificateSecretsArns",
-             "MtlsCertificatePath", "MtlsConsumers")
+             "MtlsIssueNames", "MtlsCertificatePath", "MtlsConsumers")
     return {name: "x" * parameters[name]["MaxLength"] for name in names} | {
         "ClusterName": "c" * 100,
         "PackageSha256": "0" * 64,
         "AttestationMode": "enforce",
+        "MtlsPrivateCaArn": "arn:aws-us-gov:acm-pca:us-gov-west-1:123456789012:certificate-authority/" + "0" * 36,
+        "MtlsIssueTemplateArn": "arn:aws-us-gov:acm-pca:::template/EndEntityClientAuthCertificate_APIPassthrough/V1",
+        "MtlsIssueDays": "397",
         "MtlsOwner": "2147483647:2147483647",
         "EnableEnclaveMtls": "true",
         "AWS::Region": "ap-southeast-2",

@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 )
 
 // Issue is where a certificate comes from whose private key is made on the node.
@@ -34,8 +33,8 @@ type Issue struct {
 	// Template is Private CA's, by name or ARN. Default by Gives and Evidence: EndEntityClientAuthCertificate/V1,
 	// EndEntityServerAuthCertificate/V1 or EndEntityCertificate/V1, and with Evidence those that end in _APIPassthrough.
 	Template string `yaml:"template"`
-	// Validity of Private CA's certificates, whole days. Default 24h.
-	Validity time.Duration `yaml:"validity"`
+	// ValidityDays is how long Private CA's certificates are valid from their issuance, 1 to 397 days. Default 1.
+	ValidityDays int `yaml:"validity_days"`
 
 	// Directory is the URL of the ACME server's directory.
 	Directory string `yaml:"directory"`
@@ -126,7 +125,8 @@ const IssuePrefix = "issue/"
 // maxIssues bounds the sources: one for the client's certificate, one for the server's.
 const maxIssues = 2
 
-const day = 24 * time.Hour
+// maxDays is the longest life that public CAs ever gave in this decade; short ones are what this is for.
+const maxDays = 397
 
 var (
 	privateCA = regexp.MustCompile(
@@ -198,7 +198,7 @@ func (s Issue) validateFor(m *mistakes, key string) {
 	}{
 		{FromPrivateCA, "ca", s.CA != ""},
 		{FromPrivateCA, "template", s.Template != ""},
-		{FromPrivateCA, "validity", s.Validity != 0},
+		{FromPrivateCA, "validity_days", s.ValidityDays != 0},
 		{FromACME, "directory", s.Directory != ""},
 		{FromACME, "roots", s.Roots != ""},
 		{FromACME, "eab", s.EAB != ""},
@@ -221,8 +221,8 @@ func (s Issue) validateFor(m *mistakes, key string) {
 			m.bad(key+".template", "%s is not the name of a template, such as EndEntityClientAuthCertificate/V1",
 				quote(s.Template))
 		}
-		if s.Validity%day != 0 || s.Validity < 0 || s.Validity > 397*day {
-			m.bad(key+".validity", "%v is not 1 to 397 whole days, such as 24h", s.Validity)
+		if s.ValidityDays < 0 || s.ValidityDays > maxDays {
+			m.bad(key+".validity_days", "%d is not 1 to %d", s.ValidityDays, maxDays)
 		}
 		if s.Evidence == EvidenceExtension && s.Template != "" && !strings.Contains(s.Template, passthrough+"/") {
 			m.bad(key+".template", "%s takes no extension; evidence: %s needs an _APIPassthrough template",

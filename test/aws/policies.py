@@ -37,6 +37,8 @@ ARNS = {"AWS::ECS::Cluster": "arn:aws:ecs:us-east-2:123456789012:cluster/demo",
         "AWS::Logs::LogGroup": "arn:aws:logs:us-east-2:123456789012:log-group:demo:*"}
 # Of parameters without a default that is one.
 SAMPLES = {"MtlsCertificateSecretsArns": "arn:aws:secretsmanager:us-east-2:123456789012:secret:demo-AbCdEf",
+           "MtlsPrivateCaArn": "arn:aws:acm-pca:us-east-2:123456789012:certificate-authority/"
+           "11111111-2222-3333-4444-555555555555",
            "MtlsSecretArn": "arn:aws:secretsmanager:us-east-2:123456789012:secret:demo-AbCdEf",
            "ImageRepositoryArn": "arn:aws:ecr:us-east-2:123456789012:repository/demo", "AmiParameterName": "/demo",
            "RootVolumeKmsKeyArn": "arn:aws:kms:us-east-2:123456789012:key/demo"}
