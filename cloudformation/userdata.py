@@ -8,10 +8,12 @@ It needs PyYAML, as cfn-lint does.
 
 Part by part, since the user data and the template have no room for comments:
 
-- The parameters' patterns keep values inside their quotes, and ==sevagent== out of the two documents that end with
-  it.
+- The first document holds options of bootstrap, for its environment: an AMI with an older bootstrap, which does not
+  know one, ignores it there.
+- The parameters' patterns keep values inside their quotes, and ==sevagent== out of the documents that end with it.
 - A node without a route for IPv4 asks the metadata service and AWS by the names that have IPv6 addresses; bootstrap
   does so, too, and makes the agent's units do it.
+- The metadata service is never asked through a proxy, whatever an AMI has set.
 - signed() sends a request as the nodes' role; curl reads the role's keys from standard input, where no list of
   processes shows them.
 - fail() signals what fails before bootstrap, which signals all else. A signal has no text but its ID, at most 64

@@ -79,7 +79,8 @@ func (c *cloud) simulatedNode(args ...string) (socket string) {
 	return socket
 }
 
-var exported = regexp.MustCompile(`(?m)^\s*(SEVAGENT_BOOTSTRAP_[A-Z_]+)='?([^'\n]*?)'?( \\)?$`)
+// option is a line of the user data's first document, which holds bootstrap's options.
+var option = regexp.MustCompile(`(?m)^[A-Z_]+=.*$`)
 
 // boot does what an instance does with its user data.
 func (n *nodes) boot(id, userData string) error {
@@ -98,8 +99,9 @@ func (n *nodes) boot(id, userData string) error {
 	}
 	env := append(os.Environ(), "AWS_ENDPOINT_URL="+n.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+imds.URL,
 		"AWS_EC2_METADATA_DISABLED=", "NO_PROXY=127.0.0.1")
-	for _, m := range exported.FindAllStringSubmatch(userData, -1) {
-		env = append(env, m[1]+"="+m[2])
+	options, _, _ := strings.Cut(userData, "\n==sevagent==\n")
+	for _, o := range option.FindAllString(options, -1) {
+		env = append(env, "SEVAGENT_BOOTSTRAP_"+o)
 	}
 	// What is not to come is not waited for.
 	bootstrap := func(inVain bool, args ...string) error {

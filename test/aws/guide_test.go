@@ -87,8 +87,8 @@ func TestGuide(t *testing.T) {
 		"mtls": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
 			data := c.userData("confidential-cluster")
-			for _, want := range []string{"SEVAGENT_BOOTSTRAP_MTLS_SECRET='" + c.get("SECRET") + "'",
-				"SEVAGENT_BOOTSTRAP_ENCLAVE_ENDPOINT='enclave-internal.example.com:3000,enclave-backup.example.com:3000'"} {
+			for _, want := range []string{"\nMTLS_SECRET=" + c.get("SECRET") + "\n",
+				"\nENCLAVE_ENDPOINT=enclave-internal.example.com:3000,enclave-backup.example.com:3000\n"} {
 				if !strings.Contains(data, want) {
 					t.Errorf("the user data lacks %s", want)
 				}
@@ -100,7 +100,7 @@ func TestGuide(t *testing.T) {
 		"consumers": func(string) {
 			c.stands("confidential-cluster", "UPDATE_COMPLETE", 1)
 			if data := c.userData("confidential-cluster"); !strings.Contains(data,
-				"SEVAGENT_BOOTSTRAP_MTLS_CONSUMER='api=1000:1000=client.pem,ca.crt'") {
+				"\nMTLS_CONSUMER=api=1000:1000=client.pem,ca.crt\n") {
 				t.Errorf("the user data lacks the consumer:\n%s", data)
 			}
 		},

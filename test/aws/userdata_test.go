@@ -3,12 +3,15 @@
 package aws_test
 
 import (
+	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"sevagent/internal/must"
@@ -21,6 +24,7 @@ type firstBoot struct {
 	*testing.T
 	dir        string
 	parameters []string
+	env        []string
 }
 
 func newFirstBoot(t *testing.T, parameters ...string) *firstBoot {
@@ -44,7 +48,8 @@ func (b *firstBoot) run(replace ...string) (out string, status int) {
 	replace = append([]string{"/usr/libexec/sevagent/bootstrap", filepath.Join(b.dir, "bootstrap")}, replace...)
 	lab.WriteProgram(b, path, strings.NewReplacer(replace...).Replace(string(text)))
 	cmd := exec.Command(path)
-	cmd.Dir, cmd.Env = b.dir, append(os.Environ(), "PATH="+b.dir+":"+os.Getenv("PATH"), "NO_PROXY=*")
+	cmd.Dir = b.dir
+	cmd.Env = append(append(os.Environ(), "PATH="+b.dir+":"+os.Getenv("PATH"), "NO_PROXY=*"), b.env...)
 	data, _ := cmd.CombinedOutput()
 	return string(data), cmd.ProcessState.ExitCode()
 }
@@ -222,6 +227,35 @@ func TestUserDataIPv6(t *testing.T) {
 	b.run()
 	if strings.Contains(b.read("env"), "DUALSTACK") {
 		t.Error("a node with IPv4 asks for dual-stack names")
+	}
+}
+
+// TestUserDataProxy sets a proxy for the whole machine, as an AMI may. The metadata service is asked without it, or the
+// proxy could invent the node's identity.
+func TestUserDataProxy(t *testing.T) {
+	t.Parallel()
+	instance := simaws.DefaultInstance()
+	imds := httptest.NewServer(&simaws.IMDS{Instance: instance})
+	t.Cleanup(imds.Close)
+	var asked atomic.Pointer[string]
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(&r.RequestURI)
+		fmt.Fprint(w, "invented")
+	}))
+	t.Cleanup(proxy.Close)
+
+	b := newFirstBoot(t)
+	b.env = []string{"NO_PROXY=", "no_proxy=", "http_proxy=" + proxy.URL, "ALL_PROXY=" + proxy.URL}
+	must.Do(t, os.Remove(filepath.Join(b.dir, "bootstrap")), "remove bootstrap")
+	curl := must.Get(exec.LookPath("curl"))(t, "find curl")
+	b.program("curl", `[[ $* = *https://* ]] || exec `+curl+` "$@"; printf '%s\n' "$@" > signal`)
+	out, status := b.run("http://169.254.169.254", imds.URL)
+	if url := asked.Load(); url != nil {
+		t.Errorf("the proxy was asked for %s", *url)
+	}
+	want := "\nUniqueId=" + instance.ID[len(instance.ID)-8:] + " download: not in the AMI, and PackageUrl is empty\n"
+	if signal := b.read("signal"); status != 1 || !strings.Contains(signal, want) {
+		t.Errorf("exit status %d, want 1; the signal is\n%swant%s%s", status, signal, want, out)
 	}
 }
 

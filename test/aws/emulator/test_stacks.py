@@ -300,8 +300,8 @@ class Nodes(EmulatorTest):
 
     def test_the_race_of_the_first_boot(self):
         """Nodes boot when they are launched. Unless their user data makes them wait, that is before the association."""
-        told = "export SEVAGENT_BOOTSTRAP_CLUSTER='c'"
-        for user_data, want in [(told, None), (f"{told} \\\n  SEVAGENT_BOOTSTRAP_CAPACITY_PROVIDER='p'", "p")]:
+        for provider, want in [("", None), ("CAPACITY_PROVIDER=p\n", "p")]:
+            user_data = f"#!/bin/bash\nCLUSTER=c\n{provider}==sevagent==\nCLUSTER=d\n"
             with self.subTest(user_data):
                 super().setUp()
                 self.control("boot", mode="register")

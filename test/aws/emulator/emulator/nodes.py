@@ -19,7 +19,8 @@ class _Node:
 
     def __init__(self, region, instance_id, user_data):
         self.region, self.id = region, instance_id
-        told = dict(re.findall(r"SEVAGENT_BOOTSTRAP_([A-Z_]+)='([^'\n]+)'", user_data.decode(errors="replace")))
+        options = user_data.decode(errors="replace").partition("\n==sevagent==\n")[0]
+        told = dict(re.findall(r"^([A-Z_]+)=(.+)$", options, re.MULTILINE))
         self.cluster, self.provider = told.get("CLUSTER"), told.get("CAPACITY_PROVIDER")
         self.registered = False
 
