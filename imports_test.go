@@ -48,8 +48,9 @@ var table = map[string][]string{
 		"client", "internal/config", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard",
 		"internal/mtls/source", prometheus,
 	},
-	"internal/mtls/source": {"client"},
-	"internal/mtls/issue":  {"client", "internal/mtls/source"},
+	"internal/mtls/source":     {"client"},
+	"internal/mtls/issue":      {"client", "internal/mtls/source"},
+	"internal/mtls/issue/acme": {"internal/mtls/issue", "internal/mtls/source", "golang.org/x/crypto/acme"},
 	"internal/mtls/issue/privateca": {
 		"internal/awsconfig", "internal/mtls/issue", "internal/mtls/source", aws,
 	},
