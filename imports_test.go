@@ -80,7 +80,8 @@ var table = map[string][]string{
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
 		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
-		"internal/mtls/source", "internal/probe", "internal/readers",
+		"internal/mtls/issue", "internal/mtls/issue/acme", "internal/mtls/issue/privateca", "internal/mtls/source",
+		"internal/mtls/spiffe", "internal/probe", "internal/readers", "internal/strictjson",
 		aws, systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {

@@ -43,6 +43,9 @@ func check(ctx context.Context, o *options, configOnly bool, out io.Writer) erro
 			return cli.Usage(err)
 		}
 	}
+	if err := cfg.MTLS.CheckRoots(); err != nil {
+		return cli.Usage(err)
+	}
 	cli.Fprintf(out, "configuration   ok (%s)\n", o.config)
 	if configOnly {
 		return nil

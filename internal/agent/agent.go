@@ -80,12 +80,16 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer attestation.close()
+	publishing, err := newPublishing(c.MTLS, cloud, attestation, c.Log, registry)
+	if err != nil {
+		return err
+	}
 	a := &agent{
 		cfg:         c,
 		log:         log,
 		started:     time.Now(),
 		attestation: attestation,
-		publishing:  newPublishing(c.MTLS, cloud, attestation.publishedEvidence, c.Log, registry),
+		publishing:  publishing,
 	}
 	api := localapi.New(localapi.Config{
 		Version:      cli.Version(),
@@ -193,14 +197,19 @@ func (a *agent) reconfigure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := cfg.MTLS.CheckRoots(); err != nil {
+		return err
+	}
 	if err := a.attestation.reconfigure(ctx, cfg.Attestation); err != nil {
 		return err
 	}
 	if keys := cfg.NeedsRestart(a.cfg.Config); keys != nil {
 		a.log.Warn("some changes take effect at the next restart", "keys", keys)
 	}
+	if err := a.publishing.reconfigure(cfg.MTLS); err != nil {
+		return err
+	}
 	a.cfg.Level.Set(cfg.Log.SlogLevel())
-	a.publishing.reconfigure(cfg.MTLS)
 	a.log.Info("configuration reloaded")
 	return nil
 }

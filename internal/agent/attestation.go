@@ -30,6 +30,8 @@ type attestation struct {
 	mode  string
 	cloud *cloud
 	gate  atomic.Pointer[gate]
+	// lastKey is the last evidence for a key of this node; nil: none yet.
+	lastKey atomic.Pointer[keyDocument]
 
 	// All fields below are for modes other than off.
 
@@ -268,19 +270,61 @@ func (a *attestation) evidence(
 func (a *attestation) publishedEvidence(
 	ctx context.Context, kind string, spki [sha256.Size]byte,
 ) ([]byte, error) {
+	doc, err := a.keyEvidence(ctx, kind, spki)
+	if doc == nil || err != nil {
+		return nil, err
+	}
+	return json.Marshal(doc)
+}
+
+// extension makes the value of the extension that carries evidence in a certificate, for a key that has none yet.
+func (a *attestation) extension(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error) {
+	doc, err := a.keyEvidence(ctx, kind, spki)
+	if doc == nil || err != nil {
+		return nil, err
+	}
+	extension, err := doc.Extension()
+	return extension.Value, err
+}
+
+// keyEvidence makes evidence for a key of this node, or returns what it has made for that key last: a new key needs
+// evidence for its certificate and then for its publication.
+func (a *attestation) keyEvidence(
+	ctx context.Context, kind string, spki [sha256.Size]byte,
+) (*evidence.Document, error) {
 	if a.off() {
 		return nil, nil
 	}
-	binding := evidence.Binding{Kind: kind, SPKISHA256: spki[:]}
-	doc, _, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeMTLS, binding))
+	key := boundKey{kind, spki}
+	if last := a.lastKey.Load(); last != nil && last.key == key && time.Since(last.at) < keyEvidenceAge {
+		return last.doc, nil
+	}
+	doc, _, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeMTLS, evidence.Binding{Kind: kind, SPKISHA256: spki[:]}))
 	if err != nil {
 		if a.mode == config.ModeWarn {
 			return nil, nil
 		}
 		return nil, err
 	}
-	return json.Marshal(doc)
+	a.lastKey.Store(&keyDocument{key, doc, time.Now()})
+	return doc, nil
 }
+
+// boundKey names a public key and the kind of its certificate.
+type boundKey struct {
+	kind string
+	spki [sha256.Size]byte
+}
+
+// keyDocument is the evidence for a key.
+type keyDocument struct {
+	key boundKey
+	doc *evidence.Document
+	at  time.Time
+}
+
+// keyEvidenceAge is how long evidence for a key may be used a second time.
+const keyEvidenceAge = 10 * time.Minute
 
 // recheckInterval is how often the agent gets a report for itself. Hosts get new firmware a few times a year and a
 // certificate expires over weeks, so hours are soon enough; the device is slow, callers that wait for evidence share

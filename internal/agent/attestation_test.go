@@ -68,7 +68,7 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 	cloud, registry := &cloud{region: o.Region}, prometheus.NewRegistry()
 	attestation := must.Get(newAttestation(c, cloud, registry))(t, "build the attestation of %+v", c.Config.Attestation)
 	attestation.gate.Store(&gate{passed: true, at: time.Now()})
-	publishing := newPublishing(c.MTLS, cloud, attestation.publishedEvidence, c.Log, registry)
+	publishing := must.Get(newPublishing(c.MTLS, cloud, attestation, c.Log, registry))(t, "build what publishes")
 	return &agent{cfg: c, log: c.Log, started: time.Now(), attestation: attestation, publishing: publishing}, device
 }
 

@@ -10,6 +10,7 @@ import (
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
+	"sevagent/internal/config"
 )
 
 // health reports readiness: gate passed and a valid set published. What the agent can work without is a warning.
@@ -149,7 +150,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 		guardHealth(h, c.Path, c.Guard)
 	}
 	for _, secret := range s.Secrets {
-		secretHealth(h, secret)
+		secretHealth(h, secret, now)
 	}
 	if s.Clock.Error != "" {
 		h.Add("mtls:clock", client.Check{Status: client.Warn, Time: s.Clock.Checked, Output: s.Clock.Error})
@@ -168,18 +169,26 @@ func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
 	default:
 		c.Output = "expires in " + e.Left(now)
 	}
-	c.Output += fmt.Sprintf(", at %s: %s; store a renewed certificate in secret %s",
-		e.NotAfter.UTC().Format(time.RFC3339), e.Subject, e.Secret)
+	advice := "store a renewed certificate in secret " + e.Secret
+	if strings.HasPrefix(e.Secret, config.IssuePrefix) {
+		advice = "see mtls:secret " + e.Secret + " for why it is not renewed"
+	}
+	c.Output += fmt.Sprintf(", at %s: %s; %s", e.NotAfter.UTC().Format(time.RFC3339), e.Subject, advice)
 	h.Add("mtls:expiry", c)
 }
 
-func secretHealth(h *client.Health, secret client.SecretStatus) {
+func secretHealth(h *client.Health, secret client.SecretStatus, now time.Time) {
 	c := client.Check{ComponentID: secret.Name, Status: client.Pass, Time: secret.LastChecked, Output: secret.Error}
 	if secret.State != client.SecretCurrent {
 		c.Status = client.Warn // the last good set stays published, or the publication's entry fails
 		if c.Output == "" {
 			c.Output = string(secret.State)
 		}
+	} else if i := secret.Issue; i != nil && !i.RenewAt.IsZero() && now.After(i.RenewAt.Add(i.NotAfter.Sub(i.Issued)/10)) {
+		c.Status = client.Warn
+		c.Output = fmt.Sprintf("%s was to be renewed at %s, and %s has not issued a certificate yet; the one that is "+
+			"published expires at %s", secret.Name, i.RenewAt.UTC().Format(time.RFC3339), i.Authority,
+			i.NotAfter.UTC().Format(time.RFC3339))
 	}
 	h.Add("mtls:secret", c)
 	if p := secret.Preflight; p != nil && p.Result == "rejected" {

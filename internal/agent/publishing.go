@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 
 	"sevagent/client"
 	"sevagent/client/certs"
+	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
@@ -23,22 +23,25 @@ import (
 // publishing is the rotator and what looks after the readers of its generations.
 type publishing struct {
 	cloud   *cloud
+	issuers *issuers
 	rotator *mtls.Rotator
 	prober  *probe.Prober
 	readers *readers.Watcher
 }
 
-// evidenceFor returns the content of evidence.json for a published key, given the kind of its certificate and the
-// SHA-256 of its SubjectPublicKeyInfo; nil: there is none.
-type evidenceFor func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
-
 func newPublishing(
-	cfg config.MTLS, cloud *cloud, evidence evidenceFor, log *slog.Logger, registry prometheus.Registerer,
-) *publishing {
-	p := &publishing{cloud: cloud}
+	cfg config.MTLS, cloud *cloud, proof *attestation, log *slog.Logger, registry prometheus.Registerer,
+) (*publishing, error) {
+	p := &publishing{cloud: cloud, issuers: newIssuers(cloud, proof.extension, log, registry)}
+	p.issuers.secret = p.source
+	p.issuers.pushed = func(name string) { p.rotator.Pushed(name) }
+	settings, err := p.settings(cfg)
+	if err != nil {
+		return nil, cli.Usage(err)
+	}
 	p.rotator = mtls.New(mtls.Config{
-		Settings:   p.settings(cfg),
-		Evidence:   evidence,
+		Settings:   settings,
+		Evidence:   proof.publishedEvidence,
 		Registerer: registry,
 		Log:        log,
 	})
@@ -58,11 +61,12 @@ func newPublishing(
 		p.prober.Hint()
 		p.readers.Hint()
 	})
-	return p
+	return p, nil
 }
 
 func (p *publishing) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.issuers.run(ctx) })
 	group.Go(func() error { return p.rotator.Run(ctx) })
 	group.Go(func() error { return p.prober.Run(ctx) })
 	group.Go(func() error { return p.readers.Run(ctx) })
@@ -70,9 +74,14 @@ func (p *publishing) run(ctx context.Context) error {
 }
 
 // reconfigure takes over what can change while the agent runs.
-func (p *publishing) reconfigure(cfg config.MTLS) {
-	p.rotator.Apply(p.settings(cfg))
+func (p *publishing) reconfigure(cfg config.MTLS) error {
+	settings, err := p.settings(cfg)
+	if err != nil {
+		return err
+	}
+	p.rotator.Apply(settings)
 	p.prober.Apply(probeSettings(cfg))
+	return nil
 }
 
 func probeSettings(cfg config.MTLS) probe.Settings {
@@ -80,12 +89,14 @@ func probeSettings(cfg config.MTLS) probe.Settings {
 }
 
 // settings adds to the configuration where its secrets come from.
-func (p *publishing) settings(cfg config.MTLS) mtls.Settings {
+func (p *publishing) settings(cfg config.MTLS) (mtls.Settings, error) {
 	s := mtls.Settings{MTLS: cfg}
 	for _, secret := range cfg.Secrets {
 		s.Secrets = append(s.Secrets, mtls.NamedSource{Name: secret.Name, Source: p.source(secret.Name)})
 	}
-	return s
+	issued, err := p.issuers.sources(cfg.Issue)
+	s.Secrets = append(s.Secrets, issued...)
+	return s, err
 }
 
 // source returns where the secret of a name in the configuration comes from.

@@ -1,9 +1,12 @@
 package config
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net/netip"
 	"net/url"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -22,7 +25,7 @@ type Issue struct {
 	CommonName string   `yaml:"common_name"`
 	DNS        []string `yaml:"dns"`
 	URI        []string `yaml:"uri"`
-	// Key is ecdsa-p256, ecdsa-p384 or rsa-2048. Default ecdsa-p256. SPIFFE decides by itself.
+	// Key is ecdsa-p256 or ecdsa-p384. Default ecdsa-p256. SPIFFE decides by itself.
 	Key string `yaml:"key"`
 	// Evidence is none or, with acm-pca, extension: the certificate carries attestation evidence for its key. Default
 	// extension if Template ends in _APIPassthrough, else none.
@@ -38,7 +41,8 @@ type Issue struct {
 
 	// Directory is the URL of the ACME server's directory.
 	Directory string `yaml:"directory"`
-	// Roots is a PEM file with what the ACME server's TLS certificate is verified with. Default: the system's.
+	// Roots is a PEM file with what the ACME server's TLS certificate is verified with and what its certificates lead to.
+	// Default: the system's for the former, and ca_cert of a secret for the latter.
 	Roots string `yaml:"roots"`
 	// EAB is the secret with the external account binding, as in secrets: JSON with kid and hmac_key (base64url).
 	// Default: none.
@@ -177,7 +181,7 @@ func (s Issue) validate(m *mistakes, key string) {
 			m.oneOf(key+"."+name, value, allowed...)
 		}
 	}
-	optional("key", s.Key, "ecdsa-p256", "ecdsa-p384", "rsa-2048")
+	optional("key", s.Key, "ecdsa-p256", "ecdsa-p384")
 	optional("evidence", s.Evidence, "none", EvidenceExtension)
 	optional("challenge", s.Challenge, "none", "http-01")
 	s.validateFor(m, key)
@@ -293,4 +297,40 @@ func checkListen(s string) error {
 		s = netip.IPv4Unspecified().String() + ":" + port
 	}
 	return checkHostPort(s)
+}
+
+// CheckRoots reads the files that Issue names, as LoadPolicy does the policy's.
+func (c MTLS) CheckRoots() error {
+	for i, s := range c.Issue {
+		if s.Roots == "" {
+			continue
+		}
+		if _, err := LoadRoots(s.Roots); err != nil {
+			return fmt.Errorf("mtls.issue[%d].roots: %w", i, err)
+		}
+	}
+	return nil
+}
+
+// LoadRoots reads a PEM file of certificates, such as Issue.Roots.
+func LoadRoots(path string) (roots []*x509.Certificate, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		var block *pem.Block
+		if block, text = pem.Decode(text); block == nil {
+			break
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		roots = append(roots, c)
+	}
+	if len(roots) == 0 {
+		return nil, fmt.Errorf("read %s: it holds no certificate in PEM", path)
+	}
+	return roots, nil
 }

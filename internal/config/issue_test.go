@@ -22,7 +22,7 @@ func TestIssue(t *testing.T) {
 	}{
 		{`{name: node, from: acm-pca, ca: "CA", gives: [client]}`,
 			[]string{"client"}, "EndEntityClientAuthCertificate/V1", false},
-		{`{name: node, from: acm-pca, ca: "CA", gives: [server, client], validity_days: 7, key: rsa-2048}`,
+		{`{name: node, from: acm-pca, ca: "CA", gives: [server, client], validity_days: 7, key: ecdsa-p384}`,
 			[]string{"client", "server"}, "EndEntityCertificate/V1", false},
 		{`{name: node, from: acm-pca, ca: "CA", gives: [server], evidence: extension, dns: ["{private_dns}"]}`,
 			[]string{"server"}, "EndEntityServerAuthCertificate_APIPassthrough/V1", true},
@@ -59,7 +59,7 @@ func TestIssueRefuses(t *testing.T) {
 		{pca + ", validity_days: 1d}", ".validity_days: "},
 		{pca + ", validity_days: -1}", ".validity_days: -1 is not 1 to 397"},
 		{pca + ", validity_days: 398}", ".validity_days: 398 is not 1 to 397"},
-		{pca + ", key: ed25519}", `.key: "ed25519" is not one of ecdsa-p256, ecdsa-p384, rsa-2048`},
+		{pca + ", key: ed25519}", `.key: "ed25519" is not one of ecdsa-p256, ecdsa-p384`},
 		{pca + `, template: "Own template"}`, `.template: "Own template" is not the name of a template`},
 		{pca + ", template: EndEntityCertificate/V1, evidence: extension}", "needs an _APIPassthrough template"},
 		{pca + ", directory: https://ca.example.org}", ".directory: is for from: acme"},

@@ -5,7 +5,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
@@ -16,7 +15,7 @@ import (
 )
 
 // Keys are the types of private keys that can be made.
-func Keys() []string { return []string{"ecdsa-p256", "ecdsa-p384", "rsa-2048"} }
+func Keys() []string { return []string{"ecdsa-p256", "ecdsa-p384"} }
 
 func newKey(of string) (crypto.Signer, error) {
 	switch of {
@@ -24,8 +23,6 @@ func newKey(of string) (crypto.Signer, error) {
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	case "ecdsa-p384":
 		return ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	case "rsa-2048":
-		return rsa.GenerateKey(rand.Reader, 2048)
 	}
 	return nil, fmt.Errorf("%q is not one of %s", of, strings.Join(Keys(), ", "))
 }
