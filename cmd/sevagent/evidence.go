@@ -23,7 +23,7 @@ func evidenceCommand(o *options) *cobra.Command {
 			if nonceHex != "" {
 				var err error
 				if nonce, err = hex.DecodeString(nonceHex); err != nil {
-					return cli.Usagef("--nonce is not hexadecimal: %w", err)
+					return cli.Usagef("--nonce is %q, which is not hexadecimal: want two digits for each byte", nonceHex)
 				}
 				if len(nonce) < evidence.MinNonce || len(nonce) > evidence.MaxNonce {
 					return cli.Usagef("--nonce has %d bytes, want %d to %d",

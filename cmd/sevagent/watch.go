@@ -118,7 +118,7 @@ func signalProcess(pidFile string, signal syscall.Signal) error {
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || pid <= 0 {
-		return fmt.Errorf("%s has no number of a process", pidFile)
+		return fmt.Errorf("%s does not contain a process ID", pidFile)
 	}
 	if err := syscall.Kill(pid, signal); err != nil {
 		return fmt.Errorf("send %s to process %d of %s: %w", unix.SignalName(signal), pid, pidFile, err)

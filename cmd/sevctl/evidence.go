@@ -153,7 +153,7 @@ func (o *evidenceFlags) run(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// want checks the command line, and returns what evidence must be by it.
+// want checks the flags, and returns what they require of evidence.
 func (o *evidenceFlags) want(cmd *cobra.Command, args []string) (w verify.Want, err error) {
 	bare := o.raw.report != ""
 	if (len(args) == 1) == bare {
@@ -306,7 +306,7 @@ func verifyFile(stdin io.Reader, file string, v *verify.Verifier, want verify.Wa
 	return r, nil
 }
 
-// foreign reports that a file is no evidence of ours, which matters more than the nonce that is missing.
+// foreign reports that a file is not evidence of ours, which matters more than the missing nonce.
 func foreign(file string) error {
 	info, err := os.Stat(file)
 	if err != nil || !info.Mode().IsRegular() {
@@ -327,7 +327,7 @@ func foreign(file string) error {
 	return nil
 }
 
-// whatElse says what to do with data that is no document of ours.
+// whatElse says what to do with data that is not an evidence document.
 func whatElse(data []byte) string {
 	if bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
 		return reportInJSON(bytes.TrimSpace(data))
@@ -396,7 +396,7 @@ func readInput(stdin io.Reader, file string, max int64) ([]byte, error) {
 	return data, nil
 }
 
-// text writes a result for people. What is not vouched for, because the evidence is refused, is said to be so.
+// text writes a result for people. It marks what nothing vouches for because the evidence is refused.
 func text(w io.Writer, r *verify.Result) error {
 	var b bytes.Buffer
 	v := r.Verdict

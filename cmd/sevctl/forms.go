@@ -201,7 +201,7 @@ func readCerts(path string) ([][]byte, error) {
 }
 
 // splitCerts returns the certificates in the content of a file: PEM, DER, several of either, or a certificate table.
-// What is none of these is returned as it is, and the verifier looks for the endorsement key's certificate elsewhere.
+// Any other content is returned unchanged, and the verifier looks for the endorsement key's certificate elsewhere.
 func splitCerts(file string, data []byte) (certs [][]byte, err error) {
 	if bytes.Contains(data, []byte("-----BEGIN")) {
 		for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {

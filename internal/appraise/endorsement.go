@@ -48,7 +48,7 @@ const maxCandidates = 4
 
 // candidates returns the certificates that may be the report's endorsement, those for its TCB first. It passes over all
 // others, whatever they are: hosts and people send ASKs in other formats, and certificates of other chips. If it finds
-// none, err says what was wrong with those that were to be one.
+// none, err says why those that looked like one were rejected.
 func (v *Verifier) candidates(r *snp.Report, certs [][]byte) (found []*endorsement, code string, err error) {
 	code, err = CodeCertificateMissing, fmt.Errorf("no %v certificate came with the report", r.SigningKey)
 	for i, der := range certs {
@@ -275,9 +275,10 @@ func periodOf(chain ...*x509.Certificate) period {
 	return p
 }
 
-// secondOpinion has go-sev-guest verify report and chain, too, at a time when the chain is valid. There is none to be
-// had of a chain that is valid at no time, nor of processors that the library has no name for: Turin, whose
-// certificates it cannot read (google/go-sev-guest#165), Bergamo and Siena, and other models of the known families.
+// secondOpinion has go-sev-guest verify report and chain, too, at a time when the chain is valid. It skips what the
+// library cannot verify: a chain that is never valid as a whole, and processors that it has no name for, which are
+// Turin, whose certificates it cannot read (google/go-sev-guest#165), Bergamo, Siena, and other models of the known
+// families.
 func secondOpinion(trusted roots, r *snp.Report, e *endorsement, line string) error {
 	eax := abi.FmsToCpuid1Eax(r.CPUID.Family, r.CPUID.Model, r.CPUID.Stepping)
 	if e.tcb.Layout != snp.LayoutMilan || r.Version >= 3 && kds.ProductLineFromFms(eax) != line ||

@@ -34,7 +34,7 @@ const (
 	fetchMin     = 10 * time.Second
 	fetchMax     = 5 * time.Minute
 	fetchTimeout = 10 * time.Second
-	// maxRetryAfter bounds what a Retry-After is believed.
+	// maxRetryAfter is the longest Retry-After that is obeyed.
 	maxRetryAfter = time.Hour
 )
 
@@ -58,7 +58,7 @@ type VCEKs struct {
 	wake    chan struct{} // size one: something is wanted
 	fetches *prometheus.CounterVec
 	last    atomic.Pointer[vcek] // the one in use; a node has one chip
-	// failures counts those in a row, and KDS is not to be asked before next; owned by Run.
+	// failures counts failed requests in a row, and next is when KDS may be asked again; owned by Run.
 	failures int
 	next     time.Time
 
@@ -80,7 +80,7 @@ type vcekRequest struct {
 	tcb    snp.TCBVersion
 }
 
-// NewVCEKs returns VCEKs that nothing runs yet.
+// NewVCEKs returns VCEKs that fetch nothing until Run runs.
 func NewVCEKs(cfg VCEKsConfig) *VCEKs {
 	if cfg.URL == "" {
 		cfg.URL = "https://kdsintf.amd.com"
@@ -205,7 +205,7 @@ func (v *VCEKs) wanted() *vcekRequest {
 	return v.want
 }
 
-// arrived marks request as done, unless another one is wanted by now.
+// arrived marks request as done, unless Want has asked for another one since.
 func (v *VCEKs) arrived(request vcekRequest) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -12,13 +12,13 @@ import (
 	"strings"
 )
 
-// What people store in place of what is asked for. Each function here returns the rest of a sentence that says what it
-// looks like and what to do, and never a word of the content, or "" if it looks like nothing known.
+// What people store by mistake. Each function here completes a sentence with what the content looks like and what to do
+// about it, never with a word of the content. It returns "" for what it does not recognise.
 
-// oddDashes is about text with a label that is not marked as one.
+// oddDashes completes the sentence for text with a BEGIN line that is not written as PEM has it.
 const oddDashes = "; a BEGIN line and an END line are in capital letters, with five dashes before and after them"
 
-// describe does so for text that is not PEM.
+// describe completes the sentence for text that is not PEM.
 func describe(text string) string {
 	trimmed := strings.TrimFunc(text, isSpace)
 	switch {
@@ -52,7 +52,7 @@ func fromBase64(text string) []byte {
 	return content
 }
 
-// holding says what content is that was encoded once more.
+// holding completes the sentence with what base64 holds.
 func holding(content []byte) string {
 	switch {
 	case bytes.HasPrefix(bytes.TrimLeftFunc(content, isSpace), []byte("{")):
@@ -66,7 +66,7 @@ func holding(content []byte) string {
 	return ""
 }
 
-// describeDER is about what is not text.
+// describeDER names the format of binary content.
 func describeDER(der []byte) string {
 	var p12 struct {
 		Version  int
@@ -142,7 +142,7 @@ var algorithms = map[string]string{
 	"1.3.101.113":           "Ed448",
 }
 
-// describeAlgorithm says what a key is that is none of RSA, ECDSA and Ed25519.
+// describeAlgorithm names the algorithm of a key that is not RSA, ECDSA or Ed25519.
 func describeAlgorithm(id asn1.ObjectIdentifier) string {
 	name := algorithms[id.String()]
 	if name == "" {
@@ -203,7 +203,7 @@ var tools = []struct {
 		Fields{ClientCert: "cert_pem", ClientKey: "private_key_pem", CACert: "ca_cert_pem"}},
 }
 
-// describe is about a JSON object without any field that has a meaning. It looks at the objects in it down to a depth.
+// describe completes the sentence for a JSON object without any known field. It looks at nested objects down to depth.
 func (o object) describe(depth int) string {
 	for _, tool := range tools {
 		if slices.ContainsFunc(tool.keys, func(key string) bool { return len(o.members[key]) == 0 }) {
@@ -261,7 +261,7 @@ func under(key string) string {
 	return ""
 }
 
-// squeeze returns a key as clientCert, client-cert and CLIENT_CERT have it in common.
+// squeeze returns the common spelling of keys such as clientCert, client-cert and CLIENT_CERT.
 func squeeze(key string) string {
 	return strings.ToLower(strings.NewReplacer("_", "", "-", "", ".", "", " ", "").Replace(key))
 }
