@@ -13,8 +13,8 @@ func TestStatusOfExpiry(t *testing.T) {
 	now := time.Now()
 	for left, want := range map[time.Duration][]string{
 		200 * 24 * time.Hour: {"valid until"},
-		3 * time.Hour:        {"valid until", "client.crt expires in 3 hours: renew it in secret a\n"},
-		-3 * time.Hour:       {", expired ", "client.crt has expired: renew it in secret a\n"},
+		3 * time.Hour:        {"valid until", "client.crt expires in 3 hours; store a renewed certificate in secret a\n"},
+		-3 * time.Hour:       {", expired ", "client.crt has expired; store a renewed certificate in secret a\n"},
 	} {
 		end := now.Add(left)
 		m := &client.Publication{Generation: "..gen-1", NotAfter: end, Expiry: []client.Expiry{

@@ -135,7 +135,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 	h.Add("mtls:publication", publication)
 	guardHealth(h, s.Path, s.Guard)
 	for _, e := range s.Expiry {
-		expiryHealth(h, e, now)
+		expiryHealth(h, s, e, now)
 	}
 
 	for _, c := range s.Consumers {
@@ -158,7 +158,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 }
 
 // expiryHealth warns of a certificate that should have been renewed, and fails once one has expired.
-func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
+func expiryHealth(h *client.Health, s *client.Publication, e client.Expiry, now time.Time) {
 	c := client.Check{ComponentID: e.File, Status: client.Warn}
 	switch stage := e.Stage(now); {
 	case stage == 0:
@@ -168,8 +168,7 @@ func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
 	default:
 		c.Output = "expires in " + e.Left(now)
 	}
-	c.Output += fmt.Sprintf(", at %s: %s; store a renewed certificate in secret %s",
-		e.NotAfter.UTC().Format(time.RFC3339), e.Subject, e.Secret)
+	c.Output += fmt.Sprintf(", at %s: %s; %s", e.NotAfter.UTC().Format(time.RFC3339), e.Subject, s.Renewal(e))
 	h.Add("mtls:expiry", c)
 }
 
