@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -135,6 +136,15 @@ func (e Expiry) Left(now time.Time) string {
 		return fmt.Sprintf("%d minutes", left/time.Minute)
 	}
 	return "a minute"
+}
+
+// Renewal returns what to do about a certificate that ends, in words.
+func (p *Publication) Renewal(e Expiry) string {
+	issuing := func(s SecretStatus) bool { return s.Name == e.Secret && s.Issue != nil }
+	if slices.ContainsFunc(p.Secrets, issuing) {
+		return "it should have been renewed; see why not at secret " + e.Secret
+	}
+	return "store a renewed certificate in secret " + e.Secret
 }
 
 // GenerationOf returns the current generation of a consumer's directory or, with an empty name, of the node's own.

@@ -75,14 +75,21 @@ func printStatus(w io.Writer, s *client.Status) {
 
 func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
 	if m.Generation != "" {
-		cli.Fprintf(w, "certificates    %s, published %s, valid until %s\n",
-			m.Path, date(m.PublishedAt), date(m.NotAfter))
+		until := "valid until"
+		if !m.NotAfter.IsZero() && now.After(m.NotAfter) {
+			until = "expired"
+		}
+		cli.Fprintf(w, "certificates    %s, published %s, %s %s\n",
+			m.Path, date(m.PublishedAt), until, date(m.NotAfter))
 		for _, c := range m.Certificates {
 			cli.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
 		}
 		for _, e := range m.Expiry {
-			if e.Stage(now) > 0 && e.Stage(now) < client.Expired {
-				cli.Fprintf(w, "                %s expires in %s: renew it in secret %s\n", e.File, e.Left(now), e.Secret)
+			switch stage := e.Stage(now); {
+			case stage == client.Expired:
+				cli.Fprintf(w, "                %s has expired; %s\n", e.File, m.Renewal(e))
+			case stage > 0:
+				cli.Fprintf(w, "                %s expires in %s; %s\n", e.File, e.Left(now), m.Renewal(e))
 			}
 		}
 		for _, o := range m.CAOverlap {

@@ -10,7 +10,6 @@ import (
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
-	"sevagent/internal/config"
 )
 
 // health reports readiness: gate passed and a valid set published. What the agent can work without is a warning.
@@ -136,7 +135,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 	h.Add("mtls:publication", publication)
 	guardHealth(h, s.Path, s.Guard)
 	for _, e := range s.Expiry {
-		expiryHealth(h, e, now)
+		expiryHealth(h, s, e, now)
 	}
 
 	for _, c := range s.Consumers {
@@ -159,7 +158,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 }
 
 // expiryHealth warns of a certificate that should have been renewed, and fails once one has expired.
-func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
+func expiryHealth(h *client.Health, s *client.Publication, e client.Expiry, now time.Time) {
 	c := client.Check{ComponentID: e.File, Status: client.Warn}
 	switch stage := e.Stage(now); {
 	case stage == 0:
@@ -169,11 +168,7 @@ func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
 	default:
 		c.Output = "expires in " + e.Left(now)
 	}
-	advice := "store a renewed certificate in secret " + e.Secret
-	if strings.HasPrefix(e.Secret, config.IssuePrefix) {
-		advice = "see mtls:secret " + e.Secret + " for why it is not renewed"
-	}
-	c.Output += fmt.Sprintf(", at %s: %s; %s", e.NotAfter.UTC().Format(time.RFC3339), e.Subject, advice)
+	c.Output += fmt.Sprintf(", at %s: %s; %s", e.NotAfter.UTC().Format(time.RFC3339), e.Subject, s.Renewal(e))
 	h.Add("mtls:expiry", c)
 }
 

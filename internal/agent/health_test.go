@@ -13,27 +13,34 @@ import (
 // The end of a certificate is a warning that grows, and then a failure; both name the secret.
 func TestExpiryHealth(t *testing.T) {
 	now := time.Now()
+	const store = "store a renewed certificate in secret "
+	publication := &client.Publication{Secrets: []client.SecretStatus{
+		{Name: "node/mtls"}, {Name: "acme", Issue: new(client.IssueStatus)},
+	}}
 	for _, c := range []struct {
-		left time.Duration
-		want client.HealthStatus // empty: nothing is wrong
-		text string
+		left   time.Duration
+		secret string
+		want   client.HealthStatus // empty: nothing is wrong
+		text   string
+		advice string
 	}{
-		{40 * 24 * time.Hour, "", ""},
-		{20 * 24 * time.Hour, client.Warn, "expires in 20 days, at 2"},
-		{time.Hour, client.Warn, "expires in 60 minutes, at 2"},
-		{-time.Hour, client.Fail, "expired, at 2"},
+		{40 * 24 * time.Hour, "node/mtls", "", "", ""},
+		{20 * 24 * time.Hour, "node/mtls", client.Warn, "expires in 20 days, at 2", store},
+		{time.Hour, "node/mtls", client.Warn, "expires in 60 minutes, at 2", store},
+		{-time.Hour, "node/mtls", client.Fail, "expired, at 2", store},
+		{-time.Hour, "acme", client.Fail, "expired, at 2", "it should have been renewed; see why not at secret "},
 	} {
 		h := new(client.Health)
 		end := now.Add(c.left)
-		expiryHealth(h, client.Expiry{
-			File: "client.crt", Secret: "node/mtls", Subject: "CN=intermediate", NotBefore: end.AddDate(-1, 0, 0), NotAfter: end,
+		expiryHealth(h, publication, client.Expiry{
+			File: "client.crt", Secret: c.secret, Subject: "CN=intermediate", NotBefore: end.AddDate(-1, 0, 0), NotAfter: end,
 		}, now)
 		if h.Status != c.want {
 			t.Errorf("%v before the end: %+v, want %s", c.left, h, c.want)
 		}
 		for _, check := range h.Checks["mtls:expiry"] {
 			if !strings.HasPrefix(check.Output, c.text) || check.ComponentID != "client.crt" ||
-				!strings.HasSuffix(check.Output, ": CN=intermediate; store a renewed certificate in secret node/mtls") {
+				!strings.HasSuffix(check.Output, ": CN=intermediate; "+c.advice+c.secret) {
 				t.Errorf("%v before the end: %+v, want %s", c.left, check, c.text)
 			}
 		}

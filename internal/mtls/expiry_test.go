@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -130,5 +131,30 @@ func TestAnchorExpires(t *testing.T) {
 		n.stop()
 		n = start(t, path, map[string]source.Source{"a": s})
 		want("after a restart", 0, "old root", "other")
+	})
+}
+
+// An issued certificate that has expired while the agent did not run, and whose authority cannot be reached, stays and
+// is reported; its successor is ordered as soon as that is possible.
+func TestExpiredIssuedAfterRestart(t *testing.T) {
+	withIssuing(t, func(t *testing.T, a *authority, n *node) {
+		generation := n.Status().Generation
+		n.stop()
+		time.Sleep(30 * time.Hour)
+		a.err = errors.New("connection refused")
+		n = start(t, n.path, map[string]source.Source{"a": a.issuing("1")})
+		n.after(time.Minute)
+		n.isReady(t, true)
+		if n.Status().Generation != generation || !slices.Equal(n.expired(), []string{"client.crt"}) {
+			t.Errorf("generation %q after a restart, want %s; expired are %q", n.Status().Generation, generation, n.expired())
+		}
+		if st := n.issue(); st.State != client.IssueFailing {
+			t.Errorf("its source is %+v", st)
+		}
+		a.err = nil
+		n.after(2 * time.Hour)
+		if n.Status().Generation == generation || n.expired() != nil || n.secret("a").State != client.SecretCurrent {
+			t.Errorf("not renewed: %+v", n.secret("a"))
+		}
 	})
 }
