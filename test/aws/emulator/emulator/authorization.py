@@ -2,7 +2,8 @@
 
 Calls with other keys are allowed. Policies are evaluated as the IAM guide, "Policy evaluation logic", has it for one
 account: a Deny, else an Allow of the role's policies. What is asked of CloudFormation is compared by action and stack,
-other calls from outside by action; calls in a caller's name by action, resource and the condition keys of `context`.
+of AWS Private CA by action, CA and template, other calls from outside by action; calls in a caller's name by action,
+resource and the condition keys of `context`.
 """
 
 import fnmatch
@@ -76,15 +77,21 @@ def _holds(conditions, context):
 
 
 KNOWN = {"iam:PermissionsBoundary": "boundary", "iam:PassedToService": "service", "iam:AWSServiceName": "service",
-         "ec2:Vpc": "vpc", "ec2:CreateAction": "create"}
+         "ec2:Vpc": "vpc", "ec2:CreateAction": "create", "acm-pca:TemplateArn": "template"}
 
 
-def check_request(access_key, service, operation, stack=None):
+def check_request(access_key, service, operation, request):
     """A call from outside."""
     role = role_of(access_key)
-    if role and service != "sts":
-        name = stack and stack.rpartition("stack/")[2].split("/")[0]
-        check(role, f"{service}:{operation}", arn("cloudformation", f"stack/{name}/1") if name else "*")
+    if not role or service == "sts":
+        return
+    about, context = "*", {}
+    if stack := request.form.get("StackName"):
+        about = arn("cloudformation", f"stack/{stack.rpartition('stack/')[2].split('/')[0]}/1")
+    if service == "acm-pca":
+        p = json.loads(request.get_data() or "{}")
+        about, context = p.get("CertificateAuthorityArn", "*"), {"template": p.get("TemplateArn")}
+    check(role, f"{service}:{operation}", about, **context)
 
 
 # In the name of a caller

@@ -12,7 +12,7 @@ from werkzeug.wrappers import Request, Response
 
 from . import authorization
 
-JSON_SERVICES = {"ecs", "ssm", "secretsmanager", "events", "logs", "kms"}
+JSON_SERVICES = {"acm-pca", "ecs", "ssm", "secretsmanager", "events", "logs", "kms"}
 
 
 class Settings:
@@ -139,9 +139,10 @@ class Front:
         if fault := faults.take(service, operation):
             return error(service, fault["code"], fault["message"], fault["status"])(environ, start_response)
         try:
-            authorization.check_request(_access_key(request), service, operation, request.form.get("StackName"))
+            authorization.check_request(_access_key(request), service, operation, request)
         except authorization.AWSError as denied:
-            return error(service, denied.code, denied.message, 403)(environ, start_response)
+            code, status = ("AccessDeniedException", 400) if service in JSON_SERVICES else (denied.code, 403)
+            return error(service, code, denied.message, status)(environ, start_response)
         return self.services(_replayed(environ, request), start_response)
 
     def _control(self, request):

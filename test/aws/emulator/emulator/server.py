@@ -6,7 +6,7 @@ from moto.moto_api._internal.models import moto_api_backend
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 # Importing them changes moto.
-from . import api, autoscaling, cloudformation, ec2, ecs, events, fleet, imagebuilder, nodes, ssm  # noqa: F401
+from . import acmpca, api, autoscaling, cloudformation, ec2, ecs, events, fleet, imagebuilder, nodes, ssm  # noqa: F401
 from .control import ACTIONS, Front, faults, holds, settings
 from .damage import damage
 
@@ -22,7 +22,7 @@ def reset():
     """Forgets everything, as if newly started."""
     endpoint = settings.endpoint
     moto_api_backend.reset()
-    for module in (cloudformation, imagebuilder, nodes, ssm):
+    for module in (acmpca, cloudformation, imagebuilder, nodes, ssm):
         module.reset()
     faults.clear()
     holds.release()
@@ -36,7 +36,7 @@ class Server:
     def __init__(self, host="127.0.0.1", port=0):
         actions = {**ACTIONS, "reset": reset, "expire": cloudformation.expire, "fleet": fleet.create,
                    "event": events.emit, "damage": damage,
-                   "drains": autoscaling.drains, "settle": ssm.settle,
+                   "drains": autoscaling.drains, "private-ca": acmpca.settings, "settle": ssm.settle,
                    "health": lambda: {"status": "ok"}}
         self._server = make_server(host, port, Front(api.application, actions), threaded=True, request_handler=_Handler)
         self._server.daemon_threads = True
