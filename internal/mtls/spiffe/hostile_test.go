@@ -61,6 +61,14 @@ func TestHostile(t *testing.T) {
 		{"too many SVIDs", func(t *testing.T, c *stream) {
 			c.offer(slices.Repeat([]offer{issue(t, ca, testID, time.Hour)}, maxOffers+1)...)
 		}, "more than 20 SVIDs", source.Transient},
+		{"a field twice", func(t *testing.T, c *stream) {
+			c.push(frame(field(nil, 1, field(field(nil, 1, []byte(testID)), 1, []byte(testID)))))
+		}, "SVID 1: field 1 appears twice", source.Transient},
+		{"a string that is none", func(t *testing.T, c *stream) {
+			o := issue(t, ca, testID, time.Hour)
+			o.hint = "\xff"
+			c.offer(o)
+		}, "SVID 1: a string is not UTF-8", source.Transient},
 		{"no key", func(t *testing.T, c *stream) { o := issue(t, ca, testID, time.Hour); o.key = nil; c.offer(o) },
 			"SVID 1: has no x509_svid_key", source.Transient},
 		{"no bundle", func(t *testing.T, c *stream) { o := issue(t, ca, testID, time.Hour); o.bundle = nil; c.offer(o) },
@@ -126,7 +134,10 @@ func TestHostile(t *testing.T) {
 // TestNotGRPC is about servers of another kind.
 func TestNotGRPC(t *testing.T) {
 	for name, change := range map[string]func(http.Header) int{
-		"HTTP status 404":  func(h http.Header) int { return http.StatusNotFound },
+		"HTTP status 404": func(h http.Header) int {
+			h.Set("Content-Type", "application/grpc")
+			return http.StatusNotFound
+		},
 		"HTTP status 302":  func(h http.Header) int { h.Set("Location", "http://localhost/"); return http.StatusFound },
 		`type "text/html"`: func(h http.Header) int { h.Set("Content-Type", "text/html"); return http.StatusOK },
 		`compressed ("gzip")`: func(h http.Header) int {

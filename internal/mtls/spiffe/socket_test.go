@@ -3,13 +3,16 @@ package spiffe
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -151,6 +154,55 @@ func TestImpostor(t *testing.T) {
 				t.Errorf("%v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// TestPeer has a user who is not believed listen on a socket that could not be better.
+func TestPeer(t *testing.T) {
+	const variable = "SEVAGENT_TEST_LISTEN"
+	if path := os.Getenv(variable); path != "" { // as that user
+		listen(t, path)
+		os.Stdout.WriteString("ready\n")
+		io.Copy(io.Discard, os.Stdin)
+		return
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	const stranger = 4242
+	dir := t.TempDir()
+	must.Do(t, os.Chmod(filepath.Dir(dir), 0o755), "let any user reach the directory")
+	path := filepath.Join(dir, "api.sock")
+	program := filepath.Join(dir, "program")
+	must.Do(t, os.WriteFile(program, must.Get(os.ReadFile("/proc/self/exe"))(t, "read this program"), 0o755), "copy it")
+	must.Do(t, os.Chown(dir, stranger, 0), "give it to the user")
+
+	cmd := exec.Command(program, "-test.run=^TestPeer$")
+	cmd.Env = []string{variable + "=" + path}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: stranger, Gid: stranger}}
+	in := must.Get(cmd.StdinPipe())(t, "make a pipe")
+	out := must.Get(cmd.StdoutPipe())(t, "make a pipe")
+	must.Do(t, cmd.Start(), "start the user's process")
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatalf("the user's process does not listen: %v", err)
+	}
+	for _, name := range []string{dir, path} {
+		must.Do(t, os.Chown(name, 0, 0), "give it to root")
+	}
+	for owner, want := range map[uint32]string{0: "of the user 4242 listens there", stranger: ""} {
+		s := New(Config{Socket: path, Owner: owner, Log: slog.New(slog.DiscardHandler)})
+		conn, err := s.connect(t.Context())
+		if err == nil {
+			conn.Close()
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("with the owner %d: %v, want %q", owner, err, want)
+		}
 	}
 }
 

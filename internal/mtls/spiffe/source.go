@@ -51,6 +51,7 @@ type Source struct {
 	leaf      *x509.Certificate // of the published version
 	refused   string            // version
 	wanted    string            // version whose key is needed again
+	asked     bool              // to renew, and not answered since
 	err       error             // why there may be something newer than pushed; nil: there is not
 	down      time.Time         // when the stream ended; zero: it is open, or has never been
 	due       time.Time         // when Run ends the stream, for the reason overdue, unless there is a message before
@@ -77,20 +78,22 @@ func New(c Config) *Source {
 	return s
 }
 
-// Describe returns, from memory, the version that was pushed last, and fails if that is published and a newer one
-// cannot come.
+// Describe returns, from memory, the version that was pushed last: none before the first push, unless one is published.
+// It fails if that is published and a newer one cannot come.
 func (s *Source) Describe(context.Context) (source.Version, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case s.err != nil && (s.pushed == nil || s.pushed.version == s.published):
+	if s.err != nil && (s.pushed == nil || s.pushed.version == s.published) {
 		return source.Version{}, s.err
-	case s.pushed != nil:
-		return source.Version{Current: s.pushed.version}, nil
-	case s.published != "":
-		return source.Version{Current: s.published}, nil
 	}
-	return source.Version{}, s.unanswered()
+	v := source.Version{Current: s.published}
+	if s.pushed != nil {
+		v.Current = s.pushed.version
+	}
+	if s.asked { // Changed is called before, as soon as there is an answer
+		v.Next = time.Now().Add(time.Second)
+	}
+	return v, nil
 }
 
 // Fetch returns the JSON form of what was pushed last. A key that was dropped is asked for again.
@@ -105,7 +108,7 @@ func (s *Source) Fetch(_ context.Context, version string, _ source.Label) (sourc
 	}
 	s.wanted = version
 	s.reconnect()
-	return nil, s.unanswered()
+	return nil, s.error(source.Transient, errors.New("the SPIRE agent is asked for the key again"))
 }
 
 // Published drops the key of what is published.
@@ -126,7 +129,12 @@ func (s *Source) Refused(version string, _ error) {
 }
 
 // Renew asks the SPIRE agent again. It decides itself when a certificate is renewed: until then the answer is the same.
-func (s *Source) Renew() { s.reconnect() }
+func (s *Source) Renew() {
+	s.mu.Lock()
+	s.asked = true
+	s.mu.Unlock()
+	s.reconnect()
+}
 
 func (s *Source) reconnect() {
 	select {
@@ -171,8 +179,8 @@ func (s *Source) within(now time.Time) []time.Time {
 // receive takes over a message: what it offers, or err if that is refused.
 func (s *Source) receive(v *svid, err error, now time.Time) {
 	s.mu.Lock()
-	news := s.fail(err)
-	s.down = time.Time{}
+	news := s.fail(err) || s.asked
+	s.down, s.asked = time.Time{}, false
 	if v == nil {
 		s.pushed = nil
 		s.expect(now.Add(retryMax), errStale)
@@ -204,13 +212,14 @@ func (s *Source) ended(err error, now time.Time) {
 	if s.down.IsZero() {
 		s.down = now
 	}
-	news := false
+	news := s.asked
+	s.asked = false
 	switch {
 	case source.KindOf(err) == source.Persistent: // such as: the certificate is withdrawn
 		s.pushed = nil
-		news = s.fail(err)
+		news = s.fail(err) || news
 	case s.pushed == nil || now.Sub(s.down) >= patience:
-		news = s.fail(err)
+		news = s.fail(err) || news
 	}
 	s.mu.Unlock()
 	if news {
@@ -228,12 +237,8 @@ func (s *Source) fail(err error) (news bool) {
 // expect sets when the stream ends unless there is a message before, and why.
 func (s *Source) expect(due time.Time, overdue error) { s.due, s.overdue = due, overdue }
 
-// unanswered is the error before the first message.
-func (s *Source) unanswered() error {
-	return s.error(source.Transient, errors.New("the SPIRE agent has not answered yet"))
-}
-
 // error adds to a failure which entry it is about.
 func (s *Source) error(kind source.Kind, err error) error {
-	return &source.Error{Kind: kind, Err: fmt.Errorf("get the X.509-SVID of %s from %s: %w", s.cfg.Name, s.cfg.Socket, err)}
+	err = fmt.Errorf("get the X.509-SVID of %s from %s: %w", s.cfg.Name, s.cfg.Socket, err)
+	return &source.Error{Kind: kind, Err: err}
 }

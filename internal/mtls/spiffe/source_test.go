@@ -32,9 +32,9 @@ func TestPushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		ca := mtlstest.NewCA(t, "trust domain", nil)
-		if err := w.failure(); source.KindOf(err) != source.Transient || w.source.Status().State != client.IssueOrdered {
-			t.Errorf("before the first push: %v and the state %s, want a transient error and ordered",
-				err, w.source.Status().State)
+		if w.failure() != nil || w.version() != "" || w.source.Status().State != client.IssueOrdered {
+			t.Errorf("before the first push: version %q, %v, the state %s, want none, no error, and ordered",
+				w.version(), w.failure(), w.source.Status().State)
 		}
 		c := w.next().begin()
 
@@ -237,16 +237,35 @@ func TestDown(t *testing.T) {
 			t.Errorf("the agent is back: %v, want its new version", w.failure())
 		}
 
+		w.source.Published(w.version(), w.source.pushed.leaf)
+		w.setSocket(0, syscall.ENOENT)
+		c.close()
+		time.Sleep(patience / 2)
+		if w.failure() != nil {
+			t.Errorf("the agent is away for a moment, for the second time: %v, want no error", w.failure())
+		}
+		w.setSocket(2, nil)
+		w.next()
+
 		// Another one takes its place, while the old one keeps the stream open.
 		w.setSocket(3, nil)
 		back = time.Now()
-		w.next()
+		c = w.next().begin()
 		if waited := time.Since(back); waited > 2*openLook {
 			t.Errorf("a new socket is noticed after %v, want within %v", waited, openLook)
 		}
 
+		o := issue(t, ca, testID, 24*time.Hour)
+		c.offer(o)
+		before = w.changed.Load()
 		w.source.Renew()
-		w.next().begin()
+		if d := must.Get(w.source.Describe(t.Context()))(t, "describe"); d.Next.IsZero() {
+			t.Error("asked to renew, it does not want to be described again soon")
+		}
+		w.next().begin().offer(o)
+		if d := must.Get(w.source.Describe(t.Context()))(t, "describe"); !d.Next.IsZero() || w.changed.Load() != before+1 {
+			t.Error("that there is nothing newer is no answer to being asked to renew")
+		}
 		w.none()
 	})
 }
@@ -289,6 +308,11 @@ func TestDenied(t *testing.T) {
 		if w.failure() != nil {
 			t.Errorf("after the entry was made: %v", w.failure())
 		}
+		c.offer()
+		if w.failure() == nil || w.source.pushed != nil {
+			t.Error("a message without an identity does not replace the one before, which is not published yet")
+		}
+		c.offer(issue(t, ca, testID, time.Hour))
 		c.end(codePermissionDenied, "no identity \x1b issued")
 		denied("the entry is deleted")
 		if w.source.pushed != nil {

@@ -50,7 +50,7 @@ func choose(offers []offer, id string) (*offer, error) {
 		return nil, fmt.Errorf("the SPIRE agent offers %s, and not %s; create an entry for that, or correct id",
 			strings.Join(ids, ", "), id)
 	case len(ids) > 1:
-		return nil, fmt.Errorf("the SPIRE agent offers %s; set id to the one that is to be published", strings.Join(ids, ", "))
+		return nil, fmt.Errorf("the SPIRE agent offers %s; set id to the one to publish", strings.Join(ids, ", "))
 	}
 	return &offers[0], nil
 }
