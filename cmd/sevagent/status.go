@@ -110,6 +110,9 @@ func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
 		if p := secret.Preflight; p != nil {
 			cli.Fprintf(w, "                pending version %s: %s%s\n", p.Version, p.Result, reason(p.Reason))
 		}
+		if i := secret.Issue; i != nil {
+			cli.Fprintf(w, "                %s by %s, %s%s\n", i.State, i.From, i.Authority, renewal(i))
+		}
 	}
 	if m.Cost.CallsPerMonth > 0 {
 		cli.Fprintf(w, "polling         about %d calls, USD %.2f a month\n", m.Cost.CallsPerMonth, m.Cost.USDPerMonth)
@@ -139,4 +142,12 @@ func printHealth(w io.Writer, h *client.Health) {
 			cli.Fprintf(w, "%-4s  %s%s\n", c.Status, title, reason(c.Output))
 		}
 	}
+}
+
+// renewal says when an issued certificate is renewed, as far as that is known.
+func renewal(i *client.IssueStatus) string {
+	if i.RenewAt.IsZero() {
+		return ""
+	}
+	return ", next one at " + i.RenewAt.UTC().Format(time.RFC3339)
 }

@@ -39,6 +39,8 @@ type demo struct {
 	ca      *simca.CA
 	step    int
 	agent   *exec.Cmd
+
+	authority *simaws.PrivateCA // by whom ca issues for keys of the node
 	// What 'sevsim node' has flags for.
 	poll     time.Duration // mtls.poll_interval
 	instance simaws.Instance
@@ -66,6 +68,7 @@ func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 		{"Rotate the secret: the files switch", d.rotate},
 		{"Break the secret: the last good set stays", d.breakSecret},
 		{"Ask for evidence, and verify it as a relying party", d.evidence},
+		{"A key that is made on the node, certified by a simulated Private CA", d.born},
 		{"Stop the agent", d.stop},
 	} {
 		d.step++
@@ -131,9 +134,16 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	if err := d.putSecret("client-1"); err != nil {
 		return err
 	}
+	d.authority = &simaws.PrivateCA{Region: d.instance.Region, AccountID: d.instance.AccountID}
+	d.authority.SetCA(d.ca)
+	authority, err := serve(ctx, d.authority)
+	if err != nil {
+		return err
+	}
 	d.env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + d.dir,
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT=" + imds, "AWS_ENDPOINT_URL_SECRETS_MANAGER=" + secrets,
+		"AWS_ENDPOINT_URL_ACM_PCA=" + authority,
 	}
 	config := fmt.Sprintf(`# The operator's part of the demonstration node.
 attestation:

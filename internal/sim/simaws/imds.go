@@ -218,6 +218,11 @@ func (s *IMDS) item(path string) (text string, ok bool) {
 	return strings.Join(slices.Compact(names), "\n"), len(names) > 0
 }
 
+// Hostname is the name that a VPC gives an instance by its address.
+func (i Instance) Hostname() string {
+	return "ip-" + strings.ReplaceAll(i.PrivateIP, ".", "-") + "." + i.Region + ".compute.internal"
+}
+
 func (s *IMDS) items() map[string]string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -235,6 +240,7 @@ func (s *IMDS) items() map[string]string {
 		meta + "ami-id":                             i.ImageID,
 		meta + "mac":                                i.MAC,
 		meta + "local-ipv4":                         i.PrivateIP,
+		meta + "local-hostname":                     i.Hostname(),
 		meta + "placement/region":                   i.Region,
 		meta + "placement/availability-zone":        i.AvailabilityZone,
 		meta + "placement/availability-zone-id":     i.ZoneID,
