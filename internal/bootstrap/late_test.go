@@ -123,6 +123,10 @@ func (n *lateNode) RoundTrip(req *http.Request) (*http.Response, error) {
 	return rec.Result(), nil
 }
 
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
 // target is where an instance of a group finds its target lifecycle state.
 const target = "meta-data/autoscaling/target-lifecycle-state"
 
@@ -323,6 +327,26 @@ func TestWarmPool(t *testing.T) {
 			})
 		})
 	}
+	t.Run("stopped in the pool", func(t *testing.T) {
+		n := newLateNode(t)
+		n.inBubble(func(t *testing.T) {
+			n.targets("Warmed:Stopped")
+			n.ill = func(req *http.Request) error { return context.Cause(req.Context()) }
+			n.machine.local = &http.Client{Transport: roundTrip(func(req *http.Request) (*http.Response, error) {
+				return nil, context.Cause(req.Context())
+			})}
+			ctx, cancel := context.WithCancelCause(t.Context())
+			stop := time.AfterFunc(time.Minute, func() { cancel(errors.New("terminated signal received")) })
+			defer stop.Stop()
+			err := n.machine.signal(ctx, SignalOptions{Dirs: n.dirs, Introspection: "http://127.0.0.1:51678",
+				Timeout: time.Minute, SignalTimeout: time.Minute}, reportTo(&n.out))
+			wantError(t, err, "terminated signal received")
+			if strings.Count(err.Error(), "terminated") != 1 {
+				t.Errorf("it says so more than once: %v", err)
+			}
+			n.signaled()
+		})
+	})
 	t.Run("registered in the pool", func(t *testing.T) {
 		n := newLateNode(t)
 		n.inBubble(func(t *testing.T) {
