@@ -60,6 +60,7 @@ var table = map[string][]string{
 	"internal/mtls/guard":          {"client", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
 	"internal/mtls/mtlstest":       {"internal/must", "internal/sim"},
 	"internal/cgroup":              {},
+	"internal/sockets":             {},
 	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go"},
 	"internal/cluster/clustertest": {},
 	"internal/probe":               {"client", "internal/visible", prometheus},
@@ -68,7 +69,7 @@ var table = map[string][]string{
 	"internal/config":              {"internal/appraise", "internal/snp", "internal/suggest", "go.yaml.in/yaml"},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
-		"internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
+		"internal/sockets", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
 	},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":     {"internal/sim", "internal/snp", "github.com/hanwen/go-fuse"},
@@ -91,7 +92,7 @@ var table = map[string][]string{
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
 		"client", "internal/atomicfile", "internal/awsconfig", "internal/cli", "internal/config", "internal/ecsconfig",
-		aws, "github.com/aws/smithy-go", systemd,
+		"internal/sockets", aws, "github.com/aws/smithy-go", systemd,
 	},
 	"cmd/sevctl": {
 		"internal/cli", "internal/cluster", "internal/appraise", "internal/config", "internal/evidence",

@@ -53,6 +53,7 @@ type machine struct {
 	connect        func(ctx context.Context) (systemd, error)
 	aws            func(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error)
 	local          *http.Client // for the ECS agent's introspection endpoint
+	proc           string
 }
 
 func thisMachine() machine {
@@ -66,6 +67,7 @@ func thisMachine() machine {
 		aws:            awsconfig.Load,
 		// Never through a proxy: Go bypasses it for 127.0.0.1, which is not documented for other loopback addresses.
 		local: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}},
+		proc:  "/proc",
 	}
 }
 

@@ -241,6 +241,13 @@ func (n *node) mergeECSConfig(attributes map[string]string) (f *ecsconfig.File, 
 		return nil, nil, fmt.Errorf("systemd and ecs-init would read it differently: %w; fix these lines", err)
 	}
 	notes, err = findings(f)
+	for _, s := range n.ecs.set {
+		old, _ := n.ecs.before.Get(s.Key)
+		if key := ecsconfig.Inner(old); key != "" {
+			notes = append(notes, fmt.Sprintf("%s had %s= in its value, which nothing reads there and is gone; "+
+				"write one assignment a line", s.Key, key))
+		}
+	}
 	return f, notes, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -69,7 +70,9 @@ func newLateNode(t *testing.T) *lateNode {
 			return awsconfig.Load(ctx, append(options, config.WithHTTPClient(n.client(10*time.Second)))...)
 		},
 		local: n.client(5 * time.Second),
+		proc:  t.TempDir(),
 	}
+	n.listener(0)
 	signals := Target{Cluster: "prod", Stack: "prod", ReadyResource: "NodesReady", Region: n.stack.Region,
 		InstanceID: n.metadata.Instance.ID}
 	text := must.Get(json.Marshal(signals))(t, "encode the target")
@@ -120,6 +123,10 @@ func (n *lateNode) RoundTrip(req *http.Request) (*http.Response, error) {
 	return rec.Result(), nil
 }
 
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
 // target is where an instance of a group finds its target lifecycle state.
 const target = "meta-data/autoscaling/target-lifecycle-state"
 
@@ -128,6 +135,15 @@ func (n *lateNode) targets(state string) { n.metadata.Set(target, state) }
 func (n *lateNode) register() {
 	n.silent.Store(false)
 	n.ecs.Register("prod", "arn:aws:ecs:us-east-2:111122223333:container-instance/prod/1")
+}
+
+// listener makes a user the one who listens where the ECS agent does.
+func (n *lateNode) listener(uid int) {
+	must.Do(n, os.MkdirAll(filepath.Join(n.machine.proc, "net"), 0o755), "make a directory")
+	table := fmt.Sprintf("sl local_address …\n 0: %s:C9DE 00000000:0000 0A 0:0 0:0 0 %d 0 77 1\n",
+		strings.Repeat("0", 32), uid)
+	must.Do(n, os.WriteFile(filepath.Join(n.machine.proc, "net/tcp"), nil, 0o644), "write the table of sockets")
+	must.Do(n, os.WriteFile(filepath.Join(n.machine.proc, "net/tcp6"), []byte(table), 0o644), "write that of IPv6")
 }
 
 // until makes what matches ill, in one way, for some time from now on.
@@ -311,6 +327,26 @@ func TestWarmPool(t *testing.T) {
 			})
 		})
 	}
+	t.Run("stopped in the pool", func(t *testing.T) {
+		n := newLateNode(t)
+		n.inBubble(func(t *testing.T) {
+			n.targets("Warmed:Stopped")
+			n.ill = func(req *http.Request) error { return context.Cause(req.Context()) }
+			n.machine.local = &http.Client{Transport: roundTrip(func(req *http.Request) (*http.Response, error) {
+				return nil, context.Cause(req.Context())
+			})}
+			ctx, cancel := context.WithCancelCause(t.Context())
+			stop := time.AfterFunc(time.Minute, func() { cancel(errors.New("terminated signal received")) })
+			defer stop.Stop()
+			err := n.machine.signal(ctx, SignalOptions{Dirs: n.dirs, Introspection: "http://127.0.0.1:51678",
+				Timeout: time.Minute, SignalTimeout: time.Minute}, reportTo(&n.out))
+			wantError(t, err, "terminated signal received")
+			if strings.Count(err.Error(), "terminated") != 1 {
+				t.Errorf("it says so more than once: %v", err)
+			}
+			n.signaled()
+		})
+	})
 	t.Run("registered in the pool", func(t *testing.T) {
 		n := newLateNode(t)
 		n.inBubble(func(t *testing.T) {
@@ -421,6 +457,17 @@ level=info time=2026-11-30T10:00:02Z msg="level=error is not this" module=agent.
 			})
 		})
 	}
+}
+
+// TestNotTheECSAgent has a process listen in the ECS agent's place, which anyone can while that agent is down.
+func TestNotTheECSAgent(t *testing.T) {
+	n := newLateNode(t)
+	must.Do(t, os.WriteFile(n.machine.ecsLog, []byte("level=error time=t msg=old\n"), 0o644), "write a log")
+	n.listener(65534)
+	n.inBubble(func(t *testing.T) {
+		wantError(t, n.signal(), "ECS agent not reachable: uid 65534, not root, listens at 127.0.0.1:51678")
+		n.signaled(failure("registration: uid 65534, not root, listens at 127.0...."))
+	})
 }
 
 // TestDeadline: all of bootstrap is bounded, and the failure says by what.

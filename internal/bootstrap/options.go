@@ -175,12 +175,25 @@ type SignalOptions struct {
 
 func (o SignalOptions) check() error {
 	var m mistakes
-	if u, err := url.Parse(o.Introspection); err != nil || u.Scheme != "http" || !loopback(u.Hostname()) {
-		m.add("--introspection is %q, want http:// and a loopback address", o.Introspection)
+	if _, err := introspection(o.Introspection); err != nil {
+		m.add("--introspection is %q, want http:// and a loopback address with its port", o.Introspection)
 	}
 	m.positive("--timeout", o.Timeout)
 	m.positive("--signal-timeout", o.SignalTimeout)
 	return errors.Join(append(m, o.Dirs.check())...)
+}
+
+// introspection returns the address in the URL of the ECS agent's introspection endpoint.
+func introspection(base string) (netip.AddrPort, error) {
+	u, err := url.Parse(base)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	at, err := netip.ParseAddrPort(u.Host)
+	if err == nil && (u.Scheme != "http" || !at.Addr().IsLoopback()) {
+		err = errors.New("not on loopback")
+	}
+	return at, err
 }
 
 func loopback(host string) bool {

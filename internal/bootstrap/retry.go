@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -22,7 +23,11 @@ func retry(ctx context.Context, pause, longest time.Duration, try func() (again 
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", context.Cause(ctx), last)
+			cause := context.Cause(ctx)
+			if errors.Is(last, cause) {
+				return last
+			}
+			return fmt.Errorf("%w: %w", cause, last)
 		case <-time.After(pause - rand.N(pause/2+1)):
 			pause = min(2*pause, longest)
 		}

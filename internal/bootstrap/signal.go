@@ -15,6 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/cloudformation/types"
 
 	"sevagent/internal/cli"
+	"sevagent/internal/sockets"
 )
 
 // signalFile is in the agent's configuration directory. sevagent-signal.service starts only if it is there.
@@ -122,8 +123,8 @@ func (m machine) waitForRegistration(ctx context.Context, o SignalOptions, clust
 	defer cancel()
 	answered := false
 	err = retry(ctx, 200*time.Millisecond, 5*time.Second, func() (again bool, err error) {
-		a, err := askECSAgent(ctx, m.local, o.Introspection)
-		answered = err == nil
+		a, err := m.askECSAgent(ctx, o.Introspection)
+		answered = err == nil || errors.Is(err, sockets.ErrNotRoot)
 		switch {
 		case err != nil && refusal(o.Dirs.State) != nil:
 			return false, refusal(o.Dirs.State)
@@ -145,18 +146,25 @@ func (m machine) waitForRegistration(ctx context.Context, o SignalOptions, clust
 		"see 'journalctl -u ecs' and /var/log/ecs/ecs-agent.log"}
 }
 
-func askECSAgent(ctx context.Context, client *http.Client, base string) (m ecsMetadata, err error) {
-	resp, err := request(ctx, client, strings.TrimSuffix(base, "/")+"/v1/metadata")
+// askECSAgent believes root alone: while the ECS agent is down, any process on the node can listen on its port.
+func (m machine) askECSAgent(ctx context.Context, base string) (answer ecsMetadata, err error) {
+	at, err := introspection(base)
 	if err != nil {
-		return m, err
+		return answer, err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return m, fmt.Errorf("HTTP status %s", resp.Status)
-	}
-	err = json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&m)
-	if err == nil && m.ContainerInstanceArn == "" {
+	err = sockets.AskRoot(m.proc, at, func() error {
+		resp, err := request(ctx, m.local, strings.TrimSuffix(base, "/")+"/v1/metadata")
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("HTTP status %s", resp.Status)
+		}
+		return json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&answer)
+	})
+	if err == nil && answer.ContainerInstanceArn == "" {
 		err = errors.New("its answer names no container instance") // the real one answers only once it has registered
 	}
-	return m, err
+	return answer, err
 }

@@ -18,11 +18,11 @@ const instanceAttributes = "ECS_INSTANCE_ATTRIBUTES"
 // https://docs.aws.amazon.com/AmazonECS/latest/developerguide/service-quotas.html
 const maxAttributes = 10
 
-// What ECS accepts as the name and the value of an attribute, except the backslash, which ours do without:
+// What ECS accepts as the name and the value of an attribute:
 // https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_Attribute.html
 var (
-	attributeName  = regexp.MustCompile(`^[A-Za-z0-9_./-]{1,128}$`)
-	attributeValue = regexp.MustCompile(`^[A-Za-z0-9_./@:-]([A-Za-z0-9_./@: -]{0,126}[A-Za-z0-9_./@:-])?$`)
+	attributeName  = regexp.MustCompile(`^[A-Za-z0-9_./\\-]{1,128}$`)
+	attributeValue = regexp.MustCompile(`^[A-Za-z0-9_./\\@:-]([A-Za-z0-9_./\\@: -]{0,126}[A-Za-z0-9_./\\@:-])?$`)
 )
 
 // Attributes returns those in ECS_INSTANCE_ATTRIBUTES, or why the ECS agent could not read them.
@@ -73,8 +73,8 @@ func mergeAttributes(existing, prefix string, ours map[string]string) (string, e
 	maps.Copy(all, ours)
 	switch {
 	case len(all) > maxAttributes:
-		return "", fmt.Errorf("%s has %d attributes besides %d of sevagent, ECS accepts %d together",
-			instanceAttributes, others, len(all)-others, maxAttributes)
+		return "", fmt.Errorf("%s has %d attributes besides %d of sevagent, ECS accepts %d together; remove %d",
+			instanceAttributes, others, len(all)-others, maxAttributes, len(all)-maxAttributes)
 	case maps.Equal(all, there):
 		return existing, nil
 	}

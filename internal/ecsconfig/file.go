@@ -16,6 +16,7 @@ package ecsconfig
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,7 +46,11 @@ func Parse(data []byte) (*File, error) {
 	if len(data) > maxSize {
 		return nil, fmt.Errorf("parse: %d bytes, at most %d are allowed", len(data), maxSize)
 	}
-	if i := bytes.IndexByte(data, 0); i >= 0 {
+	i := bytes.IndexByte(data, 0)
+	if bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")) || i == 0 || i == 1 {
+		return nil, errors.New("the text is UTF-16; save it as UTF-8")
+	}
+	if i >= 0 {
 		line := 1 + bytes.Count(data[:i], []byte("\n"))
 		return nil, fmt.Errorf("line %d: a NUL byte: systemd drops the whole file", line)
 	}

@@ -187,6 +187,10 @@ func TestParseRefuses(t *testing.T) {
 		want string
 	}{
 		{"NUL", []byte("A=1\nB=\x00\n"), "line 2: a NUL byte"},
+		{"UTF-16 of PowerShell", []byte("\xff\xfeA\x00=\x001\x00"), "UTF-16; save it as UTF-8"},
+		{"UTF-16, big end first", []byte("\xfe\xff\x00A"), "UTF-16; save it as UTF-8"},
+		{"UTF-16 without a mark", []byte("A\x00=\x00"), "UTF-16; save it as UTF-8"},
+		{"the other without a mark", []byte("\x00A\x00="), "UTF-16; save it as UTF-8"},
 		{"size", make([]byte, maxSize+1), "131072 bytes, at most 131071"},
 	} {
 		if _, err := Parse(c.data); err == nil || !strings.Contains(err.Error(), c.want) {

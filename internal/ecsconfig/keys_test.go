@@ -40,6 +40,8 @@ func TestRulesAreFaithful(t *testing.T) {
 
 // TestFindings has what testdata/agent.txt cannot: what the agent or ecs-init reads elsewhere.
 func TestFindings(t *testing.T) {
+	const badAttributes = "!ECS_INSTANCE_ATTRIBUTES wants names and values of at most 128 characters, as ECS does: " +
+		`letters, digits and - _ . / \, in values also @ : and blanks within; the ECS agent would end`
 	const account = `{"https://registry.example.com/v1/":{"username":"ci","password":"Tr\u0026ub4dor"}}`
 	const cfg = `{"https:\/\/registry.example.com\/v1\/":{"auth":"Y2k6bm90LXJlYWw=","email":"ops@example.com"}}`
 	for _, c := range []struct {
@@ -69,13 +71,24 @@ func TestFindings(t *testing.T) {
 		{"ECS_ENGINE_AUTH_TYPE=docker\nECS_ENGINE_AUTH_DATA={\"auths\":{\"r\":{\"auth\":\"hunter2\"}}}",
 			"!ECS_ENGINE_AUTH_DATA wants a JSON object of accounts by registry; " +
 				"the ECS agent would do without the entry that has no account"},
-		{"ECS_INSTANCE_ATTRIBUTES={\"a\":\"" + strings.Repeat("ü", 128) + "\",\"x y\":\"\"}", ""},
+		{"ECS_INSTANCE_ATTRIBUTES={\"a\":\"" + strings.Repeat("x", 128) + `","x.y/\\-_":"\\ : @b"}`, ""},
+		{`ECS_INSTANCE_ATTRIBUTES={"a":""}`, ""},
+		{"ECS_BACKEND_HOST=h;ECS_LOGLEVEL=debug",
+			"ECS_BACKEND_HOST has ECS_LOGLEVEL= in its value, which nothing reads there; write one assignment a line" +
+				" (it is `h;ECS_LOGLEVEL=debug`)"},
+		{"NO_PROXY=10.0.0.1,x=ECS_A", ""},
 		{"ECS_INSTANCE_ATTRIBUTES={\"a\":\"" + strings.Repeat("x", 129) + "\"}",
-			"!ECS_INSTANCE_ATTRIBUTES wants names and values of at most 128 characters, as ECS does; " +
-				"the ECS agent would end"},
+			badAttributes},
 		{`ECS_INSTANCE_ATTRIBUTES={"":"x"}`,
-			"!ECS_INSTANCE_ATTRIBUTES wants names and values of at most 128 characters, as ECS does; " +
-				"the ECS agent would end (it is `{\"\":\"x\"}`)"},
+			badAttributes + " (it is `{\"\":\"x\"}`)"},
+		{`ECS_INSTANCE_ATTRIBUTES={"x y":"x"}`,
+			badAttributes + " (it is `{\"x y\":\"x\"}`)"},
+		{`ECS_INSTANCE_ATTRIBUTES={"a":"x "}`,
+			badAttributes + " (it is `{\"a\":\"x \"}`)"},
+		{`ECS_INSTANCE_ATTRIBUTES={"a":"o'neil"}`,
+			badAttributes + " (it is `{\"a\":\"o'neil\"}`)"},
+		{`ECS_INSTANCE_ATTRIBUTES={"a":"ü"}`,
+			badAttributes + " (it is `{\"a\":\"ü\"}`)"},
 		{"ECS_CONTAINER_INSTANCE_TAGS=" + manyTags(50), ""},
 		{"ECS_CONTAINER_INSTANCE_TAGS=" + manyTags(51),
 			"!ECS_CONTAINER_INSTANCE_TAGS wants at most 50 tags, as ECS does; the ECS agent would end"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -109,7 +110,21 @@ func text(value string, _ map[string]string) string {
 	if strings.Contains(value, " #") || strings.Contains(value, "\t#") {
 		return " has a # behind a blank; the ECS agent would take what follows for a part of the value"
 	}
+	if key := Inner(value); key != "" {
+		return " has " + key + "= in its value, which nothing reads there; write one assignment a line"
+	}
 	return ""
+}
+
+var inner = regexp.MustCompile(`[;,\s](ECS_[A-Z0-9_]{1,60})=`)
+
+// Inner returns the first key of the ECS agent's that a value assigns, as in ECS_CLUSTER=a;ECS_LOGLEVEL=debug. Nothing
+// reads it there.
+func Inner(value string) (key string) {
+	if m := inner.FindStringSubmatch(value); m != nil {
+		key = m[1]
+	}
+	return key
 }
 
 // unmarshal is json.Unmarshal without its words, which may repeat a part of a secret.
@@ -143,21 +158,18 @@ func firstJSON[T any](want, effect string) check {
 func stringMap(effect string) check { return wholeJSON[map[string]string](wantMap, effect) }
 
 // Limits of ECS, which the agent does not know: it registers, is refused, and ends (agent/app/agent.go,
-// registerContainerInstance).
-const (
-	maxAttribute = 128 // characters of a name or a value: Amazon ECS API Reference, Attribute
-	// Amazon ECS API Reference, RegisterContainerInstance, tags.
-	maxTags, maxTagKey, maxTagValue = 50, 128, 256
-)
+// registerContainerInstance; aws/amazon-ecs-agent issue 2981). Those of tags:
+// https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_Tag.html
+const maxTags, maxTagKey, maxTagValue = 50, 128, 256
 
 func attributes(value string, env map[string]string) string {
 	if reason := stringMap("would end")(value, env); reason != "" {
 		return reason
 	}
 	for name, text := range decoded(value) {
-		if name == "" || max(utf8.RuneCountInString(name), utf8.RuneCountInString(text)) > maxAttribute {
-			return wants(fmt.Sprintf("names and values of at most %d characters, as ECS does", maxAttribute),
-				"would end")
+		if !attributeName.MatchString(name) || text != "" && !attributeValue.MatchString(text) {
+			return wants(`names and values of at most 128 characters, as ECS does: letters, digits and - _ . / \, `+
+				"in values also @ : and blanks within", "would end")
 		}
 	}
 	return ""

@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+
+	"sevagent/internal/sockets"
 )
 
 // maxLoopback is how many connections may be open on loopback.
@@ -87,9 +89,9 @@ func addrPort(a net.Addr) netip.AddrPort {
 func (l *loopback) users() map[ends]uint32 {
 	port := addrPort(l.Addr()).Port()
 	users := make(map[ends]uint32)
-	err := eachSocket(l.proc, func(s tcpSocket) (more bool, err error) {
-		if s.remote.Port() == port && s.inode != 0 {
-			users[ends{s.local, s.remote}] = s.uid
+	err := sockets.Each(l.proc, func(s sockets.Socket) (more bool, err error) {
+		if s.Remote.Port() == port && s.Inode != 0 {
+			users[ends{s.Local, s.Remote}] = s.UID
 		}
 		return true, nil
 	})

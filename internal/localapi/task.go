@@ -12,13 +12,13 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"sevagent/internal/evidence"
+	"sevagent/internal/sockets"
 )
 
 // Limits for looking up tasks.
@@ -160,9 +160,6 @@ func (t *tasks) task(container string, now time.Time) (entry *task, first bool) 
 	return entry, true
 }
 
-// errDown is returned while nothing listens for the ECS agent.
-var errDown = errors.New("nothing listens there")
-
 // lookUp asks the ECS agent for the task of a container, whose entry holds the last answer.
 func (t *tasks) lookUp(ctx context.Context, container string, entry *task) {
 	defer close(entry.done)
@@ -172,7 +169,7 @@ func (t *tasks) lookUp(ctx context.Context, container string, entry *task) {
 	now := time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch isDown := errors.Is(err, errDown) || errors.Is(err, syscall.ECONNREFUSED); {
+	switch isDown := errors.Is(err, sockets.ErrNone) || errors.Is(err, syscall.ECONNREFUSED); {
 	case !isDown:
 		t.down = time.Time{}
 	case t.down.IsZero():
@@ -200,25 +197,21 @@ func (t *tasks) lookUp(ctx context.Context, container string, entry *task) {
 
 // ask asks the ECS agent for the task of a container: its ARN, or nothing if it has none that can be this node's.
 func (t *tasks) ask(ctx context.Context, container string) (arn string, err error) {
-	before, err := t.listeners()
-	if err != nil {
-		return "", fmt.Errorf("find the ECS agent at %s: %w", t.at, err)
-	}
 	var task struct{ Arn string }
-	if err := t.get(ctx, "/v1/tasks?dockerid="+container, &task); err != nil {
-		return "", err
-	}
-	if task.Arn != "" && !evidence.ValidTaskARN(task.Arn) {
-		return "", errors.New("the ECS agent's answer has no task ARN")
-	}
 	var here Node
-	if task.Arn != "" {
-		if here, err = t.here(ctx); err != nil {
-			return "", err
+	err = sockets.AskRoot(t.proc, t.at, func() error {
+		err := t.get(ctx, "/v1/tasks?dockerid="+container, &task)
+		switch {
+		case err != nil || task.Arn == "":
+			return err
+		case !evidence.ValidTaskARN(task.Arn):
+			return errors.New("the ECS agent's answer has no task ARN")
 		}
-	}
-	if after, err := t.listeners(); err != nil || !slices.Equal(before, after) {
-		return "", fmt.Errorf("the socket at %s has changed hands", t.at)
+		here, err = t.here(ctx)
+		return err
+	})
+	if err != nil {
+		return "", err
 	}
 	if task.Arn != "" && !here.has(task.Arn) {
 		t.log.Debug("the ECS agent names a task of another region, account or cluster", "task_arn", task.Arn)
@@ -294,28 +287,6 @@ func (n Node) has(arn string) bool {
 		cluster = resource[1]
 	}
 	return n == Node{Region: parts[3], AccountID: parts[4], Cluster: cluster}
-}
-
-// listeners returns the sockets that listen where the ECS agent does, of which all have to be root's.
-func (t *tasks) listeners() (all []tcpSocket, err error) {
-	err = eachSocket(t.proc, func(s tcpSocket) (more bool, err error) {
-		if s.state != tcpListen {
-			return false, nil // they come first (Linux: net/ipv4/tcp_ipv4.c, tcp_get_idx)
-		}
-		to := s.local.Addr()
-		if s.local.Port() != t.at.Port() || to != t.at.Addr() && !to.IsUnspecified() {
-			return true, nil
-		}
-		if s.uid != 0 && s.uid != ownUID {
-			return false, fmt.Errorf("the socket is of uid %d, not of root", s.uid)
-		}
-		all = append(all, s)
-		return true, nil
-	})
-	if err == nil && len(all) == 0 {
-		err = errDown
-	}
-	return all, err
 }
 
 // readWhole reads at most limit bytes; more are an error.

@@ -62,7 +62,7 @@ func (b *firstBoot) read(name string) string {
 // hostile are lines of ecs.config that a shell, a list or a template could take apart.
 var hostile = []string{
 	`ECS_ENGINE_AUTH_DATA={"https://r.example.com":{"username":"o'neil","password":"a,B=c $(id) ${HOME} \u0026 !x"}}`,
-	"ECS_INSTANCE_ATTRIBUTES={\"pool\":\"general\",\"tier\":\"back'end\"}",
+	"ECS_INSTANCE_ATTRIBUTES={\"pool\":\"general\",\"tier\":\"back end\"}",
 	`ECS_IMAGE_PULL_BEHAVIOR=once`,
 	`ECS_LOGLEVEL=$(touch pwned)` + "`touch pwned`",
 	`ECS_A=a,ECS_B=b`,
@@ -275,7 +275,7 @@ func TestEcsConfigParameterReaches(t *testing.T) {
 		` --config-dir etc --state-dir var --ecs-config ecs.config`)
 	out, status := b.run()
 	config := b.read("ecs.config")
-	for _, want := range append(lines[1:], `"pool":"general"`, `"tier":"back'end"`, `"sevagent.attested"`) {
+	for _, want := range append(lines[1:], `"pool":"general"`, `"tier":"back end"`, `"sevagent.attested"`) {
 		if !strings.Contains(config, want) {
 			t.Errorf("exit status %d: ecs.config lacks %s\n%s\n%s", status, want, config, out)
 		}

@@ -1,4 +1,4 @@
-package localapi
+package sockets
 
 import (
 	"net/netip"
@@ -14,31 +14,31 @@ import (
 func TestParseSocket(t *testing.T) {
 	for _, c := range []struct {
 		name, line string
-		want       tcpSocket
+		want       Socket
 		ok         bool
 	}{
 		{"listening", "   0: 0100007F:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 " +
 			"1076 1 0 100 0 0 10 0",
-			tcpSocket{netip.MustParseAddrPort("127.0.0.1:51678"),
-				netip.MustParseAddrPort("0.0.0.0:0"), tcpListen, 0, 1076}, true},
+			Socket{netip.MustParseAddrPort("127.0.0.1:51678"),
+				netip.MustParseAddrPort("0.0.0.0:0"), listen, 0, 1076}, true},
 		{"listening on all addresses, IPv6",
 			"   1: 00000000000000000000000000000000:C9DE 00000000000000000000000000000000:0000 0A 00000000:00000000 " +
 				"00:00000000 00000000  1000        0 77 1 0 100 0 0 10 0",
-			tcpSocket{netip.MustParseAddrPort("[::]:51678"), netip.MustParseAddrPort("[::]:0"), tcpListen, 1000, 77},
+			Socket{netip.MustParseAddrPort("[::]:51678"), netip.MustParseAddrPort("[::]:0"), listen, 1000, 77},
 			true},
 		{"IPv4 in IPv6", "   2: 0000000000000000FFFF00000100007F:D000 0000000000000000FFFF00000100007F:23DC 01 " +
 			"00000000:00000000 00:00000000 00000000 65534        0 9 1 0 20 4 30 10 -1",
-			tcpSocket{netip.MustParseAddrPort("127.0.0.1:53248"),
+			Socket{netip.MustParseAddrPort("127.0.0.1:53248"),
 				netip.MustParseAddrPort("127.0.0.1:9180"), 1, 65534, 9}, true},
-		{"short", "   0: 0100007F:C9DE 00000000:0000 0A", tcpSocket{}, false},
+		{"short", "   0: 0100007F:C9DE 00000000:0000 0A", Socket{}, false},
 		{"no address",
 			"   0: 0100007:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1",
-			tcpSocket{}, false},
+			Socket{}, false},
 		{"no port", "   0: 0100007F:X 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1076 1",
-			tcpSocket{}, false},
+			Socket{}, false},
 		{"no user",
 			"   0: 0100007F:C9DE 00000000:0000 0A 00000000:00000000 00:00000000 00000000     -1        0 1076 1",
-			tcpSocket{}, false},
+			Socket{}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if runtime.GOARCH == "s390x" {
@@ -73,16 +73,16 @@ func TestListeners(t *testing.T) {
 		{"root's, of all addresses", line(all, "0A", "0"), "", ""},
 		{"root's, of all addresses of IPv6", "", line(all6, "0A", "0"), ""},
 		{"root's, of IPv4 by IPv6", "", line(mapped, "0A", "0"), ""},
-		{"another's, of IPv4 by IPv6", "", line(mapped, "0A", nobody), "not of root"},
-		{"another's, of all addresses of IPv4 by IPv6", "", line(allMapped, "0A", nobody), "not of root"},
-		{"another's", line(ours, "0A", nobody), "", "not of root"},
-		{"another's, of all addresses", line(all, "0A", nobody), "", "not of root"},
-		{"another's, of all addresses of IPv6", "", line(all6, "0A", nobody), "not of root"},
-		{"another's beside root's", line(ours, "0A", nobody), line(all6, "0A", "0"), "not of root"},
+		{"another's, of IPv4 by IPv6", "", line(mapped, "0A", nobody), "not root"},
+		{"another's, of all addresses of IPv4 by IPv6", "", line(allMapped, "0A", nobody), "not root"},
+		{"another's", line(ours, "0A", nobody), "", "not root"},
+		{"another's, of all addresses", line(all, "0A", nobody), "", "not root"},
+		{"another's, of all addresses of IPv6", "", line(all6, "0A", nobody), "not root"},
+		{"another's beside root's", line(ours, "0A", nobody), line(all6, "0A", "0"), "not root"},
 		{"another's elsewhere", line(ours, "0A", "0") + line(other, "0A", nobody) + line(port, "0A", nobody),
 			line(ours6, "0A", nobody), ""},
-		{"nobody's", line(port, "0A", "0"), "", "nothing listens"},
-		{"root's, connected", line(ours, "01", "0"), "", "nothing listens"},
+		{"nobody's", line(port, "0A", "0"), "", "nothing listened"},
+		{"root's, connected", line(ours, "01", "0"), "", "nothing listened"},
 		{"unreadable", "x\n", "", "fields"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -91,10 +91,9 @@ func TestListeners(t *testing.T) {
 			for name, text := range map[string]string{"tcp": c.tcp, "tcp6": c.tcp6} {
 				must.Do(t, os.WriteFile(filepath.Join(dir, "net", name), []byte(header+text), 0o644), "write %s", name)
 			}
-			tasks := newTasks(CallersConfig{Proc: dir, Introspection: "http://127.0.0.1:51678"})
-			_, err := tasks.listeners()
+			err := AskRoot(dir, netip.MustParseAddrPort("127.0.0.1:51678"), func() error { return nil })
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-				t.Errorf("listeners: %v, want %q", err, c.want)
+				t.Errorf("AskRoot: %v, want %q", err, c.want)
 			}
 		})
 	}
