@@ -2,11 +2,7 @@
 
     verify.py --roots ROOTS.pem --nonce HEX (--region REGION | --any-region) [--at TIME] DOCUMENT
 """
-import argparse, base64, datetime, hashlib, json, math, pathlib, re, struct, subprocess, sys, tempfile
-
-PROFILE = "tag:sevagent,2026:evidence#2"
-MEMBERS = "eat_profile eat_nonce iat purpose binding caller batch report_data report certificates cmw"
-TASK = "arn:aws(-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/([A-Za-z0-9_-]+/)?[0-9a-f-]+"
+import argparse, base64, datetime, hashlib, json, math, pathlib, re, ssl, struct, subprocess, sys, tempfile
 
 class Refused(Exception): pass
 def check(ok, what, code="malformed"):
@@ -20,44 +16,30 @@ def integer(s):
     check(len(s) < 18 and str(int(s)) == s and abs(int(s)) < 1 << 53, "not an integer of 53 bits")
     return int(s)
 def walk(v, depth=1):
-    check(v is not None, "a null")
-    if isinstance(v, str): v.encode()  # fails for half a surrogate pair
-    if isinstance(v, (dict, list)):
-        check(depth <= 16, "nested more than 16 deep")
-        for item in [*v, *v.values()] if isinstance(v, dict) else v: walk(item, depth + 1)
+    inside = [*v, *v.values()] if type(v) is dict else v if type(v) is list else None
+    check(v is not None and (inside is None or depth <= 16), "a null, or nested more than 16 deep")
+    for item in inside or (): walk(item, depth + 1)
     return v
+def canonical(v): return json.dumps(v, sort_keys=True, separators=(",", ":"))
 def read(data):
     check(len(data) <= 256 << 10, "more than 256 KiB")
     numbers = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), integer)
-    return walk(json.loads(data.decode(), object_pairs_hook=unique, **numbers))
-
-# The form of a document: exactly these members, each in its one spelling.
-def members(d, required, optional=""):
-    known = d.keys() - set(optional.split()) if type(d) is dict else None
-    check(known == set(required.split()), "missing or unknown members")
+    d = json.loads(data.decode(), object_pairs_hook=unique, **numbers)
+    json.dumps(walk(d), ensure_ascii=False).encode()  # fails for half a surrogate pair
     return d
-def text(s, pattern, what, most=128):
-    check(type(s) is str and len(s) <= most and re.fullmatch(pattern, s), f"{ascii(s)[:80]} is not {what}")
-    return s
 
-def claims(d):
-    text(d["purpose"], "boot|mtls|client", "a purpose")
-    b, who = members(d["binding"], "kind", "spki_sha256"), members(d["caller"], "kind", "uid container_id task_arn")
-    kind = text(b["kind"], "none|client|server", "a kind of binding")
-    check((kind == "none") == ("spki_sha256" not in b), "spki_sha256 does not go with the kind of binding")
-    text(b.get("spki_sha256", "0" * 64), "[0-9a-f]{64}", "a SHA-256")
-    kind = text(who["kind"], "host|container|unknown", "a kind of caller")
-    uid, container, task = (name in who for name in ("uid", "container_id", "task_arn"))
-    check(uid == (kind != "unknown") and container == (kind == "container") and container >= task,
-          "the caller's members do not go with its kind")
-    check(type(who.get("uid", 0)) is int and 0 <= who.get("uid", 0) < 1 << 32, "not a uid")
-    if container: text(who["container_id"], "[0-9a-f]{64}", "a container ID")
-    if task: text(who["task_arn"], TASK, "a task's ARN", 400)
-    if "instance" in d:
-        node = members(d["instance"], "id region account_id")
-        text(node["id"], "i-[0-9a-f]{8,17}", "an instance ID")
-        text(node["region"], "[a-z]+(-[a-z]+)+-[0-9]+", "a region", 32)
-        text(node["account_id"], "[0-9]{12}", "an account ID")
+# The form of a document: exactly these members, each as canonical JSON, with sorted names and without blanks.
+PROFILE = "tag:sevagent,2026:evidence#2"
+TASK = '(?=.{1,400}",)arn:aws(-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/([A-Za-z0-9_-]+/)?[0-9a-f-]+'
+FORM = {
+    "eat_profile": f'"{PROFILE}"', "iat": "-?[0-9]+", "purpose": '"(boot|mtls|client)"', "verdict": "{.*}",
+    "eat_nonce": '"[A-Za-z0-9_-]{22,86}"', "certificates": '".*"', "cmw": "{.*}", "report_data": '"[0-9a-f]{128}"',
+    "report": '"[A-Za-z0-9+/]{1578}[AEIMQUYcgkosw048]="',  # 1184 bytes
+    "batch": r'{"index":[0-9]+,"path":\[("[0-9a-f]{128}",?){0,16}\]}',
+    "binding": '{"kind":"none"}|{"kind":"(client|server)","spki_sha256":"[0-9a-f]{64}"}',
+    "caller": '{"kind":"unknown"}|{"kind":"host","uid":[0-9]+}|'
+              f'{{"container_id":"[0-9a-f]{{64}}","kind":"container",("task_arn":"{TASK}",)?"uid":[0-9]+}}',
+    "instance": '{"account_id":"[0-9]{12}","id":"i-[0-9a-f]{8,17}","region":"(?=.{1,32}")[a-z]+(-[a-z]+)+-[0-9]+"}'}
 def sha512(label, *parts): return hashlib.sha512(b"sevagent/evidence/v2/" + label + b"\0" + b"".join(parts)).digest()
 def leaf(d, nonce):
     b, who, node = d["binding"], d["caller"], d.get("instance", {})
@@ -66,39 +48,31 @@ def leaf(d, nonce):
     parts += [node.get(name, "").encode() for name in ("id", "region", "account_id")]
     return sha512(b"leaf", *(struct.pack(">I", len(x)) + x for x in parts))
 def root(h, index, path):
-    check(type(path) is list and len(path) <= 16, "the path has more than 16 steps")
-    check(type(index) is int and 0 <= index < 1 << len(path), "the index does not fit the path")
-    for i, step in enumerate(path):
-        step = bytes.fromhex(text(step, "[0-9a-f]{128}", "64 bytes in hexadecimal"))
+    check(index < 1 << len(path), "the index does not fit the path")
+    for i, step in enumerate(map(bytes.fromhex, path)):
         h = sha512(b"node", step, h) if index >> i & 1 else sha512(b"node", h, step)
     return h
-def armour(raw):
-    lines = re.findall(".{1,64}", base64.b64encode(raw).decode())
-    return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""])
 def b64url(raw): return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 def form(d, nonce):  # returns report and certificates of a document whose members agree
-    profile = d.get("eat_profile") if type(d) is dict else None
+    profile = d.get("eat_profile")
     check(type(profile) is not str or profile == PROFILE, "eat_profile is not " + PROFILE, "profile")
-    check(profile == PROFILE, "no eat_profile")
     check("nitrotpm" not in d, "nitrotpm, which this verifier cannot verify", "nitrotpm")
-    claims(members(d, MEMBERS, "instance verdict"))
-    check(type(d["iat"]) is int and type(d.get("verdict", {})) is dict, "iat or verdict is of another type")
-    own = base64.urlsafe_b64decode(text(d["eat_nonce"], "[A-Za-z0-9_-]{22,86}", "16 to 64 bytes in base64url") + "==")
+    check(d.keys() | {"instance", "verdict"} == FORM.keys(), "missing or unknown members")
+    for name, value in d.items(): check(re.fullmatch(FORM[name], canonical(value)), name + " has another form")
+    check(d["caller"].get("uid", 0) < 1 << 32, "not a uid")
+    own = base64.urlsafe_b64decode(d["eat_nonce"] + "==")
     check(b64url(own) == d["eat_nonce"], "eat_nonce is not in canonical base64url")
     report, pem = base64.b64decode(d["report"]), d["certificates"]
-    check(base64.b64encode(report).decode() == d["report"], "report is not in canonical base64")
-    check(len(report) == 1184, "report is not 1184 bytes")
     certs = [base64.b64decode(b) for b in re.findall("-----BEGIN CERTIFICATE-----\n([^-]*)-----END", pem)]
-    check("".join(map(armour, certs)) == pem and len(certs) <= 8, "not up to 8 PEM certificates")
+    check("".join(map(ssl.DER_cert_to_PEM_cert, certs)) == pem and len(certs) <= 8, "not up to 8 PEM certificates")
     cmw = {f"certificate-{i}": ["application/pkix-cert", b64url(c), 2] for i, c in enumerate(certs)}
     cmw |= {"__cmwc_t": PROFILE, "report": ["application/vnd.sevagent.sev-snp-report", b64url(report), 4]}
     first = cmw.keys() & {"__cmwc_t", "report", "certificate-0"}  # certificates behind the first may be left out
     same = all(cmw.get(name) == v for name, v in d["cmw"].items())
     check(first <= d["cmw"].keys() and same, "cmw says something else")
     check(d["report_data"] == report[0x50:0x90].hex(), "report_data is not the report's REPORT_DATA")
-    h = root(leaf(d, own), **members(d["batch"], "index path"))
-    check(h == report[0x50:0x90], "REPORT_DATA is not for these claims", "report_data")
+    check(root(leaf(d, own), **d["batch"]) == report[0x50:0x90], "REPORT_DATA is not for these claims", "report_data")
     check(own == nonce, "eat_nonce is another nonce", "nonce")
     return report, certs
 
@@ -117,22 +91,20 @@ def described(r):  # returns the kind of the key and the product line
     return "VLEK" if r[0x48] & 4 else "VCEK", line[0]
 
 # The endorsement key's certificate, which looks like AMD's in everything but numbers and texts.
-def der(data):  # the tags and values of what stands one after another
+def inner(data, tags):  # the values in DER, whose tags are as the pattern says: 0x30 is SEQUENCE, the digit 0
+    found, values = b"", []
     while data:
         size, start = data[1], 2
         if size > 127: size, start = int.from_bytes(data[2:size - 126], "big"), size - 126
         check(len(data) >= start + size, "not DER", "certificate")
-        yield data[0], data[start:start + size]
-        data = data[start + size:]
-def inner(data, tags):  # the values, whose tags are as the pattern says: 0x30 is SEQUENCE, the digit 0
-    items = list(der(data))
-    check(re.fullmatch(tags, bytes(tag for tag, _ in items), re.S), "other parts than AMD's", "certificate")
-    return [value for _, value in items]
-def amd(common, rdns):  # AMD's name
-    parts = (inner(*inner(rdn, b"0"), b"\6[\x0c\x13]") for rdn in inner(rdns, b"1{6}"))
-    pairs = sorted((oid.hex(), value.decode()) for oid, value in parts)
-    names = [("550403", common), ("550406", "US"), ("550407", "Santa Clara"), ("550408", "CA")]
-    return pairs == names + [("55040a", "Advanced Micro Devices"), ("55040b", "Engineering")]
+        found, values, data = found + data[:1], [*values, data[start:start + size]], data[start + size:]
+    check(re.fullmatch(tags, found, re.S), "other parts than AMD's", "certificate")
+    return values
+def amd(common, rdns):  # reports whether these are AMD's six names
+    names = dict(inner(*inner(rdn, b"0"), b"\6[\x0c\x13]") for rdn in inner(rdns, b"1{6}"))
+    return {oid.hex(): value.decode() for oid, value in names.items()} == {
+        "550403": common, "550406": "US", "550407": "Santa Clara", "550408": "CA",
+        "55040a": "Advanced Micro Devices", "55040b": "Engineering"}
 def der_integer(n): return bytes([2, n.bit_length() // 8 + 1]) + n.to_bytes(n.bit_length() // 8 + 1, "big")
 def number(value, most=127):
     n = int.from_bytes(value[2:], "big")
@@ -145,7 +117,6 @@ def ascii_text(value):
 PSS = ("06092a864886f70d01010a30(34|39)a00f300d06096086480165030402020500"
        "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020130(a303020101)?")
 P384 = bytes.fromhex("301006072a8648ce3d020106052b81040022036200")
-
 def endorsement(cert, kind):
     tbs, algorithm, _ = inner(*inner(cert, b"0"), b"00\3")
     version, serial, algorithm2, issuer, _, subject, key, extensions = inner(tbs, b"\xa0\x0200000\xa3")
@@ -153,8 +124,7 @@ def endorsement(cert, kind):
     check(version == b"\2\1\2" and serial[0] < 128 and pss, "algorithm", "certificate")
     check(amd("SEV-" + kind, subject), "not the certificate of a " + kind, "certificate")
     check(key.startswith(P384) and len(key) == 118, "no key on P-384", "certificate")
-    # critical ones have three parts
-    entries = [inner(entry, b"\6\4") for entry in inner(*inner(extensions, b"0"), b"0+")]
+    entries = [inner(entry, b"\6\4") for entry in inner(*inner(extensions, b"0"), b"0+")]  # critical: three parts
     values = {oid.hex(): value for oid, value in entries}
     check(len(values) == len(entries), "an extension stands twice", "certificate")
     values.pop("551d23", None)  # AuthorityKeyIdentifier
@@ -171,7 +141,6 @@ def endorsement(cert, kind):
 def openssl(*args, stdin=b""):
     run = subprocess.run(["openssl", *args], input=stdin, capture_output=True)
     return run.returncode == 0, " ".join((run.stdout + run.stderr).decode(errors="replace").split())
-
 def verify(data, o):
     report, certs = form(read(data), o.nonce)
     kind, line = described(report)
@@ -183,7 +152,7 @@ def verify(data, o):
     signature = b"".join(der_integer(int.from_bytes(report[a:a + 48], "little")) for a in (0x2A0, 0x2E8))
     signature = bytes([0x30, len(signature)]) + signature
     with tempfile.TemporaryDirectory() as tmp:
-        for name, content in {"key": key, "sig": signature, "cert": armour(certs[0]).encode()}.items():
+        for name, content in {"key": key, "sig": signature, "cert": certs[0]}.items():
             pathlib.Path(tmp, name).write_bytes(content)
         ok, why = openssl("dgst", "-sha384", "-keyform", "DER", "-verify", tmp + "/key", "-signature", tmp + "/sig",
                           stdin=report[:0x2A0])
@@ -204,19 +173,21 @@ def verify(data, o):
     check(not chip or identity.ljust(64, b"\0") == chip, "the certificate is for another chip", "mismatch")
     check(o.any_region or kind == "VLEK" and identity == f"CN=cc-{o.region}.amazonaws.com", "another region", "region")
 
+def time(s):  # Python 3.9 has no Z, and fractions of six digits
+    s = re.sub(r"(?<=\.)[0-9]+", lambda m: f"{m[0]:0<6.6}", s.replace("Z", "+00:00"))
+    return datetime.datetime.fromisoformat(s)
 p = argparse.ArgumentParser(usage=__doc__.split("\n\n")[1].strip(), allow_abbrev=False)
 p.add_argument("document", type=pathlib.Path)
 p.add_argument("--roots", required=True)
 p.add_argument("--nonce", required=True, type=bytes.fromhex)
-where = p.add_mutually_exclusive_group(required=True)
-where.add_argument("--region")
-where.add_argument("--any-region", action="store_true")
-p.add_argument("--at", type=datetime.datetime.fromisoformat, default=datetime.datetime.now(datetime.timezone.utc))
+p.add_argument("--region")
+p.add_argument("--any-region", action="store_true")
+p.add_argument("--at", type=time, default=datetime.datetime.now(datetime.timezone.utc))
 o = p.parse_args()
-if not 16 <= len(o.nonce) <= 64 or o.region == "": p.error("a nonce has 16 to 64 bytes, and a region has a name")
-data = o.document.read_bytes()
-try: verify(data, o)
-except OSError: raise  # no openssl: no answer
+if not 16 <= len(o.nonce) <= 64: p.error("a nonce has 16 to 64 bytes")
+if o.any_region != (o.region is None) or o.region == "": p.error("give the name of a region, or --any-region")
+try: verify(o.document.read_bytes(), o)
+except OSError: raise  # no document or no openssl: no answer
 except Exception as e:  # whatever is wrong with a stranger's document, it is not accepted
     code, why = e.args if type(e) is Refused else ("malformed", repr(e))
     print("refused", code)

@@ -524,11 +524,17 @@ func TestCertificatesInAnyOrder(t *testing.T) {
 	s := simulate(t, now, "", nil)
 	another := simulate(t, now, "", nil).cert // of the same TCB
 	v := verifier(t, appraise.AWSShared, func(p *appraise.Policy) { p.RootsPEM = s.psp.Roots() })
+	must.Do(t, s.psp.SetOptions(sim.DefaultOptions(now)), "make another key under the same root")
+	report, sister := take(t, s.psp)
+	if got := v.Appraise(now, report, [][]byte{sister}); got.Status != appraise.Pass {
+		t.Fatalf("the report to remember a certificate by: %s: %s", got.Code, got.Reason)
+	}
 	junk, empty := bytes.Repeat([]byte{0xA5}, 1600), []byte{}
 	for name, certs := range map[string][][]byte{
 		"junk first": {junk, s.cert}, "junk last": {s.cert, junk},
 		"empty": {empty, s.cert, nil}, "half": {s.cert[:700], s.cert},
 		"another first": {another, s.cert}, "another last": {s.cert, another},
+		"a remembered one first": {sister, s.cert}, "a remembered one last": {s.cert, sister},
 		"twice": {s.cert, s.cert}, "with a tail": {append(bytes.Clone(s.cert), 0), s.cert},
 	} {
 		if got := v.Appraise(now, s.report, certs); got.Status != appraise.Pass {

@@ -3,6 +3,7 @@ package snp_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -243,6 +244,29 @@ func TestTCBLayouts(t *testing.T) {
 	}
 }
 
+// TestFieldsInWords: people are shown a field in the versions that have it.
+func TestFieldsInWords(t *testing.T) {
+	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
+		raw := wellFormed(version)
+		for cpuid, product := range map[string]string{"\x19\x11\x01": "(Genoa)", "\x19\xff\x01": "(unknown)"} {
+			if version >= 3 {
+				copy(raw[0x188:], cpuid)
+			}
+			values := make(map[string]string)
+			for _, f := range must.Get(snp.ParseReport(raw))(t, "parse a report").Fields() {
+				values[f.Name] = f.Value
+			}
+			if got := values["CPUID"]; strings.HasSuffix(got, product) != (version >= 3) || (got != "") != (version >= 3) {
+				t.Errorf("version %d: CPUID is %q, want %s from version 3", version, got, product)
+			}
+			if got := values["LAUNCH_MIT_VECTOR"]; (got == "0xffffffffffffffff") != (version >= 5) ||
+				got != values["CURRENT_MIT_VECTOR"] {
+				t.Errorf("version %d: LAUNCH_MIT_VECTOR is %q, want it from version 5", version, got)
+			}
+		}
+	}
+}
+
 func TestBitsHaveTheirNames(t *testing.T) {
 	const want = "0x10000000027 (SMT_EN, TSME_EN, ECC_EN, ALIAS_CHECK_COMPLETE, unknown 0x10000000000)"
 	if got := snp.PlatformInfo(0x27 | 1<<40).String(); got != want {
@@ -250,6 +274,21 @@ func TestBitsHaveTheirNames(t *testing.T) {
 	}
 	if got, want := snp.GuestPolicy(0x2030000).String(), "0x2030000 (SMT, PAGE_SWAP_DISABLE)"; got != want {
 		t.Errorf("GuestPolicy = %q, want %q", got, want)
+	}
+	// AMD 56860, "Guest Policy Structure" and "PLATFORM_INFO Field", from bit 16 and from bit 0; "" has no name.
+	for i, name := range strings.Split("SMT,,MIGRATE_MA,DEBUG,SINGLE_SOCKET,CXL_ALLOW,MEM_AES_256_XTS,RAPL_DIS,"+
+		"CIPHERTEXT_HIDING_DRAM,PAGE_SWAP_DISABLE", ",") {
+		bit := snp.GuestPolicy(1) << (16 + i)
+		if got, want := bit.String(), fmt.Sprintf("%#x (%s)", uint64(bit), name); got != want && name != "" {
+			t.Errorf("GuestPolicy = %q, want %q", got, want)
+		}
+	}
+	for i, name := range strings.Split("SMT_EN,TSME_EN,ECC_EN,RAPL_DIS,CIPHERTEXT_HIDING_DRAM_EN,ALIAS_CHECK_COMPLETE,"+
+		"unknown 0x40,TIO_EN", ",") {
+		bit := snp.PlatformInfo(1) << i
+		if got, want := bit.String(), fmt.Sprintf("%#x (%s)", uint64(bit), name); got != want {
+			t.Errorf("PlatformInfo = %q, want %q", got, want)
+		}
 	}
 	if got := snp.GuestPolicy(0x30000 | 1<<30).Unknown(); got != 1<<30 {
 		t.Errorf("unknown policy bits = %#x", uint64(got))
