@@ -281,28 +281,35 @@ func generate(t testing.TB) {
 
 func (g *generator) write(files map[string][]byte) {
 	g.t.Helper()
-	must.Do(g.t, os.RemoveAll("vectors"), "remove the old documents")
-	must.Do(g.t, os.MkdirAll("vectors", 0o755), "make a directory")
+	for _, file := range must.Get(filepath.Glob("vectors/*.json"))(g.t, "list the old documents") {
+		must.Do(g.t, os.Remove(file), "remove an old document")
+	}
 	for name, b := range g.documents {
 		files[name+".json"] = []byte(b.text)
 	}
 	for name, data := range files {
 		must.Do(g.t, os.WriteFile(filepath.Join("vectors", name), data, 0o644), "write %s", name)
 	}
-	var text bytes.Buffer
-	fmt.Fprintf(&text, "{\n\"at\": %q,\n\"region\": \"us-east-2\",\n\"roots\": \"roots.pem\",\n\"vectors\": [\n",
+	begin := fmt.Sprintf("{\n\"at\": %q,\n\"region\": \"us-east-2\",\n\"roots\": \"roots.pem\",\n\"vectors\": [\n",
 		at().Format(time.RFC3339))
-	enc := json.NewEncoder(&text)
+	writeVectors(g.t, "vectors.json", begin, g.vectors, "]\n}\n")
+}
+
+// writeVectors writes vectors into a file, one on a line, between two texts.
+func writeVectors(t testing.TB, file, begin string, vectors []vector, end string) {
+	t.Helper()
+	text := bytes.NewBufferString(begin)
+	enc := json.NewEncoder(text)
 	enc.SetEscapeHTML(false)
-	for i, v := range g.vectors {
-		must.Do(g.t, enc.Encode(v), "encode a vector")
-		if i < len(g.vectors)-1 {
+	for i, v := range vectors {
+		must.Do(t, enc.Encode(v), "encode a vector")
+		if i < len(vectors)-1 {
 			text.Truncate(text.Len() - 1)
 			text.WriteString(",\n")
 		}
 	}
-	text.WriteString("]\n}\n")
-	must.Do(g.t, os.WriteFile("vectors.json", text.Bytes(), 0o644), "write the vectors")
+	text.WriteString(end)
+	must.Do(t, os.WriteFile(file, text.Bytes(), 0o644), "write the vectors")
 }
 
 // batches adds members of batches of many sizes, all of whose members are genuine.

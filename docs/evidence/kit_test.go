@@ -24,13 +24,42 @@ type kit struct {
 	Region  string   `json:"region"`
 	Roots   string   `json:"roots"`
 	Vectors []vector `json:"vectors"`
+
+	parts map[string][]byte // of certificates
+}
+
+// pieces are bytes of which long ones, which many vectors have, are named: base64, or @ and the name of a part.
+type pieces []string
+
+// pieces takes bytes apart.
+func (k kit) pieces(data []byte) (p pieces) {
+	for name, part := range ordered(k.parts) {
+		if before, after, ok := bytes.Cut(data, part); ok {
+			return append(append(k.pieces(before), "@"+name), k.pieces(after)...)
+		}
+	}
+	return pieces{base64.StdEncoding.EncodeToString(data)}
+}
+
+// join puts pieces together.
+func (k kit) join(p pieces) (data []byte) {
+	for _, piece := range p {
+		part, ok := k.parts[strings.TrimPrefix(piece, "@")]
+		if !ok || piece[0] != '@' {
+			part = must2(base64.StdEncoding.DecodeString(piece))
+		}
+		data = append(data, part...)
+	}
+	return data
 }
 
 // vector is a document, given as changes of one in vectors/, with the arguments for a verifier and the right answer.
 type vector struct {
 	Name     string `json:"name"`
 	Class    string `json:"class"`
-	Document string `json:"document"`
+	Document string `json:"document,omitempty"`
+	// Certificate is a certificate that carries evidence, DER, instead of a document.
+	Certificate pieces `json:"certificate,omitempty"`
 	// The changes, in this order.
 	Drop    []string                   `json:"drop,omitempty"`
 	Put     map[string]json.RawMessage `json:"put,omitempty"`
@@ -67,6 +96,14 @@ func loadKit(t testing.TB) kit {
 	dec := json.NewDecoder(bytes.NewReader(must.Get(os.ReadFile("vectors.json"))(t, "read the vectors")))
 	dec.DisallowUnknownFields()
 	must.Do(t, dec.Decode(&k), "decode vectors.json")
+	var more struct {
+		Parts   map[string][]byte `json:"parts"`
+		Vectors []vector          `json:"vectors"`
+	}
+	dec = json.NewDecoder(bytes.NewReader(must.Get(os.ReadFile("certificates.json"))(t, "read more vectors")))
+	dec.DisallowUnknownFields()
+	must.Do(t, dec.Decode(&more), "decode certificates.json")
+	k.parts, k.Vectors = more.Parts, append(k.Vectors, more.Vectors...)
 	return k
 }
 
@@ -206,6 +243,10 @@ func (k kit) documents(t testing.TB) []string {
 	genuine := make(map[string]string)
 	documents := make([]string, len(k.Vectors))
 	for i, v := range k.Vectors {
+		if v.Certificate != nil {
+			documents[i] = string(k.join(v.Certificate))
+			continue
+		}
 		if genuine[v.Document] == "" {
 			text := must.Get(os.ReadFile(filepath.Join("vectors", v.Document+".json")))(t, "read a document")
 			genuine[v.Document] = string(text)

@@ -2,6 +2,8 @@
 package main
 
 import (
+	"bytes"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -23,7 +25,7 @@ const (
 	refused  = 10
 )
 
-// run verifies one document.
+// run verifies one document, or the evidence that a certificate carries.
 func run(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -58,7 +60,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, err)
 		return usage
 	}
-	_, err = verifier.Document(document, want)
+	if bytes.HasPrefix(document, []byte{0x30}) { // a certificate is a SEQUENCE
+		cert, parseErr := x509.ParseCertificate(document)
+		if parseErr != nil {
+			fmt.Fprintln(stdout, "refused malformed")
+			fmt.Fprintf(stderr, "%q\n", parseErr)
+			return refused
+		}
+		_, err = verifier.Certificate(cert, want)
+	} else {
+		_, err = verifier.Document(document, want)
+	}
 	if err == nil {
 		fmt.Fprintln(stdout, "accepted")
 		return accepted
@@ -92,6 +104,8 @@ var codes = map[string]string{
 	verify.CodeDocumentNewer:        "profile",
 	verify.CodeNitroTPM:             "nitrotpm",
 	verify.CodeNonceMismatch:        "nonce",
+	verify.CodeExtensionMissing:     "malformed",
+	verify.CodeBindingMismatch:      "binding",
 	verify.CodeReportDataMismatch:   "report_data",
 	verify.CodeReportMalformed:      "report",
 	verify.CodeUnsupportedVersion:   "report",

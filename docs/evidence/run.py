@@ -34,7 +34,9 @@ def wrap(members):
     members['"cmw"'] = spell(cmw | {"report": record("application/vnd.sevagent.sev-snp-report", report, 4)})
 
 def document(vector):
-    """Returns the document that a vector describes."""
+    """Returns the document, or the certificate, that a vector describes."""
+    if "certificate" in vector:
+        return b"".join(PARTS[p[1:]] if p[0] == "@" else base64.b64decode(p) for p in vector["certificate"])
     members = dict(MEMBER.findall((KIT / "vectors" / (vector["document"] + ".json")).read_text()))
     for name in vector.get("drop", []): members.pop(f'"{name}"', None)
     members |= {f'"{name}"': spell(value) for name, value in vector.get("put", {}).items()}
@@ -70,7 +72,9 @@ p.add_argument("--jobs", type=int, default=os.cpu_count())
 p.add_argument("command", nargs="*", metavar="COMMAND")
 o = p.parse_args()
 if bool(o.command) == bool(o.write): p.error("give a command behind --, or --write")
-kit = json.loads((KIT / "vectors.json").read_text())
+kit, more = (json.loads((KIT / name).read_text()) for name in ("vectors.json", "certificates.json"))
+PARTS = {name: base64.b64decode(part) for name, part in more["parts"].items()}
+kit["vectors"] += more["vectors"]
 vectors = [v for v in kit["vectors"] if o.only in v["class"] + ", " + v["name"]]
 if o.write:
     o.write.mkdir(parents=True)

@@ -97,6 +97,7 @@ class Reader {
 }
 
 function read(data) {
+  if (data[0] === 0x30) return carried(data); // a SEQUENCE
   check(data.length <= 256 << 10, "more than 256 KiB");
   let text;
   try {
@@ -351,6 +352,91 @@ function endorsement(der, kind) {
   check(values.size === 0, "an extension that AMD's do not have", "certificate");
   check(kind === "VLEK" || identity.length === (turin ? 8 : 64), "a hardware ID of another size", "certificate");
   return { issuer, product, turin, tcb, identity };
+}
+
+// cbor reads one item in its shortest form, with nothing behind it.
+function cbor(data) {
+  let at = 0;
+  const item = (depth) => {
+    const first = data[at++] ?? 0xff;
+    const kind = first >> 5;
+    let n = first & 31;
+    if (n > 23) {
+      check(n < 28, "an indefinite length");
+      const size = 1 << n - 24;
+      check(size <= data.length - at, "CBOR that is cut off");
+      n = data.subarray(at, at += size).reduce((sum, b) => sum * 256 + b, 0);
+      check(size === 1 ? n > 23 : n >= 2 ** (4 * size), "a number that is longer than it has to be");
+    }
+    if (kind === 0) return n;
+    check([2, 3, 4].includes(kind) && n <= data.length - at && depth < 3, "other CBOR than ours, or cut off");
+    if (kind === 4) return Array.from({ length: n }, () => item(depth + 1));
+    const value = data.subarray(at, at += n);
+    return kind === 2 ? value : new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(value);
+  };
+  const value = item(0);
+  check(at === data.length, "something behind the CBOR");
+  return value;
+}
+
+function list(value, size) {
+  check(Array.isArray(value) && (size === undefined || value.length === size), `not a list of ${size}`);
+  return value;
+}
+
+function octets(value) {
+  check(Buffer.isBuffer(value), "not octets");
+  return value;
+}
+
+// encoded is DER of a tag and a value.
+function encoded(tag, value) {
+  if (value.length < 128) return Buffer.concat([Buffer.from([tag, value.length]), value]);
+  const digits = value.length.toString(16);
+  const size = Buffer.from(digits.length % 2 ? "0" + digits : digits, "hex");
+  return Buffer.concat([Buffer.from([tag, 128 + size.length]), size, value]);
+}
+
+const EVIDENCE = "application/vnd.sevagent.evidence.v2+cbor";
+
+// carried returns the evidence that a certificate carries, as the document that says the same.
+function carried(data) {
+  const fields = tlv(parts(parts(data, "30")[0], "303003")[0]);
+  const extensions = fields.at(-1);
+  check(fields.length > 7 && extensions.tag === 0xa3, "a certificate without extensions");
+  const cmw = parts(parts(extensions.value, "30")[0], "(30)+").map(tlv)
+    .filter((entry) => entry[0].value.toString("hex") === "2b06010505070123"); // id-pe-cmw
+  check(cmw.length === 1 && cmw[0].length === 2, "no id-pe-cmw, or twice, or critical");
+  const { value } = cmw[0][1];
+  check(value[0] === 4, "not the CBOR of id-pe-cmw", "profile");
+  const [content] = parts(value, "04");
+  check(value.length <= 3072 && encoded(4, content).equals(value), "a value that is too long, or not DER");
+  const [media, inner, indicator] = list(cbor(content), 3);
+  check(media === EVIDENCE, `not of the media type ${EVIDENCE}`, "profile");
+  check(indicator === 6, "not the indicator of evidence and endorsements");
+  const [nonce, iat, kind, hash, uid, node, index, path, report, cert] = list(cbor(octets(inner)), 10);
+  check(Number.isSafeInteger(iat), "iat is not a number of 53 bits");
+  check(kind === "client" || kind === "server", "no binding");
+  const key = fields.findLast(({ tag }) => tag === 0x30);
+  check(createHash("sha256").update(encoded(0x30, key.value)).digest().equals(octets(hash)),
+    "evidence of another key than the certificate's", "binding");
+  const map = (object) => new Map(Object.entries(object));
+  const document = map({
+    eat_profile: PROFILE, eat_nonce: octets(nonce).toString("base64url"), iat, purpose: "mtls",
+    binding: map({ kind, spki_sha256: hash.toString("hex") }), caller: map({ kind: "host", uid }),
+    batch: map({ index, path: list(path).map((step) => octets(step).toString("hex")) }),
+    report_data: octets(report).toString("hex", 0x50, 0x90), report: report.toString("base64"),
+    certificates: armour(octets(cert)),
+    cmw: map({
+      __cmwc_t: PROFILE, report: ["application/vnd.sevagent.sev-snp-report", report.toString("base64url"), 4],
+      "certificate-0": ["application/pkix-cert", cert.toString("base64url"), 2],
+    }),
+  });
+  if (list(node).length > 0) {
+    const [id, region, account_id] = list(node, 3);
+    document.set("instance", map({ id, region, account_id }));
+  }
+  return document;
 }
 
 // intermediateOf names the certificate above an endorsement key's: AMD's ASVK or ASK.

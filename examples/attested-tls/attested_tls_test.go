@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"io"
 	"log/slog"
@@ -32,6 +36,7 @@ import (
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/sim/simscript"
+	"sevagent/internal/snp"
 )
 
 // bin is where TestMain has built the two programs.
@@ -314,6 +319,69 @@ func TestRefused(t *testing.T) {
 				t.Errorf("the server answers %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// carrier returns a client's certificate that carries evidence of its own key or, if given, of another's.
+func (n *node) carrier(name string, other *ecdsa.PublicKey) tls.Certificate {
+	n.t.Helper()
+	key := must.Get(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(n.t, "make a key")
+	if other == nil {
+		other = &key.PublicKey
+	}
+	sum := sha256.Sum256(must.Get(x509.MarshalPKIXPublicKey(other))(n.t, "encode a key"))
+	claims := evidence.Claims{Purpose: evidence.PurposeMTLS, Nonce: make([]byte, 32), Caller: evidence.HostCaller(0),
+		Binding: evidence.Binding{Kind: evidence.BindClient, SPKISHA256: sum[:]}}
+	report, table, err := n.psp.Report(claims.Leaf(), 0)
+	must.Do(n.t, err, "get a report")
+	cert := must.Get(snp.ParseCertTable(table))(n.t, "read the certificate table")[0].Data
+	doc := must.Get(evidence.Build(claims, 0, nil, report, [][]byte{cert}, nil, time.Now()))(n.t, "build a document")
+	extension := must.Get(doc.Extension())(n.t, "encode evidence for a certificate")
+	leaf := must.Get(n.ca.IssueFrom(simca.Template{Name: name, Key: key, Extensions: []pkix.Extension{extension},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		Usages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}))(n.t, "issue %s", name)
+	n.write("client.pem", leaf.Key+leaf.Cert)
+	return must.Get(tls.X509KeyPair([]byte(leaf.Cert), []byte(leaf.Key)))(n.t, "load the pair of %s", name)
+}
+
+// TestCertificateEvidence: with --certificate-evidence, a certificate that carries evidence of its key is enough, and
+// one that carries other evidence is refused. All others are asked for evidence, and without the flag so are these.
+func TestCertificateEvidence(t *testing.T) {
+	n := newNode(t)
+	address, _ := n.startServer(append(n.simulator(), "--certificate-evidence")...)
+	usual, _ := n.startServer(n.simulator()...)
+	amds, _ := n.startServer("--region", sim.DefaultOptions(time.Now()).Region, "--certificate-evidence")
+
+	carrier := n.carrier("carrier", nil)
+	must.Do(t, os.Rename(n.path("s"), n.path("gone")), "take the agent's socket away")
+	if out, err := n.runClient(address); err != nil || !strings.Contains(out, attestedtls.Accepted) {
+		t.Errorf("a client without an agent gets %q, %v, want %q", out, err, attestedtls.Accepted)
+	}
+	must.Do(t, os.Rename(n.path("gone"), n.path("s")), "give the socket back")
+
+	public := n.victim.Leaf.PublicKey.(*ecdsa.PublicKey)
+	for _, c := range []struct {
+		name, address string
+		pair          tls.Certificate
+		want          string // "": is asked for evidence
+	}{
+		{"its own evidence", address, carrier, attestedtls.Accepted},
+		{"the victim's evidence", address, n.carrier("thief", public), "is bound to key"},
+		{"evidence that AMD has not signed", amds, carrier, "chain_invalid"},
+		{"no evidence", address, n.victim, ""},
+		{"its own evidence, without the flag", usual, carrier, ""},
+	} {
+		conn, random := n.dial(c.address, c.pair)
+		if c.want == "" {
+			if len(random) != attestedtls.NonceSize {
+				t.Errorf("%s: the server sends %d random bytes, want %d", c.name, len(random), attestedtls.NonceSize)
+			}
+			continue
+		}
+		got := string(must.Get(attestedtls.ReadMessage(conn))(t, "read the server's answer"))
+		if len(random) != 0 || !strings.Contains(got, c.want) {
+			t.Errorf("%s: the server sends %d random bytes and %q, want none and %q", c.name, len(random), got, c.want)
+		}
 	}
 }
 

@@ -7,6 +7,9 @@
 //	client to server   an evidence document, bound to the client's key and over Nonce(connection, random)
 //	server to client   Accepted, or why not
 //
+// A server that relies on the evidence in the client's certificate needs no other: its first message is then empty, and
+// Accepted, or why not, follows at once.
+//
 // # Why the nonce is derived
 //
 // If the random number itself were the nonce, evidence would be fresh but would not say for which connection it was

@@ -29,6 +29,7 @@ type options struct {
 	listen, policy, region string
 	files                  program.ServerFiles
 	allowCustomRoots, once bool
+	certificates           bool
 }
 
 func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
@@ -40,6 +41,8 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	f.BoolVar(&o.allowCustomRoots, "allow-custom-roots", false,
 		"accept a policy with roots of its own, for simulators: such evidence proves nothing about hardware")
 	f.StringVar(&o.region, "region", "", "the EC2 region that evidence must come from")
+	f.BoolVar(&o.certificates, "certificate-evidence", false,
+		"rely on the evidence in a client's certificate, if it carries any, which is as old as its key")
 	f.BoolVar(&o.once, "once", false, "serve one connection, and exit with status 0 if the client was accepted")
 	if err := f.Parse(); err != nil {
 		return err
@@ -57,7 +60,7 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	fmt.Fprintf(stdout, "listening on %s\n", l.Addr())
-	s := &server{tlsConfig: tlsConfig, verifier: verifier, out: stdout}
+	s := &server{tlsConfig: tlsConfig, verifier: verifier, certificates: o.certificates, out: stdout}
 	return s.serve(ctx, l, o.once)
 }
 
@@ -88,8 +91,9 @@ func (o *options) readRoots(path string) ([]byte, error) {
 const maxConnections = 64
 
 type server struct {
-	tlsConfig *tls.Config
-	verifier  *verify.Verifier
+	tlsConfig    *tls.Config
+	verifier     *verify.Verifier
+	certificates bool // rely on their evidence
 
 	mu  sync.Mutex // guards out
 	out io.Writer
@@ -162,6 +166,11 @@ func (s *server) attest(ctx context.Context, conn *tls.Conn) (*x509.Certificate,
 	}
 	state := conn.ConnectionState()
 	leaf := state.PeerCertificates[0]
+	if s.certificates {
+		if found, err := verifyCertificate(s.verifier, leaf); found {
+			return leaf, errors.Join(err, attestedtls.WriteMessage(conn, nil))
+		}
+	}
 	random := make([]byte, attestedtls.NonceSize)
 	rand.Read(random) // does not fail
 	nonce, err := attestedtls.Nonce(state, random)
