@@ -14,6 +14,10 @@ GOFILES = $(wildcard *.go */)
 TOOLS := $(CACHE)/bin/.installed
 VENV := $(CACHE)/venv/.installed
 CHECKOV := $(CACHE)/checkov/.installed
+# Certification authorities for tests; pebble brings its DNS server. Each is pinned in a module of its own, so that
+# tools/go.mod and what it resolves to stay as they are.
+PEBBLE := $(CACHE)/bin/pebble
+STEPCA := $(CACHE)/bin/step-ca
 
 .PHONY: help
 help: ## list the targets
@@ -35,7 +39,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-aws test-node test-rotation test-readers ## all tests, with everything they need set up
+test: race lint fuzz-short test-aws test-ca test-node test-rotation test-readers ## all tests, with what they need set up
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -54,6 +58,10 @@ test-rotation: build ## 500 rotations while readers read (root)
 test-aws: build $(VENV) $(CHECKOV) ## the templates, bootstrap's signals and sevctl verify, against an emulated AWS
 	test/run aws
 
+.PHONY: test-ca
+test-ca: $(PEBBLE) ## certificates over ACME, from an unmodified Pebble
+	test/run ca
+
 .PHONY: test-readers
 test-readers: build $(VENV) ## the recipes of docs/reading-certificates.md, as written, while certificates rotate (root)
 	test/run readers
@@ -63,7 +71,8 @@ test-docker: build ## containers of a real Docker that read, ask, tamper and flo
 	test/run docker
 
 .PHONY: test-system
-test-system: packages lint-packages ## what lands on an AMI: the packages under systemd, Docker and real kernels (root)
+test-system: $(PEBBLE) $(STEPCA)
+test-system: packages lint-packages ## what lands on an AMI: packages under systemd, Docker, real kernels; step-ca (root)
 	test/run system
 
 .PHONY: stress
@@ -140,6 +149,10 @@ clean: ## remove what was built; .cache/ stays
 
 $(TOOLS): tools/go.mod tools/go.sum
 	cd tools && GOBIN=$(CACHE)/bin go install tool
+	@touch $@
+
+$(PEBBLE) $(STEPCA): $(CACHE)/bin/%: tools/%/go.mod tools/%/go.sum
+	cd tools/$* && CGO_ENABLED=0 GOBIN=$(CACHE)/bin go install -ldflags='-s -w' tool
 	@touch $@
 
 $(VENV): tools/python/requirements.lock

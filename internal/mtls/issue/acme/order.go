@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,7 +95,7 @@ func (o *order) waited(ctx context.Context, err error, url string) error {
 	if e, ok := errors.AsType[*acme.OrderError](err); ok {
 		return o.invalid(ctx, e.Problem)
 	}
-	if errors.Is(err, context.DeadlineExceeded) && o.authority.transport.answered[url] {
+	if ctx.Err() != nil && o.authority.transport.answered[url] {
 		return issue.ErrPending
 	}
 	return err
@@ -121,6 +122,7 @@ func (o *order) answer(ctx context.Context, now *acme.Order) error {
 			}
 		}
 		if chosen == nil {
+			slices.Sort(offered)
 			return persistent("%w: the authority wants proof of control over %s by %s, and challenge is %s; have it "+
 				"authorize the name beforehand, or change challenge",
 				issue.ErrLost, name, strings.Join(offered, ", "), cmp.Or(a.Challenge, None))
