@@ -93,9 +93,10 @@ class Sample:
             if name == "Fn::If":
                 return [v for v in map(self.value, a[1:]) if v is not None]
             if name == "Fn::Split":
-                return [self.value(a[1])]
+                return self.value(a[1]).split(a[0])
             if name == "Fn::Select":
-                return "demo/key"
+                parts = self.value(a[1])
+                return parts[int(a[0])] if int(a[0]) < len(parts) else "demo/key"
             if name == "Fn::Join":
                 return a[0].join(map(str, self.value(a[1])))
         return {k: self.value(v) for k, v in e.items()}
