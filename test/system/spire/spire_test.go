@@ -44,7 +44,7 @@ type domain struct {
 }
 
 // program is one of SPIRE's.
-func program(name string) string { return filepath.Join(lab.Repository(), ".cache/spire/bin", name) }
+func program(name string) string { return lab.Pinned("spire", name) }
 
 // newDomain starts a server.
 func newDomain(t *testing.T) *domain {
