@@ -158,6 +158,23 @@ func TestSecondOpinionCounts(t *testing.T) {
 	}
 }
 
+// TestSecondOpinionIsAsked: go-sev-guest verifies the chain of every report whose processor it knows.
+func TestSecondOpinionIsAsked(t *testing.T) {
+	now := time.Now()
+	foreign := newMachine(t, now, func(*sim.Options) {}).warm.roots
+	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
+		m := newMachine(t, now, func(o *sim.Options) { o.Version = version })
+		r := must.Get(snp.ParseReport(m.report))(t, "parse a report")
+		e := m.warm.cached(r, m.cert)
+		if err := secondOpinion(m.warm.roots, r, e, "Milan"); err != nil {
+			t.Errorf("version %d: %v", version, err)
+		}
+		if secondOpinion(foreign, r, e, "Milan") == nil {
+			t.Errorf("version %d: go-sev-guest accepts a chain to other roots, or was not asked", version)
+		}
+	}
+}
+
 // TestWhyItIsRefused: the reason is that of the certificate that fits best, and of what is wrong first.
 func TestWhyItIsRefused(t *testing.T) {
 	now := time.Now()
