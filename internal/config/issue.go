@@ -21,7 +21,8 @@ type Issue struct {
 	// Gives is what the certificate is for: client, server or both. Default with Template: what that is for.
 	Gives []string `yaml:"gives"`
 	// CommonName, DNS and URI are the names in the certificate. {instance_id}, {account}, {region} and {private_dns} stand
-	// for those of the node. Default: the common name {instance_id}, no others. SPIFFE names by itself.
+	// for those of the node. Default: with acm-pca the common name {instance_id}, no others. ACME takes DNS names, and a
+	// common name that is one of them. SPIFFE names by itself.
 	CommonName string   `yaml:"common_name"`
 	DNS        []string `yaml:"dns"`
 	URI        []string `yaml:"uri"`
@@ -51,7 +52,8 @@ type Issue struct {
 	Profile string `yaml:"profile"`
 	// Challenge is how the ACME server is shown that a name is the node's: none, where it knows, or http-01. Default none.
 	Challenge string `yaml:"challenge"`
-	// ChallengeListen is where http-01 is answered, host:port. Default ":80".
+	// ChallengeListen is where http-01 is answered, host:port or :port, which the ACME server reaches by port 80 of each
+	// name unless it is set to ask another. Without a default: below 1024, the unit needs CAP_NET_BIND_SERVICE.
 	ChallengeListen string `yaml:"challenge_listen"`
 
 	// Socket of the SPIFFE Workload API. Default /run/spire/agent/public/api.sock.
@@ -244,10 +246,18 @@ func (s Issue) validateFor(m *mistakes, key string) {
 				m.bad(key+".eab", "%s", err)
 			}
 		}
-		if s.ChallengeListen != "" {
+		if s.Challenge == "http-01" {
 			if err := checkListen(s.ChallengeListen); err != nil {
 				m.bad(key+".challenge_listen", "%s", err)
 			}
+		} else if s.ChallengeListen != "" {
+			m.bad(key+".challenge_listen", "is for challenge: http-01")
+		}
+		if len(s.URI) > 0 {
+			m.bad(key+".uri", "ACME is for DNS names")
+		}
+		if s.CommonName != "" && !slices.Contains(s.DNS, s.CommonName) {
+			m.bad(key+".common_name", "%s is not one of dns, as ACME wants it", quote(s.CommonName))
 		}
 		if len(s.DNS) == 0 {
 			m.bad(key+".dns", "empty; ACME is for DNS names, name one at least")
