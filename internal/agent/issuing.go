@@ -136,8 +136,8 @@ func (i *issuers) open(c config.Issue) (source.Issuing, error) {
 	gives := c.Kinds()
 	if c.From == config.FromSPIFFE {
 		return spiffe.New(spiffe.Config{
-			Name: name, Socket: cmp.Or(c.Socket, "/run/spire/agent/public/api.sock"), ID: c.ID, Gives: gives,
-			Changed: func() { i.pushed(name) }, Log: i.log,
+			Name: name, Socket: cmp.Or(c.Socket, config.SPIFFESocket), ID: c.ID, Gives: gives,
+			Owner: uint32(c.SocketUID), Contained: c.SocketInContainer, Changed: func() { i.pushed(name) }, Log: i.log,
 		}), nil
 	}
 	conf := issue.Config{

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"math"
 	"net/netip"
 	"net/url"
 	"os"
@@ -58,6 +59,11 @@ type Issue struct {
 
 	// Socket of the SPIFFE Workload API. Default /run/spire/agent/public/api.sock.
 	Socket string `yaml:"socket"`
+	// SocketUID is the user whose SPIRE agent is believed, beside root's. Default 0.
+	SocketUID int `yaml:"socket_uid"`
+	// SocketInContainer has a SPIRE agent in a container believed. Any container that can write to the socket's directory
+	// can then pose as it. Default false.
+	SocketInContainer bool `yaml:"socket_in_container"`
 	// ID is the SPIFFE ID to take. Needed where the Workload API offers several.
 	ID string `yaml:"id"`
 }
@@ -122,6 +128,9 @@ const (
 	FromSPIFFE    = "spiffe"
 )
 
+// SPIFFESocket is the default of Issue.Socket.
+const SPIFFESocket = "/run/spire/agent/public/api.sock"
+
 // EvidenceExtension puts evidence into the certificate.
 const EvidenceExtension = "extension"
 
@@ -139,7 +148,7 @@ var (
 		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
 	caTemplate  = regexp.MustCompile(`^(arn:aws[a-z-]*:acm-pca:::template/)?EndEntity((Client|Server)Auth)?Certificate(_APIPassthrough)?/V1$`)
 	placeholder = regexp.MustCompile(`\{[^}]*\}?`)
-	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+/[A-Za-z0-9._/-]+$`)
+	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
 )
 
 // Placeholders are what may stand in names for those of the node.
@@ -213,6 +222,8 @@ func (s Issue) validateFor(m *mistakes, key string) {
 		{FromACME, "challenge_listen", s.ChallengeListen != ""},
 		{FromSPIFFE, "socket", s.Socket != ""},
 		{FromSPIFFE, "id", s.ID != ""},
+		{FromSPIFFE, "socket_uid", s.SocketUID != 0},
+		{FromSPIFFE, "socket_in_container", s.SocketInContainer},
 	} {
 		if k.isSet && k.from != s.From {
 			m.bad(key+"."+k.name, "is for from: %s", k.from)
@@ -269,7 +280,11 @@ func (s Issue) validateFor(m *mistakes, key string) {
 				m.bad(key+".socket", "%d bytes, at most %d are allowed", len(s.Socket), maxSocketPath)
 			}
 		}
-		if s.ID != "" && !spiffeID.MatchString(s.ID) {
+		if s.SocketUID < 0 || s.SocketUID > math.MaxInt32 {
+			m.bad(key+".socket_uid", "%d is not a user ID", s.SocketUID)
+		}
+		dots := func(segment string) bool { return segment == "." || segment == ".." }
+		if s.ID != "" && (!spiffeID.MatchString(s.ID) || slices.ContainsFunc(strings.Split(s.ID, "/"), dots)) {
 			m.bad(key+".id", "%s is not a SPIFFE ID, spiffe://trust-domain/path", quote(s.ID))
 		}
 		if s.CommonName != "" || len(s.DNS)+len(s.URI) > 0 || s.Key != "" {

@@ -217,7 +217,7 @@ func TestRenew(t *testing.T) {
 			}
 		}
 		_, err := n.Renew(t.Context(), "a")
-		if err == nil || !strings.Contains(err.Error(), "too many certificates were ordered; the next one is at ") {
+		if err == nil || !strings.Contains(err.Error(), "and none is ordered before ") {
 			t.Errorf("the seventh in an hour: %v", err)
 		}
 		n.after(time.Hour)
