@@ -23,7 +23,6 @@ def walk(v, depth=1):
 def canonical(v): return json.dumps(v, sort_keys=True, separators=(",", ":"))
 def read(data):
     if data[:1] == b"0": return carried(data)
-    if data[:1] == b"0": return carried(data)
     check(len(data) <= 256 << 10, "more than 256 KiB")
     numbers = dict.fromkeys(("parse_int", "parse_float", "parse_constant"), integer)
     d = json.loads(data.decode(), object_pairs_hook=unique, **numbers)
@@ -139,58 +138,6 @@ def endorsement(cert, kind):
     check(kind == "VLEK" or len(identity) == (8 if turin else 64), "a hardware ID of another size", "certificate")
     check(not values, "an extension that AMD's do not have", "certificate")
     return issuer, bytes([0x30, len(key)]) + key, product, turin, tcb, identity
-
-# The evidence that a certificate carries, as the document that says the same.
-CMW, TYPE = "2b06010505070123", "application/vnd.sevagent.evidence.v2+cbor"
-def cbor(data, at=0, depth=0):  # an item in its shortest form, and where the next one begins
-    kind, n, at = data[at] >> 5, data[at] & 31, at + 1
-    if n > 23:
-        check(n < 28, "an indefinite length")
-        size = 1 << n - 24
-        n, at = int.from_bytes(data[at:at + size], "big"), at + size
-        check(n > 23 if size == 1 else n >> 4 * size, "a number that is longer than it has to be")
-    check(kind in (0, 2, 3, 4) and (kind == 0 or n <= len(data) - at) and depth < 3, "other CBOR than ours, or cut off")
-    if kind == 0: return n, at
-    if kind != 4: return data[at:at + n] if kind == 2 else data[at:at + n].decode(), at + n
-    items = []
-    for _ in range(n):
-        item, at = cbor(data, at, depth + 1)
-        items.append(item)
-    return items, at
-def array(data, size):
-    items, end = cbor(data)
-    check(type(items) is list and len(items) == size, f"no array of {size}")
-    check(end == len(data), "something behind the CBOR")
-    return items
-def tlv(tag, value):
-    size = len(value).to_bytes(3, "big").lstrip(b"\0") or b"\0"
-    return bytes([tag] + [128 + len(size)] * (len(value) > 127)) + size + value
-def carried(data):
-    fields = list(der(inner(*inner(data, b"0"), b"00\3")[0]))
-    check(len(fields) > 7 and fields[-1][0] == 0xa3, "a certificate without extensions")
-    entries = [list(der(entry)) for entry in inner(*inner(fields[-1][1], b"0"), b"0+")]
-    cmw = [entry for entry in entries if entry[0][1].hex() == CMW]
-    check(len(cmw) == 1 and len(cmw[0]) == 2, "no id-pe-cmw, or twice, or critical")
-    value = cmw[0][1][1]
-    check(value[:1] == b"\4", "not the CBOR of id-pe-cmw", "profile")
-    octets = inner(value, b"\4")[0]
-    check(len(value) <= 3072 and value == tlv(4, octets), "a value that is too long, or not DER")
-    media, evidence, indicator = array(octets, 3)
-    check(media == TYPE, ascii(media)[:80] + " is not " + TYPE, "profile")
-    check(indicator == 6, "not the indicator of evidence and endorsements")
-    nonce, iat, kind, key, uid, node, index, path, report, cert = array(evidence, 10)
-    check(type(iat) is int and iat < 1 << 53, "iat is not a number of 53 bits")
-    check(kind in ("client", "server") and type(node) is type(path) is list, "no binding, or no list of steps or names")
-    spki = tlv(0x30, [value for tag, value in fields if tag == 0x30][-1])
-    check(key == hashlib.sha256(spki).digest(), "evidence of another key than the certificate's", "binding")
-    b64 = base64.b64encode
-    document = {"eat_profile": PROFILE, "eat_nonce": b64url(nonce), "iat": iat, "purpose": "mtls",
-                "binding": {"kind": kind, "spki_sha256": key.hex()}, "caller": {"kind": "host", "uid": uid},
-                "batch": {"index": index, "path": [step.hex() for step in path]},
-                "report_data": report[0x50:0x90].hex(), "report": b64(report).decode(), "certificates": armour(cert),
-                "cmw": {"__cmwc_t": PROFILE, "certificate-0": ["application/pkix-cert", b64url(cert), 2],
-                        "report": ["application/vnd.sevagent.sev-snp-report", b64url(report), 4]}}
-    return document | ({"instance": dict(zip(("id", "region", "account_id"), node, strict=True))} if node else {})
 
 # The evidence that a certificate carries, as the document that says the same.
 CMW, TYPE = "2b06010505070123", "application/vnd.sevagent.evidence.v2+cbor"
