@@ -77,6 +77,7 @@ var table = map[string][]string{
 	"internal/sim/simaws":    {"internal/sim/simca"},
 	"internal/sim/simdevice": {"internal/attest", "internal/sim", "internal/snp"},
 	"internal/sim/simca":     {},
+	"internal/sim/simnitro":  {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
