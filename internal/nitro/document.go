@@ -80,6 +80,11 @@ var (
 // protected is the COSE header {1: -35}, ES384, as a byte string: RFC 9053, section 2.1.
 var protected = []byte{0x44, 0xa1, 0x01, 0x38, 0x22}
 
+// Is reports whether data begins as a document does.
+func Is(data []byte) bool {
+	return bytes.HasPrefix(bytes.TrimPrefix(data, []byte{0xd2}), append([]byte{0x84}, protected...))
+}
+
 // parse reads a COSE_Sign1 (RFC 9052, section 4.2) and its payload.
 func parse(doc []byte) (*parsed, error) {
 	if len(doc) > MaxDocument {

@@ -62,10 +62,8 @@ func write(p *parsed) []byte {
 	out := head(nil, majorMap, 9)
 	text := func(s string) { out = append(head(out, majorText, len(s)), s...) }
 	data := func(b []byte) { out = append(head(out, majorBytes, len(b)), b...) }
-	for name, field := range map[string][]byte{
-		"public_key": p.PublicKey, "user_data": p.UserData, "nonce": p.Nonce, "certificate": p.leaf,
-	} {
-		text(name)
+	for i, field := range [][]byte{p.PublicKey, p.UserData, p.Nonce, p.leaf} {
+		text([]string{"public_key", "user_data", "nonce", "certificate"}[i])
 		if field == nil {
 			out = append(out, null)
 		} else {
