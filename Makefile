@@ -14,10 +14,6 @@ GOFILES = $(wildcard *.go */)
 TOOLS := $(CACHE)/bin/.installed
 VENV := $(CACHE)/venv/.installed
 CHECKOV := $(CACHE)/checkov/.installed
-# Certification authorities for tests; pebble brings its DNS server. Each is pinned in a module of its own, so that
-# tools/go.mod and what it resolves to stay as they are.
-PEBBLE := $(CACHE)/bin/pebble
-STEPCA := $(CACHE)/bin/step-ca
 
 .PHONY: help
 help: ## list the targets
@@ -39,7 +35,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-aws test-ca test-node test-rotation test-readers ## all tests, with what they need set up
+test: race lint fuzz-short test-aws test-ca test-node test-rotation test-readers ## all tests, and what they need
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -59,7 +55,7 @@ test-aws: build $(VENV) $(CHECKOV) ## the templates, bootstrap's signals and sev
 	test/run aws
 
 .PHONY: test-ca
-test-ca: $(PEBBLE) ## certificates over ACME, from an unmodified Pebble
+test-ca: ## certificates over ACME, from an unmodified Pebble
 	test/run ca
 
 .PHONY: test-readers
@@ -71,8 +67,7 @@ test-docker: build ## containers of a real Docker that read, ask, tamper and flo
 	test/run docker
 
 .PHONY: test-system
-test-system: $(PEBBLE) $(STEPCA)
-test-system: packages lint-packages ## what lands on an AMI: packages under systemd, Docker, real kernels; step-ca (root)
+test-system: packages lint-packages ## what lands on an AMI: the packages under systemd, Docker and real kernels (root)
 	test/run system
 
 .PHONY: stress
@@ -149,10 +144,6 @@ clean: ## remove what was built; .cache/ stays
 
 $(TOOLS): tools/go.mod tools/go.sum
 	cd tools && GOBIN=$(CACHE)/bin go install tool
-	@touch $@
-
-$(PEBBLE) $(STEPCA): $(CACHE)/bin/%: tools/%/go.mod tools/%/go.sum
-	cd tools/$* && CGO_ENABLED=0 GOBIN=$(CACHE)/bin go install -ldflags='-s -w' tool
 	@touch $@
 
 $(VENV): tools/python/requirements.lock

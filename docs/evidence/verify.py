@@ -161,16 +161,15 @@ def array(data, size):
     check(type(items) is list and len(items) == size, f"no array of {size}")
     check(end == len(data), "something behind the CBOR")
     return items
-def tlv(tag, value):
+def tlv(tag, value):  # DER
     size = len(value).to_bytes(3, "big").lstrip(b"\0") or b"\0"
     return bytes([tag] + [128 + len(size)] * (len(value) > 127)) + size + value
 def carried(data):
-    fields = list(der(inner(*inner(data, b"0"), b"00\3")[0]))
-    check(len(fields) > 7 and fields[-1][0] == 0xa3, "a certificate without extensions")
-    entries = [list(der(entry)) for entry in inner(*inner(fields[-1][1], b"0"), b"0+")]
-    cmw = [entry for entry in entries if entry[0][1].hex() == CMW]
-    check(len(cmw) == 1 and len(cmw[0]) == 2, "no id-pe-cmw, or twice, or critical")
-    value = cmw[0][1][1]
+    fields = inner(inner(*inner(data, b"0"), b"00\3")[0], b"\xa0\x0200000[\x81\x82]*\xa3")
+    entries = [inner(entry, b"\6\1?\4") for entry in inner(*inner(fields[-1], b"0"), b"0+")]
+    cmw = [entry[1:] for entry in entries if entry[0].hex() == CMW]
+    check(len(cmw) == 1 and len(cmw[0]) == 1, "no id-pe-cmw, or twice, or critical")
+    value = cmw[0][0]
     check(value[:1] == b"\4", "not the CBOR of id-pe-cmw", "profile")
     octets = inner(value, b"\4")[0]
     check(len(value) <= 3072 and value == tlv(4, octets), "a value that is too long, or not DER")
@@ -179,17 +178,17 @@ def carried(data):
     check(indicator == 6, "not the indicator of evidence and endorsements")
     nonce, iat, kind, key, uid, node, index, path, report, cert = array(evidence, 10)
     check(type(iat) is int and iat < 1 << 53, "iat is not a number of 53 bits")
-    check(kind in ("client", "server") and type(node) is type(path) is list, "no binding, or no list of steps or names")
-    spki = tlv(0x30, [value for tag, value in fields if tag == 0x30][-1])
-    check(key == hashlib.sha256(spki).digest(), "evidence of another key than the certificate's", "binding")
-    b64 = base64.b64encode
+    check(kind in ("client", "server"), "no binding")
+    check(type(node) is type(path) is list and len(node) in (0, 3), "no list of names, or of steps")
+    check(key == hashlib.sha256(tlv(0x30, fields[6])).digest(), "not the certificate's own key", "binding")
     document = {"eat_profile": PROFILE, "eat_nonce": b64url(nonce), "iat": iat, "purpose": "mtls",
                 "binding": {"kind": kind, "spki_sha256": key.hex()}, "caller": {"kind": "host", "uid": uid},
                 "batch": {"index": index, "path": [step.hex() for step in path]},
-                "report_data": report[0x50:0x90].hex(), "report": b64(report).decode(), "certificates": armour(cert),
+                "report_data": report[0x50:0x90].hex(), "report": base64.b64encode(report).decode(),
+                "certificates": ssl.DER_cert_to_PEM_cert(cert),
                 "cmw": {"__cmwc_t": PROFILE, "certificate-0": ["application/pkix-cert", b64url(cert), 2],
                         "report": ["application/vnd.sevagent.sev-snp-report", b64url(report), 4]}}
-    return document | ({"instance": dict(zip(("id", "region", "account_id"), node, strict=True))} if node else {})
+    return {**document, "instance": dict(zip(("id", "region", "account_id"), node))} if node else document
 
 def openssl(*args, stdin=b""):
     run = subprocess.run(["openssl", *args], input=stdin, capture_output=True)

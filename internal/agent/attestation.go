@@ -284,6 +284,9 @@ func (a *attestation) extension(ctx context.Context, kind string, spki [sha256.S
 		return nil, err
 	}
 	extension, err := doc.Extension()
+	if err != nil { // too large, by the batch that it was in
+		a.lastKey.Store(nil)
+	}
 	return extension.Value, err
 }
 

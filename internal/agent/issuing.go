@@ -136,8 +136,8 @@ func (i *issuers) open(c config.Issue) (source.Issuing, error) {
 	gives := c.Kinds()
 	if c.From == config.FromSPIFFE {
 		return spiffe.New(spiffe.Config{
-			Name: name, Socket: cmp.Or(c.Socket, "/run/spire/agent/public/api.sock"), ID: c.ID, Gives: gives,
-			Changed: func() { i.pushed(name) }, Log: i.log,
+			Name: name, Socket: cmp.Or(c.Socket, config.SPIFFESocket), ID: c.ID, Gives: gives,
+			Owner: uint32(c.SocketUID), Contained: c.SocketInContainer, Changed: func() { i.pushed(name) }, Log: i.log,
 		}), nil
 	}
 	conf := issue.Config{
@@ -176,7 +176,7 @@ func (i *issuers) open(c config.Issue) (source.Issuing, error) {
 func (i *issuers) acme(c config.Issue) (*acme.Authority, error) {
 	conf := acme.Config{
 		Directory: c.Directory, Profile: c.Profile,
-		Challenge: cmp.Or(c.Challenge, acme.None), Listen: cmp.Or(c.ChallengeListen, ":80"), Log: i.log,
+		Challenge: cmp.Or(c.Challenge, acme.None), Listen: c.ChallengeListen, Log: i.log,
 	}
 	if c.EAB != "" {
 		conf.EAB = func(ctx context.Context) (string, []byte, error) { return readEAB(ctx, i.secret(c.EAB)) }
@@ -233,7 +233,11 @@ func specOf(c config.Issue) string {
 
 // names returns the request for a certificate of this node.
 func (i *issuers) names(ctx context.Context, c config.Issue) (*x509.CertificateRequest, error) {
-	texts := append([]string{cmp.Or(c.CommonName, "{instance_id}")}, slices.Concat(c.DNS, c.URI)...)
+	common := c.CommonName
+	if common == "" && c.From == config.FromPrivateCA { // which wants a subject or names
+		common = "{instance_id}"
+	}
+	texts := append([]string{common}, slices.Concat(c.DNS, c.URI)...)
 	for k, placeholder := range config.Placeholders() {
 		if !slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(s, placeholder) }) {
 			continue

@@ -252,6 +252,7 @@ func TestCustomRootsAreChecked(t *testing.T) {
 		{"text", []byte("hello"), "not a PEM certificate"},
 		{"no ASK", ark(a), "neither ASK nor ASVK"},
 		{"no ARK", a[len(ark(a)):], "no ARK"},
+		{"ARK of another, no ASK", append(bytes.Clone(ark(b)), a[bytes.LastIndex(a, []byte("-----BEGIN")):]...), "SEV-VLEK-"},
 		{"ARK of another", append(bytes.Clone(ark(b)), a[len(ark(a)):]...), "SEV-"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

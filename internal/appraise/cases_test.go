@@ -529,13 +529,20 @@ func TestCertificatesInAnyOrder(t *testing.T) {
 	if got := v.Appraise(now, report, [][]byte{sister}); got.Status != appraise.Pass {
 		t.Fatalf("the report to remember a certificate by: %s: %s", got.Code, got.Reason)
 	}
+	o := sim.DefaultOptions(now)
+	o.AlterCertificate = func(c *x509.Certificate) {
+		c.ExtraExtensions = append(c.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}})
+	}
+	must.Do(t, s.psp.SetOptions(o), "make a certificate that is not as AMD's")
+	_, odd := take(t, s.psp)
 	junk, empty := bytes.Repeat([]byte{0xA5}, 1600), []byte{}
 	for name, certs := range map[string][][]byte{
 		"junk first": {junk, s.cert}, "junk last": {s.cert, junk},
 		"empty": {empty, s.cert, nil}, "half": {s.cert[:700], s.cert},
 		"another first": {another, s.cert}, "another last": {s.cert, another},
 		"a remembered one first": {sister, s.cert}, "a remembered one last": {s.cert, sister},
-		"twice": {s.cert, s.cert}, "with a tail": {append(bytes.Clone(s.cert), 0), s.cert},
+		"one that is not as AMD's first": {odd, s.cert},
+		"twice":                          {s.cert, s.cert}, "with a tail": {append(bytes.Clone(s.cert), 0), s.cert},
 	} {
 		if got := v.Appraise(now, s.report, certs); got.Status != appraise.Pass {
 			t.Errorf("%s: %s %s: %s, want pass", name, got.Status, got.Code, got.Reason)
@@ -545,5 +552,22 @@ func TestCertificatesInAnyOrder(t *testing.T) {
 	got := v.Appraise(now, s.report, [][]byte{another, another, another, another, s.cert})
 	if got.Code != appraise.CodeSignatureInvalid {
 		t.Errorf("behind four others: %s: %s, want signature_invalid: only four are tried", got.Code, got.Reason)
+	}
+}
+
+// TestProvisionalFirmware: firmware that is not committed, the host may take back.
+func TestProvisionalFirmware(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		committed byte // the SNP firmware's version in COMMITTED_TCB
+		want      appraise.Status
+	}{{29, appraise.Pass}, {28, appraise.Fail}} {
+		s := simulate(t, now, "", func(o *sim.Options) { o.Alter = func(r []byte) { r[0x1E6] = c.committed } })
+		v := verifier(t, appraise.AWSShared, func(p *appraise.Policy) {
+			p.RootsPEM, p.ProvisionalFirmware = s.psp.Roots(), appraise.Rule[string]{Mode: appraise.Enforce, Value: "none"}
+		})
+		if got := v.Appraise(now, s.report, [][]byte{s.cert}); got.Status != c.want {
+			t.Errorf("committed %d, current 29: %s %s, want %s", c.committed, got.Status, got.Reason, c.want)
+		}
 	}
 }

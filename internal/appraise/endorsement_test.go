@@ -158,6 +158,36 @@ func TestSecondOpinionCounts(t *testing.T) {
 	}
 }
 
+// TestSecondOpinionIsAsked: go-sev-guest verifies the chain of every report whose processor it knows.
+func TestSecondOpinionIsAsked(t *testing.T) {
+	now := time.Now()
+	foreign := newMachine(t, now, func(*sim.Options) {}).warm.roots
+	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
+		m := newMachine(t, now, func(o *sim.Options) { o.Version = version })
+		r := must.Get(snp.ParseReport(m.report))(t, "parse a report")
+		e := m.warm.cached(r, m.cert)
+		if err := secondOpinion(m.warm.roots, r, e, "Milan"); err != nil {
+			t.Errorf("version %d: %v", version, err)
+		}
+		if secondOpinion(foreign, r, e, "Milan") == nil {
+			t.Errorf("version %d: go-sev-guest accepts a chain to other roots, or was not asked", version)
+		}
+	}
+	// It has no name for this processor, and is not asked.
+	newMachine(t, now, func(o *sim.Options) { o.Product, o.Version = snp.Bergamo, 3 })
+}
+
+// TestFirstThatFits: no certificate is tried behind the one that endorses the report.
+func TestFirstThatFits(t *testing.T) {
+	now := time.Now()
+	m := newMachine(t, now, func(*sim.Options) {})
+	v, tried := m.warm.fresh(), 0
+	v.signed = func(r *snp.Report, key *ecdsa.PublicKey) bool { tried++; return signed(r, key) }
+	if got := v.Appraise(now, m.report, [][]byte{m.cert, m.cert}); !genuine(got) || tried != 1 {
+		t.Errorf("%s: %s; %d certificates were tried, want 1", got.Code, got.Reason, tried)
+	}
+}
+
 // TestWhyItIsRefused: the reason is that of the certificate that fits best, and of what is wrong first.
 func TestWhyItIsRefused(t *testing.T) {
 	now := time.Now()

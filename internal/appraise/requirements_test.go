@@ -94,3 +94,26 @@ func TestLooserRules(t *testing.T) {
 		}
 	}
 }
+
+// TestRequiredWords: what a rule requires of which processors, and of which region.
+func TestRequiredWords(t *testing.T) {
+	p := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
+	tcb := snp.TCB{Bootloader: 4, SNP: 24, Microcode: 217}
+	p.MinReportedTCB.Value, p.MinReportedTCB.ByProduct = snp.TCB{}, appraise.ByProduct[snp.TCB]{Milan: tcb}
+	p.MinCommittedTCB.Value, p.MinCommittedTCB.ByProduct = tcb, appraise.ByProduct[snp.TCB]{}
+	p.MinLaunchTCB.Value, p.MinLaunchTCB.ByProduct = snp.TCB{}, appraise.ByProduct[snp.TCB]{}
+	for _, region := range [][2]string{{"node", "<the verifier's region>"}, {"eu-west-1", "eu-west-1"}} {
+		p.CSPID.Value = region[0]
+		want := map[string]string{
+			"csp_id":            "CN=cc-" + region[1] + ".amazonaws.com",
+			"min_reported_tcb":  "at least 4.0.24.217 for Milan",
+			"min_committed_tcb": "at least 4.0.24.217 for all products",
+			"min_launch_tcb":    "at least nothing",
+		}
+		for _, r := range p.Requirements() {
+			if text, ok := want[r.Rule]; ok && r.Required != text {
+				t.Errorf("%s requires %q, want %q", r.Rule, r.Required, text)
+			}
+		}
+	}
+}

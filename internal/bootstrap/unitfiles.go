@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -103,6 +105,11 @@ func unitFilesFor(mtls config.MTLS, lookup func(string) string) (u unitFiles, er
 			"CapabilityBoundingSet=CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH",
 			"SystemCallFilter=@chown")
 	}
+	issue, err := grantsOf(mtls.Issue)
+	if err != nil {
+		return u, err
+	}
+	grants = append(grants, issue...)
 	if network := environment(lookup); network != nil {
 		grants = append(grants, network...)
 		u.files[signalDropIn] = []byte(ourUnit + "\n[Service]\n" + strings.Join(network, "\n") + "\n")
@@ -118,6 +125,29 @@ func unitFilesFor(mtls config.MTLS, lookup func(string) string) (u unitFiles, er
 	fmt.Fprintf(&b, "\n[Service]\n%s\n", strings.Join(grants, "\n"))
 	u.files[dropIn] = []byte(b.String())
 	return u, nil
+}
+
+// grantsOf returns what sources of certificates need beyond the package's unit.
+func grantsOf(list []config.Issue) (grants []string, err error) {
+	for _, s := range list {
+		switch {
+		case s.From == config.FromSPIFFE:
+			dir := filepath.Dir(cmp.Or(s.Socket, config.SPIFFESocket))
+			text, err := bindPath(dir)
+			if err != nil {
+				return nil, fmt.Errorf("the directory of mtls.issue's socket is %q: %w", dir, err)
+			}
+			grants = append(grants,
+				"# mtls.issue from spiffe. The directory has to be there first, and to stay when the SPIRE agent restarts.",
+				"BindReadOnlyPaths="+quoted("-"+text))
+		case s.Challenge == "http-01":
+			_, port, _ := strings.Cut(s.ChallengeListen[strings.LastIndexByte(s.ChallengeListen, ']')+1:], ":")
+			if n, err := strconv.Atoi(port); err == nil && n < 1024 {
+				grants = append(grants, "# mtls.issue, challenge_listen.", "CapabilityBoundingSet=CAP_NET_BIND_SERVICE")
+			}
+		}
+	}
+	return grants, nil
 }
 
 // bindPath returns a path for BindPaths=, in the agent's own /run.

@@ -100,6 +100,27 @@ SystemCallFilter=@chown
 	l.succeeds()
 	is(dropIn, owned)
 
+	// Sources of certificates need a socket in /run, or a port of root's.
+	l.options.MTLSOwner, l.options.Consumers = "", nil
+	l.options.Issue = []string{
+		`{"name": "spire", "from": "spiffe", "gives": ["client"]}`,
+		`{"name": "web", "from": "acme", "gives": ["server"], "directory": "https://ca.example.org/dir", ` +
+			`"dns": ["a.example.org"], "challenge": "http-01", "challenge_listen": "[::]:80"}`,
+	}
+	l.succeeds()
+	is(dropIn, marker+`[Service]
+# mtls.issue from spiffe. The directory has to be there first, and to stay when the SPIRE agent restarts.
+BindReadOnlyPaths=-/run/spire/agent/public
+# mtls.issue, challenge_listen.
+CapabilityBoundingSet=CAP_NET_BIND_SERVICE
+`)
+	l.options.Issue[1] = strings.Replace(l.options.Issue[1], "[::]:80", ":8080", 1)
+	l.succeeds()
+	if text := l.read(dropIn); strings.Contains(text, "CAP_NET_BIND_SERVICE") {
+		t.Errorf("a port above 1023 needs no capability:\n%s", text)
+	}
+	l.options.Issue, l.options.MTLSOwner = nil, "0:0"
+
 	// A file of the AMI that is read after bootstrap's has the last word.
 	l.options.Consumers = nil
 	l.write("etc/sevagent/conf.d/60-owner.yaml", `mtls: {owner: "0:5000", key_mode: "0440"}`)

@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"math"
 	"net/netip"
 	"net/url"
 	"os"
@@ -21,7 +22,8 @@ type Issue struct {
 	// Gives is what the certificate is for: client, server or both. Default with Template: what that is for.
 	Gives []string `yaml:"gives"`
 	// CommonName, DNS and URI are the names in the certificate. {instance_id}, {account}, {region} and {private_dns} stand
-	// for those of the node. Default: the common name {instance_id}, no others. SPIFFE names by itself.
+	// for those of the node. Default: with acm-pca the common name {instance_id}, no others. ACME takes DNS names, and a
+	// common name that is one of them. SPIFFE names by itself.
 	CommonName string   `yaml:"common_name"`
 	DNS        []string `yaml:"dns"`
 	URI        []string `yaml:"uri"`
@@ -51,11 +53,17 @@ type Issue struct {
 	Profile string `yaml:"profile"`
 	// Challenge is how the ACME server is shown that a name is the node's: none, where it knows, or http-01. Default none.
 	Challenge string `yaml:"challenge"`
-	// ChallengeListen is where http-01 is answered, host:port. Default ":80".
+	// ChallengeListen is where http-01 is answered, host:port or :port, which the ACME server reaches by port 80 of each
+	// name unless it is set to ask another. Without a default: below 1024, the unit needs CAP_NET_BIND_SERVICE.
 	ChallengeListen string `yaml:"challenge_listen"`
 
 	// Socket of the SPIFFE Workload API. Default /run/spire/agent/public/api.sock.
 	Socket string `yaml:"socket"`
+	// SocketUID is the user whose SPIRE agent is believed, beside root's. Default 0.
+	SocketUID int `yaml:"socket_uid"`
+	// SocketInContainer has a SPIRE agent in a container believed. Any container that can write to the socket's directory
+	// can then pose as it. Default false.
+	SocketInContainer bool `yaml:"socket_in_container"`
 	// ID is the SPIFFE ID to take. Needed where the Workload API offers several.
 	ID string `yaml:"id"`
 }
@@ -120,6 +128,9 @@ const (
 	FromSPIFFE    = "spiffe"
 )
 
+// SPIFFESocket is the default of Issue.Socket.
+const SPIFFESocket = "/run/spire/agent/public/api.sock"
+
 // EvidenceExtension puts evidence into the certificate.
 const EvidenceExtension = "extension"
 
@@ -137,7 +148,7 @@ var (
 		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
 	caTemplate  = regexp.MustCompile(`^(arn:aws[a-z-]*:acm-pca:::template/)?EndEntity((Client|Server)Auth)?Certificate(_APIPassthrough)?/V1$`)
 	placeholder = regexp.MustCompile(`\{[^}]*\}?`)
-	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+/[A-Za-z0-9._/-]+$`)
+	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
 )
 
 // Placeholders are what may stand in names for those of the node.
@@ -211,6 +222,8 @@ func (s Issue) validateFor(m *mistakes, key string) {
 		{FromACME, "challenge_listen", s.ChallengeListen != ""},
 		{FromSPIFFE, "socket", s.Socket != ""},
 		{FromSPIFFE, "id", s.ID != ""},
+		{FromSPIFFE, "socket_uid", s.SocketUID != 0},
+		{FromSPIFFE, "socket_in_container", s.SocketInContainer},
 	} {
 		if k.isSet && k.from != s.From {
 			m.bad(key+"."+k.name, "is for from: %s", k.from)
@@ -244,10 +257,18 @@ func (s Issue) validateFor(m *mistakes, key string) {
 				m.bad(key+".eab", "%s", err)
 			}
 		}
-		if s.ChallengeListen != "" {
+		if s.Challenge == "http-01" {
 			if err := checkListen(s.ChallengeListen); err != nil {
 				m.bad(key+".challenge_listen", "%s", err)
 			}
+		} else if s.ChallengeListen != "" {
+			m.bad(key+".challenge_listen", "is for challenge: http-01")
+		}
+		if len(s.URI) > 0 {
+			m.bad(key+".uri", "ACME is for DNS names")
+		}
+		if s.CommonName != "" && !slices.Contains(s.DNS, s.CommonName) {
+			m.bad(key+".common_name", "%s is not one of dns, as ACME wants it", quote(s.CommonName))
 		}
 		if len(s.DNS) == 0 {
 			m.bad(key+".dns", "empty; ACME is for DNS names, name one at least")
@@ -259,7 +280,11 @@ func (s Issue) validateFor(m *mistakes, key string) {
 				m.bad(key+".socket", "%d bytes, at most %d are allowed", len(s.Socket), maxSocketPath)
 			}
 		}
-		if s.ID != "" && !spiffeID.MatchString(s.ID) {
+		if s.SocketUID < 0 || s.SocketUID > math.MaxInt32 {
+			m.bad(key+".socket_uid", "%d is not a user ID", s.SocketUID)
+		}
+		dots := func(segment string) bool { return segment == "." || segment == ".." }
+		if s.ID != "" && (!spiffeID.MatchString(s.ID) || slices.ContainsFunc(strings.Split(s.ID, "/"), dots)) {
 			m.bad(key+".id", "%s is not a SPIFFE ID, spiffe://trust-domain/path", quote(s.ID))
 		}
 		if s.CommonName != "" || len(s.DNS)+len(s.URI) > 0 || s.Key != "" {

@@ -35,7 +35,8 @@ func TestIssue(t *testing.T) {
 		{`{name: web, from: acme, gives: [server], directory: https://ca.example.org/dir, roots: /etc/ca.pem, ` +
 			`eab: prod/eab, profile: short, challenge: http-01, challenge_listen: ":8080", dns: ["*.example.org"]}`,
 			[]string{"server"}, "EndEntityServerAuthCertificate/V1", false},
-		{`{name: spire, from: spiffe, gives: [client, server], socket: /run/spire/api.sock, id: "spiffe://example.org/node"}`,
+		{`{name: spire, from: spiffe, gives: [client, server], socket: /run/spire/api.sock, ` +
+			`socket_uid: 998, socket_in_container: true, id: "spiffe://example.org/node"}`,
 			[]string{"client", "server"}, "EndEntityCertificate/V1", false},
 	} {
 		cfg := must.Get(load1(strings.ReplaceAll(c.entry, `"CA"`, issuingCA)))(t, "load %s", c.entry)
@@ -70,7 +71,11 @@ func TestIssueRefuses(t *testing.T) {
 		{pca + ", common_name: " + strings.Repeat("x", 65) + "}", "is not a common name: at most 64"},
 		{acme + ", evidence: extension}", ".evidence: only acm-pca can put evidence into the certificate"},
 		{acme + ", challenge: dns-01}", `.challenge: "dns-01" is not one of none, http-01`},
-		{acme + ", challenge_listen: 80}", ".challenge_listen: "},
+		{acme + ", challenge_listen: ':8080'}", ".challenge_listen: is for challenge: http-01"},
+		{acme + ", challenge: http-01}", `.challenge_listen: "" is not host:port`},
+		{acme + ", challenge: http-01, challenge_listen: '80'}", `.challenge_listen: "80" is not host:port`},
+		{acme + ", uri: ['spiffe://a.b/c']}", ".uri: ACME is for DNS names"},
+		{acme + ", common_name: else.example.org}", `.common_name: "else.example.org" is not one of dns`},
 		{acme + ", roots: ca.pem}", `.roots: "ca.pem" is not an absolute path`},
 		{acme + ", eab: a b}", `.eab: "a b" is not the name of a secret`},
 		{`{name: web, from: acme, gives: [server], directory: "http://ca.example.org", dns: [a.b]}`,
@@ -78,6 +83,9 @@ func TestIssueRefuses(t *testing.T) {
 		{`{name: web, from: acme, gives: [server], directory: https://ca.example.org}`, ".dns: empty"},
 		{spire + ", socket: api.sock}", `.socket: "api.sock" is not an absolute path`},
 		{spire + ", id: node}", `.id: "node" is not a SPIFFE ID`},
+		{spire + ", id: 'spiffe://example.org/a/../b'}", "is not a SPIFFE ID"},
+		{spire + ", id: 'spiffe://example.org//b'}", "is not a SPIFFE ID"},
+		{pca + ", socket_uid: 5}", ".socket_uid: is for from: spiffe"},
 		{spire + ", dns: [a.b]}", "SPIFFE's registration entry decides"},
 		{pca + "}\n  - " + strings.Replace(pca, "client", "server", 1) + "}", "issue[1].name: the same name as mtls.issue[0]"},
 		{pca + "}\n  - " + strings.Replace(spire, "client", "client, server", 1) + "}",

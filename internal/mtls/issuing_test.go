@@ -217,7 +217,7 @@ func TestRenew(t *testing.T) {
 			}
 		}
 		_, err := n.Renew(t.Context(), "a")
-		if err == nil || !strings.Contains(err.Error(), "too many certificates were ordered; the next one is at ") {
+		if err == nil || !strings.Contains(err.Error(), "and none is ordered before ") {
 			t.Errorf("the seventh in an hour: %v", err)
 		}
 		n.after(time.Hour)
@@ -361,4 +361,24 @@ func TestIssuingSuggested(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestIssuingCollides: where a secret gives the same file, another certificate would not help, and none is ordered. Once
+// the secret is gone, the one that is there is published.
+func TestIssuingCollides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, other := newAuthority(t), mtlstest.NewCA(t, "other", nil)
+		secret := newFake(other.ClientSecret(t, "client"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1"), "b": secret})
+		n.after(10 * time.Hour)
+		if s := n.secret("a"); a.orders != 1 || s.State != client.SecretRejected || !strings.Contains(s.Error, "client.crt") {
+			t.Fatalf("%d orders; %s: %s", a.orders, s.State, s.Error)
+		}
+		s := n.config.Settings
+		s.Secrets = s.Secrets[:1]
+		n.Apply(s)
+		if n.after(time.Minute); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
+			t.Errorf("%d orders without the secret; %+v", a.orders, n.secret("a"))
+		}
+	})
 }

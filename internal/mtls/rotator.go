@@ -289,8 +289,8 @@ func (r *Rotator) answerRenewals(done client.Refresh, now time.Time) {
 		case s.reason != nil:
 			o.err = s.reason
 		case s.next.Sub(now) > patience:
-			o.err = fmt.Errorf("renew %s: too many certificates were ordered; the next one is at %s",
-				w.name, s.next.UTC().Format(time.RFC3339))
+			o.err = fmt.Errorf("renew %s: there is no newer certificate, and none is ordered before %s: six were within an "+
+				"hour, or the source renews by itself", w.name, s.next.UTC().Format(time.RFC3339))
 		default:
 			return false
 		}

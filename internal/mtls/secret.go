@@ -158,7 +158,9 @@ func (s *secret) reject(version string, reason error) {
 		s.metrics.rejections.Inc()
 		s.log.Warn("version is rejected; the last good one stays", "secret", s.name, "version", version, "err", reason)
 	}
-	if i := s.issuing(); i != nil { // of one that is held, too: the next may be valid at once
+	// Of one that is held, too: the next may be valid at once. Where two sources collide, the next would do so, too.
+	_, collides := errors.AsType[*certset.CollisionError](reason)
+	if i := s.issuing(); i != nil && !collides {
 		i.Refused(version, reason)
 		s.next = time.Time{}
 	}

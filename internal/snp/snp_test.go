@@ -419,6 +419,7 @@ func TestHostileCertTables(t *testing.T) {
 		{"half an entry", make([]byte, 23), "no terminating entry"},
 		{"no end", entry(snp.GUIDVLEK, 0, 24), "no terminating entry"},
 		{"offset overflows", concat(entry(snp.GUIDVLEK, 0xFFFFFF00, 0x200), end, body), "outside the table"},
+		{"the second outside", concat(entry(snp.GUIDVLEK, 72, 4), entry(snp.GUIDARK, 72, 0x200), end, body), "entry 1 ("},
 		{"length overflows", concat(entry(snp.GUIDVLEK, 48, 0xFFFFFFFF), end, body), "outside the table"},
 		{"within the header, with a GUID of zeros", concat(entry(snp.GUID{}, 0, 16), end, body), "within the header"},
 		{"overlap, the other way round", concat(entry(snp.GUIDVLEK, 79, 8), entry(snp.GUIDARK, 72, 8), end, body), "overlap"},

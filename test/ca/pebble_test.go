@@ -90,7 +90,7 @@ func start(t *testing.T) *pebble {
 	lab.Write(t, filepath.Join(dir, "pebble.json"), string(config))
 	resolver := lab.StartResolver(t)
 	p.cmd = func() *exec.Cmd {
-		cmd := exec.Command(lab.Tool("pebble"), "-strict", "-config", filepath.Join(dir, "pebble.json"),
+		cmd := exec.Command(lab.Pinned("pebble", "pebble"), "-strict", "-config", filepath.Join(dir, "pebble.json"),
 			"-dnsserver", resolver)
 		cmd.Env = lab.Environment("PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=100")
 		return cmd

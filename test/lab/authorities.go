@@ -17,8 +17,10 @@ import (
 	"sevagent/internal/must"
 )
 
-// Tool is the path of a program that go.mod of a folder below tools/ pins, apart from the product.
-func Tool(name string) string { return filepath.Join(Repository(), ".cache/bin", name) }
+// Pinned is the path of a program that a module below tools/ pins, apart from the product.
+func Pinned(module, program string) string {
+	return filepath.Join(Repository(), ".cache", module, "bin", program)
+}
 
 // FreeAddress returns an address on loopback that nobody listens at.
 func FreeAddress(t testing.TB) string {
@@ -49,7 +51,7 @@ func UntilOpen(t testing.TB, p *Process, address string) {
 func StartResolver(t testing.TB) string {
 	t.Helper()
 	address := FreeAddress(t)
-	p := Start(t, "pebble-challtestsrv", exec.Command(Tool("pebble-challtestsrv"), "-dnsserver", address,
+	p := Start(t, "pebble-challtestsrv", exec.Command(Pinned("pebble", "pebble-challtestsrv"), "-dnsserver", address,
 		"-management", FreeAddress(t), "-defaultIPv4", "127.0.0.1", "-defaultIPv6", "",
 		"-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", ""))
 	UntilOpen(t, p, address)

@@ -242,7 +242,7 @@ func (s *Source) take(ctx context.Context, step step) {
 		s.order = nil
 	case errors.Is(err, ErrPending):
 		s.failing = nil // failures count on: the order may get lost
-		s.next = now.Add(collectWait(now.Sub(s.order.begun)))
+		s.next = later(now.Add(collectWait(now.Sub(s.order.begun))), nextOf(err))
 		return
 	}
 	s.failing = fmt.Errorf("%s: %w", s.config.Name, err)
@@ -251,11 +251,17 @@ func (s *Source) take(ctx context.Context, step step) {
 	if s.published == "" {
 		first = retryFirst
 	}
-	s.next = now.Add(backoff(first, s.failures, mathrand.Float64()))
-	if e, ok := errors.AsType[*source.Error](err); ok && e.Next.After(s.next) {
-		s.next = e.Next
-	}
+	s.next = later(now.Add(backoff(first, s.failures, mathrand.Float64())), nextOf(err))
 	s.attempted(string(source.KindOf(err)))
+}
+
+// nextOf returns when the authority wants to be asked again; the zero time if it does not say.
+func nextOf(err error) time.Time {
+	e, _ := errors.AsType[*source.Error](err)
+	if e == nil {
+		return time.Time{}
+	}
+	return e.Next
 }
 
 func (s *Source) attempted(result string) {

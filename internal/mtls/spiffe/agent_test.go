@@ -157,6 +157,8 @@ type world struct {
 	dials   atomic.Int32
 
 	accept chan net.Conn
+	frozen chan struct{} // closed when the agent is to stop reading
+	thawed chan struct{}
 
 	mu     sync.Mutex
 	refuse error // of a connection
@@ -193,6 +195,7 @@ func (w *world) setAnswer(f func(*stream)) {
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{t: t, streams: make(chan *stream, 100), accept: make(chan net.Conn), socket: identity{ino: 1}}
+	w.frozen, w.thawed = make(chan struct{}), make(chan struct{})
 	server := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(w.serve)}
 	server.Protocols.SetUnencryptedHTTP2(true)
 	w.source = New(Config{
@@ -216,6 +219,7 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	t.Cleanup(func() {
+		close(w.thawed)
 		cancel()
 		<-stopped
 		close(w.accept)
@@ -226,6 +230,22 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// freezer is the agent's end of a connection.
+type freezer struct {
+	net.Conn
+	w *world
+}
+
+func (f *freezer) Read(p []byte) (int, error) {
+	n, err := f.Conn.Read(p)
+	select {
+	case <-f.w.frozen:
+		<-f.w.thawed
+	default:
+	}
+	return n, err
+}
+
 func (w *world) dial(context.Context) (net.Conn, error) {
 	w.dials.Add(1)
 	w.mu.Lock()
@@ -234,7 +254,7 @@ func (w *world) dial(context.Context) (net.Conn, error) {
 		return nil, w.refuse
 	}
 	ours, theirs := net.Pipe()
-	w.accept <- theirs
+	w.accept <- &freezer{theirs, w}
 	return ours, nil
 }
 

@@ -78,8 +78,7 @@ func (c *Config) checkPath(path string) error {
 		}
 		st, ok := fi.Sys().(*syscall.Stat_t)
 		if !ok || !c.believes(st.Uid) {
-			return fmt.Errorf("%s belongs to the user %d, who could put another socket there; give it to root, or set owner",
-				step, st.Uid)
+			return fmt.Errorf("%s belongs to the user %d, who could put another socket there; give it to root", step, st.Uid)
 		}
 		const othersWrite = 0o022
 		if fi.IsDir() && fi.Mode().Perm()&othersWrite != 0 && fi.Mode()&fs.ModeSticky == 0 {
@@ -123,11 +122,10 @@ func (c *Config) checkPeer(conn *net.UnixConn) error {
 	case err != nil:
 		return fmt.Errorf("find out who listens: %w", err)
 	case !c.believes(peer.Uid):
-		return fmt.Errorf("process %d of the user %d listens there; run the SPIRE agent as root, or set owner",
-			peer.Pid, peer.Uid)
+		return fmt.Errorf("process %d of the user %d listens there; run the SPIRE agent as root", peer.Pid, peer.Uid)
 	case !c.Contained && !onHost(peer.Pid):
 		return fmt.Errorf("process %d listens there, which is in a container, or not in a unit of the host's; run the SPIRE "+
-			"agent as a unit, or set contained and mount %s into other containers read-only", peer.Pid, filepath.Dir(c.Socket))
+			"agent as a unit, and mount %s into containers read-only", peer.Pid, filepath.Dir(c.Socket))
 	}
 	return nil
 }

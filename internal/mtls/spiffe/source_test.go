@@ -197,6 +197,24 @@ func TestNoAnswer(t *testing.T) {
 	})
 }
 
+// TestFrozen is about an agent whose process stands still, with a certificate that has long to live.
+func TestFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		c := w.next().begin()
+		c.offer(issue(t, mtlstest.NewCA(t, "trust domain", nil), testID, 24*time.Hour))
+		time.Sleep(time.Hour)
+		if n := w.dials.Load(); n != 1 {
+			t.Errorf("%d connections to an agent that is idle, want one", n)
+		}
+		close(w.frozen)
+		time.Sleep(8 * time.Minute)
+		if n := w.dials.Load(); n < 2 {
+			t.Error("it does not notice within eight minutes that the agent answers nothing")
+		}
+	})
+}
+
 // TestDown is about a stream that breaks.
 func TestDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -17,7 +17,7 @@ const maxConnections = 32
 // responder answers http-01, and has its address open only while an order waits for that.
 type responder struct {
 	listen string
-	open   time.Duration // for so long after the last call of serve
+	open   time.Duration // after the last call of serve; an order that waits makes one at least every 30 s
 
 	mu      sync.Mutex
 	answers map[string]string // by path
@@ -26,7 +26,7 @@ type responder struct {
 }
 
 func newResponder(listen string) *responder {
-	return &responder{listen: listen, open: 10 * time.Minute}
+	return &responder{listen: listen, open: time.Minute}
 }
 
 // serve answers requests for a path until close, or until nobody has called for a while.
