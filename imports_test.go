@@ -22,11 +22,14 @@ import (
 // table has the packages of the module, and the foreign ones, that a package may import. A foreign entry stands for
 // everything below it. All may import the standard library, except for the pure packages: see pure.
 var table = map[string][]string{
-	"client":                       {"internal/evidence"},
-	"client/certs":                 {},
-	"verify":                       {"internal/appraise", "internal/config", "internal/evidence", "internal/snp"},
+	"client":       {"internal/evidence"},
+	"client/certs": {},
+	"verify": {
+		"internal/appraise", "internal/config", "internal/evidence", "internal/nitro", "internal/snp",
+	},
 	"internal/snp":                 {},
 	"internal/evidence":            {"internal/strictjson"},
+	"internal/nitro":               {},
 	"internal/strictjson":          {},
 	"internal/ecsconfig":           {},
 	"internal/must":                {},
@@ -39,7 +42,7 @@ var table = map[string][]string{
 	"internal/cli/clitest": {"internal/must"},
 	"internal/atomicfile":  {},
 	"internal/awsconfig":   {aws, "github.com/aws/smithy-go"},
-	"internal/appraise":    {"internal/snp", goSEVGuest, "github.com/google/logger"},
+	"internal/appraise":    {"internal/nitro", "internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile",
 		prometheus, "golang.org/x/sys", "golang.org/x/time",
@@ -66,7 +69,9 @@ var table = map[string][]string{
 	"internal/probe":               {"client", "internal/visible", prometheus},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
-	"internal/config":              {"internal/appraise", "internal/snp", "internal/suggest", "go.yaml.in/yaml"},
+	"internal/config": {
+		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml",
+	},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
 		"internal/sockets", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
@@ -77,6 +82,7 @@ var table = map[string][]string{
 	"internal/sim/simaws":    {"internal/sim/simca"},
 	"internal/sim/simdevice": {"internal/attest", "internal/sim", "internal/snp"},
 	"internal/sim/simca":     {},
+	"internal/sim/simnitro":  {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
@@ -96,7 +102,8 @@ var table = map[string][]string{
 	},
 	"cmd/sevctl": {
 		"internal/cli", "internal/cluster", "internal/appraise", "internal/config", "internal/evidence",
-		"internal/snp", "internal/visible", "verify", aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync",
+		"internal/nitro", "internal/snp", "internal/visible", "verify",
+		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync",
 	},
 	"cmd/sevsim":        {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices": {},
@@ -122,7 +129,9 @@ const (
 )
 
 // pure packages do no I/O.
-var pure = []string{"internal/snp", "internal/strictjson", "internal/ecsconfig", "internal/mtls/certset"}
+var pure = []string{
+	"internal/snp", "internal/nitro", "internal/strictjson", "internal/ecsconfig", "internal/mtls/certset",
+}
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{

@@ -11,6 +11,7 @@ import (
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
+	"sevagent/internal/nitro"
 )
 
 // Result is what was found. Its JSON form is the output of sevctl evidence verify --format json.
@@ -30,6 +31,9 @@ type Result struct {
 	// Instance is the EC2 instance that the node says it is, nil if it does not say: its word, too.
 	Instance *Instance `json:"instance,omitempty"`
 	Report   Report    `json:"report"`
+	// NitroTPM is what AWS says of the instance, nil if the evidence does not have it. Anyone on the way can have taken
+	// it away: a policy that requires it is all that helps.
+	NitroTPM *NitroTPM `json:"nitrotpm,omitempty"`
 }
 
 // Check says what became of a comparison.
@@ -53,6 +57,36 @@ type Report struct {
 	ReportID    evidence.Hex `json:"report_id"`
 	ChipID      evidence.Hex `json:"chip_id"`
 }
+
+// NitroTPM is what a document says that AWS's Nitro hypervisor has signed. Its other fields are there only if it is
+// genuine, and they are of the node that made the report only if Check is Verified. They say what the instance was
+// booted from, not what runs in it.
+type NitroTPM struct {
+	// Check says whether the document is genuine, for this report and of the region and instance that are claimed.
+	Check Check `json:"check"`
+	// Kind is NitroTPMDocument, EnclaveDocument or SandboxDocument.
+	Kind       string    `json:"kind,omitempty"`
+	ModuleID   string    `json:"module_id,omitempty"`
+	InstanceID string    `json:"instance_id,omitempty"`
+	Region     string    `json:"region,omitempty"`
+	Timestamp  time.Time `json:"timestamp,omitzero"` // by AWS's clock
+	// PCRs are the registers by number, SHA-384. One that is missing was not said to be zero.
+	PCRs map[int]evidence.Hex `json:"pcrs,omitempty"`
+	// Image is one digest of PCR4, PCR7 and PCR12: docs/evidence.md.
+	Image evidence.Hex `json:"image,omitempty"`
+	// UserData, Nonce and PublicKey are the word of the software in the instance or enclave, empty in a document that
+	// goes with a report, where they are compared. Absent: null.
+	UserData  *evidence.Hex `json:"user_data,omitempty"`
+	Nonce     *evidence.Hex `json:"nonce,omitempty"`
+	PublicKey *evidence.Hex `json:"public_key,omitempty"`
+}
+
+// Kinds of documents.
+const (
+	NitroTPMDocument = string(nitro.NitroTPM)
+	EnclaveDocument  = string(nitro.Enclave)
+	SandboxDocument  = string(nitro.Sandbox)
+)
 
 // Parts of a Result.
 type (
@@ -115,13 +149,11 @@ const (
 	CodeExtensionMissing  = "extension_missing"  // the certificate carries no evidence
 	// CodeDocumentContradicts: members of the document do not agree with each other.
 	CodeDocumentContradicts = "document_contradicts"
-	// CodeNitroTPM: the document has evidence of a NitroTPM, which this version cannot verify.
-	CodeNitroTPM        = "nitrotpm_unsupported"
-	CodeNonceMismatch   = "nonce_mismatch"
-	CodeBindingMismatch = "binding_mismatch"
-	CodePurposeMismatch = "purpose_mismatch"
-	CodeTooOld          = "too_old"
-	CodeFromFuture      = "from_future"
+	CodeNonceMismatch       = "nonce_mismatch"
+	CodeBindingMismatch     = "binding_mismatch"
+	CodePurposeMismatch     = "purpose_mismatch"
+	CodeTooOld              = "too_old"
+	CodeFromFuture          = "from_future"
 
 	CodeReportDataMismatch   = appraise.CodeReportDataMismatch
 	CodeReportMalformed      = appraise.CodeReportMalformed
@@ -137,6 +169,22 @@ const (
 	CodePolicyRejected       = appraise.CodePolicyRejected
 	CodeUnsupportedVersion   = appraise.CodeUnsupportedVersion
 	CodeUnsupportedProduct   = appraise.CodeUnsupportedProduct
+
+	// Of the document of a NitroTPM.
+	CodeNitroTPMMalformed  = nitro.CodeMalformed
+	CodeNitroTPMKind       = nitro.CodeKind // of an enclave or a sandbox
+	CodeNitroTPMChain      = nitro.CodeChain
+	CodeNitroTPMSignature  = nitro.CodeSignature
+	CodeNitroTPMExpired    = nitro.CodeExpired
+	CodeNitroTPMFromFuture = nitro.CodeFromFuture
+	CodeNitroTPMTooOld     = nitro.CodeTooOld
+	CodeNitroTPMBinding    = nitro.CodeBinding // for another report
+	CodeNitroTPMRegion     = nitro.CodeRegion  // of another region than the report, or than the node claims
+	CodeNitroTPMInstance   = nitro.CodeInstance
+	// Of a policy.
+	CodeNitroTPMMissing = appraise.CodeNitroTPMMissing
+	CodeNitroTPMRefused = appraise.CodeNitroTPMRefused
+	CodeNitroTPMPCRs    = appraise.CodeNitroTPMPCRs
 )
 
 // appraise judges the report, and says which region it comes from.
@@ -149,7 +197,7 @@ func (v *Verifier) appraise(now time.Time, report []byte, certs [][]byte) *Resul
 		}
 	}
 	for _, rule := range r.Verdict.Rules {
-		if v.region && rule.Rule == "csp_id" {
+		if v.region != "" && rule.Rule == "csp_id" {
 			if r.Region = Mismatch; rule.Status == Pass {
 				r.Region = Verified
 			}
@@ -193,9 +241,9 @@ func (r *Result) reject(code, reason string) {
 // parseCode returns the code of an error of package evidence, or "" for a document that is just malformed.
 func parseCode(err error) string {
 	for known, code := range map[error]string{
-		evidence.ErrOlder:            CodeDocumentOlder,
-		evidence.ErrProfile:          CodeDocumentNewer,
-		evidence.ErrNitroTPM:         CodeNitroTPM,
+		evidence.ErrOlder:   CodeDocumentOlder,
+		evidence.ErrProfile: CodeDocumentNewer,
+
 		evidence.ErrContradiction:    CodeDocumentContradicts,
 		evidence.ErrReportData:       CodeReportDataMismatch,
 		evidence.ErrNoExtension:      CodeExtensionMissing,

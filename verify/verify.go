@@ -59,7 +59,7 @@ type Config struct {
 type Verifier struct {
 	appraiser *appraise.Verifier
 	policy    appraise.Policy
-	region    bool // compared
+	region    string // compared, unless it is empty
 }
 
 // New returns a Verifier. It fails if the configuration is incomplete or contradicts itself.
@@ -86,7 +86,7 @@ func New(c Config) (*Verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: %w", p.Name, err)
 	}
-	return &Verifier{appraiser: appraiser, policy: p, region: c.Region != ""}, nil
+	return &Verifier{appraiser: appraiser, policy: p, region: c.Region}, nil
 }
 
 // Want says what one document must be.
@@ -94,7 +94,8 @@ type Want struct {
 	// Nonce is the nonce that the evidence was asked for with: 16 to 64 random bytes, used once. It alone proves that
 	// the evidence is not a replay.
 	Nonce []byte
-	// AnyNonce accepts evidence for any nonce instead: a replay is not detected.
+	// AnyNonce accepts evidence for any nonce instead: a replay is not detected. Such evidence may be from a file, so the
+	// document of a NitroTPM in it is verified for its own time: its certificates end three hours after it.
 	AnyNonce bool
 	// Key is a public key that the evidence must bind, a SubjectPublicKeyInfo in DER: the RawSubjectPublicKeyInfo of
 	// the certificate that the peer of a TLS connection has presented. Nil: a binding is not asked for.
@@ -105,7 +106,8 @@ type Want struct {
 	// Purpose is what the evidence must have been made for. Empty: any.
 	Purpose Purpose
 	// MaxAge bounds the age of evidence by the node's own clock, whose reading the report does not commit to: it finds
-	// what was forgotten, not what was forged. Zero: any age.
+	// what was forgotten, not what was forged. It bounds that of a NitroTPM's document by AWS's clock, which AWS signs.
+	// Zero: any age.
 	MaxAge time.Duration
 	// Now is the time to verify for. Zero: the present.
 	Now time.Time
@@ -183,6 +185,7 @@ func (v *Verifier) document(d *evidence.Document, w Want) (*Result, error) {
 	if w.MaxAge != 0 {
 		r.checkAge(now.Sub(time.Unix(d.IssuedAt, 0)), w.MaxAge)
 	}
+	v.nitroTPM(r, d, w)
 	return r, r.Verdict.Err()
 }
 

@@ -198,7 +198,7 @@ func TestRefused(t *testing.T) {
 			good, verify.CodeDocumentForeign, "cvm#1"},
 		{"a later profile", edit("evidence#2", "evidence#3"), good, verify.CodeDocumentNewer, "evidence#3"},
 		{"an earlier profile", edit("evidence#2", "evidence#1"), good, verify.CodeDocumentOlder, "upgrade"},
-		{"evidence of a NitroTPM", edit(`"batch":`, `"nitrotpm":{},"batch":`), good, verify.CodeNitroTPM, "nitrotpm"},
+		{"nitrotpm as an object", edit(`"batch":`, `"nitrotpm":{},"batch":`), good, verify.CodeDocumentMalformed, "nitrotpm"},
 		{"members that contradict each other", edit(`"report_data":"`, `"report_data":"00`),
 			good, verify.CodeDocumentContradicts, ""},
 		{"a member twice", edit(`"purpose":"client"`, `"purpose":"boot","purpose":"client"`),

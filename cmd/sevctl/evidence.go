@@ -16,6 +16,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
+	"sevagent/internal/nitro"
 	"sevagent/verify"
 )
 
@@ -72,6 +73,13 @@ FILE may also be a certificate, PEM or DER, that carries evidence in its
 extension id-pe-cmw. The evidence must bind the certificate's own key, and the
 node chose its nonce: give --any-nonce.
 
+FILE may also be a bare attestation document of a NitroTPM, an enclave or a
+sandbox, as nitro-tpm-attest prints it; the kind is named. Its certificates live
+three hours: with --nonce it must be valid now, with --any-nonce at its own
+time, and --max-age bounds its age by AWS's clock. The same goes for the
+document of a NitroTPM that evidence has beside the report. Its registers say
+what the instance was booted from, not what runs in it.
+
 With --report, a bare attestation report that another tool made is verified.
 What REPORT_DATA means is that tool's: --nonce requires it to be the nonce
 padded with zeros, and without --nonce and --region neither is checked.
@@ -88,6 +96,7 @@ Exit status 0 if all evidence is acceptable, 1 if not, 2 for wrong usage.`,
     --nonce 00112233445566778899aabbccddeeff --peer-cert peer.pem
   sevctl evidence verify collected/ --any-nonce --max-age 24h --region us-east-2
   sevctl evidence verify peer.pem --any-nonce --region us-east-2
+  sevctl evidence verify nitrotpm.cbor --any-nonce --any-region --max-age 1h
   sevctl evidence verify --report report.bin --cert vlek.pem`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args) },
@@ -287,12 +296,16 @@ func (a *appraisal) verifier() (*verify.Verifier, error) {
 // maxRevocationList bounds a revocation list in bytes.
 const maxRevocationList = 4 << 20
 
-// verifyFile verifies the document in a file, or in stdin if file is "-", or the evidence that a certificate in it
-// carries.
+// verifyFile verifies the document in a file, or in stdin if file is "-", the evidence that a certificate in it
+// carries, or a bare document of a Nitro hypervisor.
 func verifyFile(stdin io.Reader, file string, v *verify.Verifier, want verify.Want) (*verify.Result, error) {
 	data, err := readInput(stdin, file, evidence.MaxDocument)
 	if err != nil {
 		return nil, err
+	}
+	if document := nitroDocument(data); document != nil {
+		r, _ := v.NitroDocument(document, want)
+		return r, nil
 	}
 	// A document begins with a brace, even if a certificate follows it.
 	if cert := firstCert(data); cert != nil && !bytes.HasPrefix(bytes.TrimSpace(data), []byte("{")) {
@@ -424,6 +437,7 @@ func text(w io.Writer, r *verify.Result) error {
 		}
 	}
 	reportText(row, r)
+	nitroText(row, r)
 	for _, rule := range v.Rules {
 		fmt.Fprintf(&b, "  %-4s  %s\n", rule.Status,
 			cli.Visible(fmt.Sprintf("%s: %s (want %s)", rule.Rule, rule.Observed, rule.Required)))
@@ -455,6 +469,43 @@ func reportText(row func(name, format string, args ...any), r *verify.Result) {
 		signer += ", certificate valid until " + v.NotAfter.UTC().Format(time.RFC3339)
 	}
 	row("signed by", "%s%s", signer, verified)
+}
+
+// nitroText writes what a document of a Nitro hypervisor says, if it is genuine.
+func nitroText(row func(name, format string, args ...any), r *verify.Result) {
+	n := r.NitroTPM
+	switch {
+	case n == nil:
+		return
+	case n.Kind == "":
+		row("nitrotpm", "not genuine")
+		return
+	case r.Binding == nil:
+		row("nitrotpm", "the document of %v", nitro.Kind(n.Kind))
+	default:
+		row("nitrotpm", "%s", inWords(n.Check))
+	}
+	if zero := make([]byte, 48); n.Kind == verify.EnclaveDocument && bytes.Equal(n.PCRs[0], zero) {
+		row("", "PCR0 is zero: an enclave in debug mode, of which nothing is measured")
+	}
+	row("module", "%s %s, signed by AWS at %s", n.ModuleID, n.Region, n.Timestamp.Format(time.RFC3339))
+	for _, i := range []int{0, 1, 2, 4, 7, 8, 12} {
+		value, ok := n.PCRs[i]
+		if ok && (n.Kind != verify.NitroTPMDocument || nitro.Meaningless(uint32(i)) == "") {
+			row(fmt.Sprintf("PCR%d", i), "%s", value)
+		}
+	}
+	if n.Image != nil {
+		row("booted from", "%s (PCR4, PCR7, PCR12)", n.Image)
+	}
+	for _, f := range []struct {
+		name  string
+		value *evidence.Hex
+	}{{"user data", n.UserData}, {"its nonce", n.Nonce}, {"public key", n.PublicKey}} {
+		if f.value != nil {
+			row(f.name, "%s", *f.value)
+		}
+	}
 }
 
 // inWords spells the outcome of a comparison for people.

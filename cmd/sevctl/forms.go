@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"sevagent/internal/cli"
+	"sevagent/internal/nitro"
 	"sevagent/internal/snp"
 )
 
@@ -48,6 +49,21 @@ func findReport(data []byte) (report []byte, certs [][]byte, err error) {
 		}
 	}
 	return report, certs, nil
+}
+
+// nitroDocument returns the document of a Nitro hypervisor that data is, raw or as hexadecimal or base64, or nil.
+func nitroDocument(data []byte) []byte {
+	if text := bytes.TrimSpace(data); printable(text) {
+		decoded, err := decodeText(text)
+		if err != nil {
+			return nil
+		}
+		data = decoded
+	}
+	if !nitro.Is(data) {
+		return nil
+	}
+	return data
 }
 
 func printable(text []byte) bool {

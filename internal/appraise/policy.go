@@ -75,6 +75,8 @@ type Policy struct {
 	// IDKeys and AuthorKeys list acceptable values of ID_KEY_DIGEST and AUTHOR_KEY_DIGEST, 96 hex digits.
 	IDKeys     Rule[[]string] `yaml:"id_keys"`
 	AuthorKeys Rule[[]string] `yaml:"author_keys"`
+	// NitroTPM says what must be beside the report. Appraise does not apply it, which sees the report alone.
+	NitroTPM NitroTPM `yaml:"nitrotpm"`
 }
 
 // VersionRange bounds a version, both ends included.
@@ -168,6 +170,7 @@ func Builtin(name string) (Policy, error) {
 		MinLaunchTCB:     minimum,
 		TCBContradiction: Rule[string]{Warn, "none"},
 		MitigationVector: ProductRule[uint64]{Mode: Enforce, ByProduct: ByProduct[uint64]{Milan: 0xF}},
+		NitroTPM:         NitroTPM{Mode: NitroAccept},
 	}
 	switch name {
 	case AWSShared:

@@ -26,7 +26,7 @@ type rule struct {
 	strictAs func(base Policy) bool
 }
 
-// Requirements returns every rule of p, in the order of a verdict.
+// Requirements returns every rule of p, in the order of a verdict. The last, nitrotpm, is of what is beside a report.
 func (p Policy) Requirements() []Requirement {
 	base, err := Builtin(p.Profile)
 	if err != nil {
@@ -52,6 +52,10 @@ func (p Policy) rules() []rule {
 	allBits := func(bits, base uint64) bool { return bits&base == base }
 	tcb := func(min snp.TCB, product snp.Product) string { return product.Layout().Pack(min).String() }
 	vector := func(bits uint64, _ snp.Product) string { return fmt.Sprintf("all bits of %#x", bits) }
+	var nitroTPM Mode
+	if p.NitroTPM.applied() {
+		nitroTPM = Enforce
+	}
 	versions, region := p.ReportVersion.Value, p.CSPID.Value
 	if region == "node" {
 		region = "<the verifier's region>"
@@ -90,6 +94,7 @@ func (p Policy) rules() []rule {
 		{"id_keys", p.IDKeys.Mode, known(len(p.IDKeys.Value)), same},
 		{"author_keys", p.AuthorKeys.Mode, known(len(p.AuthorKeys.Value)), same},
 		{"pinned", p.Pinned.Mode, pinnedValue, same},
+		{"nitrotpm", nitroTPM, p.NitroTPM.words(), same},
 	}
 }
 

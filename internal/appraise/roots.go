@@ -74,6 +74,9 @@ func customRoots(data []byte) (roots, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read custom roots: entry %d: %w", n, err)
 		}
+		if nitroRoot(cert) { // of the documents beside reports: Policy.NitroRoots
+			continue
+		}
 		name := cert.Subject.CommonName
 		product := name[strings.LastIndexByte(name, '-')+1:]
 		if r[product] == nil {
@@ -91,7 +94,8 @@ func customRoots(data []byte) (roots, error) {
 			known.Asvk = cert
 		default:
 			return nil, fmt.Errorf(
-				"read custom roots: entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>", n, name)
+				"read custom roots: entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>, "+
+					"and not that of a .nitro-enclaves", n, name)
 		}
 	}
 	for product, certs := range r {

@@ -225,7 +225,7 @@ func (w *Worker) serve(batch []*request) {
 	w.note(verdict, err)
 	var shared *evidence.Shared
 	if err == nil {
-		shared, err = evidence.Share(report, certs, verdict, time.Now())
+		shared, err = evidence.Share(report, nil, certs, verdict, time.Now())
 	}
 	for i, r := range batch {
 		a := answer{verdict: verdict, err: err}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/nitro"
 	"sevagent/internal/snp"
 )
 
@@ -207,6 +208,7 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 	m.digests("chip_ids", p.ChipIDs, 64)
 	m.digests("id_keys", p.IDKeys, 48)
 	m.digests("author_keys", p.AuthorKeys, 48)
+	m.nitroTPM(p.NitroTPM)
 	if matters("measurement.value", p.Measurement.Mode) && len(p.Measurement.Value) == 0 {
 		m.bad("measurement.value", "empty, so that no report is acceptable; list some or remove measurement")
 	}
@@ -216,6 +218,69 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 		if _, err := time.Parse(time.DateOnly, v.NotAfter); v.NotAfter != "" && err != nil {
 			m.bad(key+".not_after", "%s is not a day such as \"2027-01-31\"", quote(v.NotAfter))
 		}
+	}
+}
+
+// instanceID is the form of an EC2 instance's ID.
+var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8,17}$`)
+
+// nitroTPM checks the rule nitrotpm.
+func (m *mistakes) nitroTPM(r appraise.NitroTPM) {
+	const key = "nitrotpm"
+	at, set := m.places[key]
+	if !set {
+		return
+	}
+	ids, pcrs := len(r.InstanceIDs) > 0, len(r.PCRs) > 0
+	_, modeSet := m.places[key+".mode"]
+	switch {
+	case modeSet:
+		m.oneOf(key+".mode", string(r.Mode),
+			string(appraise.NitroRequire), string(appraise.NitroAccept), string(appraise.NitroRefuse))
+	case !m.failedBelow(key):
+		m.at(at, key+".mode", "not set; choose require, or accept, under which evidence without a document passes")
+	}
+	if r.Mode == appraise.NitroRefuse && (ids || pcrs) {
+		m.bad(key, "instance_ids and pcrs say what a document must be, and mode refuse that there must be none")
+	}
+	for _, list := range []struct {
+		name string
+		some bool
+	}{{key + ".instance_ids", ids}, {key + ".pcrs", pcrs}} {
+		if _, set := m.places[list.name]; set && !list.some {
+			m.bad(list.name, "empty, so that it requires nothing; list some, or remove it")
+		}
+	}
+	for i, id := range r.InstanceIDs {
+		if !instanceID.MatchString(id) {
+			m.bad(fmt.Sprintf("%s.instance_ids[%d]", key, i), "%s is not the ID of an EC2 instance", quote(id))
+		}
+	}
+	for i, s := range r.PCRs {
+		m.boot(fmt.Sprintf("%s.pcrs[%d]", key, i), s)
+	}
+}
+
+// boot checks one set of registers.
+func (m *mistakes) boot(key string, s nitro.Set) {
+	if _, err := time.Parse(time.DateOnly, s.NotAfter); s.NotAfter != "" && err != nil {
+		m.bad(key+".not_after", "%s is not a day such as \"2027-01-31\"", quote(s.NotAfter))
+	}
+	seen := make(map[uint32]bool)
+	for i, v := range s.Values {
+		pin := fmt.Sprintf("%s.values[%d]", key, i)
+		if _, set := m.places[pin+".pcr"]; !set { // it would be 0
+			m.bad(pin, "no pcr; give the number of the register")
+		} else if why := nitro.Meaningless(v.PCR); why != "" {
+			m.bad(pin+".pcr", "PCR%d cannot be pinned: %s", v.PCR, why)
+		} else if seen[v.PCR] {
+			m.bad(pin+".pcr", "PCR%d stands twice in one set; another value is another set", v.PCR)
+		}
+		seen[v.PCR] = true
+		m.digest(pin+".value", v.Value, 48)
+	}
+	if why := s.Incomplete(); why != "" && !m.failedBelow(key) {
+		m.bad(key+".values", "it pins %s", why)
 	}
 }
 
@@ -270,7 +335,7 @@ func (m *mistakes) validateModes(p appraise.Policy) {
 	v := reflect.ValueOf(p)
 	for i := range v.NumField() {
 		rule, name := v.Field(i), v.Type().Field(i).Tag.Get("yaml")
-		if rule.Kind() != reflect.Struct {
+		if rule.Kind() != reflect.Struct || name == "nitrotpm" { // whose modes are others
 			continue
 		}
 		if at, set := m.places[name]; set && !m.setBelow(name) && !m.failed[name] {

@@ -14,6 +14,7 @@ import (
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/must"
+	"sevagent/internal/nitro"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 
@@ -72,6 +73,13 @@ measurement: {mode: enforce, value: [{value: `+measurement+`, vcpus: 2, not_afte
 id_keys: {mode: warn, value: [`+measurement+`]}
 report_version: {value: {min: 4}}
 platform_unknown: {mode: ""}
+nitrotpm:
+  mode: require
+  instance_ids: [i-0123456789abcdef0]
+  pcrs:
+  - name: ami-1
+    not_after: "2027-01-31"
+    values: [{pcr: 4, value: `+measurement+`}, {pcr: 12, value: `+measurement+`}]
 `)
 	got := must.Get(LoadPolicy(file))(t, "load a policy")
 	want := builtin(t, appraise.AWSShared)
@@ -91,6 +99,9 @@ platform_unknown: {mode: ""}
 		Value: []appraise.Measurement{{Value: measurement, VCPUs: 2, NotAfter: "2027-01-31"}}}
 	want.IDKeys = appraise.Rule[[]string]{Mode: appraise.Warn, Value: []string{measurement}}
 	want.ReportVersion.Value.Min = 4
+	want.NitroTPM = appraise.NitroTPM{Mode: appraise.NitroRequire, InstanceIDs: []string{"i-0123456789abcdef0"},
+		PCRs: []nitro.Set{{Name: "ami-1", NotAfter: "2027-01-31",
+			Values: []nitro.Pin{{PCR: 4, Value: measurement}, {PCR: 12, Value: measurement}}}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -134,11 +145,12 @@ func TestPolicyRefuses(t *testing.T) {
 	policyKeys := "profile, roots, report_version, signer, csp_id, chip_id, chip_ids, vmpl, policy_forbidden, " +
 		"policy_required, platform_required, platform_forbidden, platform_unknown, min_reported_tcb, " +
 		"min_committed_tcb, min_launch_tcb, tcb_contradiction, provisional_firmware, mitigation_vector, pinned, " +
-		"measurement, id_keys, author_keys"
+		"measurement, id_keys, author_keys, nitrotpm"
 	policyBits := "SMT, MIGRATE_MA, DEBUG, SINGLE_SOCKET, CXL_ALLOW, MEM_AES_256_XTS, RAPL_DIS, " +
 		"CIPHERTEXT_HIDING_DRAM, PAGE_SWAP_DISABLE"
 	platformBits := "SMT_EN, TSME_EN, ECC_EN, RAPL_DIS, CIPHERTEXT_HIDING_DRAM_EN, ALIAS_CHECK_COMPLETE, TIO_EN"
 	const p = "profile: aws-dedicated\n"
+	pin := func(pcr string) string { return "{pcr: " + pcr + ", value: " + strings.Repeat("0a", 48) + "}" }
 	for _, tt := range []struct{ name, text, want string }{
 		{"empty", "", "1: profile: not set; a file starts from aws-shared or aws-dedicated"},
 		{"no profile and more", "roots: /etc/none\n", "1: profile: not set; " +
@@ -224,6 +236,42 @@ func TestPolicyRefuses(t *testing.T) {
 			"2: report_version.value: min 5 is above max 4"},
 		{"no measurement", p + "measurement: {mode: warn, value: []}\n",
 			"2: measurement.value: empty, so that no report is acceptable; list some or remove measurement"},
+		{"NitroTPM without a mode", p + "nitrotpm: {instance_ids: [i-0123456789abcdef0]}\n", "2: nitrotpm.mode: not set; " +
+			"choose require, or accept, under which evidence without a document passes"},
+		{"NitroTPM of nothing", p + "nitrotpm: {}\n", "2: nitrotpm.mode: not set; " +
+			"choose require, or accept, under which evidence without a document passes"},
+		{"NitroTPM of another mode", p + "nitrotpm: {mode: enforce}\n",
+			"2: nitrotpm.mode: \"enforce\" is not one of require, accept, refuse"},
+		{"NitroTPM refused and pinned", p + "nitrotpm: {mode: refuse, instance_ids: [i-01234567]}\n",
+			"2: nitrotpm: instance_ids and pcrs say what a document must be, and mode refuse that there must be none"},
+		{"NitroTPM of no instance", p + "nitrotpm: {mode: require, instance_ids: [], pcrs: []}\n",
+			"2: nitrotpm.instance_ids: empty, so that it requires nothing; list some, or remove it\n" +
+				"2: nitrotpm.pcrs: empty, so that it requires nothing; list some, or remove it"},
+		{"NitroTPM of what is no instance", p + "nitrotpm: {mode: require, instance_ids: [ip-10-0-0-1]}\n",
+			"2: nitrotpm.instance_ids[0]: \"ip-10-0-0-1\" is not the ID of an EC2 instance"},
+		{"registers", p + "nitrotpm:\n  mode: require\n  pcrs:\n" +
+			"  - values: [" + pin("4") + "]\n" +
+			"  - values: [" + pin("7") + ", " + pin("12") + ", " + pin("7") + "]\n" +
+			"  - values: [" + pin("7") + ", " + pin("0") + "]\n" +
+			"  - values: [" + pin("7") + ", " + pin("16") + "]\n" +
+			"  - values: [" + pin("7") + ", " + pin("5") + "]\n" +
+			"  - values: [" + pin("7") + ", {value: " + strings.Repeat("0a", 48) + "}]\n" +
+			"  - values: [" + pin("7") + ", {pcr: 4}]\n" +
+			"  - {values: [" + pin("7") + "], not_after: never}\n" +
+			"  - values: []\n",
+			"5: nitrotpm.pcrs[0].values: it pins 4 without 12 or 7: a command line from outside, which switches " +
+				"protection off, changes 12 alone (GHSA-xrv8-2pf5-f3q7)\n" +
+				"6: nitrotpm.pcrs[1].values[2].pcr: PCR7 stands twice in one set; another value is another set\n" +
+				"7: nitrotpm.pcrs[2].values[1].pcr: PCR0 cannot be pinned: AWS gives it one constant value on every " +
+				"instance\n" +
+				"8: nitrotpm.pcrs[3].values[1].pcr: PCR16 cannot be pinned: root can reset it at any time\n" +
+				"9: nitrotpm.pcrs[4].values[1].pcr: PCR5 cannot be pinned: the partition table, which grows at the " +
+				"first boot, changes it at the second\n" +
+				"10: nitrotpm.pcrs[5].values[1]: no pcr; give the number of the register\n" +
+				"11: nitrotpm.pcrs[6].values[1].value: \"\" is not 96 lower-case hexadecimal digits\n" +
+				"12: nitrotpm.pcrs[7].not_after: \"never\" is not a day such as \"2027-01-31\"\n" +
+				"13: nitrotpm.pcrs[8].values: it pins neither 4, what was started, nor 7, whose signatures Secure Boot " +
+				"accepts: an attacker's image can give all other registers any value"},
 		{"roots that are not there", p + "roots: none\n", "2: roots: open none: file does not exist"},
 		{"roots without a certificate", p + "roots: /etc/empty\n", "2: roots: /etc/empty holds no PEM certificate"},
 		{"roots with a key", p + "roots: /etc/key\n",

@@ -29,10 +29,6 @@ var (
 	ErrOlder = errors.New("eat_profile is " + profile1 + ", made by an older agent; upgrade the node's sevagent")
 	// ErrProfile: the document is of a profile that this code does not know.
 	ErrProfile = errors.New("unknown eat_profile")
-	// ErrNitroTPM: the document has the member nitrotpm, which is reserved for a NitroTPM attestation beside the
-	// report. Who cannot verify it must not pass over it.
-	ErrNitroTPM = errors.New(
-		"the document has the member nitrotpm, which this version cannot verify; upgrade the verifier")
 	// ErrContradiction: report_data, cmw or certificates does not agree with the report.
 	ErrContradiction = errors.New("the document contradicts itself")
 	// ErrReportData: the report's REPORT_DATA is for other claims than the document's.
@@ -64,6 +60,9 @@ type Document struct {
 	ReportData Hex `json:"report_data"`
 	// Report is the ATTESTATION_REPORT, raw ABI bytes.
 	Report []byte `json:"report"`
+	// NitroTPM is a document of the node's NitroTPM that commits to Report: package nitro verifies it. Absent where the
+	// node has none, or leaves it out: nothing shows that one was taken away.
+	NitroTPM []byte `json:"nitrotpm,omitempty"`
 	// Certificates are the endorsement key's certificate (VLEK or VCEK) and, where the host gave them, those
 	// above it, PEM.
 	Certificates string          `json:"certificates"`
@@ -83,7 +82,7 @@ type Batch struct {
 // Build puts a document together. certs are DER, the endorsement key's first.
 func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte, verdict any, now time.Time) (
 	*Document, error) {
-	s, err := Share(report, certs, verdict, now)
+	s, err := Share(report, nil, certs, verdict, now)
 	if err != nil {
 		return nil, err
 	}
@@ -94,16 +93,17 @@ func Build(c Claims, index int, path [][Size]byte, report []byte, certs [][]byte
 // of callers wait together.
 type Shared struct{ document Document }
 
-// Share starts the documents of a batch. certs are DER, the endorsement key's first.
-func Share(report []byte, certs [][]byte, verdict any, now time.Time) (*Shared, error) {
-	d := Document{EATProfile: Profile, IssuedAt: now.Unix(), Report: report}
+// Share starts the documents of a batch. nitroTPM is the document of a NitroTPM for the report, or nil; certs are DER,
+// the endorsement key's first.
+func Share(report, nitroTPM []byte, certs [][]byte, verdict any, now time.Time) (*Shared, error) {
+	d := Document{EATProfile: Profile, IssuedAt: now.Unix(), Report: report, NitroTPM: nitroTPM}
 	var text bytes.Buffer
 	for _, der := range certs {
 		pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: der})
 	}
 	d.Certificates = text.String()
 	var err error
-	if d.CMW, err = cmw(report, certs); err != nil {
+	if d.CMW, err = cmw(report, nitroTPM, certs); err != nil {
 		return nil, err
 	}
 	if verdict != nil {
@@ -141,7 +141,7 @@ const sharedMembers = `,"report":null,"certificates":"","cmw":null}`
 // documents of its batch, which must not be changed. Together they are what json.Encoder writes.
 func (d *Document) Encode() (own, shared []byte, err error) {
 	head := *d
-	head.Report, head.Certificates, head.CMW, head.Verdict = nil, "", nil, nil
+	head.Report, head.NitroTPM, head.Certificates, head.CMW, head.Verdict = nil, nil, "", nil, nil
 	if own, err = json.Marshal(head); err != nil {
 		return nil, nil, err
 	}
@@ -163,6 +163,9 @@ const (
 	signingKeyOffset = 0x048 // bits 4:2, SIGNING_KEY: 0 is the VCEK, 1 the VLEK
 )
 
+// maxNitroTPM bounds the document of a NitroTPM in bytes: AWS's limit. It has about 5,000.
+const maxNitroTPM = 16 << 10
+
 // Parse reads a document and checks its form: docs/evidence.md has the rules. It does not check whether the report is
 // genuine. But the report's REPORT_DATA commits to the claims of a document that it returns, every member is spelled
 // in the one way that the profile has for it, and none contradicts another. Verdict and IssuedAt are the node's word.
@@ -178,19 +181,12 @@ func parse(data []byte) (*Document, error) {
 	if len(data) > MaxDocument {
 		return nil, fmt.Errorf("%d bytes, at most %d are allowed", len(data), MaxDocument)
 	}
-	var doc struct {
-		Document
-		NitroTPM json.RawMessage `json:"nitrotpm,omitempty"`
-	}
-	d := &doc.Document
-	if err := strictjson.Unmarshal(data, &doc); err != nil {
+	d := new(Document)
+	if err := strictjson.Unmarshal(data, d); err != nil {
 		return nil, cmp.Or(otherProfile(data), err)
 	}
 	if err := checkProfile(d.EATProfile); err != nil {
 		return nil, err
-	}
-	if doc.NitroTPM != nil {
-		return nil, ErrNitroTPM
 	}
 	if d.Binding.Kind == "" { // Claims.Check takes it for none
 		return nil, errors.New("binding: no kind")
@@ -212,6 +208,9 @@ func (d *Document) check() error {
 	}
 	if len(d.Report) != reportSize {
 		return fmt.Errorf("report: %d bytes, want %d", len(d.Report), reportSize)
+	}
+	if len(d.NitroTPM) > maxNitroTPM {
+		return fmt.Errorf("nitrotpm: %d bytes, at most %d are allowed", len(d.NitroTPM), maxNitroTPM)
 	}
 	certs, err := d.Certs()
 	if err != nil {
@@ -253,10 +252,10 @@ func checkProfile(profile string) error {
 	return fmt.Errorf("%w %q, want %q", ErrProfile, profile, Profile)
 }
 
-// sameCMW checks that the collection says what report and certificates say. It may leave out the certificates behind
-// the first, of which nothing is said.
+// sameCMW checks that the collection says what report, nitrotpm and certificates say. It may leave out the
+// certificates behind the first, of which nothing is said.
 func (d *Document) sameCMW(certs [][]byte) error {
-	text, err := cmw(d.Report, certs)
+	text, err := cmw(d.Report, d.NitroTPM, certs)
 	if err != nil {
 		return err
 	}
@@ -273,7 +272,7 @@ func (d *Document) sameCMW(certs [][]byte) error {
 		}
 	}
 	if !reflect.DeepEqual(got, want) {
-		return fmt.Errorf("%w: cmw does not say what report and certificates say", ErrContradiction)
+		return fmt.Errorf("%w: cmw does not say what report, nitrotpm and certificates say", ErrContradiction)
 	}
 	return nil
 }
@@ -340,6 +339,7 @@ func (d *Document) checkFirst(der []byte) error {
 // Media types of the records in the CMW collection.
 const (
 	reportType = "application/vnd.sevagent.sev-snp-report"
+	nitroType  = "application/vnd.sevagent.nitrotpm-document"
 	certType   = "application/pkix-cert"
 )
 
@@ -349,14 +349,18 @@ const (
 	cmwEvidence     = 1 << 2
 )
 
-// cmw wraps the report and its certificates as a conceptual message wrapper collection in JSON.
-func cmw(report []byte, certs [][]byte) (json.RawMessage, error) {
+// cmw wraps the report, the document of a NitroTPM if there is one, and the certificates as a conceptual message
+// wrapper collection in JSON.
+func cmw(report, nitroTPM []byte, certs [][]byte) (json.RawMessage, error) {
 	record := func(mediaType string, value []byte, indicator int) []any {
 		return []any{mediaType, base64.RawURLEncoding.EncodeToString(value), indicator}
 	}
 	collection := map[string]any{
 		"__cmwc_t": Profile,
 		"report":   record(reportType, report, cmwEvidence),
+	}
+	if len(nitroTPM) > 0 {
+		collection["nitrotpm"] = record(nitroType, nitroTPM, cmwEvidence)
 	}
 	for i, der := range certs {
 		collection[certRecord(i)] = record(certType, der, cmwEndorsements)

@@ -318,7 +318,12 @@ func TestEncode(t *testing.T) {
 	tree := evidence.NewTree([][evidence.Size]byte{v.Leaves[0].claims().Leaf(), v.Leaves[1].claims().Leaf()})
 	report, certs := make([]byte, 1184), [][]byte{[]byte("one"), []byte("two")}
 	for name, verdict := range map[string]any{"no verdict": nil, "a verdict": map[string]string{"reason": "<\u2028>"}} {
-		shared := must.Get(evidence.Share(report, certs, verdict, time.Unix(1_800_000_000, 0)))(t, "start the batch")
+		var nitroTPM []byte
+		if verdict != nil {
+			nitroTPM = []byte("of a NitroTPM")
+		}
+		shared := must.Get(evidence.Share(report, nitroTPM, certs, verdict, time.Unix(1_800_000_000, 0)))(t,
+			"start the batch")
 		var last []byte
 		for i := range 2 {
 			d := must.Get(shared.Document(v.Leaves[i].claims(), i, tree.Path(i)))(t, "make document %d", i)

@@ -34,8 +34,8 @@ var (
 
 // Extension returns the certificate extension that carries d, for the certificate whose key d binds: docs/evidence.md
 // has its encoding. d must be as the agent makes it for a key that it publishes: purpose mtls, caller the host, a
-// binding, and the certificate of the endorsement key. ParseExtension gives d back, without its verdict and without
-// the certificates behind the first.
+// binding, and the certificate of the endorsement key. ParseExtension gives d back, without what has no room:
+// the verdict, the certificates behind the first, and the document of a NitroTPM.
 func (d *Document) Extension() (pkix.Extension, error) {
 	value, err := d.extension()
 	if err != nil {
@@ -192,7 +192,7 @@ func parseExtension(value []byte) (*Document, error) {
 	d.ReportData = d.Report[reportDataOffset:][:Size]
 	d.Certificates = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))
 	var err error
-	if d.CMW, err = cmw(d.Report, [][]byte{cert}); err != nil {
+	if d.CMW, err = cmw(d.Report, nil, [][]byte{cert}); err != nil {
 		return nil, err
 	}
 	return d, d.check()

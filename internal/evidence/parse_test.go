@@ -165,6 +165,13 @@ func variants(n *node) []variant {
 	contradicting := func(name, text string) variant {
 		return variant{name, text, "the document contradicts itself", evidence.ErrContradiction}
 	}
+	record := func(base64url string) string { // cmw with the record of a NitroTPM
+		return strings.Replace(x.get("cmw"), "{",
+			`{"nitrotpm":["application/vnd.sevagent.nitrotpm-document","`+base64url+`",4],`, 1)
+	}
+	withTPM := func(value, base64url string) string {
+		return x.with("cmw", record(base64url)).after("nitrotpm", value).String()
+	}
 	const older, block = "made by an older agent", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 	list := []variant{
 		{name: "genuine", text: whole},
@@ -266,9 +273,20 @@ func variants(n *node) []variant {
 			"1").String(), want: `unknown eat_profile "tag:sevagent,2026:evidence#3"`, is: evidence.ErrProfile},
 		{name: "another's profile", text: x.with("eat_profile", `"tag:example,2026:\u001b[2J"`).String(),
 			want: `\x1b[2J`, is: evidence.ErrProfile},
-		{name: "nitrotpm", text: x.after("nitrotpm", `{"document":"AAAA"}`).String(),
-			want: "nitrotpm", is: evidence.ErrNitroTPM},
-		{name: "nitrotpm, empty", text: x.after("nitrotpm", `""`).String(), want: "nitrotpm", is: evidence.ErrNitroTPM},
+
+		// The document of a NitroTPM, of which nothing is said here but that cmw has it too.
+		{name: "nitrotpm", text: withTPM(`"hAAA"`, "hAAA")},
+		{name: "nitrotpm as an object", text: x.after("nitrotpm", `{"document":"AAAA"}`).String(),
+			want: "nitrotpm: unexpected object"},
+		{name: "nitrotpm, empty", text: x.after("nitrotpm", `""`).String(), want: "empty member nitrotpm"},
+		{name: "nitrotpm null", text: x.after("nitrotpm", "null").String(), want: "nitrotpm: a null"},
+		{name: "nitrotpm in base64url", text: withTPM(`"-AAA"`, "-AAA"), want: "base64"},
+		{name: "nitrotpm with loose bits", text: withTPM(`"hAB="`, "hAA"), want: "nitrotpm: not in canonical form"},
+		{name: "nitrotpm that is huge", text: withTPM(quoted(strings.Repeat("AAAA", 5462)),
+			strings.Repeat("AAAA", 5462)), want: "nitrotpm: 16386 bytes"},
+		contradicting("nitrotpm, not in cmw", x.after("nitrotpm", `"hAAA"`).String()),
+		contradicting("nitrotpm, another in cmw", withTPM(`"hAAA"`, "hAAB")),
+		contradicting("nitrotpm in cmw alone", x.with("cmw", record("hAAA")).String()),
 
 		// What the report commits to.
 		uncommitted("kind swapped", x.edited("binding", `"client"`, `"server"`).String()),
