@@ -392,7 +392,7 @@ func TestIssuingCollides(t *testing.T) {
 	})
 }
 
-// TestIssuingClockAhead: by a clock that is ahead each certificate is due as soon as it is there, and yet few are ordered.
+// TestIssuingClockAhead: by a clock that is ahead, each certificate is due as soon as it is there. Few are ordered.
 func TestIssuingClockAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAuthority(t)
@@ -418,8 +418,8 @@ func TestIssuingSuggestedNonsense(t *testing.T) {
 	})
 }
 
-// TestIssuingNotCollected: an order that was accepted costs money, so none follows while certificates cannot be collected
-// for a reason that the next one would share.
+// TestIssuingNotCollected: an order that was accepted costs money, so none follows while certificates cannot be
+// collected for a reason that the next one would share.
 func TestIssuingNotCollected(t *testing.T) {
 	withIssuing(t, func(t *testing.T, a *authority, n *node) {
 		n.after(time.Until(n.issue().RenewAt) - time.Second)

@@ -118,7 +118,7 @@ func (s *Source) plan() (step, time.Time) {
 	due := s.due()
 	if s.refused != nil {
 		due = later(due, s.last.Add(refusedWait(s.refusals)))
-		if s.issued != nil { // one that is not valid yet is published within a minute of when it is; another would be later
+		if s.issued != nil { // if not valid yet, it is published within a minute of when it is; another would be later
 			due = later(due, earlier(s.issued.leaf.NotBefore.Add(time.Minute), s.last.Add(maxHold)))
 		}
 	}
@@ -279,8 +279,8 @@ func (s *Source) take(ctx context.Context, step step) {
 	s.attempted(string(source.KindOf(err)))
 }
 
-// stands reports whether an order was accepted that someone has to act upon: its certificate may be there, and paid for,
-// and another one could be collected no better.
+// stands reports whether an order was accepted that someone has to act upon: its certificate may be there and paid for,
+// and another one could not be collected either.
 func (s *Source) stands(err error) bool {
 	return s.order.order != nil && source.KindOf(err) == source.Persistent
 }
