@@ -104,10 +104,24 @@ type Attestation struct {
 	NotAfter   time.Time `json:"certificate_not_after,omitzero"`
 	LastReport time.Time `json:"last_report,omitzero"`
 	LastError  string    `json:"last_error,omitempty"`
+	// NitroTPM is absent where none is asked for.
+	NitroTPM *NitroTPM `json:"nitrotpm,omitempty"`
 	// Drift has the last changes from one genuine report to the next, DriftSinceStart the differences between the
 	// first report and the last.
 	Drift           []Drift `json:"drift,omitempty"`
 	DriftSinceStart []Drift `json:"drift_since_start,omitempty"`
+}
+
+// NitroTPM is what AWS's Nitro hypervisor says of the instance, by the last document.
+type NitroTPM struct {
+	// LastDocument is when the NitroTPM was last asked. Absent: it was not.
+	LastDocument time.Time `json:"last_document,omitzero"`
+	InstanceID   string    `json:"instance_id,omitempty"`
+	// Image is a digest of the registers that say what the node was booted from: SHA-256 over PCR4, PCR7 and PCR12, hex.
+	Image string `json:"image,omitempty"`
+	// Drift has those of them that differ from the first document since the agent started.
+	Drift []Drift `json:"drift,omitempty"`
+	Error string  `json:"error,omitempty"` // why the last request gave nothing
 }
 
 // Drift is a value that changed between two genuine reports of one node.

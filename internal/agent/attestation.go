@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -21,6 +22,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
+	"sevagent/internal/tpm"
 )
 
 // attestation is the node's proof: the SNP device with its worker, the policy that appraises reports, and the boot gate
@@ -82,7 +84,15 @@ func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*at
 			Metrics: registry,
 		})
 	}
+	second := attest.Second{Roots: policy.NitroRoots(), Required: cfg.NitroTPM == config.NitroTPMRequire}
+	if cfg.NitroTPM != config.NitroTPMOff {
+		second.NitroTPM = nitroTPM{
+			device:   tpm.New(tpm.Config{Paths: cfg.TPM, Log: c.Log.With("component", "attest")}),
+			required: second.Required,
+		}
+	}
 	a.worker = attest.New(attest.Config{
+		Second:    second,
 		Transport: a.transport,
 		Verifier:  verifier,
 		Enforce:   cfg.Mode == config.ModeEnforce,
@@ -101,6 +111,21 @@ func (a *attestation) close() {
 	if !a.off() {
 		a.transport.Close()
 	}
+}
+
+// nitroTPM is the node's, which may have none.
+type nitroTPM struct {
+	device   *tpm.TPM
+	required bool
+}
+
+// Document implements attest.NitroTPM.
+func (n nitroTPM) Document(ctx context.Context, userData, nonce [64]byte) ([]byte, error) {
+	text, err := n.device.Document(ctx, userData, nonce)
+	if !n.required && (errors.Is(err, tpm.ErrAbsent) || errors.Is(err, tpm.ErrNotNitro)) {
+		return nil, nil
+	}
+	return text, err
 }
 
 // run serves the device until ctx ends.

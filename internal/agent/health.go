@@ -82,6 +82,7 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 	}
 	h.Add("attestation:device", device)
 
+	a.nitroHealth(h)
 	driftHealth(h, state, now)
 	if v := state.Verdict; v != nil {
 		if v.Roots == appraise.RootsCustom {
@@ -92,6 +93,22 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 			h.Add("attestation:verdict", client.Check{Status: client.Warn, Output: v.Code + ": " + v.Reason})
 		}
 	}
+}
+
+// nitroHealth warns where the NitroTPM gives nothing, or shows another boot than at first.
+func (a *attestation) nitroHealth(h *client.Health) {
+	s := a.nitroTPM()
+	if s == nil {
+		return
+	}
+	c := client.Check{Status: client.Pass, Time: s.LastDocument}
+	switch {
+	case s.Error != "":
+		c.Status, c.Output = client.Warn, s.Error
+	case len(s.Drift) > 0:
+		c.Status, c.Output = client.Warn, "what the node was booted from has changed while it runs: "+s.Drift[0].What
+	}
+	h.Add("attestation:nitrotpm", c)
 }
 
 // driftShown is how long a change of the node's reports is a warning: long enough for an operator who looks once a day.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -47,12 +48,32 @@ func (a *attestation) status() client.Attestation {
 	if state.Err != nil {
 		s.LastError = state.Err.Error()
 	}
+	s.NitroTPM = a.nitroTPM()
 	if v := state.Verdict; v != nil {
 		s.Verdict, s.Reason, s.Policy, s.Roots = string(v.Status), v.Reason, v.Policy, v.Roots
 		s.Signer, s.CSPID, s.NotAfter = v.Signer, v.CSPID, v.NotAfter
 		if r := v.Report; r != nil {
 			s.ReportVersion, s.ReportedTCB, s.Firmware = r.Version, r.ReportedTCB.String(), r.CurrentVersion.String()
 			s.Measurement = fmt.Sprintf("%x", r.Measurement)
+		}
+	}
+	return s
+}
+
+// nitroTPM is what the NitroTPM showed last; nil: none is asked.
+func (a *attestation) nitroTPM() *client.NitroTPM {
+	state := a.worker.SecondState()
+	if state.At.IsZero() {
+		return nil
+	}
+	s := &client.NitroTPM{LastDocument: state.At, Drift: state.Drift}
+	if state.Err != nil {
+		s.Error = state.Err.Error()
+	}
+	if d := state.Document; d != nil {
+		s.InstanceID = d.InstanceID
+		if image, ok := d.Image(); ok {
+			s.Image = hex.EncodeToString(image[:])
 		}
 	}
 	return s

@@ -16,6 +16,7 @@ var (
 	ErrInUse              = errors.New("another process holds the SNP guest device")
 	ErrVMPCKDisabled      = errors.New("the kernel has destroyed its key to the secure processor (VMPCK)")
 	ErrThrottled          = errors.New("the host throttles attestation requests")
+	ErrNitroTPM           = errors.New("the NitroTPM gives no document, and attestation.nitrotpm requires one")
 	ErrVCEKPending        = errors.New("the certificate of the VCEK that signed the report is not here yet")
 	ErrReportDataMismatch = errors.New("the report does not carry the REPORT_DATA that was asked for")
 	ErrQueueFull          = errors.New("too many requests are waiting")
@@ -69,6 +70,8 @@ var kinds = []kind{
 			"its reports then have VMPL 1, " +
 			"which the built-in policies warn of"},
 	{ErrThrottled, "throttled", "wait and try again; lower attestation.rate if it lasts"},
+	{ErrNitroTPM, "nitrotpm_failed", "see attestation:nitrotpm in 'sevagent status' for why; " +
+		"launch from an AMI that was registered with TpmSupport v2.0, or set attestation.nitrotpm to auto"},
 	{ErrVCEKPending, "vcek_pending", "the VCEK is being fetched from AMD's KDS; " +
 		"allow outbound HTTPS to it or put the certificate into the cache directory"},
 	{ErrReportDataMismatch, "report_data_mismatch",
@@ -129,7 +132,7 @@ func Advice(err error) string {
 func Permanent(err error) bool {
 	switch Code(err) {
 	case "not_ready", "throttled", "vcek_pending", "queue_full", "deadline", "stopping",
-		"firmware_error", "attestation_failed", "report_data_mismatch", appraise.CodeCertificateNotYet:
+		"nitrotpm_failed", "firmware_error", "attestation_failed", "report_data_mismatch", appraise.CodeCertificateNotYet:
 		return false
 	}
 	return true
@@ -138,7 +141,7 @@ func Permanent(err error) bool {
 // RetryAfter is how long a caller should wait before it asks again; zero where waiting does not help.
 func RetryAfter(err error) time.Duration {
 	switch Code(err) {
-	case "throttled", "vcek_pending", appraise.CodeCertificateNotYet:
+	case "throttled", "vcek_pending", "nitrotpm_failed", appraise.CodeCertificateNotYet:
 		return 10 * time.Second
 	case "not_ready", "queue_full", "deadline", "stopping", "report_data_mismatch":
 		return time.Second

@@ -8,6 +8,7 @@ import (
 
 type metrics struct {
 	report, verify, batch    prometheus.Histogram
+	second                   prometheus.Histogram
 	throttled                prometheus.Counter
 	failures, refused, drift *prometheus.CounterVec
 	verdict                  *prometheus.GaugeVec
@@ -31,6 +32,8 @@ func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
 		report: histogram("report_seconds", "Time the device took for one report.",
 			.005, .01, .02, .05, .1, .5, 2, 10, 30, 60),
 		verify: histogram("verify_seconds", "Time one appraisal took.", .0005, .001, .002, .005, .01, .05),
+		second: histogram("nitrotpm_seconds", "Time the NitroTPM took for one document.",
+			.001, .005, .02, .1, .5, 2),
 		batch: histogram("batch_requests", "Requests that shared one report.",
 			prometheus.ExponentialBuckets(1, 4, 8)...),
 		throttled: prometheus.NewCounter(
@@ -53,7 +56,7 @@ func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
 	for _, c := range compare(observation{}, observation{}) {
 		m.drift.WithLabelValues(c.What) // zero from the start: an alert on an increase needs something to increase from
 	}
-	reg.MustRegister(m.report, m.verify, m.batch, m.throttled, m.failures, m.refused, m.drift, m.verdict, m.notAfter,
+	reg.MustRegister(m.report, m.verify, m.batch, m.second, m.throttled, m.failures, m.refused, m.drift, m.verdict, m.notAfter,
 		m.version, m.tcb, depth)
 	return m
 }

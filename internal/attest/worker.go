@@ -25,6 +25,7 @@ import (
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
+	"sevagent/internal/nitro"
 	"sevagent/internal/snp"
 )
 
@@ -55,7 +56,9 @@ type Config struct {
 	Burst int
 	// VCEKs has the certificates that the host does not add to reports signed by a VCEK; nil: nobody has.
 	VCEKs *VCEKs
-	Log   *slog.Logger
+	// Second is the proof beside the report.
+	Second Second
+	Log    *slog.Logger
 	// Metrics is where the Worker registers its metrics.
 	Metrics prometheus.Registerer
 }
@@ -75,9 +78,12 @@ type Worker struct {
 	// busySince is when the running device request began, zero if none runs. Unix nanoseconds.
 	busySince atomic.Int64
 	// restUntil is when the device may be asked again after a slow request. Unix nanoseconds.
-	restUntil atomic.Int64
-	failing   string // code of the failure last logged; owned by Run
-	stage     string // of the endorsement certificate's expiry, as last logged; owned by Run
+	restUntil   atomic.Int64
+	secondState atomic.Pointer[SecondState]
+	booted      *nitro.Document // the first document of the NitroTPM, nil before; owned by Run
+
+	failing string // code of the failure last logged; owned by Run
+	stage   string // of the endorsement certificate's expiry, as last logged; owned by Run
 	// first and last are what the first and the last genuine report showed, nil before; owned by Run.
 	first, last *observation
 }
@@ -120,6 +126,7 @@ func New(cfg Config) *Worker {
 		maxBatch: maxBatch,
 	}
 	w.state.Store(&State{})
+	w.secondState.Store(&SecondState{})
 	w.verifier.Store(cfg.Verifier)
 	w.metrics = newMetrics(cfg.Metrics, w)
 	return w
@@ -223,9 +230,13 @@ func (w *Worker) serve(batch []*request) {
 	report, certs, verdict, err := w.ask(tree.Root())
 	w.metrics.batch.Observe(float64(len(batch)))
 	w.note(verdict, err)
+	var nitroTPM []byte
+	if err == nil {
+		nitroTPM, err = w.second(report)
+	}
 	var shared *evidence.Shared
 	if err == nil {
-		shared, err = evidence.Share(report, nil, certs, verdict, time.Now())
+		shared, err = evidence.Share(report, nitroTPM, certs, verdict, time.Now())
 	}
 	for i, r := range batch {
 		a := answer{verdict: verdict, err: err}

@@ -115,6 +115,7 @@ const (
 	attrAttested    = "sevagent.attested"
 	attrMeasurement = "sevagent.measurement"
 	attrTCB         = "sevagent.tcb"
+	attrImage       = "sevagent.image" // what the node was booted from, by its NitroTPM
 )
 
 // waitForProof waits until the agent is ready, which means proof and first publication, and takes the node's attributes
@@ -154,7 +155,11 @@ func attributesOf(last client.Attestation) map[string]string {
 	if last.Roots != "amd" {
 		attested = "simulated"
 	}
-	return map[string]string{attrAttested: attested, attrMeasurement: last.Measurement, attrTCB: last.ReportedTCB}
+	list := map[string]string{attrAttested: attested, attrMeasurement: last.Measurement, attrTCB: last.ReportedTCB}
+	if n := last.NitroTPM; n != nil && n.Error == "" && n.Image != "" {
+		list[attrImage] = n.Image
+	}
+	return list
 }
 
 // failedChecks joins the reasons of the failed checks.

@@ -9,6 +9,7 @@ package config
 import (
 	"io/fs"
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -44,6 +45,13 @@ const (
 	ModeOff     = "off"
 )
 
+// Values of Attestation.NitroTPM.
+const (
+	NitroTPMAuto    = "auto"
+	NitroTPMRequire = "require"
+	NitroTPMOff     = "off"
+)
+
 // Attestation is how the node proves what it is.
 type Attestation struct {
 	// Mode is enforce (no proof, no readiness), warn (go on, and say so) or off. Default enforce.
@@ -56,6 +64,10 @@ type Attestation struct {
 	Configfs string `yaml:"configfs"`
 	// Policy is a built-in profile, aws-shared or aws-dedicated, or the path of a policy file. Default aws-shared.
 	Policy string `yaml:"policy"`
+	// NitroTPM is auto (evidence has a document of the node's NitroTPM where there is one), require or off. Default auto.
+	NitroTPM string `yaml:"nitrotpm"`
+	// TPM lists the TPM's devices in the order to try them. Default /dev/tpmrm0 and /dev/tpm0.
+	TPM []string `yaml:"tpm"`
 	// Rate is the number of device requests a second that are sustained, above 0 and at most 50. Default 1.
 	Rate float64 `yaml:"rate"`
 	// Burst is how many requests may come at once, 1 to 64. Default 4.
@@ -151,7 +163,7 @@ func Default() Config {
 		Log: Log{Level: "info", Format: "auto"},
 		Attestation: Attestation{
 			Mode: ModeEnforce, Transport: "auto", Device: "/dev/sev-guest", Configfs: "/sys/kernel/config/tsm/report",
-			Policy: "aws-shared", Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
+			Policy: "aws-shared", NitroTPM: NitroTPMAuto, TPM: []string{"/dev/tpmrm0", "/dev/tpm0"}, Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
 		},
 		MTLS: MTLS{
 			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o400, CertMode: 0o444,
@@ -171,6 +183,8 @@ func (c Config) NeedsRestart(old Config) (keys []string) {
 		{"attestation.transport", c.Attestation.Transport != old.Attestation.Transport},
 		{"attestation.device", c.Attestation.Device != old.Attestation.Device},
 		{"attestation.configfs", c.Attestation.Configfs != old.Attestation.Configfs},
+		{"attestation.nitrotpm", c.Attestation.NitroTPM != old.Attestation.NitroTPM},
+		{"attestation.tpm", !slices.Equal(c.Attestation.TPM, old.Attestation.TPM)},
 		{"attestation.rate", c.Attestation.Rate != old.Attestation.Rate},
 		{"attestation.burst", c.Attestation.Burst != old.Attestation.Burst},
 		{"attestation.kds", c.Attestation.KDS != old.Attestation.KDS},

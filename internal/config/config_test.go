@@ -379,7 +379,7 @@ DIR/config.yaml:5: mtls.poll_interval: "5 minutes" is not a duration such as "5m
 DIR/config.yaml:6: mtls.key_mode: "0444" lets everyone at the private keys; the last digit must be 0
 DIR/config.yaml:7: mtls.secrets[1]: want a mapping with the keys name, validate, as, fields
 DIR/config.yaml:7: mtls.secrets[2]: the same secret as mtls.secrets[0]
-DIR/config.yaml:8: attestation: want a mapping with the keys mode, transport, device, configfs, policy, rate, burst, kds, cache
+DIR/config.yaml:8: attestation: want a mapping with the keys mode, transport, device, configfs, policy, nitrotpm, tpm, rate, burst, kds, cache
 DIR/conf.d/10-a.yaml:1: not YAML: did not find expected node content
 DIR/conf.d/20-b.yaml:2: listen.socket: "x" is not an absolute path without "..", "//" and a final "/"
 DIR/conf.d/20-b.yaml:2: listen.tcp: "0.0.0.0:80" is not a loopback address; only this machine may ask

@@ -71,6 +71,10 @@ func (a *Attestation) validate(m *mistakes) {
 				quote(a.Policy), appraise.AWSShared, appraise.AWSDedicated)
 		}
 	}
+	for i, path := range a.TPM {
+		m.absolute(fmt.Sprintf("attestation.tpm[%d]", i), path)
+	}
+	m.oneOf("attestation.nitrotpm", a.NitroTPM, NitroTPMAuto, NitroTPMRequire, NitroTPMOff)
 	if !(a.Rate > 0 && a.Rate <= maxRate) {
 		m.bad("attestation.rate", "%v is not above 0 and at most %d", a.Rate, maxRate)
 	}
