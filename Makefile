@@ -35,7 +35,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-aws test-ca test-node test-rotation test-readers ## all tests, and what they need
+test: race lint fuzz-short test-aws test-ca test-leak test-node test-rotation test-readers ## all tests, and what they need
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -58,6 +58,10 @@ test-aws: build $(VENV) $(CHECKOV) ## the templates, bootstrap's signals and sev
 test-ca: ## certificates over ACME, from an unmodified Pebble
 	test/run ca
 
+.PHONY: test-leak
+test-leak: build ## that no private key leaves a node: record what leaves it, and search that for the keys (root)
+	test/run leak
+
 .PHONY: test-readers
 test-readers: build $(VENV) ## the recipes of docs/reading-certificates.md, as written, while certificates rotate (root)
 	test/run readers
@@ -71,8 +75,9 @@ test-system: packages lint-packages ## what lands on an AMI: the packages under 
 	test/run system
 
 .PHONY: stress
-stress: build ## 10,000 rotations (root), 2,000 random PKIs among TLS peers, 1,000 days of nodes that renew by themselves
+stress: build ## 10,000 rotations and 1,000 keys that must not leave (root), 2,000 random PKIs, 1,000 days of renewals
 	test/run rotation
+	SEVAGENT_ISSUANCES=1000 test/run leak
 	SEVAGENT_PKIS=2000 SEVAGENT_SEED=$$RANDOM go test -count=1 -timeout 30m -run TestPeers -v ./internal/mtls/certset
 	SEVAGENT_NODE_DAYS=1000 SEVAGENT_SEED=$$RANDOM go test -count=1 -timeout 30m -run TestIssuingForLong -v ./internal/mtls
 

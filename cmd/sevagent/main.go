@@ -1,7 +1,7 @@
 // Command sevagent is the daemon of a confidential ECS node, and the local command line to it.
 //
-// sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates equal to those
-// in Secrets Manager, and serves containers on a Unix socket: it is package agent. The other commands ask the running
+// sevagent run proves at boot that the node is a working SEV-SNP guest, keeps the published certificates up to date, and
+// serves containers on a Unix socket: it is package agent. The other commands ask the running
 // agent through package client.
 package main
 

@@ -32,8 +32,8 @@ import (
 	"sevagent/internal/strictjson"
 )
 
-// issuers are the sources of mtls.issue. A source lives as long as its entry in the configuration stays the same, since
-// it has a key in memory and an order under way.
+// issuers are the sources of mtls.issue. A source lives as long as its entry in the configuration stays the same, with
+// the roots that it names, since it has a key in memory and an order under way.
 type issuers struct {
 	cloud    *cloud
 	evidence extensionFor
@@ -51,6 +51,7 @@ type issuers struct {
 // issuer is one entry of mtls.issue.
 type issuer struct {
 	config config.Issue
+	roots  []*x509.Certificate // that config.Roots names
 	source source.Issuing
 	stop   context.CancelFunc // nil: it does not run
 }
@@ -79,10 +80,16 @@ func (i *issuers) sources(list []config.Issue) (named []mtls.NamedSource, err er
 	defer i.mu.Unlock()
 	next := make(map[string]*issuer)
 	for _, c := range list {
+		var roots []*x509.Certificate
+		if c.Roots != "" {
+			if roots, err = config.LoadRoots(c.Roots); err != nil {
+				return nil, fmt.Errorf("mtls.issue %s: %w", c.Name, err)
+			}
+		}
 		s := i.known[c.Name]
-		if s == nil || !reflect.DeepEqual(s.config, c) {
-			s = &issuer{config: c}
-			if s.source, err = i.open(c); err != nil {
+		if s == nil || !reflect.DeepEqual(s.config, c) || !slices.EqualFunc(s.roots, roots, (*x509.Certificate).Equal) {
+			s = &issuer{config: c, roots: roots}
+			if s.source, err = i.open(c, roots); err != nil {
 				return nil, fmt.Errorf("mtls.issue %s: %w", c.Name, err)
 			}
 		}
@@ -131,7 +138,7 @@ func (i *issuers) start(s *issuer) {
 }
 
 // open makes the source of an entry.
-func (i *issuers) open(c config.Issue) (source.Issuing, error) {
+func (i *issuers) open(c config.Issue, roots []*x509.Certificate) (source.Issuing, error) {
 	name := config.IssuePrefix + c.Name
 	gives := c.Kinds()
 	if c.From == config.FromSPIFFE {
@@ -141,7 +148,7 @@ func (i *issuers) open(c config.Issue) (source.Issuing, error) {
 		}), nil
 	}
 	conf := issue.Config{
-		Name: name, From: c.From, Gives: gives, Key: cmp.Or(c.Key, "ecdsa-p256"), Spec: specOf(c), Log: i.log,
+		Name: name, From: c.From, Gives: gives, Key: cmp.Or(c.Key, "ecdsa-p256"), Spec: specOf(c, roots), Log: i.log,
 		Names: func(ctx context.Context) (*x509.CertificateRequest, error) { return i.names(ctx, c) },
 	}
 	for _, result := range []string{"issued", string(source.Transient), string(source.Persistent)} {
@@ -164,34 +171,26 @@ func (i *issuers) open(c config.Issue) (source.Issuing, error) {
 		}
 		conf.Authority = authority
 	default:
-		authority, err := i.acme(c)
-		if err != nil {
-			return nil, err
-		}
-		conf.Authority = authority
+		conf.Authority = i.acme(c, roots)
 	}
 	return issue.New(conf), nil
 }
 
-func (i *issuers) acme(c config.Issue) (*acme.Authority, error) {
+func (i *issuers) acme(c config.Issue, roots []*x509.Certificate) *acme.Authority {
 	conf := acme.Config{
-		Directory: c.Directory, Profile: c.Profile,
+		Anchors: roots, Directory: c.Directory, Profile: c.Profile,
 		Challenge: cmp.Or(c.Challenge, acme.None), Listen: c.ChallengeListen, Log: i.log,
 	}
 	if c.EAB != "" {
 		conf.EAB = func(ctx context.Context) (string, []byte, error) { return readEAB(ctx, i.secret(c.EAB)) }
 	}
 	if c.Roots != "" {
-		roots, err := config.LoadRoots(c.Roots)
-		if err != nil {
-			return nil, err
-		}
-		conf.Roots, conf.Anchors = x509.NewCertPool(), roots
+		conf.Roots = x509.NewCertPool()
 		for _, r := range roots {
 			conf.Roots.AddCert(r)
 		}
 	}
-	return acme.New(conf), nil
+	return acme.New(conf)
 }
 
 // readEAB reads an external account binding (RFC 8555, 7.3.4).
@@ -219,14 +218,17 @@ func readEAB(ctx context.Context, s source.Source) (kid string, mac []byte, err 
 }
 
 // specOf names what is ordered by the keys that are set, so that a key of a later version that is not set changes
-// nothing.
-func specOf(c config.Issue) string {
+// nothing, and by the roots, which are published with it.
+func specOf(c config.Issue, roots []*x509.Certificate) string {
 	var b strings.Builder
 	v := reflect.ValueOf(c)
 	for i := range v.NumField() {
 		if tag := v.Type().Field(i).Tag.Get("yaml"); tag != "name" && !v.Field(i).IsZero() {
 			fmt.Fprintf(&b, "%s=%v\n", tag, v.Field(i))
 		}
+	}
+	for _, r := range roots {
+		fmt.Fprintf(&b, "root %x\n", sha256.Sum256(r.Raw))
 	}
 	return b.String()
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -18,6 +19,7 @@ import (
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
+	"sevagent/internal/sim/simca"
 )
 
 // testIssuers are issuers on an instance that has a metadata service.
@@ -74,14 +76,33 @@ func TestIssuersReconfigure(t *testing.T) {
 	if _, err := issuers.sources([]config.Issue{bad}); err == nil || !strings.Contains(err.Error(), "mtls.issue web: open ") {
 		t.Errorf("roots that are not there: %v", err)
 	}
+	file := filepath.Join(t.TempDir(), "roots.pem")
+	acme := config.Issue{Name: "web", From: config.FromACME, Gives: []string{"server"}, Roots: file}
+	rooted := func() source.Source {
+		ca := must.Get(simca.New("Root", time.Now()))(t, "make a CA")
+		must.Do(t, os.WriteFile(file, []byte(ca.PEM()), 0o600), "write the roots")
+		return must.Get(issuers.sources([]config.Issue{acme}))(t, "open a source with roots")[0].Source
+	}
+	was := rooted()
+	if again := must.Get(issuers.sources([]config.Issue{acme}))(t, "configure again"); again[0].Source != was {
+		t.Error("the same roots give another source")
+	}
+	if rooted() == was {
+		t.Error("other roots in the same file are not read")
+	}
+	first = must.Get(issuers.sources([]config.Issue{privateCA("node")}))(t, "configure the first again")
 	changed := privateCA("node")
 	changed.ValidityDays = 7
 	other := must.Get(issuers.sources([]config.Issue{changed}))(t, "configure another validity")
 	if other[0].Source == first[0].Source {
 		t.Error("another entry gives the same source")
 	}
-	if a, b := specOf(privateCA("a")), specOf(privateCA("b")); a != b || a == specOf(changed) {
-		t.Errorf("the specifications are %q, %q and %q", a, b, specOf(changed))
+	if a, b := specOf(privateCA("a"), nil), specOf(privateCA("b"), nil); a != b || a == specOf(changed, nil) {
+		t.Errorf("the specifications are %q, %q and %q", a, b, specOf(changed, nil))
+	}
+	roots := must.Get(config.LoadRoots(file))(t, "read the roots")
+	if specOf(acme, roots) == specOf(acme, append(roots, roots[0])) {
+		t.Error("ca.crt does not follow the roots until the next renewal")
 	}
 }
 

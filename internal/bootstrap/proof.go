@@ -22,13 +22,16 @@ import (
 const overlay = "conf.d/50-bootstrap.yaml"
 
 // planAgent makes the content of 50-bootstrap.yaml, and the unit files that the agent's configuration needs with it.
-// The agent's own loader checks it, together with the other files of the directory and the policy.
+// The agent's own loader checks it, together with the other files of the directory and the files that these name.
 func (n *node) planAgent() error {
 	n.agentConfig = n.overlay()
 	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
 	n.agentTCP, n.agentMode = cfg.Listen.TCP, cfg.Attestation.Mode
 	if err == nil && n.agentMode != config.ModeOff {
 		_, err = config.LoadPolicy(cfg.Attestation.Policy)
+	}
+	if err == nil {
+		err = cfg.MTLS.CheckRoots()
 	}
 	if err == nil && n.Services == ServicesSystemd {
 		n.unitFiles, err = unitFilesFor(cfg.MTLS, os.Getenv)

@@ -134,6 +134,9 @@ func grantsOf(list []config.Issue) (grants []string, err error) {
 		case s.From == config.FromSPIFFE:
 			dir := filepath.Dir(cmp.Or(s.Socket, config.SPIFFESocket))
 			text, err := bindPath(dir)
+			if text+"/" == runDir || dir+"/" == "/var"+runDir {
+				err = errors.New("has the sockets of others, too, such as Docker's; give the socket a directory of its own")
+			}
 			if err != nil {
 				return nil, fmt.Errorf("the directory of mtls.issue's socket is %q: %w", dir, err)
 			}

@@ -119,6 +119,10 @@ CapabilityBoundingSet=CAP_NET_BIND_SERVICE
 	if text := l.read(dropIn); strings.Contains(text, "CAP_NET_BIND_SERVICE") {
 		t.Errorf("a port above 1023 needs no capability:\n%s", text)
 	}
+	for _, dir := range []string{"/run", "/var/run"} {
+		l.options.Issue = []string{`{"name": "a", "from": "spiffe", "gives": ["client"], "socket": "` + dir + `/api.sock"}`}
+		l.fails(`the directory of mtls.issue's socket is "` + dir + `": has the sockets of others`)
+	}
 	l.options.Issue, l.options.MTLSOwner = nil, "0:0"
 
 	// A file of the AMI that is read after bootstrap's has the last word.

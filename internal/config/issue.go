@@ -186,6 +186,13 @@ func (s Issue) validate(m *mistakes, key string) {
 	for i, kind := range s.Gives {
 		m.oneOf(fmt.Sprintf("%s.gives[%d]", key, i), kind, "client", "server")
 	}
+	if fits := (Issue{Template: s.Template}).Kinds(); len(s.Gives) > 0 && s.Template != "" {
+		for _, kind := range s.Gives {
+			if !slices.Contains(fits, kind) {
+				m.bad(key+".template", "%s makes no certificates for a %s, which gives names", quote(s.Template), kind)
+			}
+		}
+	}
 	m.oneOf(key+".from", s.From, FromPrivateCA, FromACME, FromSPIFFE)
 	optional := func(name, value string, allowed ...string) {
 		if value != "" {

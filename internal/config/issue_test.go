@@ -63,6 +63,7 @@ func TestIssueRefuses(t *testing.T) {
 		{pca + ", key: ed25519}", `.key: "ed25519" is not one of ecdsa-p256, ecdsa-p384`},
 		{pca + `, template: "Own template"}`, `.template: "Own template" is not the name of a template`},
 		{pca + ", template: EndEntityCertificate/V1, evidence: extension}", "needs an _APIPassthrough template"},
+		{pca + ", template: EndEntityServerAuthCertificate/V1}", "makes no certificates for a client, which gives names"},
 		{pca + ", directory: https://ca.example.org}", ".directory: is for from: acme"},
 		{pca + `, dns: ["{task_id}.example.org"]}`, `"{task_id}" is not one of {instance_id}, {account}, {region}, {private_dns}`},
 		{pca + `, dns: ["{instance_id.example.org"]}`, `.dns[0]: "{instance_id.example.org" is not one of`},

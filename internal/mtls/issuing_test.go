@@ -24,14 +24,16 @@ import (
 
 // authority issues certificates for a day, of which an hour is past.
 type authority struct {
-	t      *testing.T
-	ca     *mtlstest.CA
-	delay  time.Duration // until a certificate is there
-	err    error         // of all calls
-	lost   bool          // the order, after it was accepted
-	change []mtlstest.Change
-	anchor *x509.Certificate // that it claims to lead to; nil: its own
-	other  crypto.Signer     // whose key is certified; nil: the one of the request
+	t     *testing.T
+	ca    *mtlstest.CA
+	delay time.Duration // until a certificate is there
+	err   error         // of all calls
+	lost  bool          // the order, after it was accepted
+	// uncollectable is the error of all calls after an order.
+	uncollectable error
+	change        []mtlstest.Change
+	anchor        *x509.Certificate // that it claims to lead to; nil: its own
+	other         crypto.Signer     // whose key is certified; nil: the one of the request
 
 	orders, collected int
 	tokens            map[string]bool
@@ -60,8 +62,8 @@ func (o *certificateOrder) Collect(context.Context) (issue.Certificate, error) {
 	switch {
 	case o.lost:
 		return issue.Certificate{}, fmt.Errorf("%w: RequestFailedException", issue.ErrLost)
-	case o.err != nil:
-		return issue.Certificate{}, o.err
+	case o.err != nil || o.uncollectable != nil:
+		return issue.Certificate{}, cmp.Or(o.err, o.uncollectable)
 	case time.Now().Before(o.there):
 		return issue.Certificate{}, issue.ErrPending
 	}
@@ -256,6 +258,9 @@ func TestIssuingFails(t *testing.T) {
 		{"for another name", func(a *authority) {
 			a.change = []mtlstest.Change{func(c *x509.Certificate) { c.DNSNames = []string{"else.example.org"} }}
 		}, client.IssueRefused, client.SecretDenied, "does not have the names asked for: DNS:node.example.org", 5},
+		{"for another subject", func(a *authority) {
+			a.change = []mtlstest.Change{func(c *x509.Certificate) { c.Subject.CommonName = "i-2" }}
+		}, client.IssueRefused, client.SecretDenied, "does not have the names asked for: common name i-1", 5},
 		{"for servers", func(a *authority) {
 			a.change = []mtlstest.Change{mtlstest.Usage(x509.ExtKeyUsageServerAuth)}
 		}, client.IssueRefused, client.SecretRejected, "usage", 5},
@@ -265,6 +270,9 @@ func TestIssuingFails(t *testing.T) {
 		{"by another CA", func(a *authority) {
 			a.anchor = mtlstest.NewCA(a.t, "ca", nil).Cert
 		}, client.IssueRefused, client.SecretRejected, "client_cert", 5},
+		{"by a CA that is none", func(a *authority) {
+			a.anchor = a.ca.LeafFor(a.t, "node", mtlstest.NewKey(a.t))
+		}, client.IssueRefused, client.SecretRejected, "is not a CA certificate", 5},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			withIssuing(t, func(t *testing.T, a *authority, n *node) {
@@ -277,8 +285,8 @@ func TestIssuingFails(t *testing.T) {
 				if s.Issue.State != c.state || s.State != c.secret || !strings.Contains(s.Error, c.reason) {
 					t.Errorf("%s, %s: %s; want %s, %s", s.State, s.Issue.State, s.Error, c.secret, c.state)
 				}
-				if a.orders > c.most || a.orders == 0 {
-					t.Errorf("%d orders in six hours, at most %d are right", a.orders, c.most)
+				if a.orders > c.most || a.orders < min(c.most, 4) {
+					t.Errorf("%d orders in six hours, %d to %d are right", a.orders, min(c.most, 4), c.most)
 				}
 				if !n.Status().Ready || c.name != "slow" && n.read(t)["client.crt"] != was {
 					t.Error("the last good certificate is gone")
@@ -315,7 +323,8 @@ type suggester struct {
 	*authority
 	from, to time.Time
 	err      error
-	first    *x509.Certificate // the window is for
+	always   bool
+	first    *x509.Certificate // the window is for; always: for all
 	asked    int
 }
 
@@ -323,7 +332,7 @@ func (s *suggester) RenewalWindow(_ context.Context, leaf *x509.Certificate) (
 	from, to time.Time, again time.Duration, err error,
 ) {
 	s.asked++
-	if s.first = cmp.Or(s.first, leaf); !s.first.Equal(leaf) {
+	if s.first = cmp.Or(s.first, leaf); !s.always && !s.first.Equal(leaf) {
 		return from, to, time.Hour, nil
 	}
 	return s.from, s.to, time.Hour, s.err
@@ -381,4 +390,115 @@ func TestIssuingCollides(t *testing.T) {
 			t.Errorf("%d orders without the secret; %+v", a.orders, n.secret("a"))
 		}
 	})
+}
+
+// TestIssuingClockAhead: by a clock that is ahead, each certificate is due as soon as it is there. Few are ordered.
+func TestIssuingClockAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		a.change = []mtlstest.Change{func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = c.NotBefore.Add(-18*time.Hour), c.NotAfter.Add(-18*time.Hour)
+		}}
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1")})
+		n.after(24 * time.Hour)
+		if s := n.secret("a"); a.orders < 7 || a.orders > 9 || s.State != client.SecretCurrent {
+			t.Errorf("%d orders in a day of certificates with six hours left, 8 are right; %+v", a.orders, s)
+		}
+	})
+}
+
+// TestIssuingSuggestedNonsense: an authority that wants every certificate renewed at once is not obeyed for long.
+func TestIssuingSuggestedNonsense(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &suggester{authority: newAuthority(t), always: true, from: time.Now().Add(-2 * time.Hour), to: time.Now()}
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s.issuing("1", s)})
+		if n.after(24 * time.Hour); s.orders > 12 {
+			t.Errorf("%d certificates in a day", s.orders)
+		}
+	})
+}
+
+// TestIssuingNotCollected: an order that was accepted costs money, so none follows while certificates cannot be
+// collected for a reason that the next one would share.
+func TestIssuingNotCollected(t *testing.T) {
+	withIssuing(t, func(t *testing.T, a *authority, n *node) {
+		n.after(time.Until(n.issue().RenewAt) - time.Second)
+		a.orders, a.uncollectable = 0, &source.Error{Kind: source.Persistent, Err: errors.New("AccessDeniedException: no")}
+		n.after(6 * time.Hour)
+		if s := n.secret("a"); a.orders != 1 || s.State != client.SecretDenied {
+			t.Errorf("%d orders; %+v", a.orders, s)
+		}
+		a.uncollectable = nil
+		if n.after(20 * time.Minute); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
+			t.Errorf("%d orders after the trouble; %+v", a.orders, n.secret("a"))
+		}
+	})
+}
+
+// TestIssuingHeld: a certificate that begins soon is waited for.
+func TestIssuingHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		a.change = []mtlstest.Change{func(c *x509.Certificate) { c.NotBefore = time.Now().Add(50 * time.Minute) }}
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1")})
+		if n.after(49 * time.Minute); a.orders != 1 || n.secret("a").State != client.SecretHeld {
+			t.Errorf("%d orders for one that begins soon; %+v", a.orders, n.secret("a"))
+		}
+		if n.after(2 * time.Minute); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
+			t.Errorf("%d orders once it is valid; %+v", a.orders, n.secret("a"))
+		}
+	})
+}
+
+// TestIssuingHeldReplaced: once what was held is published, the order that was to replace it is dropped, unless the
+// authority has accepted it.
+func TestIssuingHeldReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		a.change = []mtlstest.Change{func(c *x509.Certificate) { c.NotBefore = time.Now().Add(90 * time.Minute) }}
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1")})
+		n.after(time.Minute)
+		a.err = errors.New("connection refused")
+		n.after(88 * time.Minute)
+		if s := n.secret("a"); a.orders < 2 || s.State != client.SecretUnreachable {
+			t.Fatalf("%d orders; %+v", a.orders, s)
+		}
+		a.orders = 0
+		if n.after(time.Hour); a.orders > 1 || n.secret("a").State != client.SecretCurrent {
+			t.Errorf("%d orders after it was published; %+v", a.orders, n.secret("a"))
+		}
+	})
+}
+
+// TestRenewAfterTrouble: a renewal that is asked for does not wait until the next attempt is due.
+func TestRenewAfterTrouble(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		break_ func(a *authority)
+	}{
+		{"denied", func(a *authority) {
+			a.err = &source.Error{Kind: source.Persistent, Err: errors.New("AccessDeniedException: no")}
+		}},
+		{"for servers", func(a *authority) {
+			a.change = []mtlstest.Change{mtlstest.Usage(x509.ExtKeyUsageServerAuth)}
+		}},
+		{"for another key", func(a *authority) { a.other = mtlstest.NewKey(a.t) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			withIssuing(t, func(t *testing.T, a *authority, n *node) {
+				n.after(time.Until(n.issue().RenewAt) - time.Second)
+				c.break_(a)
+				n.after(5 * time.Hour)
+				if _, err := n.Renew(t.Context(), "a"); err == nil {
+					t.Fatal("renewed in spite of it")
+				}
+				a.err, a.change, a.other, a.delay = nil, nil, nil, 5*time.Second
+				began, was := time.Now(), n.issue().Serial
+				answer, err := n.Renew(t.Context(), "a")
+				if err != nil || !answer.Changed || n.issue().Serial == was || time.Since(began) > time.Minute {
+					t.Errorf("after %v: %v; %+v", time.Since(began), err, n.secret("a"))
+				}
+			})
+		})
+	}
 }

@@ -162,7 +162,8 @@ func (s *secret) reject(version string, reason error) {
 	_, collides := errors.AsType[*certset.CollisionError](reason)
 	if i := s.issuing(); i != nil && !collides {
 		i.Refused(version, reason)
-		s.next = time.Time{}
+		// Its next step has moved. Within a look, latest decides about the next one.
+		s.next, s.latest.Next = time.Time{}, time.Now()
 	}
 }
 

@@ -19,8 +19,9 @@ import (
 func TestDeployer(t *testing.T) {
 	t.Parallel()
 	admin := newCloud(t)
+	ca := admin.privateCA("team", "EC_prime256v1", "")
 	out, status := admin.deploy("deployers", "deployer.yaml", "NamePrefix=team-", "VpcId="+admin.get("VPC"),
-		"PackageBucket=packages")
+		"PackageBucket=packages", "PrivateCaArns="+ca)
 	if status != 0 {
 		t.Fatalf("%s\n%s", out, admin.events())
 	}
@@ -50,7 +51,8 @@ func TestDeployer(t *testing.T) {
 	for _, parameters := range [][]string{
 		c.basic("team-a", "PermissionsBoundaryArn="+boundary, "PackageUrl=s3://packages/sevagent.rpm"),
 		{"InstanceType=m6a.xlarge", "EnableAutoScaling=true", "EnableEnclaveMtls=true", "EnclaveSecurityGroupIds=" + group,
-			"MtlsCertificateSecretsArns=" + secret, "EnableRotationPush=true", "DnsResolverCidr=10.1.0.0/24",
+			"MtlsCertificateSecretsArns=" + secret, "MtlsPrivateCaArn=" + ca, "EnableRotationPush=true",
+			"DnsResolverCidr=10.1.0.0/24",
 			"UserDataExtra=echo ECS_CONTAINER_INSTANCE_PROPAGATE_TAGS_FROM=ec2_instance >> /etc/ecs/ecs.config"},
 	} {
 		if out, status := c.deploy("team-a", "cluster.yaml", parameters...); status != 0 {
@@ -62,7 +64,8 @@ func TestDeployer(t *testing.T) {
 	if out, status := admin.run("aws", "cloudformation", "deploy", "--stack-name", "team-a", "--template-file",
 		"cloudformation/cluster.yaml", "--capabilities", "CAPABILITY_IAM", "--role-arn",
 		admin.output("deployers", "DeployerRoleArn"), "--parameter-overrides", "EnableAutoScaling=false",
-		"EnableEnclaveMtls=false", "EnclaveSecurityGroupIds=", "MtlsCertificateSecretsArns=", "UserDataExtra="); status != 0 {
+		"EnableEnclaveMtls=false", "EnclaveSecurityGroupIds=", "MtlsCertificateSecretsArns=", "MtlsPrivateCaArn=",
+		"UserDataExtra="); status != 0 {
 		t.Fatalf("%s\n%s", out, admin.events())
 	}
 	c.aws("cloudformation", "delete-stack", "--stack-name", "team-a")
@@ -124,8 +127,7 @@ func TestAccounts(t *testing.T) {
 	})
 }
 
-// TestEndpoints makes the endpoints, with and without those of Run Command and of tags, and compares them with the
-// guide's list.
+// TestEndpoints makes the endpoints, with and without those that are optional, and compares them with the guide's list.
 func TestEndpoints(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t)
@@ -139,7 +141,7 @@ func TestEndpoints(t *testing.T) {
 		return all
 	}
 	if out, status := c.deploy("endpoints", "endpoints.yaml",
-		append(parameters, "EnableTagPropagation=true")...); status != 0 {
+		append(parameters, "EnableTagPropagation=true", "EnablePrivateCa=true")...); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
 	var told []string
@@ -155,11 +157,12 @@ func TestEndpoints(t *testing.T) {
 		t.Errorf("the template makes %v, and the guide tells of %v", got, told)
 	}
 	if out, status := c.deploy("endpoints", "endpoints.yaml", "EnableTagPropagation=false",
-		"EnableRunCommand=false"); status != 0 {
+		"EnableRunCommand=false", "EnablePrivateCa=false"); status != 0 {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
 	for _, name := range services() {
-		if strings.Contains(name, "ssm") || strings.Contains(name, "messages") || strings.HasSuffix(name, ".ec2") {
+		if strings.Contains(name, "ssm") || strings.Contains(name, "messages") || strings.HasSuffix(name, ".ec2") ||
+			strings.HasSuffix(name, ".acm-pca") {
 			t.Errorf("%s is left", name)
 		}
 	}

@@ -82,6 +82,17 @@ func (c *cloud) simulatedNode(args ...string) (socket string) {
 // option is a line of the user data's first document, which holds bootstrap's options.
 var option = regexp.MustCompile(`(?m)^[A-Z_]+=.*$`)
 
+// bootstrapEnvironment is that of bootstrap on an instance with such user data and metadata service.
+func (c *cloud) bootstrapEnvironment(imds, userData string) []string {
+	env := append(os.Environ(), "AWS_ENDPOINT_URL="+c.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+imds,
+		"AWS_EC2_METADATA_DISABLED=", "NO_PROXY=127.0.0.1")
+	options, _, _ := strings.Cut(userData, "\n==sevagent==\n")
+	for _, o := range option.FindAllString(options, -1) {
+		env = append(env, "SEVAGENT_BOOTSTRAP_"+o)
+	}
+	return env
+}
+
 // boot does what an instance does with its user data.
 func (n *nodes) boot(id, userData string) error {
 	wrong := n.broken()
@@ -97,12 +108,7 @@ func (n *nodes) boot(id, userData string) error {
 	if wrong == noPackage {
 		return n.script(dir, imds.URL, userData)
 	}
-	env := append(os.Environ(), "AWS_ENDPOINT_URL="+n.url, "AWS_EC2_METADATA_SERVICE_ENDPOINT="+imds.URL,
-		"AWS_EC2_METADATA_DISABLED=", "NO_PROXY=127.0.0.1")
-	options, _, _ := strings.Cut(userData, "\n==sevagent==\n")
-	for _, o := range option.FindAllString(options, -1) {
-		env = append(env, "SEVAGENT_BOOTSTRAP_"+o)
-	}
+	env := n.bootstrapEnvironment(imds.URL, userData)
 	// What is not to come is not waited for.
 	bootstrap := func(inVain bool, args ...string) error {
 		timeout := lab.Hang

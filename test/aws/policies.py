@@ -39,6 +39,8 @@ ARNS = {"AWS::ECS::Cluster": "arn:aws:ecs:us-east-2:123456789012:cluster/demo",
 SAMPLES = {"MtlsCertificateSecretsArns": "arn:aws:secretsmanager:us-east-2:123456789012:secret:demo-AbCdEf",
            "MtlsPrivateCaArn": "arn:aws:acm-pca:us-east-2:123456789012:certificate-authority/"
            "11111111-2222-3333-4444-555555555555",
+           "PrivateCaArns": "arn:aws:acm-pca:us-east-2:123456789012:certificate-authority/"
+           "11111111-2222-3333-4444-555555555555",
            "MtlsSecretArn": "arn:aws:secretsmanager:us-east-2:123456789012:secret:demo-AbCdEf",
            "ImageRepositoryArn": "arn:aws:ecr:us-east-2:123456789012:repository/demo", "AmiParameterName": "/demo",
            "RootVolumeKmsKeyArn": "arn:aws:kms:us-east-2:123456789012:key/demo"}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Keys are the types of private keys that can be made.
@@ -32,6 +33,7 @@ type pair struct {
 	version string
 	leaf    *x509.Certificate
 	content []byte // the JSON object that certset.Parse reads
+	at      time.Time
 }
 
 // newPair makes a version of what an authority has issued for key, if that is what was asked for: for the key, and for
@@ -62,7 +64,7 @@ func newPair(c Certificate, key crypto.Signer, asked *x509.CertificateRequest, g
 		object["ca_cert"] = encode(c.Anchors)
 	}
 	content, err := json.Marshal(object)
-	return &pair{versionOf(leaf, spec), leaf, content}, err
+	return &pair{version: versionOf(leaf, spec), leaf: leaf, content: content}, err
 }
 
 // versionOf names a version by its certificate and by what was ordered, so that a configuration that orders something
@@ -74,7 +76,12 @@ func versionOf(leaf *x509.Certificate, spec string) string {
 // orderOf is the end of a version's name, which stands for what was ordered.
 func orderOf(spec string) string { return fmt.Sprintf("%.4x", sha256.Sum256([]byte(spec))) }
 
+// missingNames returns the names that were asked for and are not in a certificate. A common name may be one of the DNS
+// names instead.
 func missingNames(leaf *x509.Certificate, asked *x509.CertificateRequest) (missing []string) {
+	if cn := asked.Subject.CommonName; cn != "" && cn != leaf.Subject.CommonName && !slices.Contains(asked.DNSNames, cn) {
+		missing = append(missing, "common name "+cn)
+	}
 	for _, name := range asked.DNSNames {
 		if !slices.ContainsFunc(leaf.DNSNames, func(n string) bool { return strings.EqualFold(n, name) }) {
 			missing = append(missing, "DNS:"+name)

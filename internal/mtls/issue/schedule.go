@@ -27,6 +27,8 @@ const (
 	// refusedMax: each may cost money.
 	refusedMin = 15 * time.Minute
 	refusedMax = 6 * time.Hour
+	// maxHold bounds how much longer one is waited for that begins in the future.
+	maxHold = time.Hour
 
 	// maxIssuances bounds the certificates ordered within budgetWindow, whatever they are wanted for.
 	maxIssuances = 6

@@ -57,6 +57,7 @@ type Source struct {
 
 	published string            // the version that is published; empty: none
 	leaf      *x509.Certificate // of it
+	received  time.Time         // when it came, by this node's clock; zero: before this run
 	renewal   bool              // asked for
 	order     *order            // under way
 	issued    *pair             // not published yet, or refused
@@ -117,6 +118,9 @@ func (s *Source) plan() (step, time.Time) {
 	due := s.due()
 	if s.refused != nil {
 		due = later(due, s.last.Add(refusedWait(s.refusals)))
+		if s.issued != nil { // if not valid yet, it is published within a minute of when it is; another would be later
+			due = later(due, earlier(s.issued.leaf.NotBefore.Add(time.Minute), s.last.Add(maxHold)))
+		}
 	}
 	due = later(due, s.next)
 	if n := len(s.issuances); n >= maxIssuances {
@@ -140,17 +144,25 @@ func (s *Source) due() time.Time {
 
 // scheduled returns when the published certificate is renewed, by our own schedule or by the authority's. The latter
 // may be sooner, such as after a mistake for which it revokes certificates, but hardly later.
+//
+// Where this node's clock is ahead, or the authority suggests nonsense, each certificate is due as soon as it is there.
+// The next one waits for a part of what is left then: without an end to this, an hour's budget would be spent each hour.
 func (s *Source) scheduled() time.Time {
 	backdated := s.config.Authority.Backdated()
 	at := renewAt(s.leaf, backdated)
-	if s.suggested.at.IsZero() {
+	left := s.leaf.NotAfter.Sub(s.received)
+	spared := left / 2
+	if !s.suggested.at.IsZero() {
+		latest := at.Add(s.leaf.NotAfter.Sub(issued(s.leaf, backdated)) / 10)
+		at, spared = earlier(latest, s.suggested.at), 0
+		if len(s.issuances) > 1 {
+			spared = left / 10
+		}
+	}
+	if s.received.IsZero() {
 		return at
 	}
-	latest := at.Add(s.leaf.NotAfter.Sub(issued(s.leaf, backdated)) / 10)
-	if latest.Before(s.suggested.at) {
-		return latest
-	}
-	return s.suggested.at
+	return later(at, s.received.Add(spared))
 }
 
 // Describe implements source.Source. It takes the next step if that is due.
@@ -190,11 +202,18 @@ func (s *Source) Fetch(_ context.Context, version string, _ source.Label) (sourc
 // Published implements source.Issuing: the key is forgotten, since the published directory has it.
 func (s *Source) Published(version string, leaf *x509.Certificate) {
 	if s.published != version {
-		s.suggested = suggestion{}
+		s.suggested, s.received = suggestion{}, time.Time{}
 	}
 	s.published, s.leaf = version, leaf
 	if s.issued != nil && s.issued.version == version {
+		s.received = s.issued.at
 		s.issued, s.refused, s.refusals = nil, nil, 0
+		if s.order != nil && s.order.order == nil {
+			s.order = nil // it was to replace what could not be published before
+		}
+		if s.order == nil {
+			s.failing, s.failures, s.next = nil, 0, time.Time{}
+		}
 	}
 	s.updateStatus(time.Now())
 }
@@ -214,8 +233,13 @@ func (s *Source) refuse(reason error, now time.Time) {
 	s.refusals++
 }
 
-// Renew implements source.Issuing.
-func (s *Source) Renew() { s.renewal = true }
+// Renew implements source.Issuing. Someone may have removed what was in the way, so nothing but the budget delays it.
+func (s *Source) Renew() {
+	s.renewal, s.next = true, time.Time{}
+	if s.refused != nil {
+		s.issued, s.refused = nil, nil
+	}
+}
 
 // Status implements source.Issuing.
 func (s *Source) Status() client.IssueStatus { return *s.status.Load() }
@@ -238,7 +262,7 @@ func (s *Source) take(ctx context.Context, step step) {
 		s.failing, s.failures, s.next = nil, 0, time.Time{}
 		s.attempted("issued")
 		return
-	case s.order != nil && (errors.Is(err, ErrLost) || now.Sub(s.order.begun) > maxOrderAge):
+	case s.order != nil && (errors.Is(err, ErrLost) || now.Sub(s.order.begun) > maxOrderAge && !s.stands(err)):
 		s.order = nil
 	case errors.Is(err, ErrPending):
 		s.failing = nil // failures count on: the order may get lost
@@ -253,6 +277,12 @@ func (s *Source) take(ctx context.Context, step step) {
 	}
 	s.next = later(now.Add(backoff(first, s.failures, mathrand.Float64())), nextOf(err))
 	s.attempted(string(source.KindOf(err)))
+}
+
+// stands reports whether an order was accepted that someone has to act upon: its certificate may be there and paid for,
+// and another one could not be collected either.
+func (s *Source) stands(err error) bool {
+	return s.order.order != nil && source.KindOf(err) == source.Persistent
 }
 
 // nextOf returns when the authority wants to be asked again; the zero time if it does not say.
@@ -334,6 +364,7 @@ func (s *Source) collect(ctx context.Context) error {
 		s.refuse(err, now)
 		return &source.Error{Kind: source.Persistent, Err: err}
 	}
+	p.at = now
 	s.issued, s.refused = p, nil
 	s.log.Info("certificate issued", "secret", s.config.Name, "authority", s.config.Authority.String(),
 		"serial", fmt.Sprintf("%x", p.leaf.SerialNumber), "not_after", p.leaf.NotAfter.UTC())
@@ -383,6 +414,13 @@ func (s *Source) updateStatus(now time.Time) {
 		}
 	}
 	s.status.Store(st)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 func later(a, b time.Time) time.Time {

@@ -223,3 +223,16 @@ func FuzzResponse(f *testing.F) {
 		}
 	})
 }
+
+// TestNothingOfMessage: nothing that is kept of a message keeps the key that it has.
+func TestNothingOfMessage(t *testing.T) {
+	o := issue(t, mtlstest.NewCA(t, "trust domain", nil), testID, time.Hour)
+	message := encodeOffers(o)
+	s := New(Config{Gives: []string{"client"}, Log: mtlstest.Log(t)})
+	v := must.Get(s.read(message, time.Now()))(t, "read a message")
+	raw, content := string(v.leaf.Raw), string(v.content())
+	clear(message)
+	if string(v.leaf.Raw) != raw || string(v.content()) != content || v.id != testID {
+		t.Error("it refers to the message")
+	}
+}

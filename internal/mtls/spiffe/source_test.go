@@ -162,7 +162,7 @@ func TestStale(t *testing.T) {
 		// The agent has no new one to the end.
 		time.Sleep(time.Until(began.Add(time.Hour + time.Second)))
 		for len(w.streams) > 0 {
-			c = w.next()
+			w.next()
 		}
 		c = w.next().begin()
 		c.offer(o)

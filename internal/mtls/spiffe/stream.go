@@ -130,6 +130,7 @@ func (s *Source) follow(ctx context.Context) (messages int, err error) {
 		messages++
 		now := time.Now()
 		v, err := s.read(message, now)
+		clear(message) // it has the key
 		if v != nil {
 			s.cfg.Log.Debug("received an X.509-SVID", "spiffe_id", v.id, "version", v.version, "not_after", v.leaf.NotAfter)
 		}

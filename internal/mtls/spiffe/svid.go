@@ -82,7 +82,8 @@ func checkID(id string) error {
 // verify returns what an offer gives, unless its parts do not belong together. Whether the chain leads to the bundle,
 // and whether peers accept all of it, is verified where every secret is.
 func (o *offer) verify(gives []string, now time.Time) (*svid, error) {
-	chain, err := x509.ParseCertificates(o.chain)
+	// A certificate refers to the bytes that it was read from, and would keep those of the message, which has the key.
+	chain, err := x509.ParseCertificates(slices.Clone(o.chain))
 	if err != nil {
 		return nil, fmt.Errorf("the certificate does not parse: %w", err)
 	}
@@ -90,7 +91,7 @@ func (o *offer) verify(gives []string, now time.Time) (*svid, error) {
 	if err != nil {
 		return nil, errors.New("the key is not PKCS #8")
 	}
-	bundle, err := x509.ParseCertificates(o.bundle)
+	bundle, err := x509.ParseCertificates(slices.Clone(o.bundle))
 	if err != nil {
 		return nil, fmt.Errorf("the trust domain's bundle does not parse: %w", err)
 	}

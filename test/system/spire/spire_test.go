@@ -6,14 +6,10 @@ package spire
 
 import (
 	"context"
-	"crypto/sha1"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -21,7 +17,6 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/mtls/certset"
-	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/mtls/spiffe"
 	"sevagent/internal/must"
@@ -29,139 +24,27 @@ import (
 )
 
 const (
-	trustDomain = "example.org"
-	nodeID      = "spiffe://example.org/node"
+	nodeID = "spiffe://example.org/node"
 	// life of the certificates from their issuance, before which they begin. SPIRE pushes the next at half of it all.
 	life      = 30 * time.Second
 	backdated = 10 * time.Second
 )
 
-// domain is a trust domain of one server and one agent.
+// domain is a trust domain.
 type domain struct {
-	t           *testing.T
-	dir         string
-	socket      string // the Workload API's
-	attestation *x509.Certificate
+	*lab.SPIRE
+	t *testing.T
 }
 
-// program is one of SPIRE's.
-func program(name string) string { return lab.Pinned("spire", name) }
-
-// newDomain starts a server.
 func newDomain(t *testing.T) *domain {
 	t.Helper()
-	dir := t.TempDir()
-	d := &domain{t: t, dir: dir, socket: filepath.Join(dir, "public/api.sock")}
-
-	// Attestation by a certificate is one that an agent can repeat after a restart, as those of AWS are.
-	ca := mtlstest.NewCA(t, "nodes", nil)
-	leaf, key := ca.Leaf(t, "node")
-	d.attestation = leaf
-	lab.Write(t, filepath.Join(dir, "nodes.pem"), mtlstest.CertPEM(ca.Cert))
-	lab.Write(t, filepath.Join(dir, "node.pem"), mtlstest.CertPEM(leaf))
-	lab.Write(t, filepath.Join(dir, "node.key"), mtlstest.KeyPEM(t, key))
-	lab.Write(t, filepath.Join(dir, "server.conf"), d.expand(`
-server {
-    bind_address = "127.0.0.1"
-    bind_port = "8081"
-    socket_path = "DIR/server.sock"
-    data_dir = "DIR/server"
-    trust_domain = "example.org"
-    log_level = "WARN"
-    experimental {
-        cache_reload_interval = "1s"
-    }
-}
-plugins {
-    DataStore "sql" {
-        plugin_data {
-            database_type = "sqlite3"
-            connection_string = "DIR/server.sqlite3"
-        }
-    }
-    NodeAttestor "x509pop" {
-        plugin_data {
-            ca_bundle_path = "DIR/nodes.pem"
-        }
-    }
-    KeyManager "memory" {
-        plugin_data = {}
-    }
-}
-`))
-	lab.Write(t, filepath.Join(dir, "agent.conf"), d.expand(`
-agent {
-    data_dir = "DIR/agent"
-    server_address = "127.0.0.1"
-    server_port = "8081"
-    socket_path = "DIR/public/api.sock"
-    trust_bundle_path = "DIR/bundle.pem"
-    trust_domain = "example.org"
-    log_level = "WARN"
-    experimental {
-        sync_interval = "1s"
-    }
-}
-plugins {
-    NodeAttestor "x509pop" {
-        plugin_data {
-            private_key_path = "DIR/node.key"
-            certificate_path = "DIR/node.pem"
-        }
-    }
-    KeyManager "memory" {
-        plugin_data = {}
-    }
-    WorkloadAttestor "unix" {
-        plugin_data {
-            discover_workload_path = true
-        }
-    }
-}
-`))
-	lab.Start(t, "spire-server",
-		exec.Command(program("spire-server"), "run", "-config", filepath.Join(dir, "server.conf")))
-	lab.Until(t, "the bundle of SPIRE's server", func() error {
-		out, err := exec.Command(program("spire-server"), "bundle", "show", "-socketPath", d.serverSocket()).Output()
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(dir, "bundle.pem"), out, 0o644)
-	})
-	return d
-}
-
-func (d *domain) expand(text string) string { return strings.ReplaceAll(text, "DIR", d.dir) }
-
-func (d *domain) serverSocket() string { return filepath.Join(d.dir, "server.sock") }
-
-// server runs a command of the server's command line.
-func (d *domain) server(args ...string) string {
-	d.t.Helper()
-	return lab.MustRun(d.t, exec.Command(program("spire-server"), append(args, "-socketPath", d.serverSocket())...))
-}
-
-// agent starts the agent by a command in front of it, or none.
-func (d *domain) agent(before ...string) *lab.Process {
-	d.t.Helper()
-	args := append(before, program("spire-agent"), "run", "-config", filepath.Join(d.dir, "agent.conf"))
-	return lab.Start(d.t, "spire-agent", exec.Command(args[0], args[1:]...))
+	return &domain{lab.NewSPIRE(t, t.TempDir(), "WARN"), t}
 }
 
 // entry has the server give this program an identity, and returns the entry's ID.
 func (d *domain) entry(id string) string {
 	d.t.Helper()
-	self := must.Get(os.Executable())(d.t, "find this program")
-	parent := fmt.Sprintf("spiffe://%s/spire/agent/x509pop/%x", trustDomain, sha1.Sum(d.attestation.Raw))
-	out := d.server("entry", "create", "-spiffeID", id, "-parentID", parent, "-selector", "unix:path:"+self,
-		"-dns", "node.example.org", "-x509SVIDTTL", fmt.Sprint(int(life.Seconds())))
-	for line := range strings.Lines(out) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "Entry ID" {
-			return strings.TrimSpace(value)
-		}
-	}
-	d.t.Fatalf("the server has made an entry without an ID:\n%s", out)
-	return ""
+	return d.Entry(id, "unix:path:"+must.Get(os.Executable())(d.t, "find this program"), life)
 }
 
 // node is a Source that runs until the test ends.
@@ -174,7 +57,7 @@ type node struct {
 func (d *domain) node(change ...func(*spiffe.Config)) *node {
 	n := &node{t: d.t, changed: make(chan struct{}, 1)}
 	c := spiffe.Config{
-		Name: "issue/node", Socket: d.socket, Gives: []string{"client", "server"}, Log: slog.New(slog.DiscardHandler),
+		Name: "issue/node", Socket: d.Socket, Gives: []string{"client", "server"}, Log: slog.New(slog.DiscardHandler),
 		Changed: func() {
 			select {
 			case n.changed <- struct{}{}:
@@ -257,7 +140,7 @@ func TestSPIRE(t *testing.T) {
 		return err != nil && source.KindOf(err) == source.Transient && strings.Contains(err.Error(), "start the SPIRE agent")
 	})
 
-	agent := d.agent()
+	agent := d.Agent()
 	n.until("word that there is no entry", func(_ source.Version, err error) bool {
 		return refused(err, "-selector unix:path:/usr/bin/sevagent")
 	})
@@ -279,22 +162,22 @@ func TestSPIRE(t *testing.T) {
 	}
 
 	// The server prepares its next CA: both are trusted before it signs.
-	d.server("localauthority", "x509", "prepare")
+	d.Server("localauthority", "x509", "prepare")
 	for version := two; roots(files) != 2; {
 		version, files = n.publish("a bundle of two roots", version)
 	}
 
 	// The agent restarts: the socket is another one.
-	before := ctime(t, d.socket)
+	before := ctime(t, d.Socket)
 	agent.Stop(t, syscall.SIGTERM)
 	n.until("word that the agent is away", func(source.Version, error) bool {
 		return n.Status().State == client.IssueFailing // a version that was pushed before is there to be published
 	})
-	d.agent()
+	d.Agent()
 	held := n.until("a certificate of the agent that is back", func(v source.Version, err error) bool {
 		return err == nil && v.Current != "" && n.Status().State != client.IssueFailing
 	})
-	if ctime(t, d.socket) == before {
+	if ctime(t, d.Socket) == before {
 		t.Error("the socket is the same after the agent's restart: this test tests nothing")
 	}
 	if st := n.Status(); st.Issuances < 3 {
@@ -312,10 +195,10 @@ func TestSPIRE(t *testing.T) {
 	if leaf := first(t, files["client.crt"]); leaf.URIs[0].String() != "spiffe://example.org/other" {
 		t.Errorf("asked for one of two identities, it gives %s", leaf.URIs[0])
 	}
-	d.server("entry", "delete", "-entryID", other)
+	d.Server("entry", "delete", "-entryID", other)
 	n.until("the one identity", func(v source.Version, err error) bool { return err == nil && v.Current != held.Current })
 
-	d.server("entry", "delete", "-entryID", entry)
+	d.Server("entry", "delete", "-entryID", entry)
 	n.until("word that the entry is gone", func(_ source.Version, err error) bool {
 		return refused(err, "PermissionDenied")
 	})
@@ -333,7 +216,7 @@ func ctime(t *testing.T, path string) syscall.Timespec {
 // container that poses as it.
 func TestContainer(t *testing.T) {
 	d := newDomain(t)
-	agent := d.agent("unshare", "--pid", "--fork", "--kill-child")
+	agent := d.Agent("unshare", "--pid", "--fork", "--kill-child")
 	defer agent.Stop(t, syscall.SIGKILL) // unshare leaves other signals to its child
 	d.node().until("word of an agent in a container", func(_ source.Version, err error) bool {
 		return refused(err, "in a container")
