@@ -49,6 +49,7 @@ func TestScripts(t *testing.T) {
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REAL", real)
+			env.Setenv("NITRO", filepath.Join(real, "../nitrotpm"))
 			env.Setenv("CASES", filepath.Join(real, "../../cases/attestation"))
 			return writeEvidence(env.WorkDir)
 		},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -11,6 +12,8 @@ import (
 	"sevagent/internal/appraise"
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
+	"sevagent/internal/nitro"
+	"sevagent/verify"
 )
 
 // explainCommand shows the verdict of a policy on a report, rule by rule. A policy's own roots are accepted.
@@ -151,7 +154,7 @@ func pinCommand() *cobra.Command {
 	var (
 		appraisal appraisal
 		raw       reportFlags
-		file      string
+		tpm, file string
 	)
 	cmd := &cobra.Command{
 		Use:   "pin --report FILE --cert FILE",
@@ -161,6 +164,10 @@ verified: it must be genuine and meet every other rule of the profile. Without
 such pins aws-dedicated fails, since any machine in the world with the right
 firmware would pass. Take the report from a node that you trust; add the values
 of further hosts to the file.
+
+With --nitrotpm, evidence must also have a document of a NitroTPM, with PCR4,
+PCR7 and PCR12 of the one in FILE: what that instance was booted from, not what
+runs in it.
 
 Exit status 0 if the policy was written, 1 if the report is not acceptable, 2
 for wrong usage.`,
@@ -174,7 +181,10 @@ for wrong usage.`,
 			if _, err := appraise.Builtin(appraisal.policy); err != nil {
 				return cli.Usagef("--profile: %w", err)
 			}
-			text, err := pin(&appraisal, &raw)
+			if err := notEmpty(cmd); err != nil {
+				return err
+			}
+			text, err := pin(&appraisal, &raw, tpm)
 			if err != nil {
 				return err
 			}
@@ -186,12 +196,14 @@ for wrong usage.`,
 	f.StringVar(&appraisal.policy, "profile", appraise.AWSDedicated,
 		"the `PROFILE` to start from: aws-shared or aws-dedicated\n")
 	f.StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the report must come from")
+	f.StringVar(&tpm, "nitrotpm", "", "a `FILE` with the document of the node's NitroTPM, as\n"+
+		"nitro-tpm-attest prints it: pin its registers, too")
 	f.StringVarP(&file, "output", "o", "", "write to `FILE` instead of standard output")
 	return cmd
 }
 
-// pin verifies the report and returns a policy file for it.
-func pin(a *appraisal, raw *reportFlags) ([]byte, error) {
+// pin verifies the report, and the document in the file tpm, unless that is empty, and returns a policy file for them.
+func pin(a *appraisal, raw *reportFlags, tpm string) ([]byte, error) {
 	now, err := raw.time()
 	if err != nil {
 		return nil, err
@@ -222,5 +234,37 @@ func pin(a *appraisal, raw *reportFlags) ([]byte, error) {
 	}
 	fmt.Fprintf(&b, "measurement: # firmware and number of vCPUs\n  mode: enforce\n  value:\n  - value: \"%x\"\n",
 		report.Measurement)
+	if tpm != "" {
+		if err := pinBoot(&b, verifier, tpm, now); err != nil {
+			return nil, fmt.Errorf("pin: %s: %w", tpm, err)
+		}
+	}
 	return b.Bytes(), nil
+}
+
+// pinBoot writes the rule nitrotpm with the registers of a document. It may be from a file.
+func pinBoot(b *bytes.Buffer, v *verify.Verifier, file string, now time.Time) error {
+	data, err := readInput(nil, file, maxReportFile)
+	if err != nil {
+		return err
+	}
+	document := nitroDocument(data)
+	if document == nil {
+		return errors.New("not the document of a NitroTPM, raw, in hexadecimal or in base64")
+	}
+	r, err := v.NitroDocument(document, verify.Want{AnyNonce: true, Now: now})
+	switch {
+	case err != nil:
+		return err
+	case r.NitroTPM.Kind != verify.NitroTPMDocument:
+		return fmt.Errorf("the document of %v, want that of a NitroTPM", nitro.Kind(r.NitroTPM.Kind))
+	case r.NitroTPM.Image == nil:
+		return errors.New("the document lacks PCR4, PCR7 or PCR12")
+	}
+	fmt.Fprintf(b, "nitrotpm: # what %s was booted from; add the sets of further images\n  mode: require\n"+
+		"  pcrs:\n  - values:\n", r.NitroTPM.InstanceID)
+	for _, pcr := range []int{4, 7, 12} {
+		fmt.Fprintf(b, "    - pcr: %d\n      value: \"%s\"\n", pcr, r.NitroTPM.PCRs[pcr])
+	}
+	return nil
 }

@@ -282,6 +282,9 @@ func generate(t testing.TB) {
 func (g *generator) write(files map[string][]byte) {
 	g.t.Helper()
 	for _, file := range must.Get(filepath.Glob("vectors/*.json"))(g.t, "list the old documents") {
+		if filepath.Base(file) == nitroTPMDocument+".json" { // made by TestNitroTPM
+			continue
+		}
 		must.Do(g.t, os.Remove(file), "remove an old document")
 	}
 	for name, b := range g.documents {
@@ -417,8 +420,8 @@ func (g *generator) spellings(b base) {
 				put(name, strings.TrimSuffix(object, "}")+`,"extra":1}`), "malformed")
 		}
 	}
-	g.add(b, "nitrotpm", "evidence of a NitroTPM", after(`"nitrotpm":{"document":"AAAA"}`), "nitrotpm")
-	g.add(b, "nitrotpm", "evidence of a NitroTPM as a text", after(`"nitrotpm":""`), "nitrotpm")
+	g.add(b, "nitrotpm", "evidence of a NitroTPM", after(`"nitrotpm":{"document":"AAAA"}`), "malformed", "nitrotpm")
+	g.add(b, "nitrotpm", "evidence of a NitroTPM as a text", after(`"nitrotpm":""`), "malformed", "nitrotpm")
 }
 
 func (b base) spki() string {

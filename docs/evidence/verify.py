@@ -36,6 +36,7 @@ FORM = {
     "eat_profile": f'"{PROFILE}"', "iat": "-?[0-9]+", "purpose": '"(boot|mtls|client)"', "verdict": "{.*}",
     "eat_nonce": '"[A-Za-z0-9_-]{22,86}"', "certificates": '".*"', "cmw": "{.*}", "report_data": '"[0-9a-f]{128}"',
     "report": '"[A-Za-z0-9+/]{1578}[AEIMQUYcgkosw048]="',  # 1184 bytes
+    "nitrotpm": '"[A-Za-z0-9+/]{2,21848}={0,2}"',
     "batch": r'{"index":[0-9]+,"path":\[("[0-9a-f]{128}",?){0,16}\]}',
     "binding": '{"kind":"none"}|{"kind":"(client|server)","spki_sha256":"[0-9a-f]{64}"}',
     "caller": '{"kind":"unknown"}|{"kind":"host","uid":[0-9]+}|'
@@ -58,8 +59,7 @@ def b64url(raw): return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 def form(d, nonce):  # returns report and certificates of a document whose members agree
     profile = d.get("eat_profile")
     check(type(profile) is not str or profile == PROFILE, "eat_profile is not " + PROFILE, "profile")
-    check("nitrotpm" not in d, "nitrotpm, which this verifier cannot verify", "nitrotpm")
-    check(d.keys() | {"instance", "verdict"} == FORM.keys(), "missing or unknown members")
+    check(d.keys() | {"instance", "nitrotpm", "verdict"} == FORM.keys(), "missing or unknown members")
     for name, value in d.items(): check(re.fullmatch(FORM[name], canonical(value)), name + " has another form")
     check(d["caller"].get("uid", 0) < 1 << 32, "not a uid")
     own = base64.urlsafe_b64decode(d["eat_nonce"] + "==")
@@ -69,13 +69,16 @@ def form(d, nonce):  # returns report and certificates of a document whose membe
     check("".join(map(ssl.DER_cert_to_PEM_cert, certs)) == pem and len(certs) <= 8, "not up to 8 PEM certificates")
     cmw = {f"certificate-{i}": ["application/pkix-cert", b64url(c), 2] for i, c in enumerate(certs)}
     cmw |= {"__cmwc_t": PROFILE, "report": ["application/vnd.sevagent.sev-snp-report", b64url(report), 4]}
-    first = cmw.keys() & {"__cmwc_t", "report", "certificate-0"}  # certificates behind the first may be left out
+    tpm = base64.b64decode(d.get("nitrotpm", ""))
+    check(base64.b64encode(tpm).decode() == d.get("nitrotpm", ""), "nitrotpm is not in canonical base64")
+    if tpm: cmw["nitrotpm"] = ["application/vnd.sevagent.nitrotpm-document", b64url(tpm), 4]
+    first = cmw.keys() & {"__cmwc_t", "report", "certificate-0", "nitrotpm"}  # other certificates may be left out
     same = all(cmw.get(name) == v for name, v in d["cmw"].items())
     check(first <= d["cmw"].keys() and same, "cmw says something else")
     check(d["report_data"] == report[0x50:0x90].hex(), "report_data is not the report's REPORT_DATA")
     check(root(leaf(d, own), **d["batch"]) == report[0x50:0x90], "REPORT_DATA is not for these claims", "report_data")
     check(own == nonce, "eat_nonce is another nonce", "nonce")
-    return report, certs
+    return report, certs, tpm
 
 # The report. Its version and bits are known, and so is its processor, which version 2 does not name.
 LINES = {"Milan": range(0x1900, 0x1910), "Genoa": [*range(0x1910, 0x1920), *range(0x19A0, 0x19B0)],
@@ -193,22 +196,78 @@ def carried(data):
 def openssl(*args, stdin=b""):
     run = subprocess.run(["openssl", *args], input=stdin, capture_output=True)
     return run.returncode == 0, " ".join((run.stdout + run.stderr).decode(errors="replace").split())
+def ecdsa(r, s, order): return tlv(0x30, b"".join(der_integer(int.from_bytes(n, order)) for n in (r, s)))
+def signed(tmp, key, signature, data):  # openssl's answer
+    pathlib.Path(tmp, "key").write_bytes(key)
+    pathlib.Path(tmp, "sig").write_bytes(signature)
+    files = "-verify", tmp + "/key", "-signature", tmp + "/sig"
+    return openssl("dgst", "-sha384", "-keyform", "DER", *files, stdin=data)
+
+# The document of a NitroTPM, a COSE_Sign1. AWS writes its maps without a length, and null for what is not there.
+def aws(data, at=0, depth=0):  # an item, and where the next one begins
+    kind, n, at = data[at] >> 5, data[at] & 31, at + 1
+    many = n == 31 and kind in (4, 5)
+    if n > 23 and not many:
+        check(n < 28, "no length")
+        size = 1 << n - 24
+        n, at = int.from_bytes(data[at:at + size], "big"), at + size
+    check(kind != 6 and depth < 6 and len(data) - at >= (n if kind in (2, 3) else 0), "a tag, cut off, or too deep")
+    if kind < 4: return ((n, ~n, data[at:at + n], data[at:at + n])[kind], at + (n if kind > 1 else 0))
+    if kind == 7: return None if n == 22 else (n,), at
+    items = []
+    while data[at] != 0xff if many else len(items) < n * (kind - 3):
+        item, at = aws(data, at, depth + 1)
+        items.append(item)
+    check(kind == 4 or len(set(items[::2])) * 2 == len(items), "a key stands twice")
+    return items if kind == 4 else dict(zip(items[::2], items[1::2])), at + many
+def nitrotpm(doc, d, report, csp, o, tmp):
+    doc = doc[doc[:1] == b"\xd2":]
+    check(doc[:7].hex() == "8444a1013822a0" and len(doc) <= 16 << 10, "no COSE_Sign1 by ES384")
+    payload, at = aws(doc, 7)
+    signature, end = aws(doc, at)
+    p, behind = aws(payload)
+    check((end, behind, len(signature)) == (len(doc), len(payload), 96), "something behind it")
+    module, pcrs, leaf, bundle = (p[name] for name in (b"module_id", b"nitrotpm_pcrs", b"certificate", b"cabundle"))
+    name = re.fullmatch("(i-[0-9a-f]{8,17})-tpm[0-9a-f]{16}", module.decode())
+    check(name and b"pcrs" not in p and p[b"digest"] == b"SHA384", "not of a node's NitroTPM")
+    check(pcrs and all(i in range(32) and len(value) == 48 for i, value in pcrs.items()), "other registers")
+    user_data = hashlib.sha512(b"sevagent/nitrotpm/v1\0" + struct.pack(">I", len(report)) + report).digest()
+    free = [p.get(field) for field in (b"user_data", b"nonce", b"public_key")]
+    check(free == [user_data, report[0x50:0x90], None], "for another report")
+    tbs = inner(*inner(leaf, b"0"), b"00\3")[0]
+    *_, subject, key, extensions = inner(tbs, b"\xa0\x0200000\xa3")
+    names = dict(inner(*inner(rdn, b"0"), b"\6[\x0c\x13]") for rdn in inner(subject, b"1+"))
+    region = re.fullmatch(re.escape(module) + rb"\.([a-z]+(-[a-z]+)+-[0-9]+)\.aws", names[b"\x55\4\3"])[1].decode()
+    values = {e[0].hex(): e[-1] for e in (inner(x, b"\6\1?\4") for x in inner(*inner(extensions, b"0"), b"0+"))}
+    check(key.startswith(P384) and values["551d0f"][3] & 128 and values.get("551d13", b"0\0") == b"0\0", "no signer")
+    made, now = p[b"timestamp"] / 1000, o.at.timestamp()
+    check(0 < made <= now + 300, "made later")
+    for file, certs in {"leaf": [leaf], "above": bundle[1:]}.items():  # the first is never an anchor
+        pathlib.Path(tmp, file).write_text("".join(map(ssl.DER_cert_to_PEM_cert, certs)))
+    ok, why = openssl("verify", "-no-CApath", "-no-CAstore", "-attime", str(int(max(made, now))), "-CAfile", o.roots,
+                      "-untrusted", tmp + "/above", tmp + "/leaf")
+    check(ok, why)
+    head = b"\x84\x6aSignature1\x44\xa1\x01\x38\x22\x40\x59" + struct.pack(">H", len(payload))
+    check(*signed(tmp, tlv(0x30, key), ecdsa(signature[:48], signature[48:], "big"), head + payload))
+    check(csp in (None, f"CN=cc-{region}.amazonaws.com"), "of another region than the report")
+    claimed = d.get("instance", {"id": name[1], "region": region})
+    check((claimed["id"], claimed["region"]) == (name[1], region), "of another instance or region than is claimed")
+
 def verify(data, o):
-    report, certs = form(read(data), o.nonce)
+    d = read(data)
+    report, certs, tpm = form(d, o.nonce)
     kind, line = described(report)
     check(certs, "no certificate", "certificate")
     try: issuer, key, product, turin, tcb, identity = endorsement(certs[0], kind)
     except (LookupError, ValueError) as e: raise Refused("certificate", f"the first certificate is not AMD's: {e!r}")
     line = line or product
     check(not any(report[0x2D0:0x2E8] + report[0x318:0x330]), "R or S has more than 384 bits", "signature")
-    signature = b"".join(der_integer(int.from_bytes(report[a:a + 48], "little")) for a in (0x2A0, 0x2E8))
-    signature = bytes([0x30, len(signature)]) + signature
+    signature = ecdsa(report[0x2A0:0x2D0], report[0x2E8:0x318], "little")
     with tempfile.TemporaryDirectory() as tmp:
-        for name, content in {"key": key, "sig": signature, "cert": certs[0]}.items():
-            pathlib.Path(tmp, name).write_bytes(content)
-        ok, why = openssl("dgst", "-sha384", "-keyform", "DER", "-verify", tmp + "/key", "-signature", tmp + "/sig",
-                          stdin=report[:0x2A0])
-        check(ok, why, "signature")
+        pathlib.Path(tmp, "cert").write_bytes(certs[0])
+        check(*signed(tmp, key, signature, report[:0x2A0]), "signature")
+        try: tpm and nitrotpm(tpm, d, report, identity if kind == "VLEK" else None, o, tmp)
+        except Exception as e: raise Refused("nitrotpm", repr(e))
         # The roots alone: unless told otherwise, openssl trusts those of the system too. It takes a certificate's last
         # second for expired, which it is not (RFC 5280): what is valid the second before was not expired yet.
         at = o.at.timestamp()
