@@ -107,7 +107,7 @@ var table = map[string][]string{
 		"internal/nitro", "internal/snp", "internal/visible", "verify",
 		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync",
 	},
-	"cmd/sevsim":        {"internal/cli", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
+	"cmd/sevsim":        {"internal/cli", "internal/nitro", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices": {},
 
 	"docs/evidence": {"internal/appraise", "verify"},

@@ -25,6 +25,7 @@ import (
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simca"
+	"sevagent/internal/sim/simnitro"
 )
 
 // demo is a node under a directory of its own, and its surroundings.
@@ -40,7 +41,9 @@ type demo struct {
 	step    int
 	agent   *exec.Cmd
 
-	authority *simaws.PrivateCA // by whom ca issues for keys of the node
+	authority  *simaws.PrivateCA // by whom ca issues for keys of the node
+	unmountTPM func() error      // nil: it is not mounted
+	nitroCA    *simnitro.CA      // of the NitroTPM; nil: it cannot be simulated here
 	// What 'sevsim node' has flags for.
 	poll     time.Duration // mtls.poll_interval
 	instance simaws.Instance
@@ -68,6 +71,7 @@ func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 		{"Rotate the secret: the files switch", d.rotate},
 		{"Break the secret: the last good set stays", d.breakSecret},
 		{"Ask for evidence, and verify it as a relying party", d.evidence},
+		{"A second proof, by AWS's NitroTPM, and a relay that it closes", d.secondProof},
 		{"A key that is made on the node, certified by a simulated Private CA", d.born},
 		{"Stop the agent", d.stop},
 	} {
@@ -140,6 +144,10 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	nitroTPM, err := d.simulateTPM()
+	if err != nil {
+		return err
+	}
 	d.env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + d.dir,
 		"AWS_EC2_METADATA_SERVICE_ENDPOINT=" + imds, "AWS_ENDPOINT_URL_SECRETS_MANAGER=" + secrets,
@@ -151,6 +159,7 @@ attestation:
   device: %s/dev/sev-guest
   policy: %s/sim/policy.yaml
   rate: 20
+  %s
 mtls:
   owner: "%d:%d"
   poll_interval: %v
@@ -158,7 +167,7 @@ mtls:
 listen:
   socket: %s
   tcp: ""
-`, d.dir, d.dir, os.Getuid(), os.Getgid(), d.poll, onDisk, d.socket())
+`, d.dir, d.dir, nitroTPM, os.Getuid(), os.Getgid(), d.poll, onDisk, d.socket())
 	if err := os.WriteFile(filepath.Join(d.dir, "etc/sevagent/config.yaml"), []byte(config), 0o644); err != nil {
 		return err
 	}
@@ -452,6 +461,11 @@ func (d *demo) cleanUp(keep bool) error {
 		log, _ := os.ReadFile(filepath.Join(d.dir, "sevagent.log"))
 		fmt.Fprintln(d.out, "\nThe agent's log:")
 		d.printIndented(log)
+	}
+	if d.unmountTPM != nil {
+		if err := d.unmountTPM(); err != nil {
+			return err
+		}
 	}
 	if keep {
 		fmt.Fprintf(d.out, "The node's directory is kept: %s\n", d.dir)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -185,4 +186,18 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("a document from %d, %d bytes", start, size)
 		}
 	})
+}
+
+// TestFile: by files, as the kernel has them.
+func TestFile(t *testing.T) {
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and /dev/fuse")
+	}
+	ca := must.Get(simnitro.New())(t, "make a root")
+	sim := nitrotpm.New(ca)
+	dir := t.TempDir()
+	server := must.Get(nitrotpm.Mount(dir, sim))(t, "mount a simulated TPM")
+	defer server.Unmount()
+	b := &bench{New(Config{Paths: []string{dir + "/tpmrm0", dir + "/tpm0"}, Log: slog.New(slog.DiscardHandler)}), sim, ca}
+	b.gives(t)
 }

@@ -1,6 +1,7 @@
 package nitrotpm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +76,7 @@ func (h *handle) Read(_ context.Context, dest []byte, _ int64) (fuse.ReadResult,
 }
 
 func (h *handle) Write(_ context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
-	n, err := h.file.Write(data)
+	n, err := h.file.Write(bytes.Clone(data)) // which is used again for the next
 	if err != nil {
 		return 0, fs.ToErrno(err)
 	}
