@@ -27,6 +27,7 @@ var table = map[string][]string{
 	"verify":                       {"internal/appraise", "internal/config", "internal/evidence", "internal/snp"},
 	"internal/snp":                 {},
 	"internal/evidence":            {"internal/strictjson"},
+	"internal/nitro":               {},
 	"internal/strictjson":          {},
 	"internal/ecsconfig":           {},
 	"internal/must":                {},
@@ -77,6 +78,7 @@ var table = map[string][]string{
 	"internal/sim/simaws":    {"internal/sim/simca"},
 	"internal/sim/simdevice": {"internal/attest", "internal/sim", "internal/snp"},
 	"internal/sim/simca":     {},
+	"internal/sim/simnitro":  {},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
@@ -122,7 +124,7 @@ const (
 )
 
 // pure packages do no I/O.
-var pure = []string{"internal/snp", "internal/strictjson", "internal/ecsconfig", "internal/mtls/certset"}
+var pure = []string{"internal/snp", "internal/nitro", "internal/strictjson", "internal/ecsconfig", "internal/mtls/certset"}
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
