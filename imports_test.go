@@ -41,6 +41,7 @@ var table = map[string][]string{
 	"internal/atomicfile":  {},
 	"internal/awsconfig":   {aws, "github.com/aws/smithy-go"},
 	"internal/appraise":    {"internal/snp", goSEVGuest, "github.com/google/logger"},
+	"internal/tpm":         {"internal/nitro", "golang.org/x/sys"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile",
 		prometheus, "golang.org/x/sys", "golang.org/x/time",
@@ -79,6 +80,7 @@ var table = map[string][]string{
 	"internal/sim/simdevice": {"internal/attest", "internal/sim", "internal/snp"},
 	"internal/sim/simca":     {},
 	"internal/sim/simnitro":  {},
+	"internal/sim/nitrotpm":  {"internal/sim/simnitro", "github.com/hanwen/go-fuse"},
 	"internal/sim/simscript": {"github.com/rogpeppe/go-internal"},
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
