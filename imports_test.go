@@ -43,6 +43,7 @@ var table = map[string][]string{
 	"internal/atomicfile":  {},
 	"internal/awsconfig":   {aws, "github.com/aws/smithy-go"},
 	"internal/appraise":    {"internal/nitro", "internal/snp", goSEVGuest, "github.com/google/logger"},
+	"internal/tpm":         {"internal/nitro", "golang.org/x/sys"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", "internal/nitro",
 		prometheus, "golang.org/x/sys", "golang.org/x/time",
@@ -80,8 +81,7 @@ var table = map[string][]string{
 	"internal/sim/tsmfs":     {"internal/sim", "internal/snp", "github.com/hanwen/go-fuse"},
 	"internal/sim/cuse":      {"internal/sim", "golang.org/x/sys"},
 	"internal/sim/simaws":    {"internal/sim/simca"},
-	"internal/sim/nitrotpm": {"internal/sim/simnitro", "github.com/hanwen/go-fuse"},
-	"internal/tpm":          {"golang.org/x/sys"},
+	"internal/sim/nitrotpm":  {"internal/sim/simnitro", "github.com/hanwen/go-fuse"},
 	"internal/sim/simdevice": {"internal/attest", "internal/sim", "internal/snp"},
 	"internal/sim/simca":     {},
 	"internal/sim/simnitro":  {},
@@ -89,6 +89,7 @@ var table = map[string][]string{
 	"internal/agent": {
 		"client", "client/certs", "internal/appraise", "internal/attest", "internal/awsconfig", "internal/cli",
 		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
+		"internal/nitro",
 		"internal/mtls/issue", "internal/mtls/issue/acme", "internal/mtls/issue/privateca", "internal/mtls/source",
 		"internal/mtls/spiffe", "internal/probe", "internal/readers", "internal/strictjson", "internal/tpm",
 		aws, systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",

@@ -42,6 +42,7 @@ type demo struct {
 	agent   *exec.Cmd
 
 	authority  *simaws.PrivateCA // by whom ca issues for keys of the node
+	withTPM    bool              // if possible
 	unmountTPM func() error      // nil: it is not mounted
 	nitroCA    *simnitro.CA      // of the NitroTPM; nil: it cannot be simulated here
 	// What 'sevsim node' has flags for.
@@ -55,7 +56,7 @@ const secretName = "demo/mtls"
 func runDemo(ctx context.Context, out io.Writer, keep bool) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	d := &demo{out: out, poll: 5 * time.Minute, instance: simaws.DefaultInstance()}
+	d := &demo{out: out, poll: 5 * time.Minute, instance: simaws.DefaultInstance(), withTPM: true}
 	if err := d.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare the node: %w", err)
 	}

@@ -20,7 +20,7 @@ import (
 // root joins those of the simulated processor.
 func (d *demo) simulateTPM() (config string, err error) {
 	const off = "nitrotpm: \"off\""
-	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 {
+	if _, err := os.Stat("/dev/fuse"); err != nil || os.Geteuid() != 0 || !d.withTPM {
 		return off, nil
 	}
 	dir := filepath.Join(d.dir, "dev/tpm")

@@ -22,6 +22,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
+	"sevagent/internal/nitro"
 	"sevagent/internal/tpm"
 )
 
@@ -39,6 +40,7 @@ type attestation struct {
 
 	transport attest.Transport
 	worker    *attest.Worker         // nil: the mode is off
+	tpm       *tpm.TPM               // nil: attestation.nitrotpm is off
 	vceks     *attest.VCEKs          // nil: attestation.kds is ""
 	region    atomic.Pointer[string] // the node's; nil: unknown
 
@@ -84,12 +86,10 @@ func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*at
 			Metrics: registry,
 		})
 	}
-	second := attest.Second{Roots: policy.NitroRoots(), Required: cfg.NitroTPM == config.NitroTPMRequire}
+	second := attest.Second{Required: cfg.NitroTPM == config.NitroTPMRequire}
 	if cfg.NitroTPM != config.NitroTPMOff {
-		second.NitroTPM = nitroTPM{
-			device:   tpm.New(tpm.Config{Paths: cfg.TPM, Log: c.Log.With("component", "attest")}),
-			required: second.Required,
-		}
+		a.tpm = tpm.New(tpm.Config{Paths: cfg.TPM, Roots: policy.NitroRoots(), Log: c.Log.With("component", "attest")})
+		second.NitroTPM = nitroTPM{device: a.tpm, required: second.Required}
 	}
 	a.worker = attest.New(attest.Config{
 		Second:    second,
@@ -120,12 +120,15 @@ type nitroTPM struct {
 }
 
 // Document implements attest.NitroTPM.
-func (n nitroTPM) Document(ctx context.Context, userData, nonce [64]byte) ([]byte, error) {
-	text, err := n.device.Document(ctx, userData, nonce)
+func (n nitroTPM) Document(ctx context.Context, userData, nonce [64]byte) ([]byte, *nitro.Document, error) {
+	text, doc, err := n.device.Document(ctx, userData, nonce)
 	if !n.required && (errors.Is(err, tpm.ErrAbsent) || errors.Is(err, tpm.ErrNotNitro)) {
-		return nil, nil
+		return nil, nil, nil
 	}
-	return text, err
+	if advice := tpm.Advice(err); advice != "" {
+		err = fmt.Errorf("%w; %s", err, advice)
+	}
+	return text, doc, err
 }
 
 // run serves the device until ctx ends.
@@ -135,6 +138,9 @@ func (a *attestation) run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.worker.Run(ctx) })
+	if a.tpm != nil {
+		group.Go(func() error { return a.tpm.Run(ctx) })
+	}
 	if a.vceks != nil {
 		group.Go(func() error { return a.vceks.Run(ctx) })
 	}

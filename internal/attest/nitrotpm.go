@@ -2,7 +2,6 @@ package attest
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"time"
@@ -11,18 +10,16 @@ import (
 	"sevagent/internal/nitro"
 )
 
-// NitroTPM gives documents of the node's NitroTPM, or nil where the node has none. Document returns when ctx ends at the
-// latest, whatever the device does.
+// NitroTPM gives verified documents of the node's NitroTPM, or nil where the node has none. Document returns when ctx
+// ends at the latest, whatever the device does.
 type NitroTPM interface {
-	Document(ctx context.Context, userData, nonce [64]byte) ([]byte, error)
+	Document(ctx context.Context, userData, nonce [64]byte) ([]byte, *nitro.Document, error)
 }
 
 // Second is the proof beside the report.
 type Second struct {
 	// NitroTPM is where it comes from. Nil: there is none.
 	NitroTPM NitroTPM
-	// Roots are the trust anchors of documents. Nil: AWS's.
-	Roots *x509.CertPool
 	// Required refuses evidence without it.
 	Required bool
 }
@@ -57,15 +54,11 @@ func (w *Worker) second(report []byte) ([]byte, error) {
 	defer cancel()
 	userData, nonce := nitro.Binding(report)
 	began := time.Now()
-	text, err := s.NitroTPM.Document(ctx, userData, nonce)
+	text, doc, err := s.NitroTPM.Document(ctx, userData, nonce)
 	if text == nil && err == nil {
 		return nil, nil
 	}
 	w.metrics.second.Observe(time.Since(began).Seconds())
-	var doc *nitro.Document
-	if err == nil {
-		doc, err = nitro.Verify(text, nitro.Config{Roots: s.Roots, Now: time.Now()})
-	}
 	if err == nil {
 		err = doc.Binds(report)
 	}

@@ -17,7 +17,7 @@ import (
 
 // documents is a NitroTPM that signs what it is asked for.
 type documents struct {
-	sign  func(simnitro.Fields) ([]byte, error)
+	ca    *simnitro.CA
 	pcrs  map[int][]byte
 	err   error
 	none  bool
@@ -26,31 +26,33 @@ type documents struct {
 	asked atomic.Int64
 }
 
-func (d *documents) Document(ctx context.Context, userData, nonce [64]byte) ([]byte, error) {
+func (d *documents) Document(ctx context.Context, userData, nonce [64]byte) ([]byte, *nitro.Document, error) {
 	d.asked.Add(1)
 	select {
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, nil, ctx.Err()
 	case <-time.After(d.slow):
 	}
 	if d.err != nil || d.none {
-		return nil, d.err
+		return nil, nil, d.err
 	}
 	if d.other {
 		userData[0]++
 	}
-	return d.sign(simnitro.Fields{PCRs: d.pcrs, UserData: userData[:], Nonce: nonce[:]})
+	text, err := d.ca.Sign(simnitro.Fields{PCRs: d.pcrs, UserData: userData[:], Nonce: nonce[:], Time: time.Now()})
+	if err != nil {
+		return nil, nil, err
+	}
+	doc, err := nitro.Verify(text, nitro.Config{Roots: d.ca.Pool(), Now: time.Now()})
+	return text, doc, err
 }
 
 func nitroWorker(t *testing.T, required bool) (*Worker, *documents) {
 	t.Helper()
 	ca := must.Get(simnitro.New())(t, "make a root for NitroTPMs")
-	d := &documents{sign: func(f simnitro.Fields) ([]byte, error) {
-		f.Time = time.Now()
-		return ca.Sign(f)
-	}}
+	d := &documents{ca: ca}
 	w := newWorker(t, &fakeDevice{}, 50, 64)
-	w.cfg.Second = Second{NitroTPM: d, Roots: ca.Pool(), Required: required}
+	w.cfg.Second = Second{NitroTPM: d, Required: required}
 	run(t, w)
 	return w, d
 }
@@ -61,7 +63,7 @@ func TestSecondProof(t *testing.T) {
 		w, d := nitroWorker(t, true)
 		doc, _, err := w.Evidence(t.Context(), claims(1, 1))
 		must.Do(t, err, "get evidence")
-		got := must.Get(nitro.Verify(doc.NitroTPM, nitro.Config{Roots: w.cfg.Second.Roots, Now: time.Now()}))(t,
+		got := must.Get(nitro.Verify(doc.NitroTPM, nitro.Config{Roots: d.ca.Pool(), Now: time.Now()}))(t,
 			"verify the document")
 		must.Do(t, got.Binds(doc.Report), "compare the document with the report")
 		if s := w.SecondState(); s.Err != nil || s.Document.InstanceID != "i-0123456789abcdef0" || d.asked.Load() != 1 {

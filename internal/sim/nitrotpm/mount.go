@@ -1,7 +1,6 @@
 package nitrotpm
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,7 +75,7 @@ func (h *handle) Read(_ context.Context, dest []byte, _ int64) (fuse.ReadResult,
 }
 
 func (h *handle) Write(_ context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
-	n, err := h.file.Write(bytes.Clone(data)) // which is used again for the next
+	n, err := h.file.Write(data)
 	if err != nil {
 		return 0, fs.ToErrno(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -190,7 +191,7 @@ func (f *file) Write(command []byte) (int, error) {
 	case len(command) < 10:
 		return 0, syscall.EINVAL
 	}
-	f.response = f.tpm.execute(f, command)
+	f.response = f.tpm.execute(f, slices.Clone(command)) // the caller's memory is the caller's
 	return len(command), nil
 }
 
