@@ -26,8 +26,8 @@ const (
 	maxDepth = 5
 )
 
-// Searcher looks for many secrets at once, in every form that Forms has, and in what base64, hex and lists of bytes stand
-// for.
+// Searcher looks for many secrets at once: in every form that Forms has, and in what base64, hex and lists of bytes
+// stand for.
 type Searcher struct {
 	needles map[uint64][]needle // by their first 8 bytes
 	mayBe   []uint64            // a bit for each hash of them
