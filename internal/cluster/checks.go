@@ -77,6 +77,12 @@ var checks = []property{
 			"or Canonical (Ubuntu) or built on theirs. {deploy} That replaces the nodes.",
 	},
 	{
+		id: "nitrotpm", title: "All nodes and their AMIs have a NitroTPM, or none",
+		about: ofInstances, calls: []string{apiImages}, things: "nodes and AMIs", find: nitroTPM,
+		advice: "It is decided when an AMI is registered: give one with TpmSupport v2.0 as AmiId, such as those of " +
+			"image.yaml with NitroTpm=true. {deploy} That replaces the nodes.",
+	},
+	{
 		id: "template-version", title: "Nodes come from the group's launch template version",
 		about: ofGroups, calls: []string{apiTemplates}, things: "nodes", find: templateVersion,
 		advice: "Replace older nodes: " + startRefresh,
@@ -437,6 +443,31 @@ func imageBootMode(s *Snapshot, c *Check) {
 		}
 	}
 	c.of, c.good = len(launched), strings.Join(good, ", ")
+}
+
+// nitroTPM warns where some have a NitroTPM. A cluster without any is as good as another.
+func nitroTPM(s *Snapshot, c *Check) {
+	with := 0
+	look := func(id, tpm, words string) {
+		if c.of++; tpm != "" {
+			with++
+		} else {
+			c.add(Warn, id, "%s", words)
+		}
+	}
+	for n := range s.nodes((*Node).up) {
+		look(n.ID, n.Instance.TPM, "it has no NitroTPM, and others have")
+	}
+	seen := make(map[string]bool)
+	for _, t := range s.templates() {
+		if image, exists := s.Images[t.ImageID]; exists && !seen[t.ImageID] {
+			seen[t.ImageID] = true
+			look(t.ImageID, image.TPM, "new nodes get no NitroTPM, and others have one")
+		}
+	}
+	if c.good = fmt.Sprintf("on %d", with); with == 0 {
+		c.Resources, c.good = nil, "none has one"
+	}
 }
 
 func templateVersion(s *Snapshot, c *Check) {

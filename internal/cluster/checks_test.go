@@ -80,6 +80,17 @@ func TestChecks(t *testing.T) {
 		}, []string{"nodes-running fail", "membership fail"}},
 		{"boot mode not said", func(s *Snapshot) { s.Nodes[0].Instance.BootMode = "" }, []string{"boot-mode fail"}},
 		{"boot mode preferred", func(s *Snapshot) { s.Nodes[0].Instance.BootMode = "uefi-preferred" }, nil},
+		{"NitroTPM everywhere", func(s *Snapshot) {
+			s.Images["ami-1"] = Image{BootMode: "uefi", TPM: "v2.0"}
+			s.Nodes[0].Instance.TPM, s.Nodes[1].Instance.TPM = "v2.0", "v2.0"
+		}, nil},
+		{"NitroTPM on one node", func(s *Snapshot) { s.Nodes[0].Instance.TPM = "v2.0" }, []string{"nitrotpm warn"}},
+		{"nodes older than their AMI's NitroTPM", func(s *Snapshot) {
+			s.Images["ami-1"] = Image{BootMode: "uefi", TPM: "v2.0"}
+		}, []string{"nitrotpm warn"}},
+		{"AMI without the nodes' NitroTPM", func(s *Snapshot) {
+			s.Nodes[0].Instance.TPM, s.Nodes[1].Instance.TPM = "v2.0", "v2.0"
+		}, []string{"nitrotpm warn"}},
 		{"launch suspended", func(s *Snapshot) { s.Groups[0].SuspendedLaunches = true },
 			[]string{"auto-scaling-group warn"}},
 		{"group being deleted", func(s *Snapshot) { s.Groups[0].Status = "Delete in progress" },

@@ -125,6 +125,10 @@ func TestBroken(t *testing.T) {
 		{"image gone", func(a *AWS) { a.Images = nil }, []string{"ami-boot-mode fail"}, "no new node can start"},
 		{"old image gone", n(func(n *Node) { n.Image = "ami-0000000000000000f" }),
 			[]string{"ami-boot-mode warn"}, "nodes run it"},
+		{"NitroTPM of the AMI", func(a *AWS) { a.TPM = map[string]string{"ami-00000000000000002": "v2.0"} },
+			[]string{"nitrotpm warn"}, "it has no NitroTPM"},
+		{"NitroTPM of one node", func(a *AWS) { a.TPM = map[string]string{a.Nodes[0].ID: "v2.0"} },
+			[]string{"nitrotpm warn"}, "new nodes get no NitroTPM"},
 		{"version", n(func(n *Node) { n.Version = "1" }),
 			[]string{"template-version fail"}, "version 1, the group has lt-00000000000000001 version 2"},
 		{"imds", n(func(n *Node) { n.Tokens = "optional" }), []string{"imdsv2 fail"}, "HttpTokens is optional"},
@@ -182,7 +186,7 @@ func TestDenied(t *testing.T) {
 	group := []string{"auto-scaling-group", "launch-template", "template-version", "scale-in-protection", "membership"}
 	// The group shows its instances; which others there may be is not known.
 	nodes := []string{"nodes-running", "agent-connected", "membership", "attested", "attested-equal",
-		"instance-types", "snp-enabled", "boot-mode", "ami-boot-mode", "imdsv2", "root-encrypted"}
+		"instance-types", "snp-enabled", "boot-mode", "ami-boot-mode", "nitrotpm", "imdsv2", "root-encrypted"}
 	for api, want := range map[string][]string{
 		apiClusters:   append([]string{"cluster-active", "container-insights", "capacity-providers"}, group...),
 		apiProviders:  append([]string{"capacity-providers"}, group...),
@@ -190,10 +194,10 @@ func TestDenied(t *testing.T) {
 		apiTemplates:  {"launch-template", "template-version"},
 		apiContainers: nodes,
 		apiContainer:  nodes,
-		apiInstances: {"nodes-running", "instance-types", "snp-enabled", "boot-mode", "ami-boot-mode", "imdsv2",
+		apiInstances: {"nodes-running", "instance-types", "snp-enabled", "boot-mode", "ami-boot-mode", "nitrotpm", "imdsv2",
 			"root-encrypted"},
 		apiVolumes: {"root-encrypted"},
-		apiImages:  {"ami-boot-mode"},
+		apiImages:  {"ami-boot-mode", "nitrotpm"},
 		apiTypes:   {"instance-types", "region"},
 	} {
 		t.Run(api, func(t *testing.T) {

@@ -40,7 +40,7 @@ func script(t *testing.T, seed string) string {
 	_, rest, _ = strings.Cut(rest, "runCommand:\n")
 	var lines []string
 	for line := range strings.Lines(rest) {
-		text, ok := strings.CutPrefix(line, strings.Repeat(" ", 16)+"- ")
+		text, ok := strings.CutPrefix(strings.TrimLeft(line, " "), "- ")
 		if !ok {
 			break
 		}

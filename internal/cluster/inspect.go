@@ -625,7 +625,7 @@ func instance(i ec2types.Instance) *Instance {
 		Type: string(i.InstanceType), ImageID: aws.ToString(i.ImageId),
 		RootDevice: aws.ToString(i.RootDeviceName), Launched: aws.ToTime(i.LaunchTime),
 		// What it booted with; BootMode is what was asked for, and may be uefi-preferred.
-		BootMode: cmp.Or(string(i.CurrentInstanceBootMode), string(i.BootMode)),
+		BootMode: cmp.Or(string(i.CurrentInstanceBootMode), string(i.BootMode)), TPM: aws.ToString(i.TpmSupport),
 	}
 	if i.State != nil {
 		out.State = string(i.State.Name)
@@ -697,7 +697,9 @@ func (g *gathering) images(ctx context.Context, nodes map[string]*Node) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		for _, i := range out.Images {
-			g.s.Images[aws.ToString(i.ImageId)] = Image{Name: aws.ToString(i.Name), BootMode: string(i.BootMode)}
+			g.s.Images[aws.ToString(i.ImageId)] = Image{
+				Name: aws.ToString(i.Name), BootMode: string(i.BootMode), TPM: string(i.TpmSupport),
+			}
 		}
 	})
 }

@@ -113,6 +113,7 @@ type Member struct {
 type Instance struct {
 	Type, Zone, State, ImageID string
 	SNP, BootMode, HTTPTokens  string
+	TPM                        string // "v2.0" with a NitroTPM
 	RootDevice, RootVolume     string
 	RootEncrypted, RootKnown   bool
 	Launched                   time.Time
@@ -121,8 +122,8 @@ type Instance struct {
 // Type is what EC2 says of an instance type. The zero Type exists in no region.
 type Type struct{ Exists, Offered, SNP bool }
 
-// Image is an AMI.
-type Image struct{ Name, BootMode string }
+// Image is an AMI. TPM is "v2.0" if its instances have a NitroTPM.
+type Image struct{ Name, BootMode, TPM string }
 
 // Type is the node's instance type, or "" if nobody says.
 func (n *Node) Type() string {

@@ -33,6 +33,7 @@ type AWS struct {
 	Spec                                 string // the version that the group asks for
 	Versions                             map[int]*Version
 	Images                               map[string]string // boot modes
+	TPM                                  map[string]string // "v2.0" for AMIs and nodes with a NitroTPM
 	Supported                            []string
 	// Types are other instance types, and whether the region offers them.
 	Types map[string]bool
@@ -463,7 +464,8 @@ func (a *AWS) ec2(w http.ResponseWriter, op string, form url.Values) {
 		set = "imagesSet"
 		for id, mode := range a.Images {
 			if wanted[id] {
-				items = append(items, fmt.Sprintf("<imageId>%s</imageId><name>al2023</name>%s", id, element("bootMode", mode)))
+				items = append(items, fmt.Sprintf("<imageId>%s</imageId><name>al2023</name>%s%s", id, element("bootMode", mode),
+					element("tpmSupport", a.TPM[id])))
 			}
 		}
 	case "DescribeInstanceTypes":
@@ -555,6 +557,7 @@ func (a *AWS) instance(n *Node) string {
 		within("placement", element("availabilityZone", n.AZ)) +
 		within("cpuOptions", element("coreCount", "1")+element("amdSevSnp", n.SNP)) +
 		within("metadataOptions", element("httpTokens", n.Tokens)) + element("currentInstanceBootMode", n.BootMode) +
+		element("tpmSupport", a.TPM[n.ID]) +
 		element("rootDeviceName", "/dev/xvda") + "<blockDeviceMapping>"
 	if !n.NoRootVolume {
 		out += "<item><deviceName>/dev/xvda</deviceName><ebs><volumeId>" + volume(n) + "</volumeId></ebs></item>"
