@@ -13,6 +13,7 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/cli"
+	"sevagent/internal/config"
 )
 
 func statusCommand(o *options) *cobra.Command {
@@ -111,7 +112,7 @@ func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
 			cli.Fprintf(w, "                pending version %s: %s%s\n", p.Version, p.Result, reason(p.Reason))
 		}
 		if i := secret.Issue; i != nil {
-			cli.Fprintf(w, "                %s by %s, %s%s\n", i.State, i.From, i.Authority, renewal(i))
+			cli.Fprintf(w, "                %s by %s, %s%s\n", i.State, i.From, i.Authority, renewal(secret))
 		}
 	}
 	if m.Cost.CallsPerMonth > 0 {
@@ -144,9 +145,15 @@ func printHealth(w io.Writer, h *client.Health) {
 	}
 }
 
-// renewal says when an issued certificate is renewed, as far as that is known.
-func renewal(i *client.IssueStatus) string {
-	if i.RenewAt.IsZero() {
+// renewal says when an issued certificate is renewed or, in trouble, when that is tried again, as far as that is known.
+// A SPIRE agent decides by itself.
+func renewal(secret client.SecretStatus) string {
+	i := secret.Issue
+	troubled := i.State == client.IssueFailing || i.State == client.IssueRefused
+	switch {
+	case troubled && i.From != config.FromSPIFFE:
+		return ", tried again at " + date(secret.NextCheck)
+	case i.RenewAt.IsZero():
 		return ""
 	}
 	return ", next one at " + i.RenewAt.UTC().Format(time.RFC3339)

@@ -38,12 +38,16 @@ func TestStatusOfIssued(t *testing.T) {
 	at := time.Date(2026, 12, 1, 9, 30, 0, 0, time.UTC)
 	for _, i := range []client.IssueStatus{
 		{From: "acm-pca", Authority: "arn:ca", State: client.IssueIdle, RenewAt: at},
+		{From: "acme", Authority: "https://ca", State: client.IssueFailing, RenewAt: at},
 		{From: "spiffe", Authority: "/run/api.sock", State: client.IssueOrdered},
 	} {
 		var b strings.Builder
-		printCertificates(&b, &client.Publication{Secrets: []client.SecretStatus{{Name: "issue/node", Issue: &i}}}, at)
+		printCertificates(&b, &client.Publication{Secrets: []client.SecretStatus{
+			{Name: "issue/node", Issue: &i, NextCheck: at.Add(-time.Hour)},
+		}}, at)
 		want := map[string]string{
 			"acm-pca": "idle by acm-pca, arn:ca, next one at 2026-12-01T09:30:00Z\n",
+			"acme":    "failing by acme, https://ca, tried again at 2026-12-01T08:30:00Z\n",
 			"spiffe":  "ordered by spiffe, /run/api.sock\n",
 		}[i.From]
 		if !strings.Contains(b.String(), want) {

@@ -255,6 +255,8 @@ func (s Issue) validateFor(m *mistakes, key string) {
 	case FromACME:
 		if err := checkBaseURL(s.Directory); err != nil {
 			m.bad(key+".directory", "%s", err)
+		} else if !strings.HasPrefix(s.Directory, "https:") {
+			m.bad(key+".directory", "%s is not https, which ACME needs even on loopback", quote(s.Directory))
 		}
 		if s.Roots != "" {
 			m.absolute(key+".roots", s.Roots)

@@ -81,6 +81,8 @@ func TestIssueRefuses(t *testing.T) {
 		{acme + ", eab: a b}", `.eab: "a b" is not the name of a secret`},
 		{`{name: web, from: acme, gives: [server], directory: "http://ca.example.org", dns: [a.b]}`,
 			".directory: \"http://ca.example.org\" is not https"},
+		{`{name: web, from: acme, gives: [server], directory: "http://127.0.0.1:14000/dir", dns: [a.b]}`,
+			"is not https, which ACME needs even on loopback"},
 		{`{name: web, from: acme, gives: [server], directory: https://ca.example.org}`, ".dns: empty"},
 		{spire + ", socket: api.sock}", `.socket: "api.sock" is not an absolute path`},
 		{spire + ", id: node}", `.id: "node" is not a SPIFFE ID`},

@@ -141,6 +141,171 @@ func TestImageStack(t *testing.T) {
 	c.aws("cloudformation", "wait", "stack-delete-complete", "--stack-name", "image")
 }
 
+// ami is what describe-images returns of an AMI, as far as it is registered again.
+type ami struct {
+	ImageID, Name, Description, BootMode, TpmSupport, ImdsSupport, RootDeviceName, Architecture string
+
+	EnaSupport          bool
+	BlockDeviceMappings []any
+	Tags                []struct{ Key, Value string }
+}
+
+// amis are those of the image in a region.
+func (c *cloud) amis(region string) (all []ami) {
+	c.t.Helper()
+	text := c.aws("ec2", "describe-images", "--region", region, "--owners", "self", "--filters",
+		"Name=tag:sevagent:image,Values=sevagent", "--query", "Images")
+	must.Do(c.t, json.Unmarshal([]byte(text), &all), "decode %s", text)
+	return all
+}
+
+// build runs the pipeline, and what its end starts. It returns the build's ARN and the state of the last automation.
+func (c *cloud) build(stack string) (arn, automation string) {
+	c.t.Helper()
+	arn = c.query("imageBuildVersionArn", "imagebuilder", "start-image-pipeline-execution", "--image-pipeline-arn",
+		c.output(stack, "PipelineArn"))
+	return arn, c.automation()
+}
+
+func (c *cloud) automation() string {
+	c.t.Helper()
+	c.control("settle", nil)
+	return c.query("AutomationExecutionMetadataList[0].AutomationExecutionStatus", "ssm",
+		"describe-automation-executions", "--filters", "Key=DocumentNamePrefix,Values=sevagent-nitrotpm-sevagent")
+}
+
+// TestImageNitroTPM builds AMIs with and without a NitroTPM. The automation runs with the rights of its role.
+func TestImageNitroTPM(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t)
+	const uefi = "QU1aTlVFRkk="
+	parent := func(name, mode string) string {
+		return c.query("ImageId", "ec2", "register-image", "--name", name, "--boot-mode", mode, "--uefi-data", uefi,
+			"--root-device-name", "/dev/xvda")
+	}
+	parameter := func(region string) string {
+		return c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/sevagent/ami", "--region", region)
+	}
+	given := []string{"ParentImage=" + parent("good", "uefi-preferred"), "AmiParameterName=/sevagent/ami"}
+	regions := []string{"us-east-2", "eu-west-1"}
+
+	if out, status := c.image("image", append(given, "NitroTpm=true", "KeepImages=3")...); status == 0 ||
+		!strings.Contains(strings.Join(strings.Fields(out), " "), "set KeepImages=0") {
+		t.Errorf("with KeepImages: exit status %d: %s", status, out)
+	}
+	c.aws("cloudformation", "delete-stack", "--stack-name", "image")
+
+	// Without: what Image Builder makes, for comparison.
+	if out, status := c.image("image", given...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	c.build("image")
+	plain := make(map[string]ami)
+	for _, region := range regions {
+		all := c.amis(region)
+		if len(all) != 1 || all[0].BootMode != "uefi-preferred" || all[0].TpmSupport != "" {
+			t.Fatalf("without NitroTpm, %s has %+v", region, all)
+		}
+		plain[region] = all[0]
+	}
+	before := parameter("us-east-2")
+
+	// With. The first attempt ends in the middle; the second goes on.
+	if out, status := c.image("image", "NitroTpm=true"); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	if got := parameter("us-east-2"); got != before {
+		t.Errorf("the update alone changes the parameter to %s", got)
+	}
+	c.control("fault", map[string]any{"service": "ec2", "operation": "DeregisterImage", "code": "InternalError"})
+	build, status := c.build("image")
+	if status != "Success" {
+		t.Fatalf("the automation ended with %s", status)
+	}
+	for _, region := range regions {
+		all := slices.DeleteFunc(c.amis(region), func(a ami) bool { return a.ImageID == plain[region].ImageID })
+		if len(all) != 1 {
+			t.Fatalf("%s has these AMIs of one build: %+v", region, all)
+		}
+		got, want := all[0], plain[region]
+		if got.BootMode+got.TpmSupport+got.ImdsSupport != "uefiv2.0v2.0" || !got.EnaSupport {
+			t.Errorf("%s: %+v", region, got)
+		}
+		if got.Description != want.Description || got.RootDeviceName != want.RootDeviceName ||
+			got.Architecture != want.Architecture || !strings.HasSuffix(got.Name, "Z-nitrotpm") {
+			t.Errorf("%s: %+v, want it as Image Builder's %+v", region, got, want)
+		}
+		tags := make(map[string]string)
+		for _, tag := range got.Tags {
+			tags[tag.Key] = tag.Value
+		}
+		if len(tags) != len(want.Tags) || tags["sevagent:image"] != "sevagent" || tags["Ec2ImageBuilderArn"] != build {
+			t.Errorf("%s: the tags are %v", region, tags)
+		}
+		snapshot := regexp.MustCompile("snap-[0-9a-f]+")
+		devices := func(a ami) string { return snapshot.ReplaceAllString(fmt.Sprint(a.BlockDeviceMappings), "snap") }
+		if devices(got) != devices(want) || !strings.Contains(devices(got), "Encrypted:true") {
+			t.Errorf("%s: the devices are %v, want %v", region, devices(got), devices(want))
+		}
+		if data := c.query("UefiData.Value", "ec2", "describe-image-attribute", "--region", region, "--image-id",
+			got.ImageID, "--attribute", "uefiData"); data != uefi {
+			t.Errorf("%s: the UEFI variables are %q", region, data)
+		}
+		if id := parameter(region); id != got.ImageID {
+			t.Errorf("%s: the parameter has %s, want %s", region, id, got.ImageID)
+		}
+	}
+
+	// Once more, by hand: nothing is left to do.
+	made := c.amis("us-east-2")
+	c.aws("ssm", "start-automation-execution", "--document-name", c.output("image", "RegisterDocumentName"),
+		"--parameters", "image="+build)
+	if status := c.automation(); status != "Success" || len(c.amis("us-east-2")) != len(made) {
+		t.Errorf("started again, it ends with %s and leaves %+v of %+v", status, c.amis("us-east-2"), made)
+	}
+	// Its role is for this image's AMIs.
+	keys := strings.Fields(c.query("Credentials.[AccessKeyId,SecretAccessKey,SessionToken]", "sts", "assume-role",
+		"--role-session-name", "test", "--role-arn", "arn:aws:iam::123456789012:role/"+c.role("image", "RegisterRole")))
+	for _, args := range [][]string{
+		{"ec2", "deregister-image", "--image-id", strings.TrimPrefix(given[0], "ParentImage=")},
+		{"ec2", "register-image", "--name", "other", "--boot-mode", "uefi"},
+		{"ec2", "create-tags", "--resources", made[0].ImageID, "--tags", "Key=k,Value=v"},
+	} {
+		if out, status := c.run("env", append([]string{"AWS_ACCESS_KEY_ID=" + keys[0], "AWS_SECRET_ACCESS_KEY=" + keys[1],
+			"AWS_SESSION_TOKEN=" + keys[2], "aws"}, args...)...); status == 0 || !strings.Contains(out, "not authorized") {
+			t.Errorf("the automation's role may %v: %s", args, out)
+		}
+	}
+
+	// What cannot have a NitroTPM stays as it is, and is not handed on.
+	before = parameter("us-east-2")
+	if out, status := c.image("image", "ParentImage="+parent("bad", "legacy-bios")); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	c.automationFails = true
+	if _, status := c.build("image"); status != "Failed" || parameter("us-east-2") != before {
+		t.Errorf("legacy BIOS: the automation ended with %s, and the parameter has %s", status, parameter("us-east-2"))
+	}
+	if all := c.amis("us-east-2"); len(all) != len(made)+1 {
+		t.Errorf("legacy BIOS: the AMIs are %+v", all)
+	}
+	if why := c.query("AutomationExecutionMetadataList[0].FailureMessage", "ssm", "describe-automation-executions"); !strings.Contains(why, "its boot mode is legacy-bios") {
+		t.Errorf("legacy BIOS: %s", why)
+	}
+
+	// And without again.
+	if out, status := c.image("image", given[0], "NitroTpm=false"); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	c.build("image")
+	if id := parameter("us-east-2"); c.query("Images[0].BootMode", "ec2", "describe-images", "--image-ids",
+		id) != "uefi-preferred" {
+		t.Errorf("without NitroTpm again, the parameter has %s", id)
+	}
+	c.aws("cloudformation", "delete-stack", "--stack-name", "image")
+	c.aws("cloudformation", "wait", "stack-delete-complete", "--stack-name", "image")
+}
+
 // TestImageBadInput violates one constraint at a time.
 func TestImageBadInput(t *testing.T) {
 	t.Parallel()
@@ -605,6 +770,8 @@ func TestImageGuide(t *testing.T) {
 			set(out)
 		},
 	}
+	second := regexp.MustCompile(`^(ami-[0-9a-f]+)\s+uefi\s+v2.0\n$`)
+	var registered string
 	after := map[string]func(out string){
 		"publish": set,
 		"build": func(out string) {
@@ -642,6 +809,28 @@ func TestImageGuide(t *testing.T) {
 			if want := c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/sevagent/ami"); got == first ||
 				got != want {
 				t.Errorf("the node runs %s, want %s", got, want)
+			}
+		},
+		"nitrotpm-build": func(string) { c.control("settle", nil) },
+		"nitrotpm-state": func(out string) {
+			if !regexp.MustCompile(`^Success\s+None\n$`).MatchString(out) {
+				t.Errorf("the automation's state is %s", out)
+			}
+		},
+		"nitrotpm-ami": func(out string) {
+			m := second.FindStringSubmatch(out)
+			if m == nil || m[1] != c.query("Parameter.Value", "ssm", "get-parameter", "--name", "/sevagent/ami") {
+				t.Fatalf("describe-images printed %q", out)
+			}
+			registered = m[1]
+		},
+		"nitrotpm-again": func(string) {
+			c.control("settle", nil)
+			if out := c.must("bash", "-c", blocks["nitrotpm-state"]); !strings.HasPrefix(out, "Success") {
+				t.Errorf("started again, the automation's state is %s", out)
+			}
+			if out := c.must("bash", "-c", blocks["nitrotpm-ami"]); !strings.HasPrefix(out, registered) {
+				t.Errorf("started again, the newest AMI is %s, want %s", out, registered)
 			}
 		},
 	}

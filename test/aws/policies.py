@@ -20,6 +20,8 @@ MEANT = {
     # SendCommand is authorized on the document and on each node. The nodes have a condition, so a statement of their
     # own.
     ("RESOURCE_MISMATCH", "EventsRole"),
+    # So is RegisterImage, on the AMI and on its snapshot, which have different tags.
+    ("RESOURCE_MISMATCH", "RegisterRole"),
     # What AmazonSSMManagedInstanceCore allows: Image Builder's documents have names of AWS's choosing.
     ("RESOURCE_STAR", "BuilderRole"),
     # Public parameters have an ARN without an account; and IAM compares the boundary's ARN as a string.

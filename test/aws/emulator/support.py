@@ -5,6 +5,7 @@ import os
 import time
 import unittest
 import urllib.request
+import uuid
 
 os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
 
@@ -100,7 +101,7 @@ class EmulatorTest(unittest.TestCase):
     # What most tests of nodes stand on
 
     def image(self, **more):
-        return self.ec2.register_image(Name="image", BootMode="uefi", RootDeviceName="/dev/xvda", **more)["ImageId"]
+        return self.ec2.register_image(Name=f"image {uuid.uuid4()}", BootMode="uefi", RootDeviceName="/dev/xvda", **more)["ImageId"]
 
     def subnet(self, zone="us-east-2a"):
         vpc = self.ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]

@@ -67,6 +67,59 @@ class Instances(EmulatorTest):
                      UserData=base64.b64encode(b"x" * 16385).decode())
 
 
+class Images(EmulatorTest):
+    """EC2 API reference, RegisterImage and DescribeImageAttribute; user guide, "NitroTPM for Amazon EC2 instances"."""
+
+    def describe(self, image):
+        return self.ec2.describe_images(ImageIds=[image])["Images"][0]
+
+    def attribute(self, image, name):
+        answer = self.ec2.describe_image_attribute(ImageId=image, Attribute=name)
+        return answer[name[0].upper() + name[1:]]
+
+    def test_all_that_is_given(self):
+        image = self.ec2.register_image(
+            Name="tpm", BootMode="uefi", TpmSupport="v2.0", ImdsSupport="v2.0", EnaSupport=True, UefiData="QU1aTg==",
+            TagSpecifications=[{"ResourceType": "image", "Tags": [{"Key": "k", "Value": "v"}]}])["ImageId"]
+        found = self.describe(image)
+        self.assertEqual([found.get(k) for k in ("BootMode", "TpmSupport", "ImdsSupport", "EnaSupport")],
+                         ["uefi", "v2.0", "v2.0", True])
+        self.assertEqual(found["Tags"], [{"Key": "k", "Value": "v"}])
+        self.assertEqual(self.attribute(image, "uefiData"), {"Value": "QU1aTg=="})
+        self.assertEqual(self.attribute(image, "tpmSupport"), {"Value": "v2.0"})
+        self.assertNotIn("UefiData", found)  # it is an attribute only
+        made, = self.ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1, InstanceType="m6a.large")["Instances"]
+        shown = self.ec2.describe_instances(InstanceIds=[made["InstanceId"]])["Reservations"][0]["Instances"][0]
+        self.assertEqual(shown["TpmSupport"], "v2.0")
+
+    def test_what_is_not_given_is_lost(self):
+        image = self.image()
+        found = self.describe(image)
+        self.assertEqual([found.get(k) for k in ("TpmSupport", "ImdsSupport", "EnaSupport", "SriovNetSupport")],
+                         [None, None, False, None])
+        self.assertEqual(self.attribute(image, "uefiData"), {})
+
+    def test_from_a_snapshot(self):
+        snapshot = self.describe(self.image())["BlockDeviceMappings"][0]["Ebs"]["SnapshotId"]
+        ebs = {"SnapshotId": snapshot, "VolumeSize": 30, "VolumeType": "gp3", "DeleteOnTermination": True}
+        image = self.image(BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": ebs}])
+        self.assertEqual(self.describe(image)["BlockDeviceMappings"],
+                         [{"DeviceName": "/dev/xvda", "Ebs": {**ebs, "Encrypted": False}}])
+        self.refused("InvalidParameterCombination", self.image,
+                     BlockDeviceMappings=[{"DeviceName": "/dev/xvda", "Ebs": {**ebs, "Encrypted": True}}])
+        self.refused("InvalidSnapshot.NotFound", self.image, BlockDeviceMappings=[
+            {"DeviceName": "/dev/xvda", "Ebs": {**ebs, "SnapshotId": "snap-0123456789abcdef0"}}])
+
+    def test_refused(self):
+        for mode in "uefi-preferred", "legacy-bios":
+            self.refused("InvalidParameterCombination", self.ec2.register_image, Name=mode, BootMode=mode,
+                         TpmSupport="v2.0")
+        self.refused("InvalidParameterValue", self.ec2.register_image, Name="old", BootMode="uefi",
+                     TpmSupport="v1.2")
+        self.ec2.register_image(Name="twice")
+        self.refused("InvalidAMIName.Duplicate", self.ec2.register_image, Name="twice")
+
+
 class Groups(EmulatorTest):
     def test_version(self):
         """The version that the group names, not the template's default one."""

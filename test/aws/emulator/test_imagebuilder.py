@@ -1,6 +1,7 @@
 """Image Builder: versions, references, updates by replacement and their rollback, what an execution leaves."""
 
 import copy
+import json
 
 from support import EmulatorTest, client
 
@@ -103,3 +104,32 @@ class ImageBuilder(EmulatorTest):
         self.assertEqual(self.deploy(body(Distribution_Distributions=distributions))["StackStatus"],
                          "ROLLBACK_COMPLETE")
         self.assertTrue(any("execution role is required" in r for _, _, r in self.stack_events()))
+
+    def test_an_execution_and_its_event(self):
+        """User guide, "EventBridge integration in Image Builder"; the tags are those of its managed policies."""
+        events, ssm = client("events"), client("ssm")
+        ssm.create_document(Name="document", DocumentType="Automation", Content=json.dumps({
+            "schemaVersion": "0.3", "mainSteps": [], "parameters": {"image": {"type": "String"}}}))
+        events.put_rule(Name="r", EventPattern=json.dumps({
+            "source": ["aws.imagebuilder"], "detail-type": ["EC2 Image Builder Image State Change"],
+            "resources": [{"prefix": "arn:aws:imagebuilder:us-east-2:123456789012:image/image/"}],
+            "detail": {"state": {"status": ["AVAILABLE"]}}}))
+        events.put_targets(Rule="r", Targets=[{
+            "Id": "t", "Arn": "arn:aws:ssm:us-east-2:123456789012:automation-definition/document:$DEFAULT",
+            "RoleArn": "arn:aws:iam::123456789012:role/r",
+            "InputTransformer": {"InputPathsMap": {"i": "$.resources[0]"}, "InputTemplate": '{"image": [<i>]}'}}])
+        devices = [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 40, "VolumeType": "gp3", "Encrypted": True}}]
+        self.deploy(body(Recipe_BlockDeviceMappings=devices))
+        build = self.imagebuilder.start_image_pipeline_execution(imagePipelineArn=self.resources()["Pipeline"])
+        self.control("settle")
+        self.assertEqual(len(ssm.describe_automation_executions()["AutomationExecutionMetadataList"]), 1)
+        image = self.imagebuilder.get_image(imageBuildVersionArn=build["imageBuildVersionArn"])["image"]
+        self.assertEqual([a["region"] for a in image["outputResources"]["amis"]], ["us-east-2", "eu-west-1"])
+        for made in image["outputResources"]["amis"]:
+            ec2 = client("ec2", made["region"])
+            ami, = ec2.describe_images(ImageIds=[made["image"]])["Images"]
+            ebs = ami["BlockDeviceMappings"][0]["Ebs"]
+            self.assertEqual((ami["BootMode"], ebs["VolumeSize"], ebs["Encrypted"]), ("uefi-preferred", 40, True))
+            snapshot, = ec2.describe_snapshots(SnapshotIds=[ebs["SnapshotId"]])["Snapshots"]
+            for tags in ami["Tags"], snapshot["Tags"]:
+                self.assertIn({"Key": "CreatedBy", "Value": "EC2 Image Builder"}, tags)

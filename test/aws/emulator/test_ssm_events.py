@@ -1,5 +1,7 @@
 """Run Command, and the rule that starts it."""
 
+import contextlib
+import io
 import json
 import os
 import tempfile
@@ -142,3 +144,61 @@ class Rule(EmulatorTest):
         self.assertEqual(command["Parameters"]["commands"], ["sevagent refresh"])
         found, = self.ssm.list_command_invocations(CommandId=command["CommandId"])["CommandInvocations"]
         self.assertEqual(found["InstanceId"], node)
+
+
+class Automation(EmulatorTest):
+    """SSM user guide, "aws:executeScript", and StartAutomationExecution of the API reference."""
+
+    SCRIPT = "import boto3\n\ndef put(event, context):\n" \
+             "    boto3.client('ssm').put_parameter(Name='/said', Value=event['said'], Type='String')\n"
+
+    def setUp(self):
+        super().setUp()
+        self.iam.create_role(RoleName="automation", AssumeRolePolicyDocument="{}")
+        self.ssm.create_document(Name="put", DocumentType="Automation", Content=json.dumps({
+            "schemaVersion": "0.3", "assumeRole": "arn:aws:iam::123456789012:role/automation",
+            "parameters": {"what": {"type": "String", "allowedPattern": "^[a-z]+$"}},
+            "mainSteps": [{"name": "put", "action": "aws:executeScript", "inputs": {
+                "Runtime": "python3.11", "Handler": "put", "Script": self.SCRIPT,
+                "InputPayload": {"said": "{{ what }}"}}}]}))
+
+    def allow(self, action):
+        self.iam.put_role_policy(RoleName="automation", PolicyName="p", PolicyDocument=json.dumps({
+            "Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": action, "Resource": "*"}]}))
+
+    def executions(self):
+        self.control("settle")
+        found = self.ssm.describe_automation_executions(Filters=[{"Key": "DocumentNamePrefix", "Values": ["pu"]}])
+        return [e["AutomationExecutionStatus"] for e in found["AutomationExecutionMetadataList"]]
+
+    def said(self):
+        return self.ssm.get_parameter(Name="/said")["Parameter"]["Value"]
+
+    def test_parameters(self):
+        self.allow("ssm:PutParameter")
+        self.ssm.start_automation_execution(DocumentName="put", Parameters={"what": ["hello"]})
+        self.assertEqual((self.executions(), self.said()), (["Success"], "hello"))
+        for given in {}, {"what": ["$(reboot)"]}, {"what": ["a"], "more": ["b"]}:
+            self.refused("InvalidParameters", self.ssm.start_automation_execution, DocumentName="put", Parameters=given)
+        self.refused("InvalidDocument", self.ssm.start_automation_execution, DocumentName="other")
+
+    def test_rights_of_its_role(self):
+        self.allow("ssm:GetParameter")
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            self.ssm.start_automation_execution(DocumentName="put", Parameters={"what": ["hello"]})
+            self.assertEqual(self.executions(), ["Failed"])
+        self.assertIn("not authorized to perform: ssm:PutParameter", err.getvalue())
+
+    def test_a_rule_hands_it_a_part_of_the_event(self):
+        self.allow("ssm:PutParameter")
+        events = client("events")
+        events.put_rule(Name="r", EventPattern=json.dumps({"source": ["aws.imagebuilder"],
+                                                           "resources": [{"prefix": "he"}]}))
+        events.put_targets(Rule="r", Targets=[{
+            "Id": "t", "Arn": "arn:aws:ssm:us-east-2:123456789012:automation-definition/put:$DEFAULT",
+            "RoleArn": "arn:aws:iam::123456789012:role/r",
+            "InputTransformer": {"InputPathsMap": {"w": "$.resources[0]"}, "InputTemplate": '{"what": [<w>]}'}}])
+        for resource, targets in (("ciao", 0), ("hello", 1)):
+            self.assertEqual(self.control("event", source="aws.imagebuilder", detail_type="d", detail={},
+                                          resources=[resource]), {"targets": targets})
+        self.assertEqual((self.executions(), self.said()), (["Success"], "hello"))

@@ -2,14 +2,15 @@
 
 Calls with other keys are allowed. Policies are evaluated as the IAM guide, "Policy evaluation logic", has it for one
 account: a Deny, else an Allow of the role's policies. What is asked of CloudFormation is compared by action and stack,
-of AWS Private CA by action, CA and template, other calls from outside by action; calls in a caller's name by action,
-resource and the condition keys of `context`.
+of AWS Private CA by action, CA and template, of AMIs by action, AMI, snapshot and tags, other calls from outside by
+action; calls in a caller's name by action, resource and the condition keys of `context`.
 """
 
 import fnmatch
 import json
 import threading
 
+from moto.ec2.models import ec2_backends
 from moto.iam.models import iam_backends
 from moto.sts.models import sts_backends
 
@@ -29,14 +30,19 @@ def role_of(access_key):
     return found.role_arn.rpartition("/")[2] if found else None
 
 
+def exists(arn):
+    return _role(arn.rpartition("/")[2]) is not None
+
+
 def act_for(role):
     """From now on, this thread works in the name of a role, or of nobody in particular."""
     _local.role = role
 
 
 def statements(role):
-    """Those of the role's inline policies; the roles here have no others."""
-    for text in iam_backends[ACCOUNT]["aws"].get_role(role).policies.values():
+    """Those of the role's inline policies; the roles here have no others. One that is gone has none."""
+    made = _role(role)
+    for text in made.policies.values() if made else ():
         yield from json.loads(text)["Statement"]
 
 
@@ -68,9 +74,13 @@ def _holds(conditions, context):
     """Whether the conditions hold. A call lacks the keys that its context lacks; those not known here are skipped."""
     for operator, keys in conditions.items():
         for key, wanted in keys.items():
-            if key not in KNOWN:
+            kind, _, tag = key.partition("/")
+            if kind in TAGS and TAGS[kind] in context:
+                got = context[TAGS[kind]].get(tag)
+            elif key in KNOWN:
+                got = context.get(KNOWN[key])
+            else:
                 continue
-            got = context.get(KNOWN[key])
             if got is None or not any(OPERATORS[operator](got, w) for w in _list(wanted)):
                 return False
     return True
@@ -78,6 +88,8 @@ def _holds(conditions, context):
 
 KNOWN = {"iam:PermissionsBoundary": "boundary", "iam:PassedToService": "service", "iam:AWSServiceName": "service",
          "ec2:Vpc": "vpc", "ec2:CreateAction": "create", "acm-pca:TemplateArn": "template"}
+
+TAGS = {"aws:RequestTag": "request_tags", "aws:ResourceTag": "resource_tags"}
 
 
 def check_request(access_key, service, operation, request):
@@ -87,11 +99,34 @@ def check_request(access_key, service, operation, request):
         return
     about, context = "*", {}
     if stack := request.form.get("StackName"):
-        about = arn("cloudformation", f"stack/{stack.rpartition('stack/')[2].split('/')[0]}/1")
+        about = stack if stack.startswith("arn:") else arn("cloudformation", f"stack/{stack}/1")
     if service == "acm-pca":
         p = json.loads(request.get_data() or "{}")
         about, context = p.get("CertificateAuthorityArn", "*"), {"template": p.get("TemplateArn")}
-    check(role, f"{service}:{operation}", about, **context)
+    asked = [(f"{service}:{operation}", about, context)]
+    if service == "ec2":
+        asked = list(_images(operation, request)) or asked
+    for action, about, context in asked:
+        check(role, action, about, **context)
+
+
+def _images(operation, request):
+    """What calls about AMIs are authorized for: service authorization reference, "Amazon EC2"."""
+    region = request.headers["Authorization"].partition("Credential=")[2].split("/")[2]
+    backend, p = ec2_backends[ACCOUNT][region], request.form
+    if operation == "RegisterImage":
+        tags = {p[f"{k}.Key"]: p[f"{k}.Value"] for k in (n.rpartition(".")[0] for n in p if n.endswith(".Key"))}
+        image = f"arn:aws:ec2:{region}::image/*"
+        yield "ec2:RegisterImage", image, {"request_tags": tags}
+        for key in p:
+            if key.endswith(".SnapshotId"):
+                yield "ec2:RegisterImage", f"arn:aws:ec2:{region}::snapshot/{p[key]}", {
+                    "resource_tags": backend.tags.get(p[key], {})}
+        if tags:
+            yield "ec2:CreateTags", image, {"request_tags": tags, "create": "RegisterImage"}
+    elif operation in ("DescribeImageAttribute", "DeregisterImage"):
+        yield f"ec2:{operation}", f"arn:aws:ec2:{region}::image/{p['ImageId']}", {
+            "resource_tags": backend.tags.get(p["ImageId"], {})}
 
 
 # In the name of a caller

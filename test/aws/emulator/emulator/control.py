@@ -102,7 +102,10 @@ def identify(request):
     scope = request.headers.get("Authorization", "").partition("Credential=")[2].split(",")[0].split("/")
     service = scope[3] if len(scope) > 3 else ""
     target = request.headers.get("X-Amz-Target", "")
-    return service, target.rpartition(".")[2] or request.form.get("Action") or request.args.get("Action", "")
+    named = request.form.get("Action") or request.args.get("Action", "")
+    if service == "imagebuilder":  # whose paths are the operations' names
+        named = request.path.removeprefix("/")
+    return service, target.rpartition(".")[2] or named
 
 
 def _access_key(request):

@@ -1,7 +1,8 @@
-"""EC2: boot mode, CPU options, launch templates that are obeyed whole, SNP by region, pages of the right size."""
+"""EC2: boot mode, NitroTPM, CPU options, launch templates that are obeyed whole, SNP by region, right pages."""
 
 import base64
 
+from moto.core.responses import ActionResult
 from moto.ec2.exceptions import InvalidInstanceIdError
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.amis import Ami, AmiBackend
@@ -47,6 +48,14 @@ def _ami(original, self, *args, **kwargs):
     name = (self.name or "").lower()
     if "boot_mode" not in kwargs:  # without the parameter an image boots in the type's default mode, legacy BIOS on AMD
         self.boot_mode = "uefi-preferred" if "al2023-ami" in name or "ubuntu" in name else None
+    self.tpm_support = self.uefi_data = self.imds_support = None
+    self.ena_support = True
+    self.mappings = [{"DeviceName": self.root_device_name, "Ebs": {
+        "SnapshotId": self.ebs_snapshot.id, "VolumeSize": 15, "DeleteOnTermination": False,
+        "VolumeType": "standard"}}]
+
+
+Ami.block_device_mappings = property(lambda self: self.mappings)
 
 
 @extend(AmiBackend)
@@ -69,15 +78,57 @@ def add_image(region, name, description=None, boot_mode=None, root_device="/dev/
               boot_mode=boot_mode, region_name=region, hypervisor="xen",
               **{"virtualization_type": "hvm", "architecture": "x86_64", **more})
     b.amis[ami.id] = ami
-    return ami.id
+    return ami
 
 
 @operation(EC2Response)
 def register_image(request, p):
-    return {"ImageId": add_image(request.region, p["Name"], p.get("Description"), p.get("BootMode"),
-                                 p.get("RootDeviceName", "/dev/sda1"),
-                                 virtualization_type=p.get("VirtualizationType", "hvm"),
-                                 architecture=p.get("Architecture", "x86_64"))}
+    """What is not given is not taken over from anywhere: EC2 API reference, RegisterImage."""
+    b, name = backend(request.region), p["Name"]
+    for member, known in (("BootMode", ("legacy-bios", "uefi", "uefi-preferred")), ("TpmSupport", ("v2.0",)),
+                          ("ImdsSupport", ("v2.0",))):
+        if p.get(member) not in (None, *known):
+            raise AWSError("InvalidParameterValue", f"Value ({p[member]}) for parameter {member} is invalid.")
+    if p.get("TpmSupport") and p.get("BootMode") != "uefi":  # user guide, "Enable a Linux AMI for NitroTPM"
+        raise AWSError("InvalidParameterCombination", "TpmSupport needs the boot mode uefi")
+    if any(a.name == name and a.owner_id == ACCOUNT for a in b.amis.values()):
+        raise AWSError("InvalidAMIName.Duplicate", f"AMI name {name} is already in use by AMI")
+    mappings = p.get("BlockDeviceMappings", [])
+    for ebs in (m.get("Ebs", {}) for m in mappings):
+        if "SnapshotId" in ebs and "Encrypted" in ebs:  # "you can't specify the encryption state of the volume"
+            raise AWSError("InvalidParameterCombination", "The encryption state cannot be given with a snapshot")
+        if "SnapshotId" in ebs and ebs["SnapshotId"] not in b.snapshots:
+            raise AWSError("InvalidSnapshot.NotFound", f"The snapshot '{ebs['SnapshotId']}' does not exist.")
+    ami = add_image(request.region, name, p.get("Description"), p.get("BootMode"),
+                    p.get("RootDeviceName", "/dev/sda1"), virtualization_type=p.get("VirtualizationType", "hvm"),
+                    architecture=p.get("Architecture", "x86_64"))
+    ami.tpm_support, ami.uefi_data, ami.imds_support = p.get("TpmSupport"), p.get("UefiData"), p.get("ImdsSupport")
+    ami.ena_support, ami.sriov = p.get("EnaSupport", False), p.get("SriovNetSupport")
+    if mappings:
+        ami.mappings = [_shown(b, m) for m in mappings]
+    for specification in p.get("TagSpecifications", []):
+        if specification["ResourceType"] == "image":
+            ami.add_tags({t["Key"]: t["Value"] for t in specification["Tags"]})
+    return {"ImageId": ami.id}
+
+
+def _shown(b, mapping):
+    """A block device as DescribeImages returns it: with the snapshot's encryption."""
+    snapshot = b.snapshots.get(mapping.get("Ebs", {}).get("SnapshotId"))
+    return {**mapping, "Ebs": {**mapping["Ebs"], "Encrypted": snapshot.encrypted}} if snapshot else mapping
+
+
+@extend(EC2Response)
+def describe_image_attribute(original, request):
+    """moto has no values for these, and names the member wrongly. What is not set is empty."""
+    p = request._get_params()
+    member = {"bootMode": "boot_mode", "imdsSupport": "imds_support", "tpmSupport": "tpm_support",
+              "uefiData": "uefi_data"}.get(p["Attribute"])
+    if member is None:
+        return original(request)
+    value = getattr(backend(request.region).describe_images([p["ImageId"]])[0], member)
+    return ActionResult({"ImageId": p["ImageId"], p["Attribute"][0].upper() + p["Attribute"][1:]:
+                         {"Value": value} if value else {}})
 
 
 # Instance types
@@ -165,6 +216,7 @@ def _instance(original, self, ec2_backend, image_id, user_data, security_groups,
     image = ec2_backend.amis.get(self.image_id)
     self.boot_mode = image.boot_mode if image else None
     self.current_instance_boot_mode = "uefi" if (self.boot_mode or "").startswith("uefi") else "legacy-bios"
+    self.tpm_support = image.tpm_support if image else None
     self.cpu_options = None
     self.launch_template_version = None
     if kwargs.get("launch_template"):

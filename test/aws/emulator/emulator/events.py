@@ -1,6 +1,7 @@
 """EventBridge: rules that run commands and automations, for CloudFormation's own events and those that a test posts."""
 
 import json
+import re
 import uuid
 
 from moto.events.exceptions import ValidationException
@@ -34,15 +35,28 @@ def emit(source, detail_type, detail, resources=(), region="us-east-2"):
     for rule in events_backends[ACCOUNT][region].event_buses["default"].rules.values():
         if rule.state == "ENABLED" and rule.event_pattern.matches_event(event):
             for target in rule.targets:
-                _start(region, target)
+                _start(region, target, event)
                 started += 1
     return {"targets": started}
 
 
-def _start(region, target):
+def _transformed(transformer, event):
+    """The target's input. A variable stands alone as a value here: EventBridge API reference, InputTransformer."""
+    text = transformer["InputTemplate"]
+    for name, path in transformer.get("InputPathsMap", {}).items():
+        value = event
+        for part in re.findall(r"[\w-]+", path):
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        text = text.replace(f"<{name}>", json.dumps(value))
+    return json.loads(text)
+
+
+def _start(region, target, event):
     given = json.loads(target.get("Input") or "{}")
+    if transformer := target.get("InputTransformer"):
+        given = _transformed(transformer, event)
     if ":automation-definition/" in target["Arn"]:
-        ssm.start_automation(region, target["Arn"].split("/")[1].split(":")[0])
+        ssm.start_automation(region, target["Arn"].split("/")[1].split(":")[0], given)
     elif ":document/" in target["Arn"]:
         client("ssm", region).send_command(
             DocumentName=target["Arn"].split("/")[-1], Parameters=given,

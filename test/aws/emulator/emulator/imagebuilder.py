@@ -19,7 +19,7 @@ from moto.iam.models import AWSManagedPolicy, IAMBackend, iam_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication
 from werkzeug.wrappers import Request, Response
 
-from . import api
+from . import api, events
 from .ec2 import add_image
 
 _lock = threading.RLock()
@@ -291,18 +291,20 @@ def start_image_pipeline_execution(region, p):
     recipe = _find(pipeline["imageRecipeArn"], "image-recipe")
     version = arn(region, "image", recipe["name"], recipe["version"])
     build = 1 + sum(a.startswith(version + "/") for a in _objects)
-    parent = _parent(region, recipe["parentImage"])
+    parent = ec2_backends[api.ACCOUNT][region].amis[_parent(region, recipe["parentImage"])["ImageId"]]
     amis = []
     for d in _find(pipeline["distributionConfigurationArn"], "distribution-configuration")["distributions"]:
         ami = d.get("amiDistributionConfiguration", {})
         date = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H-%M-%S.%fZ")
-        image = add_image(d["region"], ami["name"].replace("{{ imagebuilder:buildDate }}", date),
-                          ami.get("description"), parent.get("BootMode"), parent.get("RootDeviceName"))
-        tags = {"CreatedBy": "EC2 Image Builder", "Ec2ImageBuilderArn": f"{version}/{build}", **ami.get("amiTags", {})}
-        api.client("ec2", d["region"]).create_tags(Resources=[image],
-                                                   Tags=[{"Key": k, "Value": v} for k, v in tags.items()])
-        amis.append({"region": d["region"], "image": image,
-                     "name": ec2_backends[api.ACCOUNT][d["region"]].amis[image].name, "accountId": api.ACCOUNT})
+        made = add_image(d["region"], ami["name"].replace("{{ imagebuilder:buildDate }}", date),
+                         ami.get("description"), parent.boot_mode, parent.root_device_name)
+        made.tpm_support, made.uefi_data, made.imds_support = parent.tpm_support, parent.uefi_data, parent.imds_support
+        _devices(made, recipe)
+        image = made.id
+        own = {"CreatedBy": "EC2 Image Builder", "Ec2ImageBuilderArn": f"{version}/{build}"}
+        made.ebs_snapshot.add_tags(own)  # EC2ImageBuilderLifecycleExecutionPolicy deletes snapshots by that tag
+        made.add_tags({**own, **ami.get("amiTags", {})})
+        amis.append({"region": d["region"], "image": image, "name": made.name, "accountId": api.ACCOUNT})
         for parameter in d.get("ssmParameterConfigurations", []):
             api.client("ssm", d["region"]).put_parameter(Name=parameter["parameterName"], Value=image, Type="String",
                                                          Overwrite=True,
@@ -310,7 +312,21 @@ def start_image_pipeline_execution(region, p):
     _add(region, "image", f"{version}/{build}",
          {"name": recipe["name"], "version": recipe["version"], "state": {"status": "AVAILABLE"},
           "outputResources": {"amis": amis}, "sourcePipelineArn": pipeline["arn"]})
+    events.emit("aws.imagebuilder", "EC2 Image Builder Image State Change",
+                {"previous-state": {"status": "DISTRIBUTING"}, "state": {"status": "AVAILABLE"}},
+                [f"{version}/{build}"], region)
     return {"imageBuildVersionArn": f"{version}/{build}"}
+
+
+def _devices(made, recipe):
+    """The AMI's root device as the recipe has it, of the one snapshot that moto gives an AMI."""
+    for device in recipe.get("blockDeviceMappings", []):
+        ebs = device.get("ebs", {})
+        made.root_device_name, made.ebs_snapshot.encrypted = device["deviceName"], ebs.get("encrypted", False)
+        made.mappings = [{"DeviceName": device["deviceName"], "Ebs": {
+            "SnapshotId": made.ebs_snapshot.id, "Encrypted": ebs.get("encrypted", False),
+            "VolumeSize": ebs.get("volumeSize", 30), "VolumeType": ebs.get("volumeType", "gp3"),
+            "DeleteOnTermination": ebs.get("deleteOnTermination", True)}}]
 
 
 def get_image(region, p):

@@ -14,7 +14,7 @@ from moto.ec2.models import ec2_backends
 from moto.ssm.models import Parameter, SimpleSystemManagerBackend
 from moto.ssm.responses import SimpleSystemManagerResponse
 
-from . import nodes
+from . import authorization, nodes
 from .api import ACCOUNT, AWSError, client, extend, operation
 from .control import settings
 from .ec2 import CANONICAL
@@ -27,6 +27,7 @@ INSTANCES_LIMIT = 50  # SSM API reference, SendCommand, InstanceIds
 
 def reset():
     _commands.clear()
+    _executions.clear()
 
 
 @extend(SimpleSystemManagerBackend)
@@ -156,6 +157,15 @@ def _script(region, name, given):
     """The shell script that a document of type Command, of schema 2.2 and with one step, makes of its parameters."""
     if name == "AWS-RunShellScript":
         return "\n".join(given.get("commands", []))
+    content, values = _document(region, name, given)
+    step, = content["mainSteps"]
+    if step["action"] != "aws:runShellScript":
+        raise AWSError("InvalidDocument", f"{step['action']} is not emulated")
+    return _filled("\n".join(step["inputs"]["runCommand"]), values)
+
+
+def _document(region, name, given):
+    """A document's content, and the values of its parameters."""
     try:
         content = json.loads(client("ssm", region).get_document(Name=name)["Content"])
     except ClientError:
@@ -169,10 +179,11 @@ def _script(region, name, given):
         if value is None or not re.fullmatch(spec.get("allowedPattern", "(?s).*"), value):
             raise AWSError("InvalidParameters", f"Parameter {key} is missing, or is not {spec.get('allowedPattern')}")
         values[key] = value
-    step, = content["mainSteps"]
-    if step["action"] != "aws:runShellScript":
-        raise AWSError("InvalidDocument", f"{step['action']} is not emulated")
-    return re.sub(r"\{\{ *(\w+) *\}\}", lambda found: values[found[1]], "\n".join(step["inputs"]["runCommand"]))
+    return content, values
+
+
+def _filled(text, values):
+    return re.sub(r"\{\{ *(\w+) *\}\}", lambda found: values[found[1]], text)
 
 
 @operation(SimpleSystemManagerResponse, json_body=True)
@@ -218,7 +229,7 @@ def list_command_invocations(request, p):
 
 # Automations
 
-_automations = 0  # that run; guarded by _lock
+_executions = {}  # ID: what DescribeAutomationExecutions returns; guarded by _lock
 _lock = threading.Lock()
 _SCRIPT = """
 import json, sys, time
@@ -230,42 +241,64 @@ names[sys.argv[2]](json.loads(sys.argv[3]), {})
 """
 
 
-def start_automation(region, document):
-    """Runs the aws:executeScript steps of an Automation document, in this Python."""
-    global _automations
-    content = json.loads(client("ssm", region).get_document(Name=document)["Content"])
+def start_automation(region, document, given):
+    """Runs the aws:executeScript steps of an Automation document, in this Python and with the rights of its role."""
+    content, values = _document(region, document, given)
+    execution = {"AutomationExecutionId": str(uuid.uuid4()), "DocumentName": document,
+                 "AutomationExecutionStatus": "InProgress"}
     with _lock:
-        _automations += 1
+        _executions[execution["AutomationExecutionId"]] = execution
+    environment = nodes.environment(region, "")
+    if role := content.get("assumeRole"):
+        keys = client("sts", region).assume_role(RoleArn=role, RoleSessionName="automation")["Credentials"]
+        environment |= {"AWS_ACCESS_KEY_ID": keys["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+                        "AWS_SESSION_TOKEN": keys["SessionToken"]}
 
     def run():
-        global _automations
+        status = "Success"
         try:
             for step in content["mainSteps"]:
                 if step["action"] != "aws:executeScript":
                     raise ValueError(f"{step['action']} is not emulated")
                 inputs = step["inputs"]
                 command = [sys.executable, "-c", _SCRIPT, inputs["Script"], inputs["Handler"],
-                           json.dumps(inputs.get("InputPayload", {}))]
+                           _filled(json.dumps(inputs.get("InputPayload", {})), values)]
                 for _ in range(int(step.get("maxAttempts", 1))):
-                    done = subprocess.run(command, env=nodes.environment(region, ""), stdout=subprocess.PIPE,
-                                          stderr=subprocess.STDOUT,
+                    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                           text=True, check=False, timeout=int(step.get("timeoutSeconds", 600)))
                     if done.returncode == 0:
                         break
                 else:
                     raise ValueError(f"step {step['name']}: {done.stdout}")
         except (subprocess.SubprocessError, ValueError) as error:
-            print(f"automation {document}: {error}", file=sys.stderr)
-        finally:
-            with _lock:
-                _automations -= 1
+            if not role or authorization.exists(role):  # a stack's deletion may take it from under an automation
+                print(f"automation {document}: {error}", file=sys.stderr)
+            status, execution["FailureMessage"] = "Failed", str(error)
+        with _lock:
+            execution["AutomationExecutionStatus"] = status
 
     threading.Thread(target=run, daemon=True).start()
+    return execution["AutomationExecutionId"]
+
+
+@operation(SimpleSystemManagerResponse, json_body=True)
+def start_automation_execution(request, p):
+    return {"AutomationExecutionId": start_automation(request.region, p["DocumentName"], p.get("Parameters", {}))}
+
+
+@operation(SimpleSystemManagerResponse, json_body=True)
+def describe_automation_executions(request, p):
+    """The newest first, filtered by DocumentNamePrefix alone."""
+    prefixes = [v for f in p.get("Filters", []) if f["Key"] == "DocumentNamePrefix" for v in f["Values"]]
+    with _lock:
+        found = [dict(e) for e in reversed(_executions.values())]
+    return {"AutomationExecutionMetadataList": [
+        e for e in found if not prefixes or e["DocumentName"].startswith(tuple(prefixes))]}
 
 
 def automating():
     with _lock:
-        return _automations > 0
+        return any(e["AutomationExecutionStatus"] == "InProgress" for e in _executions.values())
 
 
 def settle():
