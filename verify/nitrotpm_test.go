@@ -154,6 +154,25 @@ func TestNitroTPM(t *testing.T) {
 		t.Errorf("the verdict's rules are %+v, want nitrotpm and nitrotpm.pcrs at the end", rules)
 	}
 
+	// Both the VLEK and the node's claim name the region, and each is compared.
+	for _, c := range []struct {
+		claimed evidence.Instance
+		signed  string // region
+	}{
+		{evidence.Instance{ID: "i-0123456789abcdef0", Region: "eu-west-1", AccountID: "123456789012"}, "us-east-2"},
+		{evidence.Instance{}, "eu-west-1"},
+	} {
+		abroad := newTPMNode(t, nil)
+		abroad.doc = abroad.document(t, evidence.Claims{Purpose: evidence.PurposeClient, Nonce: n.nonce,
+			Caller: evidence.HostCaller(0), Instance: c.claimed})
+		f := abroad.fields(abroad.report)
+		f.Region = c.signed
+		_, err := abroad.verifier(t, "").Document(abroad.with(t, abroad.sign(t, f)), fresh)
+		if code(t, err) != verify.CodeNitroTPMRegion {
+			t.Errorf("claimed %q, signed by AWS for %s: %v", c.claimed.Region, c.signed, err)
+		}
+	}
+
 	// What fails otherwise keeps its own code.
 	changed := bytes.Replace(n.with(t, n.sign(t, n.fields(other.report))), []byte(`"uid":0`), []byte(`"uid":1`), 1)
 	if _, err := n.verifier(t, "").Document(changed, fresh); code(t, err) != verify.CodeReportDataMismatch {

@@ -71,8 +71,6 @@ type vector struct {
 	Region string `json:"region,omitempty"`
 	At     string `json:"at,omitempty"`
 	Roots  string `json:"roots,omitempty"`
-	// MayRefuse is the code with which a verifier that cannot verify a part may refuse what has to be accepted.
-	MayRefuse string `json:"may_refuse,omitempty"`
 	// Refused are the codes of the reasons for which the document must be refused. None: it must be accepted.
 	Refused []string `json:"refused,omitempty"`
 }
@@ -273,7 +271,7 @@ func (v vector) wrong(line string, status int) string {
 		return ""
 	}
 	code, ok := strings.CutPrefix(line, "refused ")
-	if ok && status == refused && (slices.Contains(v.Refused, code) || v.MayRefuse != "" && code == v.MayRefuse) {
+	if ok && status == refused && slices.Contains(v.Refused, code) {
 		return ""
 	}
 	return fmt.Sprintf("%s, %s: %q, status %d, want one of %q", v.Class, v.Name, line, status, v.Refused)

@@ -43,18 +43,11 @@ func (p *tpms) document(report []byte, change func(*simnitro.Fields)) []byte {
 	return must.Get(p.ca.Sign(f))(p.t, "make a NitroTPM's document")
 }
 
-// accept adds evidence that is right. A verifier that cannot verify the member refuses it.
-func (p *tpms) accept(name string, document []byte) {
-	p.add(name, document, vector{MayRefuse: "nitrotpm"})
-}
-
 // add adds evidence with a document.
-func (p *tpms) add(name string, document []byte, v vector, refused ...string) {
+func (p *tpms) add(name string, document []byte, refused ...string) {
 	p.t.Helper()
-	member := put("nitrotpm", quote(base64.StdEncoding.EncodeToString(document)))
-	member.Wrap = true
-	changed := and(member, v)
-	changed.At, changed.Roots, changed.MayRefuse = v.At, nitroTPMRoots, v.MayRefuse
+	changed := put("nitrotpm", quote(base64.StdEncoding.EncodeToString(document)))
+	changed.Wrap, changed.Roots = true, nitroTPMRoots
 	p.generator.add(p.base, "nitrotpm", name, changed, refused...)
 }
 
@@ -66,19 +59,19 @@ func (p *tpms) made() {
 		return change(func(fields *simnitro.Fields) { fields.Payload = f })
 	}
 	genuine := change(nil)
-	p.accept("as it is", genuine)
-	p.accept("with the tag of COSE_Sign1", append([]byte{0xd2}, genuine...))
-	p.accept("payload with a length", payload(func(b []byte) []byte {
+	p.add("as it is", genuine)
+	p.add("with the tag of COSE_Sign1", append([]byte{0xd2}, genuine...))
+	p.add("payload with a length", payload(func(b []byte) []byte {
 		return append([]byte{0xa9}, b[1:len(b)-1]...)
 	}))
-	p.accept("unknown key", payload(func(b []byte) []byte { return append(b[:len(b)-1], "\x61x\x82\x01\xf6\xff"...) }))
-	p.accept("without public_key, which is null", payload(func(b []byte) []byte {
+	p.add("unknown key", payload(func(b []byte) []byte { return append(b[:len(b)-1], "\x61x\x82\x01\xf6\xff"...) }))
+	p.add("without public_key, which is null", payload(func(b []byte) []byte {
 		return bytes.Replace(b, []byte("\x6apublic_key\xf6"), nil, 1)
 	}))
-	p.accept("another root in cabundle", payload(func(b []byte) []byte {
+	p.add("another root in cabundle", payload(func(b []byte) []byte {
 		return bytes.Replace(b, p.ca.Root.Raw, bytes.Repeat([]byte{7}, len(p.ca.Root.Raw)), 1)
 	}))
-	p.accept("made four minutes from now", change(func(f *simnitro.Fields) { f.Time = at().Add(4 * time.Minute) }))
+	p.add("made four minutes from now", change(func(f *simnitro.Fields) { f.Time = at().Add(4 * time.Minute) }))
 	gone := drop("nitrotpm")
 	gone.Wrap, gone.Roots = true, nitroTPMRoots
 	p.generator.add(p.base, "nitrotpm", "taken away", gone)
@@ -113,7 +106,7 @@ func (p *tpms) made() {
 		"under another root":            (&tpms{p.generator, p.base, newTPMs(p.t)}).document(report, nil),
 		"no document":                   []byte("{}"),
 	} {
-		p.add(name, document, vector{}, "nitrotpm")
+		p.add(name, document, "nitrotpm")
 	}
 	slices.SortFunc(p.vectors, func(a, b vector) int { return strings.Compare(a.Name, b.Name) })
 

@@ -59,7 +59,7 @@ def verify(command, kit, vector, file):
     file.write_bytes(document(vector))
     run = subprocess.run([*command, *arguments(kit, vector), str(file)], capture_output=True, text=True, timeout=120)
     file.unlink()
-    right = {"refused " + code: 10 for code in [*vector.get("refused", []), vector.get("may_refuse")] if code}
+    right = {"refused " + code: 10 for code in vector.get("refused", [])}
     if "refused" not in vector: right["accepted"] = 0
     answer = run.stdout.strip()
     if right.get(answer) == run.returncode and run.stdout.count("\n") == 1: return ""
@@ -83,7 +83,7 @@ if o.write:
     index = []
     for i, vector in enumerate(vectors):
         (o.write / f"{i:04}.json").write_bytes(document(vector))
-        kept = {name: vector[name] for name in ("class", "name", "refused", "may_refuse") if name in vector}
+        kept = {name: vector[name] for name in ("class", "name", "refused") if name in vector}
         index.append(kept | {"file": f"{i:04}.json", "arguments": arguments(kit, vector)})
     (o.write / "vectors.json").write_text(json.dumps(index, indent=1) + "\n")
     sys.exit()

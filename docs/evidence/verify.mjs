@@ -215,16 +215,15 @@ function sameCMW(value, records) {
   const same = ([label, found]) => label === "__cmwc_t" || records.has(label) && Array.isArray(found) &&
     found.length === 3 && found.every((part, i) => part === records.get(label)[i]);
   const present = (label) => value.has(label) || !records.has(label);
-  return [...value].every(same) && ["report", "certificate-0"].every(present);
+  return [...value].every(same) && ["report", "certificate-0", "nitrotpm"].every(present);
 }
 
-// form returns report and certificates of a document that has one reading.
+// form returns report, certificates and NitroTPM's document of a document that has one reading.
 function form(d, nonce) {
   const profile = d instanceof Map ? d.get("eat_profile") : undefined;
   check(typeof profile !== "string" || profile === PROFILE, `eat_profile is not ${PROFILE}`, "profile");
   check(profile === PROFILE, "no eat_profile");
-  check(!d.has("nitrotpm"), "nitrotpm, which this verifier cannot verify", "nitrotpm");
-  members(d, MEMBERS, ["instance", "verdict"]);
+  members(d, MEMBERS, ["instance", "nitrotpm", "verdict"]);
   check(typeof d.get("iat") === "number", "iat is not a number");
   check(!d.has("verdict") || d.get("verdict") instanceof Map, "verdict is not an object");
   const report = base64(d.get("report"), "base64");
@@ -236,12 +235,15 @@ function form(d, nonce) {
   check(certs.map(armour).join("") === pem && certs.length <= 8, "not up to 8 PEM certificates");
   const records = certs.map((der, i) => [`certificate-${i}`, ["application/pkix-cert", der.toString("base64url"), 2]]);
   records.push(["report", ["application/vnd.sevagent.sev-snp-report", report.toString("base64url"), 4]]);
+  const tpm = d.has("nitrotpm") ? base64(d.get("nitrotpm"), "base64") : null;
+  check(tpm?.length !== 0, "nitrotpm is empty");
+  if (tpm) records.push(["nitrotpm", ["application/vnd.sevagent.nitrotpm-document", tpm.toString("base64url"), 4]]);
   check(sameCMW(d.get("cmw"), new Map(records)), "cmw is not the collection of report and certificates");
   const reportData = report.subarray(0x50, 0x90);
   check(hex(d.get("report_data"), 64).equals(reportData), "report_data is not the report's REPORT_DATA");
   check(root(leaf(d), d.get("batch")).equals(reportData), "REPORT_DATA is not for these claims", "report_data");
   check(nonceOf(d).equals(nonce), "eat_nonce is another nonce", "nonce");
-  return { report, certs };
+  return { report, certs, tpm };
 }
 
 // described returns the kind of the key and the product line of a report of a known form.
@@ -457,8 +459,84 @@ function chain(cert, roots, kind, line, at) {
   }
 }
 
+// aws reads an item of CBOR as AWS writes it, and returns it with the place of the next one. Maps and arrays may have
+// no length, and null stands for what is not there.
+function aws(data, at = 0, depth = 0) {
+  check(at < data.length && depth < 6, "CBOR that is cut off, or nested too deep");
+  const kind = data[at] >> 5;
+  let n = data[at++] & 31;
+  const many = n === 31 && (kind === 4 || kind === 5);
+  if (n > 23 && !many) {
+    check(n < 28, "no length");
+    n = data.subarray(at, at += 1 << n - 24).reduce((sum, b) => sum * 256 + b, 0);
+  }
+  check(kind !== 6 && at + (kind === 2 || kind === 3 ? n : 0) <= data.length, "a tag, or CBOR that is cut off");
+  if (kind < 2) return [kind ? -1 - n : n, at];
+  if (kind < 4) return [kind === 2 ? data.subarray(at, at + n) : data.toString("latin1", at, at + n), at + n];
+  if (kind === 7) return [n === 22 ? null : { simple: n }, at];
+  const items = [];
+  while (many ? data[at] !== 0xff : items.length < n * (kind - 3)) {
+    const [item, next] = aws(data, at, depth + 1);
+    items.push(item);
+    at = next;
+  }
+  if (kind === 4) return [items, at + many];
+  const found = new Map(items.flatMap((key, i) => i % 2 ? [] : [[key, items[i + 1]]]));
+  check(found.size * 2 === items.length, "a key stands twice");
+  return [found, at + many];
+}
+
+// nitrotpm verifies the document of a NitroTPM for a report; csp is the CSP_ID of the report's VLEK.
+function nitrotpm(doc, d, report, csp, roots, now) {
+  const start = doc[0] === 0xd2 ? 1 : 0;
+  check(doc.length <= 16 << 10 && doc.toString("hex", start, start + 7) === "8444a1013822a0", "no COSE_Sign1 by ES384");
+  const [payload, behind] = aws(doc, start + 7);
+  const [signature, end] = aws(doc, behind);
+  const [p, last] = aws(payload);
+  check(end === doc.length && last === payload.length && signature.length === 96, "something behind it");
+  const [module, pcrs, made] = ["module_id", "nitrotpm_pcrs", "timestamp"].map((name) => p.get(name));
+  const instance = /^(i-[0-9a-f]{8,17})-tpm[0-9a-f]{16}$/.exec(module)[1];
+  check(!p.has("pcrs") && p.get("digest") === "SHA384" && pcrs.size > 0, "not of a node's NitroTPM");
+  check([...pcrs].every(([i, value]) => i >= 0 && i < 32 && octets(value).length === 48), "other registers");
+  const size = Buffer.from([0, 0, report.length >> 8, report.length & 255]);
+  const hash = createHash("sha512").update("sevagent/nitrotpm/v1\0").update(size).update(report).digest();
+  check(hash.equals(p.get("user_data")) && report.subarray(0x50, 0x90).equals(p.get("nonce")) &&
+    (p.get("public_key") ?? null) === null, "for another report");
+  check(made > 0 && made <= now + 300_000, "made later");
+  const time = Math.max(now, made);
+  const above = p.get("cabundle").slice(1).map((der) => new X509Certificate(der)); // the first is never an anchor
+  const leaf = new X509Certificate(p.get("certificate"));
+  const path = [leaf];
+  for (let root = false; !root;) {
+    const issued = (issuer) => path.at(-1).checkIssued(issuer) && path.at(-1).verify(issuer.publicKey);
+    root = roots.find(issued);
+    const next = root ?? above.find((c) => c.ca && !path.includes(c) && issued(c));
+    check(next, "the certificates do not lead to a root");
+    path.push(next);
+  }
+  const extension = (c, oid) => parts(tlv(tlv(tlv(c.raw)[0].value)[0].value).at(-1).value, "30").flatMap(tlv)
+    .map((entry) => tlv(entry.value)).find((entry) => entry[0].value.toString("hex") === oid)?.at(-1).value;
+  path.forEach((c, i) => { // i - 1 certificates of CAs are below that of a CA
+    const limit = /^30060101ff0201(..)$/.exec(extension(c, "551d13")?.toString("hex"));
+    check(!limit || i - 1 <= parseInt(limit[1], 16), "a path that is too long");
+    check(Date.parse(c.validFrom) <= time && time <= Date.parse(c.validTo), `${c.subject} is not valid`);
+  });
+  const key = leaf.publicKey;
+  check(key.asymmetricKeyDetails?.namedCurve === "secp384r1" && !leaf.ca && extension(leaf, "551d0f")[3] & 128,
+    "no certificate of a signer");
+  const head = Buffer.from("846a5369676e61747572653144a10138224059", "hex"); // Sig_structure: RFC 9052, section 4.4
+  const signed = Buffer.concat([head, Buffer.from([payload.length >> 8, payload.length & 255]), payload]);
+  check(verifySignature("sha384", signed, { key, dsaEncoding: "ieee-p1363" }, signature), "another key's signature");
+  const name = leaf.subject.split("\n").find((line) => line.startsWith(`CN=${module}.`)) ?? "";
+  const region = /^([a-z]+(?:-[a-z]+)+-[0-9]+)\.aws$/.exec(name.slice(module.length + 4))[1];
+  const claimed = d.get("instance");
+  check(csp === null || csp === `CN=cc-${region}.amazonaws.com`, "of another region than the report");
+  check(!claimed || claimed.get("id") === instance && claimed.get("region") === region, "of another than is claimed");
+}
+
 function verify(data, { roots, nonce, region, at }) {
-  const { report, certs } = form(read(data), nonce);
+  const d = read(data);
+  const { report, certs, tpm } = form(d, nonce);
   const { kind, line: named } = described(report);
   check(certs.length > 0, "no certificate", "certificate");
   const { issuer, product, turin, tcb, identity } = endorsement(certs[0], kind);
@@ -478,6 +556,11 @@ function verify(data, { roots, nonce, region, at }) {
     "not signed by the certificate's key", "signature");
   check(isAMD(issuer, intermediateOf(kind, line)), `the issuer is not AMD's for ${line}`, "chain");
   chain(cert, roots, kind, line, at);
+  try {
+    if (tpm) nitrotpm(tpm, d, report, kind === "VLEK" ? identity : null, roots, at);
+  } catch (e) {
+    throw new Refused("nitrotpm", `the NitroTPM's document: ${e.message}`);
+  }
   const reported = report.subarray(0x180, 0x188);
   check(tcb.equals(reported) && turin === (line === "Turin"), "the certificate is for another TCB", "mismatch");
   const same = product === line || line === "Genoa" && (product === "Bergamo" || product === "Siena");

@@ -96,7 +96,11 @@ func TestFlips(t *testing.T) {
 	for _, c := range documents {
 		doc := real(t, c.file)
 		flips := 0
-		for bit := 0; bit < 8*len(doc); bit += 71 { // every place within a byte; all bits take four minutes
+		for bit := 0; bit < 8*len(doc); bit++ {
+			// All bits of what the signature does not cover, and then some at every place within a byte: all take minutes.
+			if header := 10; bit >= 8*header && bit%71 != 0 {
+				continue
+			}
 			changed := bytes.Clone(doc)
 			changed[bit/8] ^= 1 << (bit % 8)
 			if _, err := nitro.Verify(changed, nitro.Config{Now: c.at}); err == nil {
@@ -248,6 +252,7 @@ func TestCertificates(t *testing.T) {
 			c.IsCA, c.KeyUsage = true, c.KeyUsage|x509.KeyUsageCertSign
 		},
 		"not for signatures":        func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement },
+		"of a region alone":         func(c *x509.Certificate) { c.Subject.CommonName = "us-east-2.aws" },
 		"without a common name":     func(c *x509.Certificate) { c.Subject.CommonName = "" },
 		"of another instance":       name("i-0123", "i-ffff"),
 		"of an enclave":             name("-tpm", "-enc"),
