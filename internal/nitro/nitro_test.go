@@ -446,3 +446,12 @@ func TestImage(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkVerify is what a relying party pays for a document, chain included.
+func BenchmarkVerify(b *testing.B) {
+	doc := real(b, documents[0].file)
+	b.ReportAllocs()
+	for b.Loop() {
+		must.Get(nitro.Verify(doc, nitro.Config{Now: documents[0].at}))(b, "verify it")
+	}
+}
