@@ -1,6 +1,7 @@
 package mtls
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -39,6 +40,7 @@ type offer struct {
 	candidate *certset.Bundle // a new version; nil: none
 	published *certset.Bundle // the version that is published; nil: none
 	again     bool            // published has to be read again
+	previous  *certset.Bundle // of the secret that this one takes the place of; nil: of none
 }
 
 // assembler is certset.Assemble with all but the bundles filled in.
@@ -57,7 +59,7 @@ func (list secrets) compose(ready bool, now time.Time, assemble assembler) (*cer
 			s.heldUntil = time.Time{} // a version that is still held sets it again
 		}
 		again := s.published != nil && s.published.Partial() && s.issuing() == nil
-		offers = append(offers, offer{s.name, s.candidate, s.published, again})
+		offers = append(offers, offer{s.name, s.candidate, s.published, again, s.previous})
 	}
 	chosen, err := choose(offers, ready)
 	if err != nil {
@@ -99,9 +101,12 @@ func choose(offers []offer, ready bool) (chosen []*certset.Bundle, err error) {
 	return chosen, nil
 }
 
-// older returns what stands in for the candidate: the version that is published or, once the node is ready, nothing. It
-// is nil where the candidate cannot be done without.
+// older returns what stands in for the candidate: the version that is published, that of the secret before or, once the
+// node is ready, nothing. It is nil where the candidate cannot be done without.
 func (o offer) older(ready bool) *certset.Bundle {
+	if o.published == nil && o.previous != nil {
+		return o.previous
+	}
 	if o.published == nil && ready {
 		return &certset.Bundle{Secret: o.secret}
 	}
@@ -158,6 +163,16 @@ func blame(reason error) []string {
 func (list secrets) setPublished(s *certset.Set) {
 	for i, k := range list {
 		k.setPublished(s.Bundles[i])
+	}
+}
+
+// replace has secrets that are new take the place of those that are gone, one of one.
+func (list secrets) replace(gone []*secret) {
+	for _, k := range list {
+		for len(gone) > 0 && k.published == nil && k.previous == nil {
+			k.previous = cmp.Or(gone[0].published, gone[0].previous)
+			gone = gone[1:]
+		}
 	}
 }
 

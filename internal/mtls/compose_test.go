@@ -11,9 +11,11 @@ import (
 
 func TestFallBack(t *testing.T) {
 	bundle := func(secret, version string) *certset.Bundle { return &certset.Bundle{Secret: secret, Version: version} }
-	both := func(secret string) offer { return offer{secret, bundle(secret, "new"), bundle(secret, "old"), false} }
-	onlyNew := func(secret string) offer { return offer{secret, bundle(secret, "new"), nil, false} }
-	onlyOld := func(secret string) offer { return offer{secret, nil, bundle(secret, "old"), false} }
+	both := func(secret string) offer {
+		return offer{secret, bundle(secret, "new"), bundle(secret, "old"), false, nil}
+	}
+	onlyNew := func(secret string) offer { return offer{secret, bundle(secret, "new"), nil, false, nil} }
+	onlyOld := func(secret string) offer { return offer{secret, nil, bundle(secret, "old"), false, nil} }
 	reject := func(secret string) error {
 		return &certset.RejectError{Secret: secret, Field: "client_cert", Reason: "expired"}
 	}
@@ -67,7 +69,7 @@ func TestFallBack(t *testing.T) {
 
 // What has fallen back cannot fall back again, so that compose ends.
 func TestFallBackEnds(t *testing.T) {
-	offers := []offer{{"a", &certset.Bundle{Secret: "a", Version: "new"}, &certset.Bundle{Secret: "a", Version: "old"}, false}}
+	offers := []offer{{"a", &certset.Bundle{Secret: "a", Version: "new"}, &certset.Bundle{Secret: "a", Version: "old"}, false, nil}}
 	for _, reason := range []error{errors.New("x"), &certset.RejectError{Secret: "a"}} {
 		chosen, _ := choose(offers, true)
 		chosen, _ = fallBack(offers, chosen, true, reason)

@@ -502,3 +502,27 @@ func TestRenewAfterTrouble(t *testing.T) {
 		})
 	}
 }
+
+// TestIssuingInsteadOfSecret: files of a secret that the configuration drops for a source that issues stay until that
+// has a certificate, whatever else is configured.
+func TestIssuingInsteadOfSecret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, other := newAuthority(t), mtlstest.NewCA(t, "other", nil)
+		anchors := newFake(other.AnchorSecret(t))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"),
+			map[string]source.Source{"b": newFake(other.ClientSecret(t, "client")), "c": anchors})
+		was := n.after(time.Minute).Generation
+		a.err = errors.New("connection refused")
+		s := n.config.Settings
+		s.Secrets = []NamedSource{{"a", a.issuing("1")}, {"c", anchors}}
+		n.Apply(s)
+		before := n.read(t)["client.crt"]
+		if n.after(5 * time.Hour); before == "" || n.read(t)["client.crt"] != before || n.secret("a").Published != "" {
+			t.Fatalf("generation %s, was %s; %+v", n.Status().Generation, was, n.secret("a"))
+		}
+		a.err = nil
+		if n.after(time.Hour); n.read(t)["client.crt"] == before || n.secret("a").State != client.SecretCurrent {
+			t.Errorf("after the outage: %+v", n.secret("a"))
+		}
+	})
+}

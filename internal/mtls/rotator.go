@@ -451,6 +451,7 @@ func (r *Rotator) apply(s Settings) {
 	for _, k := range r.secrets {
 		known[k.name] = k
 	}
+	before := r.secrets
 	r.secrets = nil
 	for _, n := range s.Secrets {
 		k := known[n.Name]
@@ -461,6 +462,7 @@ func (r *Rotator) apply(s Settings) {
 		k.configure(n.Source, s.reading(n.Name))
 		r.secrets = append(r.secrets, k)
 	}
+	r.secrets.replace(slices.DeleteFunc(before, func(k *secret) bool { return known[k.name] == nil }))
 	r.settings = s
 	r.changed = true
 

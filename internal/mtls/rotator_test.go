@@ -888,7 +888,7 @@ func TestApply(t *testing.T) {
 		}
 		bad := newFake([]byte("garbage"))
 		apply(func(s *Settings) { s.Secrets = []NamedSource{{"bad", bad}} })
-		if n.subject(t) != "second" || n.secret("bad").State != client.SecretRejected || n.Status().Error == "" {
+		if n.subject(t) != "second" || n.secret("bad").State != client.SecretRejected || n.secret("bad").Published != "" {
 			t.Errorf("nothing but garbage: published %q, status %+v", n.subject(t), n.Status())
 		}
 		apply(func(s *Settings) { s.Secrets = nil })

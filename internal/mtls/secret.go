@@ -40,6 +40,9 @@ type secret struct {
 	next    time.Time      // when to look again; zero: now
 
 	published *certset.Bundle // part of the current generation
+	// previous is what a secret gives that the configuration has dropped for this one, until this one is published: its
+	// files are not to go before those that take their place can come.
+	previous  *certset.Bundle
 	candidate *certset.Bundle // fetched, and different from published
 	unfit     string          // version that does not parse; not fetched again
 	changed   bool            // since compose has last seen it
@@ -169,11 +172,11 @@ func (s *secret) reject(version string, reason error) {
 
 // setPublished notes that b, which may be empty, is part of the current generation.
 func (s *secret) setPublished(b *certset.Bundle) {
-	if b.Version == "" {
+	if b.Version == "" || b == s.previous {
 		s.published = nil
 		return
 	}
-	s.published = b
+	s.published, s.previous = b, nil
 	if s.candidate == b {
 		s.candidate, s.reason, s.heldUntil = nil, nil, time.Time{}
 	}
