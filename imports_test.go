@@ -56,7 +56,7 @@ var table = map[string][]string{
 	"internal/mtls/issue":      {"client", "internal/mtls/source"},
 	"internal/mtls/issue/acme": {"internal/mtls/issue", "internal/mtls/source", "golang.org/x/crypto/acme"},
 	"internal/mtls/issue/privateca": {
-		"internal/awsconfig", "internal/mtls/issue", "internal/mtls/source", aws,
+		"internal/awsconfig", "internal/mtls/issue", "internal/mtls/source", aws, "github.com/aws/smithy-go",
 	},
 	"internal/mtls/spiffe":         {"client", "internal/cgroup", "internal/mtls/source"},
 	"internal/mtls/certset":        {},

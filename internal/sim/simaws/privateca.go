@@ -55,6 +55,7 @@ type callFault struct {
 // Faults of a call, beside error codes and HTTP statuses.
 const (
 	Lost   = "lost"   // it does what it should, but the connection ends without an answer
+	Cut    = "cut"    // half of the answer is all that comes
 	Silent = "silent" // it does what it should, but is not answered before the client gives up
 )
 
@@ -160,7 +161,12 @@ func (p *PrivateCA) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	if refusal == nil {
-		json.NewEncoder(w).Encode(answer)
+		text, _ := json.Marshal(answer) // of text: always marshals
+		w.Header().Set("Content-Length", strconv.Itoa(len(text)))
+		if fault == Cut {
+			text = text[:len(text)/2]
+		}
+		w.Write(text)
 		return
 	}
 	w.Header().Set("X-Amzn-Errortype", refusal.code)
@@ -183,7 +189,7 @@ func (p *PrivateCA) serve(header http.Header, in pcaInput) (answer any, refusal 
 	}
 	if f := p.faults[operation]; f.calls != 0 {
 		p.faults[operation] = callFault{f.fault, f.calls - 1}
-		if f.fault != Lost && f.fault != Silent {
+		if f.fault != Lost && f.fault != Silent && f.fault != Cut {
 			return nil, &apiError{f.fault, "simulated"}, ""
 		}
 		fault = f.fault

@@ -1,9 +1,12 @@
 package privateca
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/aws/smithy-go"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/mtls/issue"
@@ -46,7 +49,10 @@ func (a *Authority) classify(tried string, err error) error {
 // accepted, within seconds.
 func (o *order) classify(tried string, err error) error {
 	code, date, plain := awsconfig.Explain(err)
+	_, cut := errors.AsType[*smithy.DeserializationError](err)
 	switch {
+	case cut: // the SDK may close a connection from which an answer comes slowly; the certificate stays there
+		return issue.ErrPending
 	case code == "RequestInProgressException", code == "ResourceNotFoundException" && time.Since(o.placed) < appears:
 		return issue.ErrPending
 	case code == "RequestFailedException", code == "ResourceNotFoundException":

@@ -187,6 +187,13 @@ func TestLost(t *testing.T) {
 	if n := service.Issued(); n != 1 {
 		t.Errorf("%d certificates were issued, want 1", n)
 	}
+
+	accepted := must.Get(a.Order(t.Context(), r))(t, "order it again")
+	service.Fail("GetCertificate", simaws.Cut, 1)
+	if _, err := accepted.Collect(t.Context()); !errors.Is(err, issue.ErrPending) {
+		t.Errorf("half an answer: %v, want ErrPending", err)
+	}
+	must.Get(accepted.Collect(t.Context()))(t, "collect the certificate")
 }
 
 func TestExtensions(t *testing.T) {
