@@ -314,6 +314,9 @@ func attestation(verifier *verify.Verifier, answer cluster.Answer) cluster.Attes
 	}
 	out.Measurement, out.TCB = r.Report.Measurement.String(), r.Report.ReportedTCB
 	out.ReportID, out.Roots = r.Report.ReportID.String(), r.Verdict.Roots
+	if n := r.NitroTPM; n != nil && n.Check == verify.Verified && n.InstanceID == answer.ID {
+		out.Signed, out.Image = true, n.Image.String()
+	}
 	if v := r.Verdict; v.Code != "" || v.Reason != "" {
 		out.Reason = fmt.Sprintf("%s: %s", cmp.Or(v.Code, "verdict"), v.Reason)
 	}
@@ -324,6 +327,8 @@ func attestation(verifier *verify.Verifier, answer cluster.Answer) cluster.Attes
 		out.Reason = "the nonce was not verified"
 	case r.Instance != nil && r.Instance.ID != answer.ID:
 		out.Reason = fmt.Sprintf("its evidence says that it is the instance %s", r.Instance.ID)
+	case r.NitroTPM != nil && r.NitroTPM.InstanceID != answer.ID:
+		out.Reason = fmt.Sprintf("AWS has signed that the instance %s has answered", r.NitroTPM.InstanceID)
 	case !askedByRoot(r):
 		// A container elsewhere, with the socket of a genuine node, could answer for a node that is not genuine.
 		out.Reason = fmt.Sprintf(

@@ -217,6 +217,10 @@ type Attestation struct {
 	TCB         string `json:"tcb,omitempty"`
 	ReportID    string `json:"report_id,omitempty"`
 	Roots       string `json:"roots,omitempty"`
+	// Signed reports whether AWS has signed, by the node's NitroTPM and for this answer, that it is this instance's.
+	Signed bool `json:"instance_signed"`
+	// Image is a digest of what the instance was booted from, if it is signed.
+	Image string `json:"image,omitempty"`
 }
 
 // Running lists the nodes to ask: those that run, or all of them if EC2 did not say.
@@ -240,7 +244,7 @@ var attestation = property{
 // registered. It sets the status and the reason of those that do not fit.
 func CheckAttestation(s *Snapshot, results []Attestation) Check {
 	c := Check{ID: attestation.id, Title: attestation.title, Status: Pass, of: max(1, len(results)),
-		good: fmt.Sprintf("%d verified here, each for a nonce of its own", len(results))}
+		good: fmt.Sprintf("%d verified here, each for a nonce of its own; %s", len(results), signed(results))}
 	registered := make(map[string]string)
 	for n := range s.nodes((*Node).joined) {
 		registered[n.ID] = n.Container.Attributes[AttrMeasurement]
@@ -282,6 +286,23 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 	attestation.summarize(s, &c)
 	c.Advice = s.fill(c.Advice, &c)
 	return c
+}
+
+// signed says for how many nodes nobody else can have answered.
+func signed(results []Attestation) string {
+	n := 0
+	for _, r := range results {
+		if r.Signed && r.accepted() {
+			n++
+		}
+	}
+	switch n {
+	case 0:
+		return "none has a NitroTPM, by which AWS signs which instance has answered"
+	case len(results):
+		return "AWS has signed which instance has answered"
+	}
+	return fmt.Sprintf("for %d of them AWS has signed which instance has answered", n)
 }
 
 func (a *Attestation) accepted() bool { return a.Status == Pass || a.Status == Warn }

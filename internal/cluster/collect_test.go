@@ -165,7 +165,14 @@ func TestCheckAttestation(t *testing.T) {
 		want   Status
 		detail string
 	}{
-		{"good", func(_ *Snapshot, r []Attestation) []Attestation { return r }, Pass, "2 verified here"},
+		{"good", func(_ *Snapshot, r []Attestation) []Attestation { return r }, Pass,
+			"2 verified here, each for a nonce of its own; none has a NitroTPM"},
+		{"one signed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Signed = true; return r },
+			Pass, "for 1 of them AWS has signed which instance has answered"},
+		{"all signed", func(_ *Snapshot, r []Attestation) []Attestation {
+			r[0].Signed, r[1].Signed = true, true
+			return r
+		}, Pass, "of its own; AWS has signed which instance has answered"},
 		{"failed", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Fail, "why"; return r },
 			Fail, "i-2: why"},
 		{"warned", func(_ *Snapshot, r []Attestation) []Attestation { r[1].Status, r[1].Reason = Warn, "why"; return r },
