@@ -61,7 +61,8 @@ The evidence is verified here, offline, as by 'sevctl evidence verify', for the
 region of the cluster. It finds nodes that are not SEV-SNP guests, and keys that
 are replayed; it cannot prove that a node is the one that was asked. A
 compromised node may relay the nonce to any SNP guest of the region that its
-attacker owns, in any account, and answer with that guest's evidence.
+attacker owns, in any account, and answer with that guest's evidence. Where
+nodes have a NitroTPM, AWS signs which instance has answered.
 
 Exit status 0 if every check passed, warnings allowed; 1 if a check failed or is
 unknown, or if there is no such cluster; 2 for wrong usage or configuration; 3
