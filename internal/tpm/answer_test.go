@@ -38,11 +38,16 @@ func TestParseAnswer(t *testing.T) {
 			}
 		}
 	}
+	const document = "\xa1\x6bAttestation\xa1\x68document"
 	for name, answer := range map[string]string{
-		"a list": "\x82aa", "another kind": "\xa1\x63GetX", "two entries": "\xa2\x6bAttestation\xa1\x68document\x59\x10\x00",
-		"no document": "\xa1\x6bAttestation\xa1\x68dokument\x59\x10\x00", "empty": "\xa1\x6bAttestation\xa1\x68document\x40..",
-		"without a length": "\xa1\x6bAttestation\xa1\x68document\x5f..", "4 GiB": "\xa1\x6bAttestation\xa1\x68document\x5a\xff\xff\xff\xff",
-		"a text": "\xa1\x6bAttestation\xa1\x68document\x63abc",
+		"a list":           "\x82aa",
+		"another kind":     "\xa1\x63GetX",
+		"two entries":      "\xa2\x6bAttestation\xa1\x68document\x59\x10\x00",
+		"no document":      "\xa1\x6bAttestation\xa1\x68dokument\x59\x10\x00",
+		"empty":            document + "\x40..",
+		"without a length": document + "\x5f..",
+		"4 GiB":            document + "\x5a\xff\xff\xff\xff",
+		"a text":           document + "\x63abc",
 	} {
 		if document, _, err := parseAnswer([]byte(answer)); document != nil || !errors.Is(err, ErrMalformed) {
 			t.Errorf("%s: %v, want ErrMalformed", name, err)

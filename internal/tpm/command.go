@@ -275,9 +275,6 @@ func (c *connection) ask(ctx context.Context, request []byte) (document []byte, 
 		if document, need, err = parseAnswer(answer); err != nil {
 			return nil, err
 		}
-		if need > indexSize {
-			return nil, fmt.Errorf("an answer of %d bytes: %w", need, ErrMalformed)
-		}
 	}
 	return document, nil
 }

@@ -67,8 +67,8 @@ func (e *CommandError) Error() string {
 
 // base is the code without its layer and without the number of what it is about.
 func (e *CommandError) base() uint32 {
-	if rc := e.Code & 0xffff; rc&0x80 != 0 {
-		return rc & 0xbf
+	if e.Code&0x80 != 0 {
+		return e.Code & 0xbf
 	}
 	return e.Code & 0xffff
 }

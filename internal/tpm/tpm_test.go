@@ -312,6 +312,27 @@ func TestHang(t *testing.T) {
 	})
 }
 
+// TestGone: a caller that leaves says nothing about the TPM.
+func TestGone(t *testing.T) {
+	inTime(t, func(t *testing.T) {
+		n := start(t, nil)
+		n.works(t)
+		n.sim.SetFault(nitrotpm.FaultHang)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, _, err := n.tpm.Document(ctx, userData, nonce); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v, want Canceled", err)
+		}
+		n.sim.SetFault("")
+		time.Sleep(time.Second)
+		n.empty(t)
+		if s := n.tpm.State(); s.Err != nil || s.Failures != 0 || n.log.Len() > 0 {
+			t.Errorf("state %+v, log %q", s, n.log)
+		}
+		n.works(t)
+	})
+}
+
 func TestStop(t *testing.T) {
 	inTime(t, func(t *testing.T) {
 		n := start(t, nil)

@@ -127,7 +127,6 @@ func (t *TPM) execute(f *file, raw []byte) []byte {
 	if !known || code == ccNSM && t.shows(FaultForeign) {
 		return failure(rcUnknown)
 	}
-	t.pauses(code)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -9,12 +9,14 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"sevagent/internal/sim/simfuse"
 )
 
 // Mount mounts a directory with the files tpm0 and tpmrm0; it needs root and /dev/fuse.
 func Mount(dir string, t *TPM) (*fuse.Server, error) {
 	root := new(fs.Inode)
-	server, err := fs.Mount(dir, root, &fs.Options{
+	server, err := simfuse.Mount(dir, root, &fs.Options{
 		MountOptions: fuse.MountOptions{FsName: "nitrotpm", Name: "tpm", DirectMount: true},
 		OnAdd: func(ctx context.Context) {
 			for _, name := range []string{Raw, Manager} {
@@ -74,8 +76,8 @@ func (h *handle) Read(_ context.Context, dest []byte, _ int64) (fuse.ReadResult,
 	return fuse.ReadResultData(dest[:n]), 0
 }
 
-func (h *handle) Write(_ context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
-	n, err := h.file.Write(data)
+func (h *handle) Write(ctx context.Context, data []byte, _ int64) (uint32, syscall.Errno) {
+	n, err := h.file.write(ctx, data)
 	if err != nil {
 		return 0, fs.ToErrno(err)
 	}

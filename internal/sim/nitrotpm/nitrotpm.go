@@ -5,14 +5,17 @@
 package nitrotpm
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"encoding/binary"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -56,6 +59,8 @@ type TPM struct {
 	key func() (*rsa.PrivateKey, error) // of every primary object
 
 	rules map[uint32]rule
+
+	hanging atomic.Bool
 
 	opening   sync.Mutex
 	exclusive bool // somebody has tpm0 open
@@ -114,6 +119,9 @@ func (t *TPM) Left() (indices, objects, sessions int) {
 	defer t.mu.Unlock()
 	return len(t.indices), len(t.objects), len(t.sessions)
 }
+
+// Hangs reports whether a vendor command is waiting for the end of FaultHang.
+func (t *TPM) Hangs() bool { return t.hanging.Load() }
 
 // Commands returns the codes of the commands so far.
 func (t *TPM) Commands() []uint32 {
@@ -178,7 +186,10 @@ func (t *TPM) open(name string) (*file, syscall.Errno) {
 }
 
 // Write executes a command, and keeps the answer.
-func (f *file) Write(command []byte) (int, error) {
+func (f *file) Write(command []byte) (int, error) { return f.write(context.Background(), command) }
+
+// write ends with ctx, and leaves a command that hangs unexecuted then.
+func (f *file) write(ctx context.Context, command []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -190,6 +201,9 @@ func (f *file) Write(command []byte) (int, error) {
 		return 0, syscall.E2BIG
 	case len(command) < 10:
 		return 0, syscall.EINVAL
+	}
+	if !f.tpm.pauses(ctx, binary.BigEndian.Uint32(command[6:])) {
+		return 0, syscall.EINTR
 	}
 	f.response = f.tpm.execute(f, slices.Clone(command)) // the caller's memory is the caller's
 	return len(command), nil
@@ -232,13 +246,20 @@ func (f *file) Close() error {
 	return nil
 }
 
-// pauses is what happens before a command: a slow TPM, or one that hangs.
-func (t *TPM) pauses(code uint32) {
+// pauses is what happens before a command: a slow TPM, or one that hangs. It reports false when ctx ends.
+func (t *TPM) pauses(ctx context.Context, code uint32) bool {
 	if text, ok := t.has(FaultSlow); ok {
 		d, _ := time.ParseDuration(text)
 		time.Sleep(d)
 	}
+	defer t.hanging.Store(false)
 	for code == ccNSM && t.shows(FaultHang) {
-		time.Sleep(5 * time.Millisecond)
+		t.hanging.Store(true)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(5 * time.Millisecond):
+		}
 	}
+	return true
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -129,7 +130,8 @@ func TestHMAC(t *testing.T) {
 		t.Fatalf("define: %#x", rc)
 	}
 	null := uint32(0x40000007)
-	rc, out := send(t, f, plain, 0x176, null, null, uint16(32), make([]byte, 32), uint16(0), byte(0), uint16(0x10), uint16(0xb))
+	unsalted := []any{null, null, uint16(32), make([]byte, 32), uint16(0), byte(0), uint16(0x10), uint16(0xb)}
+	rc, out := send(t, f, plain, 0x176, unsalted...)
 	if rc != 0 {
 		t.Fatalf("start a session: %#x", rc)
 	}
@@ -144,7 +146,7 @@ func TestHMAC(t *testing.T) {
 	}
 	// The manager's end with their user.
 	managed := must.Get(sim.Open(nitrotpm.Manager))(t, "open the resource manager")
-	send(t, managed, plain, 0x176, null, null, uint16(32), make([]byte, 32), uint16(0), byte(0), uint16(0x10), uint16(0xb))
+	send(t, managed, plain, 0x176, unsalted...)
 	if _, _, left := sim.Left(); left != 2 {
 		t.Errorf("%d sessions, want 2", left)
 	}
@@ -182,6 +184,10 @@ func TestFiles(t *testing.T) {
 	f := must.Get(os.OpenFile(raw, os.O_RDWR, 0))(t, "open the TPM")
 	if _, err := os.OpenFile(raw, os.O_RDWR, 0); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("a second user: %v, want EBUSY", err)
+	}
+	inherited := must.Get(exec.Command("ls", "-l", "/proc/self/fd").Output())(t, "list the files that a child has open")
+	if bytes.Contains(inherited, []byte("/dev/fuse")) {
+		t.Errorf("a child has the connection to the kernel open:\n%s", inherited)
 	}
 	capability := []any{uint32(6), uint32(0x12c), uint32(1)}
 	if rc, out := send(t, f, plain, 0x17a, capability...); rc != 0 || len(out) != 17 {

@@ -16,12 +16,13 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simfuse"
 	"sevagent/internal/snp"
 )
 
 // Mount mounts the directory; it needs root and /dev/fuse.
 func Mount(dir string, psp *sim.PSP) (*fuse.Server, error) {
-	server, err := fs.Mount(dir, &root{psp: psp}, &fs.Options{
+	server, err := simfuse.Mount(dir, &root{psp: psp}, &fs.Options{
 		MountOptions:   fuse.MountOptions{AllowOther: true, FsName: "configfs", Name: "tsm", DirectMount: true},
 		RootStableAttr: &fs.StableAttr{Ino: 1},
 	})
