@@ -174,7 +174,7 @@ func TestIssuingRestart(t *testing.T) {
 		}
 		again.stop()
 		other := start(t, n.path, map[string]source.Source{"a": a.issuing("2")})
-		if other.after(2 * time.Second); a.orders != 3 {
+		if other.after(16 * time.Minute); a.orders != 3 {
 			t.Errorf("%d orders, for another specification", a.orders)
 		}
 	})

@@ -35,7 +35,7 @@ type Config struct {
 	// service.
 	Names func(context.Context) (*x509.CertificateRequest, error)
 	// Spec stands for all that is ordered, the authority included. A certificate that was ordered by another Spec is
-	// renewed at once.
+	// renewed within a quarter of an hour.
 	Spec string
 	// Evidence returns the value of the certificate's extension id-pe-cmw for a new key, given the kind of its
 	// certificate and the SHA-256 of its SubjectPublicKeyInfo. Nil: no extension.
@@ -55,6 +55,7 @@ type Source struct {
 	log    *slog.Logger
 	status atomic.Pointer[client.IssueStatus]
 
+	created   time.Time
 	published string            // the version that is published; empty: none
 	leaf      *x509.Certificate // of it
 	received  time.Time         // when it came, by this node's clock; zero: before this run
@@ -90,7 +91,7 @@ var _ source.Issuing = (*Source)(nil)
 
 // New returns a Source that has not ordered anything.
 func New(c Config) *Source {
-	s := &Source{config: c, log: c.Log}
+	s := &Source{config: c, log: c.Log, created: time.Now()}
 	s.updateStatus(time.Now())
 	return s
 }
@@ -135,8 +136,11 @@ func (s *Source) plan() (step, time.Time) {
 // due returns when a certificate is wanted, if nothing is in the way.
 func (s *Source) due() time.Time {
 	switch {
-	case s.published == "", s.renewal, !strings.HasSuffix(s.published, "-"+orderOf(s.config.Spec)):
+	case s.published == "", s.renewal:
 		return time.Time{}
+	case !strings.HasSuffix(s.published, "-"+orderOf(s.config.Spec)):
+		// What is published works, and a fleet that is configured anew is not to come all at once.
+		return s.created.Add(time.Duration(fraction(s.leaf) * float64(retryMax)))
 	default:
 		return s.scheduled()
 	}

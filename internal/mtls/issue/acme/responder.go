@@ -19,10 +19,11 @@ type responder struct {
 	listen string
 	open   time.Duration // after the last call of serve; an order that waits makes one at least every 30 s
 
-	mu      sync.Mutex
-	answers map[string]string // by path
-	server  *http.Server      // nil: closed
-	timer   *time.Timer
+	mu       sync.Mutex
+	answers  map[string]string // by path
+	server   *http.Server      // nil: closed
+	listener net.Listener      // of server, which may not have got to it yet when it is closed
+	timer    *time.Timer
 }
 
 func newResponder(listen string) *responder {
@@ -39,7 +40,7 @@ func (r *responder) serve(ctx context.Context, path, answer string) error {
 		if err != nil {
 			return err
 		}
-		r.answers = make(map[string]string)
+		r.answers, r.listener = make(map[string]string), listener
 		r.server = &http.Server{
 			Handler: r, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, MaxHeaderBytes: 8 << 10,
 		}
@@ -68,6 +69,7 @@ func (r *responder) close() {
 	if r.server != nil {
 		r.timer.Stop()
 		r.server.Close()
+		r.listener.Close()
 		r.server = nil
 	}
 }
