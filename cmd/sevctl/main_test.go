@@ -165,7 +165,8 @@ func writeEvidence(dir string) error {
 	return nil
 }
 
-// carriers returns the certificate of a key that carries the key's evidence, and one of another key that carries the same.
+// carriers returns the certificate of a key that carries the key's evidence, and one of another key that carries the
+// same.
 func carriers(guest *sim.PSP, ca *simca.CA, now time.Time) (own, stranger simca.Leaf, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

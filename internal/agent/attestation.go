@@ -333,7 +333,8 @@ func (a *attestation) keyEvidence(
 	if last := a.lastKey.Load(); last != nil && last.key == key && time.Since(last.at) < keyEvidenceAge {
 		return last.doc, nil
 	}
-	doc, _, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeMTLS, evidence.Binding{Kind: kind, SPKISHA256: spki[:]}))
+	binding := evidence.Binding{Kind: kind, SPKISHA256: spki[:]}
+	doc, _, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeMTLS, binding))
 	if err != nil {
 		if a.mode == config.ModeWarn {
 			return nil, nil

@@ -72,8 +72,10 @@ func TestIssuersReconfigure(t *testing.T) {
 	if same[0].Source != first[0].Source {
 		t.Error("the same entry gives another source, and the key is lost")
 	}
-	bad := config.Issue{Name: "web", From: config.FromACME, Gives: []string{"server"}, Roots: filepath.Join(t.TempDir(), "no")}
-	if _, err := issuers.sources([]config.Issue{bad}); err == nil || !strings.Contains(err.Error(), "mtls.issue web: open ") {
+	missing := filepath.Join(t.TempDir(), "no")
+	bad := config.Issue{Name: "web", From: config.FromACME, Gives: []string{"server"}, Roots: missing}
+	_, err := issuers.sources([]config.Issue{bad})
+	if err == nil || !strings.Contains(err.Error(), "mtls.issue web: open ") {
 		t.Errorf("roots that are not there: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "roots.pem")

@@ -56,8 +56,8 @@ func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
 	for _, c := range compare(observation{}, observation{}) {
 		m.drift.WithLabelValues(c.What) // zero from the start: an alert on an increase needs something to increase from
 	}
-	reg.MustRegister(m.report, m.verify, m.batch, m.second, m.throttled, m.failures, m.refused, m.drift, m.verdict, m.notAfter,
-		m.version, m.tcb, depth)
+	reg.MustRegister(m.report, m.verify, m.batch, m.second, m.throttled, m.failures, m.refused, m.drift, m.verdict,
+		m.notAfter, m.version, m.tcb, depth)
 	return m
 }
 

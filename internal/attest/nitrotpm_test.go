@@ -80,8 +80,8 @@ func TestSecondProof(t *testing.T) {
 	})
 }
 
-// A NitroTPM that gives nothing, or nothing for this report, is left out, or fails what requires it. It delays nobody for
-// longer than its budget, and then it rests.
+// A NitroTPM that gives nothing, or nothing for this report, is left out, or fails what requires it. It delays nobody
+// for longer than its budget, and then it rests.
 func TestSecondProofFails(t *testing.T) {
 	for name, fail := range map[string]func(*documents){
 		"fails":              func(d *documents) { d.err = errors.New("TPM_RC_LOCKOUT") },

@@ -163,7 +163,8 @@ func Default() Config {
 		Log: Log{Level: "info", Format: "auto"},
 		Attestation: Attestation{
 			Mode: ModeEnforce, Transport: "auto", Device: "/dev/sev-guest", Configfs: "/sys/kernel/config/tsm/report",
-			Policy: "aws-shared", NitroTPM: NitroTPMAuto, TPM: []string{"/dev/tpmrm0", "/dev/tpm0"}, Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
+			Policy: "aws-shared", NitroTPM: NitroTPMAuto, TPM: []string{"/dev/tpmrm0", "/dev/tpm0"},
+			Rate: 1, Burst: 4, KDS: "https://kdsintf.amd.com", Cache: "/var/lib/sevagent",
 		},
 		MTLS: MTLS{
 			Path: "/etc/ecs/mtls", PollInterval: 5 * time.Minute, KeyMode: 0o400, CertMode: 0o444,

@@ -146,7 +146,8 @@ const maxDays = 397
 var (
 	privateCA = regexp.MustCompile(
 		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
-	caTemplate  = regexp.MustCompile(`^(arn:aws[a-z-]*:acm-pca:::template/)?EndEntity((Client|Server)Auth)?Certificate(_APIPassthrough)?/V1$`)
+	caTemplate = regexp.MustCompile(`^(arn:aws[a-z-]*:acm-pca:::template/)?` +
+		`EndEntity((Client|Server)Auth)?Certificate(_APIPassthrough)?/V1$`)
 	placeholder = regexp.MustCompile(`\{[^}]*\}?`)
 	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
 )

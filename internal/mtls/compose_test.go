@@ -69,7 +69,8 @@ func TestFallBack(t *testing.T) {
 
 // What has fallen back cannot fall back again, so that compose ends.
 func TestFallBackEnds(t *testing.T) {
-	offers := []offer{{"a", &certset.Bundle{Secret: "a", Version: "new"}, &certset.Bundle{Secret: "a", Version: "old"}, false, nil}}
+	older, newer := &certset.Bundle{Secret: "a", Version: "old"}, &certset.Bundle{Secret: "a", Version: "new"}
+	offers := []offer{{"a", newer, older, false, nil}}
 	for _, reason := range []error{errors.New("x"), &certset.RejectError{Secret: "a"}} {
 		chosen, _ := choose(offers, true)
 		chosen, _ = fallBack(offers, chosen, true, reason)

@@ -139,7 +139,8 @@ func simulate(t *testing.T, random *rand.Rand, days int) {
 	}
 	published := len(serials)
 	if wasted := a.issued - published; wasted < 0 || wasted > restarts {
-		t.Errorf("%d certificates could be published and %d were; %d restarts may waste one each", a.issued, published, restarts)
+		t.Errorf("%d certificates could be published and %d were; %d restarts may waste one each",
+			a.issued, published, restarts)
 	}
 	// A renewal every 11 to 16 hours, after faults later; one that cannot be published is followed by the next.
 	if least, most := days*24/21, days*24/11+1+restarts; published < least || published > most {

@@ -183,8 +183,8 @@ func (n *node) read(t *testing.T) map[string]string {
 	return files
 }
 
-// after lets time pass. Run locks the inbox at each turn, and so what a test has changed before is, to the race detector,
-// changed before what fakes read then: time does not count there.
+// after lets time pass. Run locks the inbox at each turn, and so what a test has changed before is, to the race
+// detector, changed before what fakes read then: time does not count there.
 func (n *node) after(d time.Duration) *client.Publication {
 	n.inbox.next()
 	time.Sleep(d)

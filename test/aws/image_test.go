@@ -289,7 +289,8 @@ func TestImageNitroTPM(t *testing.T) {
 	if all := c.amis("us-east-2"); len(all) != len(made)+1 {
 		t.Errorf("legacy BIOS: the AMIs are %+v", all)
 	}
-	if why := c.query("AutomationExecutionMetadataList[0].FailureMessage", "ssm", "describe-automation-executions"); !strings.Contains(why, "its boot mode is legacy-bios") {
+	why := c.query("AutomationExecutionMetadataList[0].FailureMessage", "ssm", "describe-automation-executions")
+	if !strings.Contains(why, "its boot mode is legacy-bios") {
 		t.Errorf("legacy BIOS: %s", why)
 	}
 

@@ -37,8 +37,10 @@ type pair struct {
 }
 
 // newPair makes a version of what an authority has issued for key, if that is what was asked for: for the key, and for
-// all names of the request. The rest is for whoever publishes it to verify.
-func newPair(c Certificate, key crypto.Signer, asked *x509.CertificateRequest, gives []string, spec string) (*pair, error) {
+// all names of the request. Who publishes it verifies the rest.
+func newPair(
+	c Certificate, key crypto.Signer, asked *x509.CertificateRequest, gives []string, spec string,
+) (*pair, error) {
 	if len(c.Chain) == 0 {
 		return nil, fmt.Errorf("the authority's answer holds no certificate")
 	}

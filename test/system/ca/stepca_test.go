@@ -59,7 +59,8 @@ func TestStepCA(t *testing.T) {
 		}},
 	}))(t, "encode the configuration of step-ca")
 	_, port, _ := net.SplitHostPort(answers)
-	step := exec.Command(lab.Pinned("step-ca", "step-ca"), file("ca.json", string(config)), "--acme-http-port", port, "--insecure",
+	step := exec.Command(lab.Pinned("step-ca", "step-ca"), file("ca.json", string(config)),
+		"--acme-http-port", port, "--insecure",
 		"--resolver", lab.StartResolver(t))
 	step.Env = lab.Environment("STEPPATH=" + dir)
 	lab.UntilOpen(t, lab.Start(t, "step-ca", step), listen)
