@@ -139,11 +139,11 @@ func (n *lateNode) register() {
 
 // listener makes a user the one who listens where the ECS agent does.
 func (n *lateNode) listener(uid int) {
-	must.Do(n, os.MkdirAll(filepath.Join(n.machine.proc, "net"), 0o755), "make a directory")
+	must.Do(n, os.MkdirAll(filepath.Join(n.machine.proc, "self/net"), 0o755), "make a directory")
 	table := fmt.Sprintf("sl local_address …\n 0: %s:C9DE 00000000:0000 0A 0:0 0:0 0 %d 0 77 1\n",
 		strings.Repeat("0", 32), uid)
-	must.Do(n, os.WriteFile(filepath.Join(n.machine.proc, "net/tcp"), nil, 0o644), "write the table of sockets")
-	must.Do(n, os.WriteFile(filepath.Join(n.machine.proc, "net/tcp6"), []byte(table), 0o644), "write that of IPv6")
+	must.Do(n, os.WriteFile(filepath.Join(n.machine.proc, "self/net/tcp"), nil, 0o644), "write the table of sockets")
+	must.Do(n, os.WriteFile(filepath.Join(n.machine.proc, "self/net/tcp6"), []byte(table), 0o644), "write that of IPv6")
 }
 
 // until makes what matches ill, in one way, for some time from now on.

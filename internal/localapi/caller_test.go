@@ -84,7 +84,7 @@ func (p proc) write(pid int, name, text string) {
 
 func newCallers(t *testing.T, url string) (*Callers, proc) {
 	p := proc{t, t.TempDir()}
-	must.Do(t, os.Symlink("/proc/net", filepath.Join(p.dir, "net")), "show the machine's sockets")
+	must.Do(t, os.Symlink("/proc/self", filepath.Join(p.dir, "self")), "show the machine's sockets")
 	callers := NewCallers(CallersConfig{Proc: p.dir, Introspection: url, Log: slog.New(slog.DiscardHandler)})
 	callers.own = []byte("0::/system.slice/sevagent.service\n")
 	return callers, p

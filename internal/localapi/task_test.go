@@ -301,7 +301,7 @@ type network struct {
 
 func newNetwork(t *testing.T, url string) *network {
 	n := &network{t: t, dir: t.TempDir()}
-	must.Do(t, os.Mkdir(filepath.Join(n.dir, "net"), 0o755), "make a directory")
+	must.Do(t, os.MkdirAll(filepath.Join(n.dir, "self/net"), 0o755), "make a directory")
 	n.tasks = newTasks(CallersConfig{Proc: n.dir, Introspection: url, Log: slog.New(slog.DiscardHandler)})
 	return n
 }
@@ -313,7 +313,7 @@ func (n *network) listening(uid, inode int) {
 		const line = "   0: 00000000:%04X 00000000:0000 0A 0:0 0:0 0 %d 0 %d 1\n"
 		text += fmt.Sprintf(line, n.tasks.at.Port(), uid, inode)
 	}
-	must.Do(n.t, os.WriteFile(filepath.Join(n.dir, "net/tcp"), []byte(text), 0o644), "write the table of sockets")
+	must.Do(n.t, os.WriteFile(filepath.Join(n.dir, "self/net/tcp"), []byte(text), 0o644), "write the table of sockets")
 }
 
 func TestTasksAreRemembered(t *testing.T) {

@@ -75,10 +75,11 @@ func listeners(proc string, at netip.AddrPort) (all []Socket, err error) {
 }
 
 // Each calls f with every TCP socket, from proc_net_tcp(5) for IPv4 and then for IPv6, until f fails or, of the
-// one and of the other, wants no more.
+// one and of the other, wants no more. The tables are read in the process's own directory: a unit with ProcSubset=pid
+// sees no others.
 func Each(proc string, f func(Socket) (more bool, err error)) error {
 	for _, name := range []string{"tcp", "tcp6"} {
-		err := sockets(filepath.Join(proc, "net", name), f)
+		err := sockets(filepath.Join(proc, "self/net", name), f)
 		if name == "tcp6" && errors.Is(err, fs.ErrNotExist) {
 			err = nil // a machine without IPv6
 		}

@@ -87,9 +87,9 @@ func TestListeners(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			must.Do(t, os.Mkdir(filepath.Join(dir, "net"), 0o755), "make a directory")
+			must.Do(t, os.MkdirAll(filepath.Join(dir, "self/net"), 0o755), "make a directory")
 			for name, text := range map[string]string{"tcp": c.tcp, "tcp6": c.tcp6} {
-				must.Do(t, os.WriteFile(filepath.Join(dir, "net", name), []byte(header+text), 0o644), "write %s", name)
+				must.Do(t, os.WriteFile(filepath.Join(dir, "self/net", name), []byte(header+text), 0o644), "write %s", name)
 			}
 			err := AskRoot(dir, netip.MustParseAddrPort("127.0.0.1:51678"), func() error { return nil })
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

@@ -40,10 +40,13 @@ var proofs = map[string][]proof{
 		refused("replace where systemd is told", "EROFS")},
 	"PrivateDevices=yes": {refused("open /dev/kmsg", "ENOENT"),
 		refused("open /dev/fuse", "ENOENT"), refused("make a node for a disk", "EPERM")},
-	"BindPaths=-/dev/sev-guest": {allowed("open the SNP device")},
-	"DevicePolicy=closed":       {refused("open a node for /dev/fuse", "EPERM")},
+	"BindPaths=-/dev/sev-guest -/dev/tpmrm0 -/dev/tpm0": {allowed("open the SNP device"),
+		allowed("open the TPM's manager"), allowed("open the TPM")},
+	"DevicePolicy=closed": {refused("open a node for /dev/fuse", "EPERM")},
 	"DeviceAllow=/dev/sev-guest rw": {allowed("open the SNP device"),
 		refused("open a node for a disk", "EPERM")},
+	"DeviceAllow=/dev/tpmrm0 rw": {allowed("open the TPM's manager")},
+	"DeviceAllow=/dev/tpm0 rw":   {allowed("open the TPM")},
 	"CapabilityBoundingSet=CAP_LINUX_IMMUTABLE": {allowed("make a file immutable"),
 		refused("kill another user's process", "EPERM"), refused("read another user's file", "EACCES"),
 		refused("take a privileged port", "EACCES"), refused("change an owner", "EPERM"),
@@ -170,6 +173,7 @@ func (m *machine) prepareAttempts() (environment []string) {
 		chown 1234 /usr/libexec/sevagent/attempt-setuid; chmod 4755 /usr/libexec/sevagent/attempt-setuid
 		mkdir -p /usr/lib/modules; touch /root/marker /tmp/marker /usr/lib/modules/marker
 		mkdir -p /var/lib/sevagent; cd /var/lib/sevagent; touch owned private; chown 1234 private; chmod 600 private
+		for tpm in tpmrm0 tpm0; do mknod /dev/$tpm c 1 3; done # they open as /dev/null does
 		mknod fuse c 10 229; mknod /dev/kmsg c 1 11 2>/dev/null || true
 		ipcmk -M 64 >/dev/null
 		/lab/guest key

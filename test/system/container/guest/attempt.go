@@ -43,6 +43,8 @@ var attempts = map[string]func() error{
 	"open /dev/kmsg":                       func() error { return open("/dev/kmsg", os.O_RDONLY) },
 	"open /dev/fuse":                       func() error { return open("/dev/fuse", os.O_RDWR) },
 	"open the SNP device":                  func() error { return open("/dev/sev-guest", os.O_RDWR) },
+	"open the TPM's manager":               func() error { return open("/dev/tpmrm0", os.O_RDWR) },
+	"open the TPM":                         func() error { return open("/dev/tpm0", os.O_RDWR) },
 	"open a node for /dev/fuse":            func() error { return open(state+"/fuse", os.O_RDWR) },
 	"open a node for a disk":               func() error { return open(state+"/disk", os.O_RDONLY) },
 	"make a node for a disk":               func() error { return mknod(state + "/attempted-disk") },
