@@ -281,12 +281,12 @@ func TestSource(t *testing.T) {
 		t.Errorf("the server's certificate cannot be published: %v", err)
 	}
 	for _, renew := range []func(){
-		s.Renew,
-		func() { // as an authority does that is about to revoke it
+		func() { // as an authority does that is about to revoke it; a second time it would be followed later
 			p.suggest(t, b.Leaf(), map[string]any{
 				"suggestedWindow": map[string]any{"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"},
 			})
 		},
+		s.Renew,
 	} {
 		s.Published(b.Version, b.Leaf())
 		renew()
