@@ -78,9 +78,9 @@ func (w *Worker) noteSecond(doc *nitro.Document, err error) {
 	next := SecondState{At: time.Now(), Err: err, Document: last.Document, Drift: last.Drift}
 	switch {
 	case err != nil && last.Err == nil:
-		w.cfg.Log.Warn("the NitroTPM gives no document; evidence has the attestation report alone", "err", err)
+		w.cfg.Log.Warn("no document of the NitroTPM for evidence", "required", w.cfg.Second.Required, "err", err)
 	case err == nil && last.Err != nil:
-		w.cfg.Log.Info("the NitroTPM gives documents again")
+		w.cfg.Log.Info("evidence has documents of the NitroTPM again")
 	}
 	if err == nil {
 		if w.booted == nil {
