@@ -40,7 +40,7 @@ func (a *Authority) classify(tried string, err error) error {
 	if advice, ok := persistent[code]; ok {
 		kind = source.Persistent
 		err = fmt.Errorf("%w; %s", err, strings.ReplaceAll(advice, "{template}", a.template))
-		a.ca = nil // it may have changed, so that it is read again
+		a.algorithm = "" // the CA may have changed, so that it is read again
 	}
 	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s: %w", tried, err)}
 }
