@@ -329,8 +329,9 @@ func (a *attestation) keyEvidence(
 	if a.off() {
 		return nil, nil
 	}
-	key := boundKey{kind, spki}
-	if last := a.lastKey.Load(); last != nil && last.key == key && time.Since(last.at) < keyEvidenceAge {
+	key, verifier := boundKey{kind, spki}, a.worker.Verifier()
+	last := a.lastKey.Load()
+	if last != nil && last.key == key && last.verifier == verifier && time.Since(last.at) < keyEvidenceAge {
 		return last.doc, nil
 	}
 	binding := evidence.Binding{Kind: kind, SPKISHA256: spki[:]}
@@ -341,7 +342,7 @@ func (a *attestation) keyEvidence(
 		}
 		return nil, err
 	}
-	a.lastKey.Store(&keyDocument{key, doc, time.Now()})
+	a.lastKey.Store(&keyDocument{key, verifier, doc, time.Now()})
 	return doc, nil
 }
 
@@ -351,11 +352,12 @@ type boundKey struct {
 	spki [sha256.Size]byte
 }
 
-// keyDocument is the evidence for a key.
+// keyDocument is the evidence for a key, as a policy has accepted it: another one has to be asked again.
 type keyDocument struct {
-	key boundKey
-	doc *evidence.Document
-	at  time.Time
+	key      boundKey
+	verifier *appraise.Verifier
+	doc      *evidence.Document
+	at       time.Time
 }
 
 // keyEvidenceAge is how long evidence for a key may be used a second time.

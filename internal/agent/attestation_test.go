@@ -211,3 +211,26 @@ func TestHealthOfTheEndorsementCertificate(t *testing.T) {
 		})
 	}
 }
+
+// Evidence for a key is made once for its certificate and its publication, but not across a change of the policy.
+func TestKeyEvidenceIsAppraisedByTheNewPolicy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, device := simulatedAgent(t, sim.DefaultOptions(time.Now()))
+		ctx, cancel := context.WithCancel(t.Context())
+		var group errgroup.Group
+		group.Go(func() error { return a.attestation.worker.Run(ctx) })
+		get := func(want int, when string) {
+			t.Helper()
+			must.Get(a.attestation.keyEvidence(ctx, "client", [32]byte{1}))(t, "get evidence for a key %s", when)
+			if n := len(device.asked); n != want {
+				t.Errorf("%s the device was asked %d times, want %d", when, n, want)
+			}
+		}
+		get(1, "at first")
+		get(1, "again")
+		must.Do(t, a.attestation.reconfigure(ctx, a.cfg.Attestation), "reload the policy")
+		get(2, "after a reload")
+		cancel()
+		must.Do(t, group.Wait(), "stop the worker")
+	})
+}

@@ -135,6 +135,9 @@ func New(cfg Config) *Worker {
 // SetVerifier replaces the verifier after a policy file has changed.
 func (w *Worker) SetVerifier(v *appraise.Verifier) { w.verifier.Store(v) }
 
+// Verifier returns the one in force.
+func (w *Worker) Verifier() *appraise.Verifier { return w.verifier.Load() }
+
 // State returns what the last device request showed.
 func (w *Worker) State() *State { return w.state.Load() }
 

@@ -347,7 +347,10 @@ func (s *Source) newOrder(ctx context.Context) (*order, error) {
 	if err != nil {
 		return nil, fmt.Errorf("get evidence for the new key: %w", err)
 	}
-	if value != nil {
+	if value == nil { // in mode warn: it is no reason to be without a certificate
+		s.log.Warn("a certificate is ordered without the evidence that it was to carry; attestation gives none",
+			"secret", s.config.Name)
+	} else {
 		o.request.Extensions = []pkix.Extension{{Id: idPeCMW, Value: value}}
 	}
 	return o, nil
