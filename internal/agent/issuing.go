@@ -217,13 +217,16 @@ func readEAB(ctx context.Context, s source.Source) (kid string, mac []byte, err 
 	return eab.KID, mac, nil
 }
 
+// onTheWay are the keys of an entry that say how a certificate is come by, and change nothing in it.
+var onTheWay = []string{"name", "eab", "challenge", "challenge_listen"}
+
 // specOf names what is ordered by the keys that are set, so that a key of a later version that is not set changes
 // nothing, and by the roots, which are published with it.
 func specOf(c config.Issue, roots []*x509.Certificate) string {
 	var b strings.Builder
 	v := reflect.ValueOf(c)
 	for i := range v.NumField() {
-		if tag := v.Type().Field(i).Tag.Get("yaml"); tag != "name" && !v.Field(i).IsZero() {
+		if tag := v.Type().Field(i).Tag.Get("yaml"); !slices.Contains(onTheWay, tag) && !v.Field(i).IsZero() {
 			fmt.Fprintf(&b, "%s=%v\n", tag, v.Field(i))
 		}
 	}

@@ -102,6 +102,11 @@ func TestIssuersReconfigure(t *testing.T) {
 	if a, b := specOf(privateCA("a"), nil), specOf(privateCA("b"), nil); a != b || a == specOf(changed, nil) {
 		t.Errorf("the specifications are %q, %q and %q", a, b, specOf(changed, nil))
 	}
+	elsewhere := acme
+	elsewhere.EAB, elsewhere.Challenge, elsewhere.ChallengeListen = "binding", "http-01", ":80"
+	if specOf(acme, nil) != specOf(elsewhere, nil) {
+		t.Error("another way to the same certificate orders another one")
+	}
 	roots := must.Get(config.LoadRoots(file))(t, "read the roots")
 	if specOf(acme, roots) == specOf(acme, append(roots, roots[0])) {
 		t.Error("ca.crt does not follow the roots until the next renewal")
