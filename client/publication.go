@@ -99,19 +99,29 @@ type Expiry struct {
 	Subject   string    `json:"subject"`
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
+	// ReplaceBy is set where the certificate is that of a CA which issues those of File for keys of this node: the first
+	// to expire that their chain needs. It is two of their lives before the CA's end, since none outlives it.
+	ReplaceBy time.Time `json:"replace_by,omitzero"`
 }
 
 // Expired is the last stage of an Expiry.
 const Expired = 5
 
 // Stage returns how urgent a renewal is at the time now, from 0, not yet, to Expired. It grows when a third, a tenth
-// and a hundredth of the certificate's life are left, but at most 30, 14 and 3 days, and an hour before the end.
+// and a hundredth of the certificate's life are left, but at most 30, 14 and 3 days, and an hour before the end. Of a
+// CA with ReplaceBy, it grows when two lives and one life of its certificates are left.
 func (e Expiry) Stage(now time.Time) int {
 	const day = 24 * time.Hour
 	left, life := e.NotAfter.Sub(now), e.NotAfter.Sub(e.NotBefore)
 	switch {
 	case left < 0:
 		return Expired
+	case !e.ReplaceBy.IsZero() && now.Before(e.ReplaceBy):
+		return 0
+	case !e.ReplaceBy.IsZero() && left > e.NotAfter.Sub(e.ReplaceBy)/2:
+		return 1
+	case !e.ReplaceBy.IsZero():
+		return 2
 	case left < min(life/3, time.Hour):
 		return 4
 	case left < min(life/100, 3*day):
@@ -138,8 +148,19 @@ func (e Expiry) Left(now time.Time) string {
 	return "a minute"
 }
 
+// What returns what ends, in words.
+func (e Expiry) What() string {
+	if !e.ReplaceBy.IsZero() {
+		return "the CA of " + e.File
+	}
+	return e.File
+}
+
 // Renewal returns what to do about a certificate that ends, in words.
 func (p *Publication) Renewal(e Expiry) string {
+	if !e.ReplaceBy.IsZero() {
+		return "renew this CA's certificate, or take another CA for " + e.Secret + ": what it issues cannot outlive it"
+	}
 	issuing := func(s SecretStatus) bool { return s.Name == e.Secret && s.Issue != nil }
 	if slices.ContainsFunc(p.Secrets, issuing) {
 		return "it should have been renewed; see why not at secret " + e.Secret

@@ -38,3 +38,22 @@ func TestExpiryStages(t *testing.T) {
 		}
 	}
 }
+
+// The CA of certificates that are made for the node is to be replaced while it can still issue whole ones.
+func TestExpiryOfCA(t *testing.T) {
+	const day = 24 * time.Hour
+	now := time.Now()
+	for left, stage := range map[time.Duration]int{
+		15 * day: 0, 14*day + time.Second: 0, 13 * day: 1, 7*day + time.Second: 1, 6 * day: 2, time.Minute: 2,
+		-time.Second: client.Expired,
+	} {
+		end := now.Add(left)
+		e := client.Expiry{
+			File: "client.crt", Secret: "issue/a", NotBefore: end.AddDate(-10, 0, 0), NotAfter: end,
+			ReplaceBy: end.Add(-2 * 7 * day),
+		}
+		if got := e.Stage(now); got != stage || e.What() != "the CA of client.crt" {
+			t.Errorf("%s with %v left, for certificates of a week: stage %d, want %d", e.What(), left, got, stage)
+		}
+	}
+}

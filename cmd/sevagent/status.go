@@ -88,9 +88,9 @@ func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
 		for _, e := range m.Expiry {
 			switch stage := e.Stage(now); {
 			case stage == client.Expired:
-				cli.Fprintf(w, "                %s has expired; %s\n", e.File, m.Renewal(e))
+				cli.Fprintf(w, "                %s has expired; %s\n", e.What(), m.Renewal(e))
 			case stage > 0:
-				cli.Fprintf(w, "                %s expires in %s; %s\n", e.File, e.Left(now), m.Renewal(e))
+				cli.Fprintf(w, "                %s expires in %s; %s\n", e.What(), e.Left(now), m.Renewal(e))
 			}
 		}
 		for _, o := range m.CAOverlap {

@@ -33,6 +33,23 @@ func TestStatusOfExpiry(t *testing.T) {
 	}
 }
 
+// A CA that is about to end is not taken for the certificates that it issues.
+func TestStatusOfCA(t *testing.T) {
+	now := time.Now()
+	var b strings.Builder
+	ca := client.Expiry{
+		File: "client.crt", Secret: "issue/a", NotBefore: now.AddDate(-10, 0, 0), NotAfter: now.Add(40 * time.Hour),
+		ReplaceBy: now.Add(-8 * time.Hour),
+	}
+	printCertificates(&b, &client.Publication{
+		Generation: "..gen-1", NotAfter: now.Add(20 * time.Hour), Expiry: []client.Expiry{ca},
+	}, now)
+	const want = "  the CA of client.crt expires in 40 hours; renew this CA's certificate, or take another CA for issue/a"
+	if !strings.Contains(b.String(), want) {
+		t.Errorf("%q is not in\n%s", want, &b)
+	}
+}
+
 // A certificate that is issued for a key of the node says by whom, and when the next one comes.
 func TestStatusOfIssued(t *testing.T) {
 	at := time.Date(2026, 12, 1, 9, 30, 0, 0, time.UTC)

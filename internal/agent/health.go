@@ -176,7 +176,7 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 
 // expiryHealth warns of a certificate that should have been renewed, and fails once one has expired.
 func expiryHealth(h *client.Health, s *client.Publication, e client.Expiry, now time.Time) {
-	c := client.Check{ComponentID: e.File, Status: client.Warn}
+	c := client.Check{ComponentID: e.What(), Status: client.Warn}
 	switch stage := e.Stage(now); {
 	case stage == 0:
 		return

@@ -47,6 +47,24 @@ func TestExpiryHealth(t *testing.T) {
 	}
 }
 
+// The CA of certificates that are made here is a warning before it can issue no more, with what to do.
+func TestExpiryHealthOfCA(t *testing.T) {
+	now := time.Now()
+	h := new(client.Health)
+	e := client.Expiry{
+		File: "client.crt", Secret: "issue/a", Subject: "CN=ca", NotBefore: now.AddDate(-10, 0, 0),
+		NotAfter: now.Add(40 * time.Hour), ReplaceBy: now.Add(-8 * time.Hour),
+	}
+	expiryHealth(h, new(client.Publication), e, now)
+	const text, advice = "expires in 40 hours, at 2", ": CN=ca; renew this CA's certificate, or take another CA for " +
+		"issue/a: what it issues cannot outlive it"
+	c := h.Checks["mtls:expiry"]
+	if h.Status != client.Warn || len(c) != 1 || c[0].ComponentID != "the CA of client.crt" ||
+		!strings.HasPrefix(c[0].Output, text) || !strings.HasSuffix(c[0].Output, advice) {
+		t.Errorf("%+v; want %s…%s", h, text, advice)
+	}
+}
+
 // Each change of readiness is one record in the log, with what fails.
 func TestReadinessIsLogged(t *testing.T) {
 	var log bytes.Buffer

@@ -35,7 +35,8 @@ type authority struct {
 	uncollectable error
 	change        []mtlstest.Change
 	anchor        *x509.Certificate // that it claims to lead to; nil: its own
-	other         crypto.Signer     // whose key is certified; nil: the one of the request
+	intermediates []*x509.Certificate
+	other         crypto.Signer // whose key is certified; nil: the one of the request
 
 	orders, collected int
 	tokens            map[string]bool
@@ -84,7 +85,7 @@ func (o *certificateOrder) Collect(context.Context) (issue.Certificate, error) {
 		key = publicOnly{o.csr.PublicKey}
 	}
 	return issue.Certificate{
-		Chain:   []*x509.Certificate{o.ca.LeafFor(o.t, "node", key, change...)},
+		Chain:   append([]*x509.Certificate{o.ca.LeafFor(o.t, "node", key, change...)}, o.intermediates...),
 		Anchors: []*x509.Certificate{cmp.Or(o.anchor, o.ca.Cert)},
 	}, nil
 }

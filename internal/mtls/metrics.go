@@ -119,8 +119,9 @@ func (m *metrics) update(s *client.Publication) {
 	m.heldUntil.Set(timestamp(held))
 
 	first := make(map[string]time.Time)
+	labels := map[string]string{"client.crt": "client", "server.crt": "server", "ca.crt": "ca"}
 	for _, e := range s.Expiry {
-		if label, ok := map[string]string{"client.crt": "client", "server.crt": "server", "ca.crt": "ca"}[e.File]; ok {
+		if label, ok := labels[e.File]; ok && e.ReplaceBy.IsZero() {
 			first[label] = e.NotAfter
 		}
 	}

@@ -132,7 +132,9 @@ func (r *Rotator) warnOfExpiry(now time.Time) {
 			continue
 		}
 		advice := "store a renewed one in the secret"
-		if k := r.secrets.find(e.Secret); k != nil && k.issuing() != nil {
+		if !e.ReplaceBy.IsZero() {
+			advice = "renew this CA's certificate, or take another CA"
+		} else if k := r.secrets.find(e.Secret); k != nil && k.issuing() != nil {
 			advice = "it should have been renewed; see the status of its source"
 		}
 		attrs := []any{"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret}

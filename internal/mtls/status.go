@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strings"
 
 	"sevagent/client"
 	"sevagent/internal/mtls/certset"
@@ -32,7 +33,7 @@ func (r *Rotator) updateStatus() {
 	}}
 	if g := main.Current(); g != nil {
 		s.Generation, s.PublishedAt, s.NotAfter = g.Name(), g.Published(), g.Set.NotAfter()
-		s.Expiry = expiry(g.Set)
+		s.Expiry = append(expiry(g.Set), r.issuersExpiry(g.Set)...)
 		s.Certificates, s.Warnings = certificates(g.Set)
 		for kind, leaf := range g.Set.Leaves {
 			s.keys[kind] = certset.SPKI(leaf)
@@ -64,6 +65,26 @@ func expiry(s *certset.Set) (list []client.Expiry) {
 			list = append(list, client.Expiry{
 				File: f.Name, Secret: f.Origin.Secret, Subject: f.Ends.Subject.String(),
 				NotBefore: f.Ends.NotBefore, NotAfter: f.Ends.NotAfter,
+			})
+		}
+	}
+	return list
+}
+
+// issuersExpiry lists when the CAs end that issue certificates for keys of this node, once for each source. SPIFFE is
+// left out: who decides about renewals there changes CAs, too.
+func (r *Rotator) issuersExpiry(s *certset.Set) (list []client.Expiry) {
+	for _, f := range s.Files {
+		kind, isLeaf := strings.CutSuffix(f.Name, ".crt")
+		ca, k := s.Issuers[kind], r.secrets.find(f.Origin.Secret)
+		if !isLeaf || ca == nil || k == nil || k.issuing() == nil {
+			continue
+		}
+		known := func(e client.Expiry) bool { return e.Secret == k.name }
+		if i := k.issuing().Status(); !i.RenewAt.IsZero() && !slices.ContainsFunc(list, known) {
+			list = append(list, client.Expiry{
+				File: f.Name, Secret: k.name, Subject: ca.Subject.String(), NotBefore: ca.NotBefore, NotAfter: ca.NotAfter,
+				ReplaceBy: ca.NotAfter.Add(-2 * i.NotAfter.Sub(i.Issued)).UTC(),
 			})
 		}
 	}

@@ -39,7 +39,9 @@ func (e *HeldError) Error() string {
 // bounded, before any signature is verified. A clock would make the verdict depend on what else the node does.
 func Assemble(bundles, published []*Bundle, now time.Time, carried []Carried) (*Set, error) {
 	a := assembly{
-		Set:       &Set{Bundles: bundles, Leaves: make(map[string]*x509.Certificate)},
+		Set: &Set{
+			Bundles: bundles, Leaves: make(map[string]*x509.Certificate), Issuers: make(map[string]*x509.Certificate),
+		},
 		fields:    make(map[string]*Bundle),
 		anchors:   make(map[string][]*Bundle),
 		published: published,
@@ -221,6 +223,9 @@ func (a *assembly) addPair(kind string) error {
 		ordered.add(c)
 	}
 	a.Leaves[kind] = leaf
+	if len(p) > 1 {
+		a.Issuers[kind] = p[1:].ends()
+	}
 	a.leaveOut(p)
 	a.warnOfReaders(kind, p)
 	a.add(certs, fileOf(certField), ordered, p.ends())

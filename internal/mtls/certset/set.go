@@ -14,7 +14,9 @@ type Set struct {
 	Files   []File    // sorted by name; without manifest.json and evidence.json
 	Bundles []*Bundle // what it was made of, in the order of the configuration
 	// Leaves are the client and the server certificate, by kind, where there is one.
-	Leaves   map[string]*x509.Certificate
+	Leaves map[string]*x509.Certificate
+	// Issuers are, by kind, the first to expire of the CAs that the chain of a leaf needs.
+	Issuers  map[string]*x509.Certificate
 	Carried  []Carried // in ca.crt, beside the anchors of the secret
 	Warnings []string
 
