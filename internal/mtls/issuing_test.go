@@ -318,6 +318,21 @@ func TestIssuingLostAnswer(t *testing.T) {
 	})
 }
 
+// TestIssuingLateAtBoot: as TestLateAtBoot.
+func TestIssuingLateAtBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		a.err = errors.New("the metadata service knows no role of this instance")
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1")})
+		n.after(20 * time.Second)
+		a.err = nil
+		// An order and, a second later, its certificate.
+		if n.after(3 * time.Second); n.secret("a").State != client.SecretCurrent {
+			t.Errorf("three seconds after the authority can be reached: %+v", n.secret("a"))
+		}
+	})
+}
+
 // suggester is an authority that says when to renew.
 type suggester struct {
 	*authority

@@ -17,6 +17,7 @@ import (
 type attempt struct {
 	err      error
 	failures int
+	boot     int // of the failures, those that do not lengthen the wait: source.BootTries
 	next     time.Time
 }
 
@@ -186,6 +187,7 @@ func (s *secret) setPublished(b *certset.Bundle) {
 // schedule decides when to look again after a look that ended with err. Hasty is for the time before the first
 // publication, when nothing is gained by patience: a role or a policy may be on its way.
 func (s *secret) schedule(err error, o outlook, hasty bool, now time.Time) {
+	n := s.look.failures + 1 - s.look.boot
 	switch {
 	case err == nil:
 		if s.look.err != nil {
@@ -197,10 +199,13 @@ func (s *secret) schedule(err error, o outlook, hasty bool, now time.Time) {
 			s.next = s.latest.Next
 		}
 		return
+	case hasty && !source.Answered(err) && s.look.boot < source.BootTries:
+		s.look.boot++
+		s.look.failed(err, backoff(1, rand.Float64()), now)
 	case source.KindOf(err) == source.Persistent && !hasty:
-		s.look.failed(err, deniedBackoff(o.interval, s.look.failures+1, rand.Float64()), now)
+		s.look.failed(err, deniedBackoff(o.interval, n, rand.Float64()), now)
 	default:
-		s.look.failed(err, backoff(s.look.failures+1, rand.Float64()), now)
+		s.look.failed(err, backoff(n, rand.Float64()), now)
 	}
 	if e, ok := errors.AsType[*source.Error](err); ok && !e.Next.IsZero() {
 		s.look.next = e.Next

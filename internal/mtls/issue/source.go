@@ -67,6 +67,7 @@ type Source struct {
 	last      time.Time         // of them
 	failing   error             // the last step's
 	failures  int               // in a row
+	boot      int               // of them, those that do not lengthen the wait: source.BootTries
 	next      time.Time         // when the next step may be taken after a failure, or towards a certificate
 	issuances []time.Time       // of the last 24 hours
 	suggested suggestion        // by the authority
@@ -216,7 +217,7 @@ func (s *Source) Published(version string, leaf *x509.Certificate) {
 			s.order = nil // it was to replace what could not be published before
 		}
 		if s.order == nil {
-			s.failing, s.failures, s.next = nil, 0, time.Time{}
+			s.failing, s.failures, s.boot, s.next = nil, 0, 0, time.Time{}
 		}
 	}
 	s.updateStatus(time.Now())
@@ -263,7 +264,7 @@ func (s *Source) take(ctx context.Context, step step) {
 	now := time.Now()
 	switch {
 	case err == nil:
-		s.failing, s.failures, s.next = nil, 0, time.Time{}
+		s.failing, s.failures, s.boot, s.next = nil, 0, 0, time.Time{}
 		s.attempted("issued")
 		return
 	case s.order != nil && (errors.Is(err, ErrLost) || now.Sub(s.order.begun) > maxOrderAge && !s.stands(err)):
@@ -275,11 +276,14 @@ func (s *Source) take(ctx context.Context, step step) {
 	}
 	s.failing = fmt.Errorf("%s: %w", s.config.Name, err)
 	s.failures++
-	first := retryPublished
+	first, n := retryPublished, s.failures-s.boot
 	if s.published == "" {
 		first = retryFirst
+		if !source.Answered(err) && s.boot < source.BootTries {
+			s.boot, n = s.boot+1, 1
+		}
 	}
-	s.next = later(now.Add(backoff(first, s.failures, mathrand.Float64())), nextOf(err))
+	s.next = later(now.Add(backoff(first, n, mathrand.Float64())), nextOf(err))
 	s.attempted(string(source.KindOf(err)))
 }
 

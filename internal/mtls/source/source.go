@@ -97,6 +97,17 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// BootTries is how often a service that has not answered yet is asked again at a steady pace, within a second or so,
+// before anything is published: for half a minute if attempts fail at once. It costs nothing, and the node waits.
+const BootTries = 60
+
+// Answered reports whether a failure is the answer of the service that has the secret. If not, the service was not
+// reached: at boot the network, the region or the role's credentials may be late.
+func Answered(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && (e.Kind != Transient || !e.Date.IsZero())
+}
+
 // KindOf returns the kind of a failure.
 func KindOf(err error) Kind {
 	if e, ok := errors.AsType[*Error](err); ok {
