@@ -6,6 +6,7 @@ package awsconfig
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -49,13 +50,33 @@ func Load(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.
 func Metadata(cfg aws.Config) *imds.Client {
 	return imds.NewFromConfig(cfg, func(o *imds.Options) {
 		o.EnableFallback = aws.FalseTernary
+		client := cfg.HTTPClient
 		if c, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
 			// No proxy, whatever the address. Frozen, since the SDK would give up within half a second, also on a
 			// service that is only slow.
-			o.HTTPClient = c.WithTimeout(metadataTimeout).
+			client = c.WithTimeout(metadataTimeout).
 				WithTransportOptions(func(t *http.Transport) { t.Proxy = nil }).Freeze()
 		}
+		o.HTTPClient = bounded{client}
 	})
+}
+
+// maxMetadata is in bytes: items of the metadata service have some hundreds, user data up to 16 KiB.
+const maxMetadata = 64 << 10
+
+// bounded cuts answers off at maxMetadata: the host answers, and the SDK would read all that it sends into memory.
+type bounded struct{ client aws.HTTPClient }
+
+// Do implements aws.HTTPClient.
+func (b bounded) Do(req *http.Request) (*http.Response, error) {
+	resp, err := b.client.Do(req)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxMetadata), resp.Body}
+	}
+	return resp, err
 }
 
 // proxy is http.ProxyFromEnvironment, but for addresses of the node.
