@@ -167,6 +167,9 @@ func (n *node) planECSConfig(context.Context) error {
 	expected := map[string]string{attrAttested: "false"}
 	if n.agentMode != config.ModeOff {
 		expected = map[string]string{attrAttested: "true", attrMeasurement: "expected", attrTCB: "expected"}
+		if n.agentTPM == config.NitroTPMRequire {
+			expected[attrImage] = "expected"
+		}
 	}
 	if _, _, err := n.mergeECSConfig(expected); err != nil {
 		return fmt.Errorf("%s: %w", n.ECSConfig, err)

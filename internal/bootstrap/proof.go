@@ -26,7 +26,7 @@ const overlay = "conf.d/50-bootstrap.yaml"
 func (n *node) planAgent() error {
 	n.agentConfig = n.overlay()
 	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
-	n.agentTCP, n.agentMode = cfg.Listen.TCP, cfg.Attestation.Mode
+	n.agentTCP, n.agentMode, n.agentTPM = cfg.Listen.TCP, cfg.Attestation.Mode, cfg.Attestation.NitroTPM
 	if err == nil && n.agentMode != config.ModeOff {
 		_, err = config.LoadPolicy(cfg.Attestation.Policy)
 	}
