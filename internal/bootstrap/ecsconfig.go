@@ -264,6 +264,10 @@ func findings(f *ecsconfig.File) (notes []string, err error) {
 			notes = append(notes, found.Reason)
 		}
 	}
+	if odd := f.OddTag(); odd != "" {
+		notes = append(notes, fmt.Sprintf("ECS_CONTAINER_INSTANCE_TAGS has %q in a tag, which AWS's rules for tags "+
+			"do not list; if ECS refuses it, the node cannot register", odd))
+	}
 	behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR")
 	disabled, _ := f.Get("ECS_DISABLE_IMAGE_CLEANUP")
 	noCleanup, _ := strconv.ParseBool(strings.TrimSpace(disabled))
