@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
+	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/config"
 	"sevagent/internal/must"
@@ -167,13 +169,51 @@ func TestGateWaitsForTheClock(t *testing.T) {
 				t.Fatalf("after %v attestation:gate is %+v, want a failure with the reason", time.Since(began), gate)
 			}
 		}
-		if waited := time.Since(began); waited < ahead || waited > ahead+time.Minute {
-			t.Errorf("the gate is passed after %v, want it within a minute of the certificate's start at %v",
-				waited, ahead)
+		if waited := time.Since(began); waited < ahead || waited > ahead+gateClock+time.Second {
+			t.Errorf("the gate is passed after %v, want it within %v of the certificate's start at %v", waited,
+				gateClock, ahead)
 		}
 		cancel()
 		must.Do(t, group.Wait(), "stop")
 	})
+}
+
+// TestGateWait: what may be late at boot and costs nothing is asked for at a steady pace, the device ever more slowly.
+func TestGateWait(t *testing.T) {
+	noRegion := &notLocated{errors.New("ask the instance metadata service for the region: connection refused")}
+	for _, c := range []struct {
+		n    int
+		err  error
+		most time.Duration
+	}{
+		{1, noRegion, time.Second}, {20, noRegion, time.Second}, {61, noRegion, time.Second},
+		{62, noRegion, 2 * time.Second}, {5000, noRegion, 30 * time.Second},
+		{1, attest.ErrThrottled, time.Second}, {4, attest.ErrThrottled, 8 * time.Second},
+		{5000, attest.ErrThrottled, 30 * time.Second},
+		{3, &appraise.Rejection{Code: appraise.CodeCertificateNotYet}, 4 * time.Second},
+		{5000, &appraise.Rejection{Code: appraise.CodeCertificateNotYet}, 5 * time.Second},
+	} {
+		if got := gateWait(c.n, c.err, 0); got != c.most {
+			t.Errorf("attempt %d, %v: at most %v, want %v", c.n, c.err, got, c.most)
+		}
+		if got := gateWait(c.n, c.err, 1); got != c.most*4/5 {
+			t.Errorf("attempt %d, %v: at least %v, want %v", c.n, c.err, got, c.most*4/5)
+		}
+	}
+}
+
+// TestGateWaitsForTheRegion: the policy compares reports with the region, which only the metadata service knows here.
+func TestGateWaitsForTheRegion(t *testing.T) {
+	a, _ := simulatedAgent(t, sim.DefaultOptions(time.Now()))
+	a.attestation.cloud = new(cloud)
+	a.attestation.region.Store(nil)
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	t.Setenv("AWS_REGION", "")
+	if _, err := a.attestation.prove(t.Context()); err == nil {
+		t.Fatal("proved without a region")
+	} else if _, ok := errors.AsType[*notLocated](err); !ok || attest.Permanent(err) {
+		t.Errorf("the error is %v, permanent: %v; want one that the gate waits for", err, attest.Permanent(err))
+	}
 }
 
 func TestRecheckWithoutAttestation(t *testing.T) {
