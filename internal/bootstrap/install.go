@@ -174,8 +174,8 @@ func ecsPackageURL(region string) string {
 // apt-get too: its option DPkg::Lock::Timeout does not cover the lock of the package lists.
 const installRetries = 3 * time.Minute
 
-// apt runs apt-get until it succeeds, or for installRetries. It updates the lists before each further attempt: they may be
-// what is wrong.
+// apt runs apt-get until it succeeds, or for installRetries. It updates the lists before each further attempt: they may
+// be what is wrong.
 func apt(ctx context.Context, args ...string) error {
 	failed := false
 	return again(ctx, func() (again bool, err error) {

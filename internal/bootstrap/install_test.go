@@ -225,9 +225,7 @@ func TestDownload(t *testing.T) {
 	for path, want := range map[string]string{
 		"/file": "more than 6 bytes", "/gone": "HTTP status 404", "/away": "refuse the redirect to http://192.0.2.1/",
 	} {
-		if err := download(t.Context(), downloader(), server.URL+path, to, 6); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %s", path, err, want)
-		}
+		wantError(t, download(t.Context(), downloader(), server.URL+path, to, 6), want)
 	}
 	if redirected != 1 {
 		t.Errorf("after the refused redirect, the server was asked %d times, want once", redirected)
