@@ -193,7 +193,7 @@ func apt(ctx context.Context, args ...string) error {
 // again starts what failed again for some time. Unlike a deadline, that does not end an attempt half-way.
 func again(ctx context.Context, limit time.Duration, do func() error) error {
 	until := time.Now().Add(limit)
-	return retry(ctx, 2*time.Second, 20*time.Second, func() (again bool, err error) {
+	return retry(ctx, Pauses{2 * time.Second, 20 * time.Second}, func() (again bool, err error) {
 		err = do()
 		return err != nil && ctx.Err() == nil && time.Now().Before(until), err
 	})
@@ -238,7 +238,7 @@ func download(ctx context.Context, from, to string, limit int64) error {
 		return nil
 	}}
 	attempts := 0
-	err := retry(ctx, time.Second, 8*time.Second, func() (again bool, err error) {
+	err := retry(ctx, Pauses{time.Second, 8 * time.Second}, func() (again bool, err error) {
 		attempts++
 		again, err = get(ctx, client, from, to, limit)
 		return again && attempts < 5, err
