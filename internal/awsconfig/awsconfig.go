@@ -48,8 +48,8 @@ func Load(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.
 }
 
 // Retryer leaves retries to the caller, which has a backoff of its own. The nodes of an account share its quotas, and a
-// fleet that comes back after an outage would exceed them with the SDK's three attempts at each try. The exception costs
-// nothing: a request that was refused because of this node's clock is sent again with the service's time.
+// fleet that comes back after an outage would exceed them with the SDK's three attempts at each try. The exception
+// costs nothing: a request that was refused because of this node's clock is sent again with the service's time.
 func Retryer() aws.Retryer {
 	return retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts, o.RateLimiter = 2, ratelimit.None

@@ -12,12 +12,12 @@ import (
 	retries "github.com/aws/aws-sdk-go-v2/aws/retry"
 )
 
-// Pauses are those between attempts: First, and then twice as long each time up to Longest, less up to a half, since the
-// nodes of a group boot together.
+// Pauses are those between attempts: First, and then twice as long each time up to Longest, less up to a half, since
+// the nodes of a group boot together.
 type Pauses struct{ First, Longest time.Duration }
 
-// throttledPauses are the shortest after an answer that there were too many calls: the quota is the whole account's, and
-// a thousand nodes that boot together would keep others from ECS for as long as they ask.
+// throttledPauses are the shortest after an answer that there were too many calls: the quota is the whole account's,
+// and a thousand nodes that boot together would keep others from ECS for as long as they ask.
 var throttledPauses = Pauses{4 * time.Second, 20 * time.Second}
 
 // After returns the pause after err, the nth failure in a row, n from 1. random is from [0, 1).
@@ -38,8 +38,8 @@ var (
 	SignalPauses   = Pauses{250 * time.Millisecond, 15 * time.Second}
 )
 
-// retry calls try until it succeeds, or fails for good, and pauses in between. When ctx ends, the error says why it ended, and then what try failed with
-// last.
+// retry calls try until it succeeds, or fails for good, and pauses in between. When ctx ends, the error says why it
+// ended, and then what try failed with last.
 func retry(ctx context.Context, pauses Pauses, try func() (again bool, err error)) error {
 	var last error
 	for n := 1; ; n++ {

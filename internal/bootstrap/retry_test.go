@@ -12,7 +12,8 @@ import (
 func TestPauses(t *testing.T) {
 	p := Pauses{250 * time.Millisecond, 10 * time.Second}
 	other := errors.New("not listed")
-	throttled := worded{fmt.Errorf("describe: %w", &smithy.GenericAPIError{Code: "ThrottlingException"}), "rate exceeded"}
+	tooMany := &smithy.GenericAPIError{Code: "ThrottlingException"}
+	throttled := worded{fmt.Errorf("describe: %w", tooMany), "rate exceeded"}
 	for _, c := range []struct {
 		err  error
 		n    int

@@ -16,8 +16,8 @@ const (
 	// maxOrderAge is how long an order may take before another one takes its place.
 	maxOrderAge = time.Hour
 
-	// Before there is a certificate, the waits after failures double from retryFirst to retryMax. Once there is one, they
-	// grow from retryPublished by the factor retryGrowth, up to the part retryPart of what is left of it, at least
+	// Before there is a certificate, the waits after failures double from retryFirst to retryMax. Once there is one,
+	// they grow from retryPublished by the factor retryGrowth, up to the part retryPart of what is left of it, at least
 	// retryMax and at most retryLongest: nothing is lost by patience, and all authorities limit the calls of a whole
 	// account, Private CA to 25 a second. A hundred thousand nodes whose certificates were due in an outage are to come
 	// one by one when it ends (test/fleet).
@@ -73,8 +73,8 @@ func fraction(leaf *x509.Certificate) float64 {
 	return float64(binary.BigEndian.Uint64(sum[:8])>>11) / (1 << 53)
 }
 
-// Reordered returns when a certificate is ordered anew after the configuration has changed at a moment. What is published
-// works, and a fleet that is configured anew is not to come all at once.
+// Reordered returns when a certificate is ordered anew after the configuration has changed at a moment. What is
+// published works, and a fleet that is configured anew is not to come all at once.
 func Reordered(changed time.Time, fraction float64) time.Time {
 	return changed.Add(time.Duration(fraction * float64(retryMax)))
 }
@@ -85,8 +85,8 @@ func CollectWait(age time.Duration) time.Duration {
 }
 
 // Backoff returns how long to wait after the nth failure in a row, n from 1: between a half and the whole of what grows
-// up to a longest wait. That is flatter at the end of an outage than to begin at nothing. left is how long the published
-// certificate is still valid, and 0 if there is none. random is from [0, 1).
+// up to a longest wait. That is flatter at the end of an outage than to begin at nothing. left is how long the
+// published certificate is still valid, and 0 if there is none. random is from [0, 1).
 func Backoff(left time.Duration, n int, random float64) time.Duration {
 	first, growth, longest := retryFirst, 2.0, retryMax
 	if left > 0 {
