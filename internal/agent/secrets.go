@@ -50,7 +50,8 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 				"ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
 		}
 	}
-	c.region, c.secrets = cfg.Region, secretsmanager.NewFromConfig(cfg)
+	c.region = cfg.Region
+	c.secrets = secretsmanager.NewFromConfig(cfg, func(o *secretsmanager.Options) { o.Retryer = awsconfig.Retryer() })
 	return c.region, c.secrets, nil
 }
 

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
@@ -44,6 +46,16 @@ func Load(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.
 		return plain, fmt.Errorf("load the AWS configuration: %w", err)
 	}
 	return plain, nil
+}
+
+// Retryer leaves retries to the caller, which has a backoff of its own. The nodes of an account share its quotas, and a
+// fleet that comes back after an outage would exceed them with the SDK's three attempts at each try. The exception
+// costs nothing: a request that was refused because of this node's clock is sent again with the service's time.
+func Retryer() aws.Retryer {
+	return retry.NewStandard(func(o *retry.StandardOptions) {
+		o.MaxAttempts, o.RateLimiter = 2, ratelimit.None
+		o.Retryables = []retry.IsErrorRetryable{retry.RetryableError{}}
+	})
 }
 
 // Metadata returns a client of the instance metadata service.

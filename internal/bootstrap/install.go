@@ -193,7 +193,7 @@ func apt(ctx context.Context, args ...string) error {
 // again starts what failed again for installRetries. Unlike a deadline, that does not end an attempt half-way.
 func again(ctx context.Context, do func() (again bool, err error)) error {
 	until := time.Now().Add(installRetries)
-	return retry(ctx, 2*time.Second, 20*time.Second, func() (again bool, err error) {
+	return retry(ctx, Pauses{2 * time.Second, 20 * time.Second}, func() (again bool, err error) {
 		again, err = do()
 		return again && ctx.Err() == nil && time.Now().Before(until), err
 	})

@@ -98,7 +98,7 @@ func (m machine) askMetadata(
 		return err
 	}
 	client := awsconfig.Metadata(cfg)
-	return retry(ctx, 250*time.Millisecond, 5*time.Second, func() (again bool, err error) {
+	return retry(ctx, Pauses{250 * time.Millisecond, 5 * time.Second}, func() (again bool, err error) {
 		err = ask(ctx, client)
 		return err != nil && !metadataOff(err), inWords(err)
 	})

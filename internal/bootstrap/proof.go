@@ -124,7 +124,7 @@ func (n *node) waitForProof(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, n.Timeout, fmt.Errorf("not ready within %v", n.Timeout))
 	defer cancel()
 	agent := client.New(n.Socket)
-	err := retry(ctx, 100*time.Millisecond, 100*time.Millisecond, func() (again bool, err error) {
+	err := retry(ctx, Pauses{100 * time.Millisecond, 100 * time.Millisecond}, func() (again bool, err error) {
 		health, err := agent.Health(ctx)
 		if err == nil && !health.Ready() {
 			err = errors.New(failedChecks(health))

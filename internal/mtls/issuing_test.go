@@ -444,7 +444,7 @@ func TestIssuingNotCollected(t *testing.T) {
 			t.Errorf("%d orders; %+v", a.orders, s)
 		}
 		a.uncollectable = nil
-		if n.after(20 * time.Minute); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
+		if n.after(2 * time.Hour); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
 			t.Errorf("%d orders after the trouble; %+v", a.orders, n.secret("a"))
 		}
 	})

@@ -372,15 +372,15 @@ func (r *Rotator) look(ctx context.Context, s *secret) {
 		return
 	}
 	r.caller.movedOn(now)
-	o := outlook{
-		interval:     r.settings.PollInterval,
-		nextRotation: s.latest.NextRotation,
-		pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
+	o := Outlook{
+		Interval:     r.settings.PollInterval,
+		NextRotation: s.latest.NextRotation,
+		Pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
 	}
 	if g := r.main().Current(); g != nil {
 		for _, f := range g.Set.Files {
-			if f.Ends != nil && (o.notAfter.IsZero() || f.Ends.NotAfter.Before(o.notAfter)) {
-				o.notBefore, o.notAfter = f.Ends.NotBefore, f.Ends.NotAfter
+			if f.Ends != nil && (o.NotAfter.IsZero() || f.Ends.NotAfter.Before(o.NotAfter)) {
+				o.NotBefore, o.NotAfter = f.Ends.NotBefore, f.Ends.NotAfter
 			}
 		}
 	}

@@ -186,7 +186,7 @@ func (s *secret) setPublished(b *certset.Bundle) {
 
 // schedule decides when to look again after a look that ended with err. Hasty is for the time before the first
 // publication, when nothing is gained by patience: a role or a policy may be on its way.
-func (s *secret) schedule(err error, o outlook, hasty bool, now time.Time) {
+func (s *secret) schedule(err error, o Outlook, hasty bool, now time.Time) {
 	n := s.look.failures + 1 - s.look.boot
 	switch {
 	case err == nil:
@@ -194,18 +194,18 @@ func (s *secret) schedule(err error, o outlook, hasty bool, now time.Time) {
 			s.log.Info("secret can be read again", "secret", s.name, "failures", s.look.failures)
 		}
 		s.look, s.checked = attempt{}, now
-		s.next = now.Add(nextPoll(now, o, rand.Float64()))
+		s.next = now.Add(o.NextPoll(now, rand.Float64()))
 		if !s.latest.Next.IsZero() {
 			s.next = s.latest.Next
 		}
 		return
 	case hasty && !source.Answered(err) && s.look.boot < source.BootTries:
 		s.look.boot++
-		s.look.failed(err, backoff(1, rand.Float64()), now)
+		s.look.failed(err, Backoff(1, rand.Float64()), now)
 	case source.KindOf(err) == source.Persistent && !hasty:
-		s.look.failed(err, deniedBackoff(o.interval, n, rand.Float64()), now)
+		s.look.failed(err, deniedBackoff(o.Interval, n, rand.Float64()), now)
 	default:
-		s.look.failed(err, backoff(n, rand.Float64()), now)
+		s.look.failed(err, Backoff(n, rand.Float64()), now)
 	}
 	if e, ok := errors.AsType[*source.Error](err); ok && !e.Next.IsZero() {
 		s.look.next = e.Next

@@ -140,8 +140,7 @@ func (s *Source) due() time.Time {
 	case s.published == "", s.renewal:
 		return time.Time{}
 	case !strings.HasSuffix(s.published, "-"+orderOf(s.config.Spec)):
-		// What is published works, and a fleet that is configured anew is not to come all at once.
-		return s.created.Add(time.Duration(fraction(s.leaf) * float64(retryMax)))
+		return Reordered(s.created, fraction(s.leaf))
 	default:
 		return s.scheduled()
 	}
@@ -271,19 +270,19 @@ func (s *Source) take(ctx context.Context, step step) {
 		s.order = nil
 	case errors.Is(err, ErrPending):
 		s.failing = nil // failures count on: the order may get lost
-		s.next = later(now.Add(collectWait(now.Sub(s.order.begun))), nextOf(err))
+		s.next = later(now.Add(CollectWait(now.Sub(s.order.begun))), nextOf(err))
 		return
 	}
 	s.failing = fmt.Errorf("%s: %w", s.config.Name, err)
 	s.failures++
-	first, n := retryPublished, s.failures-s.boot
-	if s.published == "" {
-		first = retryFirst
-		if !source.Answered(err) && s.boot < source.BootTries {
-			s.boot, n = s.boot+1, 1
-		}
+	var left time.Duration
+	n := s.failures - s.boot
+	if s.published != "" {
+		left = max(s.leaf.NotAfter.Sub(now), 1) // nothing is gained by haste once it has expired
+	} else if !source.Answered(err) && s.boot < source.BootTries {
+		s.boot, n = s.boot+1, 1
 	}
-	s.next = later(now.Add(backoff(first, n, mathrand.Float64())), nextOf(err))
+	s.next = later(now.Add(Backoff(left, n, mathrand.Float64())), nextOf(err))
 	s.attempted(string(source.KindOf(err)))
 }
 

@@ -27,11 +27,10 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca/types"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/mtls/issue"
 	"sevagent/internal/mtls/source"
 )
@@ -156,9 +155,7 @@ func (a *Authority) Order(ctx context.Context, r issue.Request) (issue.Order, er
 	return &order{a: a, arn: *out.CertificateArn, ca: a.ca, placed: time.Now()}, nil
 }
 
-// connect makes the client. All errors are the caller's to retry: the certification authorities of an account share
-// one quota, which a fleet that comes back after an outage would exceed many times over. The exception costs nothing:
-// a request that was refused because of this node's clock is sent again with the service's time.
+// connect makes the client.
 func (a *Authority) connect(ctx context.Context) error {
 	if a.api != nil {
 		return nil
@@ -169,10 +166,7 @@ func (a *Authority) connect(ctx context.Context) error {
 	}
 	a.api = acmpca.NewFromConfig(cfg, func(o *acmpca.Options) {
 		o.Region = a.region
-		o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) {
-			o.MaxAttempts, o.RateLimiter = 2, ratelimit.None
-			o.Retryables = []retry.IsErrorRetryable{retry.RetryableError{}}
-		})
+		o.Retryer = awsconfig.Retryer()
 	})
 	return nil
 }
