@@ -254,7 +254,9 @@ func TestPinFleet(t *testing.T) {
 		t.Fatalf("%s\n%s", out, c.events())
 	}
 	id := c.instances("prod")[0]
-	socket := c.simulatedNode("--instance-id", id)
+	_, err := os.Stat("/dev/fuse")
+	tpm := err == nil
+	socket := c.simulatedNode("--instance-id", id, fmt.Sprint("--nitrotpm=", tpm))
 	dir := filepath.Dir(filepath.Dir(socket))
 	c.answerBy(socket)
 	var node client.Status
@@ -285,7 +287,7 @@ exec `+lab.Bin("sevctl")+` "$@"
 	}
 	fleet := lab.Read(t, filepath.Join(c.dir, "fleet.yaml"))
 	wants := []string{"  # " + id + "\n  - value: \"" + node.Attestation.Measurement}
-	if _, err := os.Stat("/dev/fuse"); err == nil {
+	if tpm {
 		wants = append(wants, "  mode: require\n", "  # "+id+"\n  - name: \"ami-", "    - pcr: 12\n")
 	}
 	for _, want := range wants {
