@@ -284,8 +284,8 @@ func (p *pins) text(base []byte, o *fleetFlags, now time.Time) []byte {
 		fmt.Fprint(&b, "  mode: require\n")
 	} else {
 		nodes(&b, p.without)
-		fmt.Fprint(&b, "  # have no NitroTPM. Under accept, any node can leave its document out: require it once all have one.\n"+
-			"  mode: accept\n")
+		fmt.Fprint(&b, "  # have no NitroTPM. Under accept, any node can leave its document out: "+
+			"require it once all have one.\n  mode: accept\n")
 	}
 	fmt.Fprint(&b, "  pcrs:\n")
 	for _, image := range p.boots.values {

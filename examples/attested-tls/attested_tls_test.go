@@ -441,7 +441,8 @@ func TestEnclave(t *testing.T) {
 }
 
 // relay is an attacker with a copy of the server's key, outside of the enclave, who shows each client the document that
-// the enclave makes for the attacker's own connection. It returns its address, and checks that no client sends evidence.
+// the enclave makes for the attacker's own connection. It returns its address, and checks that no client sends
+// evidence.
 func (n *node) relay(enclave string) (address string) {
 	n.t.Helper()
 	stolen := must.Get(tls.LoadX509KeyPair(n.path("server.pem"), n.path("server.pem")))(n.t, "steal the server's key")
@@ -463,7 +464,7 @@ func (n *node) relay(enclave string) (address string) {
 		attestedtls.WriteMessage(conn, doc)
 		attestedtls.WriteMessage(conn, make([]byte, attestedtls.NonceSize))
 		if got, err := attestedtls.ReadMessage(conn); err == nil {
-			n.t.Errorf("the client sends %d bytes of evidence to who relays an enclave's document", len(got))
+			n.t.Errorf("the client sends %d bytes of evidence to a relay of an enclave's document", len(got))
 		}
 	}()
 	return l.Addr().String()

@@ -266,7 +266,8 @@ func TestPinFleet(t *testing.T) {
 
 	// As printed; but a simulator has roots of its own, which a user of the page has not.
 	policy := filepath.Join(t.TempDir(), "policy.yaml")
-	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: "+dir+"/sim/roots.pem\n"), 0o644), "write a policy")
+	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: "+dir+"/sim/roots.pem\n"), 0o644),
+		"write a policy")
 	wrapped := t.TempDir()
 	lab.WriteProgram(t, filepath.Join(wrapped, "sevctl"), `#!/bin/sh
 case $1-$2 in
