@@ -120,8 +120,12 @@ var table = map[string][]string{
 	"examples/enclave-gateway/gateway":   {"examples/program"},
 	"examples/enclave-gateway/processor": {"client/certs", "examples/program"},
 	"examples/attested-tls":              {},
-	"examples/attested-tls/client":       {"client", "client/certs", "examples/attested-tls", "examples/program"},
-	"examples/attested-tls/server":       {"examples/attested-tls", "examples/program", "verify"},
+	"examples/attested-tls/client": {
+		"client", "client/certs", "examples/attested-tls", "examples/program", "verify",
+	},
+	"examples/attested-tls/server": { // which simulates the enclave that it stands for
+		"examples/attested-tls", "examples/program", "internal/sim/simnitro", "verify",
+	},
 }
 
 const (

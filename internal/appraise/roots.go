@@ -62,9 +62,10 @@ func (r roots) issuer(line string, kind snp.SigningKey) (ark, intermediate *x509
 }
 
 // customRoots builds roots from PEM certificates named as AMD names its own: ARK-<product>, SEV-<product> and
-// SEV-VLEK-<product>.
+// SEV-VLEK-<product>. If all are of Nitro hypervisors, AMD's stay.
 func customRoots(data []byte) (roots, error) {
 	r := make(roots)
+	nitro := false
 	for n := 0; len(bytes.TrimSpace(data)) > 0; n++ {
 		var block *pem.Block
 		if block, data = pem.Decode(data); block == nil || block.Type != "CERTIFICATE" {
@@ -75,6 +76,7 @@ func customRoots(data []byte) (roots, error) {
 			return nil, fmt.Errorf("read custom roots: entry %d: %w", n, err)
 		}
 		if nitroRoot(cert) { // of the documents beside reports: Policy.NitroRoots
+			nitro = true
 			continue
 		}
 		name := cert.Subject.CommonName
@@ -102,6 +104,9 @@ func customRoots(data []byte) (roots, error) {
 		if err := checkRoots(certs[0].ProductCerts); err != nil {
 			return nil, fmt.Errorf("read custom roots: %s: %w", product, err)
 		}
+	}
+	if len(r) == 0 && nitro {
+		return amdRoots()
 	}
 	if len(r) == 0 {
 		return nil, fmt.Errorf("read custom roots: no certificate in it")
