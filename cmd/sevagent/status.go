@@ -85,14 +85,6 @@ func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
 		for _, c := range m.Certificates {
 			cli.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
 		}
-		for _, e := range m.Expiry {
-			switch stage := e.Stage(now); {
-			case stage == client.Expired:
-				cli.Fprintf(w, "                %s has expired; %s\n", e.File, m.Renewal(e))
-			case stage > 0:
-				cli.Fprintf(w, "                %s expires in %s; %s\n", e.File, e.Left(now), m.Renewal(e))
-			}
-		}
 		for _, o := range m.CAOverlap {
 			cli.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))
 		}
@@ -139,6 +131,9 @@ func printHealth(w io.Writer, h *client.Health) {
 			title := name
 			if c.ComponentID != "" {
 				title += " " + c.ComponentID
+			}
+			if c.Next != "" {
+				c.Output += "; " + c.Next
 			}
 			cli.Fprintf(w, "%-4s  %s%s\n", c.Status, title, reason(c.Output))
 		}

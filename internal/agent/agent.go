@@ -57,6 +57,7 @@ type agent struct {
 	attestation *attestation
 	publishing  *publishing
 	readiness   atomic.Int32           // starting, ready or unready
+	began       began                  // when each entry of the health document got its status
 	refused     atomic.Pointer[string] // why the last reload of the configuration was refused; nil: it was not
 }
 

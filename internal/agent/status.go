@@ -44,7 +44,7 @@ func (a *attestation) status() client.Attestation {
 	}
 	s.InstanceID = a.cloud.instance().ID
 	state := a.worker.State()
-	s.LastReport, s.Drift, s.DriftSinceStart = state.At, state.Drift, state.SinceStart
+	s.LastReport, s.Drift, s.DriftSinceStart = state.ReportAt, state.Drift, state.SinceStart
 	if state.Err != nil {
 		s.LastError = state.Err.Error()
 	}

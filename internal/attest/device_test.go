@@ -80,6 +80,7 @@ func TestAdviceOfFirmwareErrors(t *testing.T) {
 		{"another status", unix.EIO, 0x27, "moves to another host", "VMPL"},
 		{"destroyed key", unix.ENOTTY, 0,
 			"modprobe sev-guest vmpck_id=1' and start the agent: its reports then have VMPL 1", "another host"},
+		{"an error without a name", unix.ENOSYS, 0, "'journalctl -k'", "another host"},
 	} {
 		advice := Advice(deviceError(c.errno, c.exitInfo2))
 		if !strings.Contains(advice, c.want) || strings.Contains(advice, c.not) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"strings"
 	"time"
 
 	"sevagent/client"
@@ -88,14 +89,40 @@ const (
 type Error struct {
 	Kind Kind
 	Err  error
+	// Advice is what to do about it. Empty: Err says so, or nothing is known.
+	Advice string
+	// Missing reports whether there is no such secret, or nothing in it.
+	Missing bool
 	// Date and Next are as those of a Version.
 	Date, Next time.Time
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Error() string {
+	if e.Advice != "" {
+		return e.Err.Error() + "; " + e.Advice
+	}
+	return e.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Explain returns the text of a failure without the advice of its source, and that advice.
+func Explain(err error) (cause, advice string) {
+	cause = err.Error()
+	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.Err) {
+		if e.Advice != "" {
+			return strings.Replace(cause, "; "+e.Advice, "", 1), e.Advice
+		}
+	}
+	return cause, ""
+}
+
+// IsMissing reports whether err says that there is no such secret, or nothing in it.
+func IsMissing(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Missing
+}
 
 // KindOf returns the kind of a failure.
 func KindOf(err error) Kind {

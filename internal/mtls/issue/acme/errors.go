@@ -146,10 +146,7 @@ func explainProblem(p *acme.Error, advice string) error {
 	} else if !strings.HasPrefix(text, strconv.Itoa(p.StatusCode)) { // a HEAD has the status as its text
 		text += fmt.Sprintf(" (HTTP %d)", p.StatusCode)
 	}
-	if advice != "" {
-		text += "; " + advice
-	}
-	return &source.Error{Kind: kind, Err: &refusal{text, p}}
+	return &source.Error{Kind: kind, Err: &refusal{text, p}, Advice: advice}
 }
 
 // refusal is a problem as one line.
