@@ -151,7 +151,12 @@ type Attestation struct {
 	// NotAfter is when the endorsement key's certificate expires.
 	NotAfter   time.Time `json:"certificate_not_after,omitzero"`
 	LastReport time.Time `json:"last_report,omitzero"`
-	LastError  string    `json:"last_error,omitempty"`
+
+	// LastError is why the last request of the device gave no report. Empty: it gave one.
+	LastError string `json:"last_error,omitempty"`
+	// Waiting is how many requests wait for a report, BusySeconds how long the device has been busy with the present one.
+	Waiting     int     `json:"waiting"`
+	BusySeconds float64 `json:"busy_seconds,omitempty"`
 	// NitroTPM is absent where none is asked for.
 	NitroTPM *NitroTPM `json:"nitrotpm,omitempty"`
 	// Drift has the last changes from one genuine report to the next, DriftSinceStart the differences between the

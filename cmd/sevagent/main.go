@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -33,13 +34,34 @@ type options struct {
 	socket string // empty: that of the configuration
 }
 
+// Environment variables in the place of flags.
+const (
+	configVariable = "SEVAGENT_CONFIG"
+	socketVariable = "SEVAGENT_SOCKET"
+)
+
+// fromEnvironment takes from the environment what the command line does not say.
+func (o *options) fromEnvironment(cmd *cobra.Command) {
+	for flag, v := range map[string]struct {
+		value    *string
+		variable string
+	}{"config": {&o.config, configVariable}, "socket": {&o.socket, socketVariable}} {
+		if text := os.Getenv(v.variable); text != "" && !cmd.Flags().Changed(flag) {
+			*v.value = text
+		}
+	}
+}
+
 func command() *cobra.Command {
 	o := new(options)
-	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
+	root := &cobra.Command{
+		Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates",
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { o.fromEnvironment(cmd) },
+	}
 	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent",
-		"the configuration's `PATH`: a directory with\nconfig.yaml and conf.d, or a file\n")
+		"the configuration's `PATH`: a directory with\nconfig.yaml and conf.d, or a file;\nor set "+configVariable+"\n")
 	root.PersistentFlags().StringVar(&o.socket, "socket", "",
-		"the agent's `SOCKET`\n(default: listen.socket of the configuration)")
+		"the agent's `SOCKET`; or set "+socketVariable+"\n(default: listen.socket of the configuration)")
 	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o),
 		watchCommand())
 	return root

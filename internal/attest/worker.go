@@ -139,6 +139,9 @@ func (w *Worker) SetVerifier(v *appraise.Verifier) { w.verifier.Store(v) }
 // State returns what the last device request showed.
 func (w *Worker) State() *State { return w.state.Load() }
 
+// Waiting returns how many requests wait for a report.
+func (w *Worker) Waiting() int { return w.queue.len() }
+
 // Transport names the transport in use.
 func (w *Worker) Transport() string { return w.cfg.Transport.Name() }
 

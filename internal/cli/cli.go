@@ -43,9 +43,14 @@ func (m marked) Unwrap() error { return m.error }
 func Main(name string, run func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	cause := context.Cause(ctx)
 	stop()
 	if err == nil {
 		return
+	}
+	if interrupted(err, cause) {
+		fmt.Fprintf(os.Stderr, "%s: interrupted\n", name)
+		os.Exit(statusFailed)
 	}
 	fmt.Fprintf(os.Stderr, "%s: %s\n", name, explain(err))
 	status := statusFailed
@@ -53,6 +58,12 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 		status = m.status
 	}
 	os.Exit(status)
+}
+
+// interrupted reports whether err is no more than the end of a context that a signal has ended, for this cause; without
+// a cause, none has.
+func interrupted(err, cause error) bool {
+	return cause != nil && (errors.Is(err, context.Canceled) || errors.Is(err, cause))
 }
 
 // Execute runs the command tree under root, with the commands that every program has. Cobra's errors about flags and

@@ -97,6 +97,12 @@ func BestEffort(stdout io.Writer) io.Writer {
 	return stdout
 }
 
+// Colours reports whether text on w may have colours: w is a terminal that shows them, and the user has not declined
+// them (https://no-color.org).
+func Colours(w io.Writer) bool {
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
+}
+
 // IsTerminal reports whether w is a terminal that understands escape sequences.
 func IsTerminal(w io.Writer) bool {
 	f, ok := BestEffort(w).(*os.File)
