@@ -154,7 +154,7 @@ type Attestation struct {
 
 	// LastError is why the last request of the device gave no report. Empty: it gave one.
 	LastError string `json:"last_error,omitempty"`
-	// Waiting is how many requests wait for a report, BusySeconds how long the device has been busy with the present one.
+	// Waiting is how many requests wait for a report, BusySeconds how long the device has been busy with one.
 	Waiting     int     `json:"waiting"`
 	BusySeconds float64 `json:"busy_seconds,omitempty"`
 	// NitroTPM is absent where none is asked for.

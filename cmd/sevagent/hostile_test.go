@@ -49,3 +49,13 @@ func TestSeveralReasons(t *testing.T) {
 		t.Errorf("oneLine = %q, want %q", got, want)
 	}
 }
+
+// Durations in the log are text.
+func TestDurationsInTheLog(t *testing.T) {
+	var b strings.Builder
+	log := newLogger(&b, config.Log{Format: "json"}, new(slog.LevelVar))
+	log.Error("constant", "after", 60*time.Millisecond, slog.Group("g", "retry_in", 90*time.Second+1))
+	if !strings.Contains(b.String(), `"after":"60ms","g":{"retry_in":"1m30s"}`) {
+		t.Errorf("logged %s, want durations in words", &b)
+	}
+}

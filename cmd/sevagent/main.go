@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -80,13 +81,19 @@ func runCommand(o *options) *cobra.Command {
 				cfg.Listen.Socket = o.socket
 			}
 			level := new(slog.LevelVar)
-			return agent.Run(cmd.Context(), agent.Config{
+			log := newLogger(cmd.ErrOrStderr(), cfg.Log, level)
+			err = agent.Run(cmd.Context(), agent.Config{
 				Config:     cfg,
 				Path:       o.config,
-				Log:        newLogger(cmd.ErrOrStderr(), cfg.Log, level),
+				Log:        log,
 				Level:      level,
 				OpenDevice: testOnlyOpenDevice,
 			})
+			if err != nil {
+				log.Error("stopped by a failure", "component", "agent", "err", err)
+				return cli.Logged(err)
+			}
+			return nil
 		},
 	}
 }
@@ -121,9 +128,17 @@ func markUnreachable(err error) error {
 
 func newLogger(w io.Writer, cfg config.Log, level *slog.LevelVar) *slog.Logger {
 	level.Set(cfg.SlogLevel())
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: inWords}
 	if cfg.Format == "text" || cfg.Format == "auto" && cli.IsTerminal(w) {
 		return slog.New(slog.NewTextHandler(visible.Writer(w, visible.Lines), o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
+}
+
+// inWords makes text of a duration, which JSON has in nanoseconds.
+func inWords(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().Round(time.Millisecond).String())
+	}
+	return a
 }

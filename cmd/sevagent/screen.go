@@ -30,7 +30,9 @@ func newScreen(out io.Writer, now time.Time) screen {
 // label is the width of the column in which lines say what they are about.
 const label = len("certificates  ")
 
-var colours = map[client.HealthStatus]string{client.Pass: "\033[32m", client.Warn: "\033[33m", client.Fail: "\033[1;31m"}
+var colours = map[client.HealthStatus]string{
+	client.Pass: "\033[32m", client.Warn: "\033[33m", client.Fail: "\033[1;31m",
+}
 
 // paint writes a word in the colour of a status.
 func (s screen) paint(status client.HealthStatus, word string) {

@@ -24,15 +24,15 @@ func trouble() *client.Status {
 		Version: "v1.2.3", StartedAt: at.Add(-72 * time.Hour),
 		Attestation: client.Attestation{
 			Mode: "enforce", Transport: "ioctl", InstanceID: "i-0123456789abcdef0", GatePassed: true, Verdict: "pass",
-			Policy: "aws-shared", Roots: "amd", Signer: "VLEK", CSPID: "CN=cc-us-east-2.amazonaws.com", ReportVersion: 5,
-			Measurement: strings.Repeat("51", 48), ReportedTCB: "4.0.24.219", Firmware: "1.55.40",
+			Policy: "aws-shared", Roots: "amd", Signer: "VLEK", CSPID: "CN=cc-us-east-2.amazonaws.com",
+			ReportVersion: 5, Measurement: strings.Repeat("51", 48), ReportedTCB: "4.0.24.219", Firmware: "1.55.40",
 			NotAfter: at.AddDate(0, 6, 0), LastReport: at.Add(-2 * time.Hour), Waiting: 3, BusySeconds: 4.2,
 		},
 		MTLS: client.Publication{
 			Ready: true, Path: "/etc/ecs/mtls", Generation: "..gen-1", PublishedAt: at.Add(-time.Hour),
 			Expiry: []client.Expiry{
-				{File: "client.crt", Secret: "node/mtls", Subject: "CN=ca", NotBefore: at.AddDate(0, 0, -10), NotAfter: ends},
-				{File: "ca.crt", Secret: "node/mtls", Subject: "CN=ca", NotBefore: at.AddDate(-1, 0, 0), NotAfter: at},
+				{File: "client.crt", Subject: "CN=ca", NotBefore: at.AddDate(0, 0, -10), NotAfter: ends},
+				{File: "ca.crt", Subject: "CN=ca", NotBefore: at.AddDate(-1, 0, 0), NotAfter: at},
 			},
 			Certificates: []client.Certificate{{File: "client.crt", Subject: "CN=node"}},
 			Secrets: []client.SecretStatus{
@@ -55,7 +55,8 @@ func trouble() *client.Status {
 			"put-secret-value --secret-id node/mtls --secret-string file://SECRET.json'; then 'sudo sevagent refresh'",
 	})
 	s.Health.Add("mtls:expiry", client.Check{
-		ComponentID: "ca.crt", Status: client.Fail, Since: at, Until: at, Output: "expired, at 2026-12-01T09:30:00Z: CN=ca",
+		ComponentID: "ca.crt", Status: client.Fail, Since: at, Until: at,
+		Output: "expired, at 2026-12-01T09:30:00Z: CN=ca",
 	})
 	return s
 }
@@ -106,7 +107,8 @@ func TestStatusAt80Columns(t *testing.T) {
 	for _, width := range []int{40, 80, 120} {
 		s := trouble()
 		s.Health.Add("mtls:endpoint", client.Check{
-			ComponentID: strings.Repeat("long.", 40), Status: client.Warn, Output: strings.Repeat("word ", 40), Next: "x\ny",
+			ComponentID: strings.Repeat("long.", 40), Status: client.Warn,
+			Output: strings.Repeat("word ", 40), Next: "x\ny",
 		})
 		visibletest.Fill(&s.Attestation, strings.Repeat("x", 100))
 		b.Reset()
@@ -183,7 +185,8 @@ func TestStatusOfIssued(t *testing.T) {
 		{From: "spiffe", Authority: "/run/api.sock", State: client.IssueOrdered},
 	} {
 		var b strings.Builder
-		screen{&b, 0, false, at}.secret(client.SecretStatus{Name: "issue/node", Issue: &i, NextCheck: at.Add(-time.Hour)})
+		secret := client.SecretStatus{Name: "issue/node", Issue: &i, NextCheck: at.Add(-time.Hour)}
+		screen{&b, 0, false, at}.secret(secret)
 		want := map[string]string{
 			"acm-pca": "idle by acm-pca, arn:ca, next one at 2026-12-01T09:30:00Z\n",
 			"acme":    "failing by acme, https://ca, tried again at 2026-12-01T08:30:00Z\n",

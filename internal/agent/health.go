@@ -98,7 +98,7 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 				Output: v.Code + ": " + v.Reason, Next: attest.VerdictAdvice(v.Code),
 			}
 			if !state.ReportAt.Equal(state.At) {
-				c.Output += fmt.Sprintf(" (by the report of %s, the last one)", state.ReportAt.UTC().Format(time.RFC3339))
+				c.Output += " (by the report of " + state.ReportAt.UTC().Format(time.RFC3339) + ", the last one)"
 			}
 			h.Add("attestation:verdict", c)
 		}
@@ -231,7 +231,8 @@ func secretHealth(h *client.Health, s *client.Publication, secret client.SecretS
 	if p := secret.Preflight; p != nil && p.Result == "rejected" {
 		h.Add("mtls:pending", client.Check{
 			ComponentID: secret.Name, Status: client.Warn, Time: p.At, Until: lasts,
-			Output: "pending version " + p.Version + ": " + withoutName(p.Reason, secret.Name), Next: step("mtls:pending", ""),
+			Output: "pending version " + p.Version + ": " + withoutName(p.Reason, secret.Name),
+			Next:   step("mtls:pending", ""),
 		})
 	}
 }

@@ -25,7 +25,7 @@ func TestExpiryHealth(t *testing.T) {
 		{20 * 24 * time.Hour, "node/mtls", client.Warn, "expires in 20 days, at 2", store},
 		{time.Hour, "node/mtls", client.Warn, "expires in 60 minutes, at 2", store},
 		{-time.Hour, "node/mtls", client.Fail, "expired, at 2", store},
-		{-time.Hour, "issue/acme", client.Fail, "expired, at 2", "it should have been renewed: see the entry of issue/acme;"},
+		{-time.Hour, "issue/acme", client.Fail, "expired, at 2", "it should have been renewed: see the entry"},
 	} {
 		h := new(client.Health)
 		end := now.Add(c.left)

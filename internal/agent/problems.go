@@ -66,7 +66,7 @@ var steps = map[string]string{
 		"on port {port}",
 	"mtls:endpoint timeout": "check security groups: the server's has to let the node in on port {port}; " +
 		"if it does, see the server's log",
-	"mtls:endpoint protocol":                   "make sure that {thing} serves TLS 1.2 or later without a proxy between",
+	"mtls:endpoint protocol":                   "make sure that {thing} serves TLS 1.2 or later, without a proxy",
 	"mtls:endpoint server_certificate_expired": "renew the certificate of {thing}",
 	"mtls:endpoint server_certificate_untrusted": "have the server's certificate issued by a CA in ca.crt, " +
 		"or add its CA to the secret",

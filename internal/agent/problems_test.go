@@ -50,7 +50,8 @@ func TestEveryProblemHasANextStep(t *testing.T) {
 				continue
 			}
 			h := new(client.Health)
-			secretHealth(h, s, client.SecretStatus{Name: name, State: state, Error: "describe secret " + name + ": no"}, now)
+			secret := client.SecretStatus{Name: name, State: state, Error: "describe secret " + name + ": no"}
+			secretHealth(h, s, secret, now)
 			c := problem(t, h)
 			check(c)
 			if want := string(state) + ": describe secret: no"; c.Output != want || !c.Until.Equal(ends) {
@@ -69,7 +70,8 @@ func TestEveryProblemHasANextStep(t *testing.T) {
 		}
 	}
 	good := []string{"ok", "pending", "no_material"}
-	for _, constant := range found(t, "../../client/status.go", `ProbeResult = "(\w+)"|= "(server_\w+)"|= "(tls_alert)"`) {
+	results := found(t, "../../client/status.go", `\tProbe\w+ +(?:ProbeResult )?= "(\w+)"`)
+	for _, constant := range results {
 		if _, ok := steps["mtls:endpoint "+constant]; !ok && !slices.Contains(good, constant) {
 			t.Errorf("an endpoint that is %s has no next step", constant)
 		}

@@ -32,6 +32,13 @@ func Usagef(format string, args ...any) error { return Usage(fmt.Errorf(format, 
 // Unreachable marks an error as a failure to reach AWS, the agent or the network.
 func Unreachable(err error) error { return marked{err, statusUnreachable} }
 
+// Logged marks an error that the program's log has: Main prints nothing more. Its exit status stays.
+func Logged(err error) error { return logged{err} }
+
+type logged struct{ error }
+
+func (l logged) Unwrap() error { return l.error }
+
 type marked struct {
 	error
 	status int
@@ -52,7 +59,9 @@ func Main(name string, run func(ctx context.Context, args []string, stdin io.Rea
 		fmt.Fprintf(os.Stderr, "%s: interrupted\n", name)
 		os.Exit(statusFailed)
 	}
-	fmt.Fprintf(os.Stderr, "%s: %s\n", name, explain(err))
+	if _, known := errors.AsType[logged](err); !known {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", name, explain(err))
+	}
 	status := statusFailed
 	if m, ok := errors.AsType[marked](err); ok {
 		status = m.status
