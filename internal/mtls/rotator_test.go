@@ -620,7 +620,7 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		late.fail(&source.Error{
 			Kind: source.Persistent, Missing: true, Err: errors.New("ResourceNotFoundException"), Advice: "create it",
 		})
-		n.after(time.Minute)
+		n.after(10 * time.Minute)
 		if got := n.secret("b"); got.State != client.SecretMissing || got.Error != "ResourceNotFoundException" ||
 			got.Next != "create it" {
 			t.Errorf("a secret that does not exist: %+v", got)
