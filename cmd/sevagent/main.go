@@ -64,7 +64,7 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&o.socket, "socket", "",
 		"the agent's `SOCKET`; or set "+socketVariable+"\n(default: listen.socket of the configuration)")
 	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o),
-		watchCommand())
+		watchCommand(), bundleCommand(o))
 	return root
 }
 
@@ -112,10 +112,14 @@ func (o *options) load() (config.Config, error) {
 
 // client returns a client of the running agent. It works although the configuration has mistakes.
 func (o *options) client() *client.Client {
+	return client.New(o.socketPath())
+}
+
+func (o *options) socketPath() string {
 	if o.socket != "" {
-		return client.New(o.socket)
+		return o.socket
 	}
-	return client.New(config.Socket(o.config))
+	return config.Socket(o.config)
 }
 
 // markUnreachable gives the error of an agent that does not answer its exit status.

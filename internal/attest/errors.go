@@ -110,7 +110,8 @@ var rejections = map[string]string{
 	appraise.CodeUnsupportedProduct: "update sevagent, or the policy, to one that knows the processor",
 	appraise.CodeReportDataMismatch: "update the kernel: 6.13 and 6.14 let concurrent requests overwrite " +
 		"each other; make sure that nothing else uses the device",
-	appraise.CodeVerificationPanicking: "update sevagent; report what 'journalctl -u sevagent' shows if it comes back",
+	appraise.CodeVerificationPanicking: "update sevagent; if it comes back, report it with the archive of " +
+		"'sudo sevagent bundle'",
 }
 
 // VerdictAdvice says what an operator does about a verdict of this code, or "".
