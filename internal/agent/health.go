@@ -62,9 +62,11 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 	case !g.passed && g.err == nil:
 		gate.Status, gate.Output, gate.Next = client.Fail, "not passed yet", step("attestation:gate pending", "")
 	case !g.passed:
-		gate.Status, gate.Output, gate.Next = client.Fail, g.err.Error(), attest.Advice(g.err)
+		gate.Status = client.Fail
+		gate.Output, gate.Next = explain(g.err)
 	case g.err != nil:
-		gate.Status, gate.Output, gate.Next = client.Warn, g.err.Error(), attest.Advice(g.err)
+		gate.Status = client.Warn
+		gate.Output, gate.Next = explain(g.err)
 	}
 	h.Add("attestation:gate", gate)
 	if a.off() {
@@ -79,7 +81,8 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 			busy.Round(time.Second))
 		device.Next = step("attestation:device slow", "")
 	} else if state.Err != nil {
-		device.Status, device.Output, device.Next = client.Warn, state.Err.Error(), attest.Advice(state.Err)
+		device.Status = client.Warn
+		device.Output, device.Next = explain(state.Err)
 	}
 	h.Add("attestation:device", device)
 

@@ -1,13 +1,16 @@
 package agent
 
 import (
+	"cmp"
 	"net"
 	"strings"
 	"sync"
 	"time"
 
 	"sevagent/client"
+	"sevagent/internal/attest"
 	"sevagent/internal/config"
+	"sevagent/internal/mtls/source"
 )
 
 // steps says what an operator does next about each problem, by its entry in the health document and, after a blank, by
@@ -88,6 +91,12 @@ func step(problem, thing string) string {
 	}
 	return strings.NewReplacer("{thing}", thing, "{name}", strings.TrimPrefix(thing, config.IssuePrefix),
 		"{host}", host, "{port}", port).Replace(steps[problem])
+}
+
+// explain returns the cause of an error about the node's proof, and what to do about it.
+func explain(err error) (cause, next string) {
+	cause, next = source.Explain(err)
+	return cause, cmp.Or(next, attest.Advice(err))
 }
 
 // kindOf returns where a secret comes from: "file", "issue" or "secret".

@@ -15,6 +15,7 @@ import (
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
+	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
 )
 
@@ -167,6 +168,13 @@ func TestVerdictsHaveAdvice(t *testing.T) {
 		if attest.Advice(fmt.Errorf("ask: %w", &appraise.Rejection{Code: code})) == "" {
 			t.Errorf("%s has no advice", code)
 		}
+	}
+	advised := source.Advise(errors.New("no region"), "set it")
+	if cause, next := explain(advised); cause != "no region" || next != "set it" {
+		t.Errorf("%v is explained as %q and %q", advised, cause, next)
+	}
+	if cause, next := explain(attest.ErrThrottled); cause != attest.ErrThrottled.Error() || next == "" {
+		t.Errorf("%v is explained as %q and %q", attest.ErrThrottled, cause, next)
 	}
 	if attest.Advice(errors.New("another")) != "" {
 		t.Error("an error of another package has advice about the device")

@@ -46,8 +46,8 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 	}
 	if cfg.Region == "" {
 		if cfg.Region, err = c.askMetadata(ctx, cfg); err != nil {
-			return "", nil, fmt.Errorf(
-				"ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
+			err = fmt.Errorf("ask the instance metadata service for the region: %w", err)
+			return "", nil, source.Advise(err, "set AWS_REGION where there is none")
 		}
 	}
 	c.region, c.secrets = cfg.Region, secretsmanager.NewFromConfig(cfg)

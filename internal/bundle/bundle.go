@@ -56,8 +56,8 @@ var units = []string{"sevagent.service", "sevagent.socket", "sevagent-signal.ser
 
 // properties of a unit, without its environment, which may hold credentials.
 const properties = "Id,Description,LoadState,ActiveState,SubState,Result,ActiveEnterTimestamp,InactiveEnterTimestamp," +
-	"NRestarts,ExecMainCode,ExecMainStatus,MemoryCurrent,MemoryPeak,TasksCurrent,CPUUsageNSec,FragmentPath,DropInPaths," +
-	"NeedDaemonReload,StatusText"
+	"NRestarts,ExecMainCode,ExecMainStatus,MemoryCurrent,MemoryPeak,TasksCurrent,CPUUsageNSec,FragmentPath," +
+	"DropInPaths,NeedDaemonReload,StatusText"
 
 // part is a file of the archive.
 type part struct {
@@ -122,11 +122,14 @@ func (c Config) parts() []part {
 		{"status.json", "/v1/status"}, {"readyz.json", "/readyz"}, {"healthz.json", "/healthz"},
 		{"certificates.json", "/v1/certificates"}, {"metrics.txt", "/metrics"},
 	} {
-		list = append(list, part{a.name, func(ctx context.Context) ([]byte, error) { return ask(ctx, c.Socket, a.path) }})
+		list = append(list, part{a.name, func(ctx context.Context) ([]byte, error) {
+			return ask(ctx, c.Socket, a.path)
+		}})
 	}
 	return append(list,
 		part{"units.txt", func(ctx context.Context) ([]byte, error) {
-			return c.Run(ctx, "systemctl", append([]string{"show", "--no-pager", "--property=" + properties, "--"}, units...)...)
+			args := append([]string{"show", "--no-pager", "--property=" + properties, "--"}, units...)
+			return c.Run(ctx, "systemctl", args...)
 		}},
 		part{"journal.txt", func(ctx context.Context) ([]byte, error) {
 			args := []string{"--no-pager", "--quiet", "--lines=5000", "--output=short-iso-precise"}
@@ -164,7 +167,7 @@ func (c Config) readme(names, missing []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "What %s knows of its node, packed at %s by 'sevagent bundle'.\n", c.Version,
 		c.Now.UTC().Format(time.RFC3339))
-	b.WriteString("It holds names of secrets, certificates and hosts. It holds no private key and no content of a secret.\n\n")
+	b.WriteString("It has names of secrets, certificates and hosts, but no private key and no secret's content.\n\n")
 	for _, name := range names {
 		b.WriteString(name + "\n")
 	}

@@ -21,7 +21,7 @@ mtls:
   poll_interval: 90s
   consumers: [{name: web, owner: "33:33", files: [client.pem]}]
   issue:
-  - {name: node, from: acme, gives: [client], dns: [a.example.com], directory: "https://ca.example.com/d", eab: acme/eab}
+  - {name: node, from: acme, gives: [client], dns: [a.example.com], directory: "https://ca.example.com/d", eab: eab}
 attestation: {rate: 0.5, kds: ""}
 `
 	path := filepath.Join(t.TempDir(), "config.yaml")
@@ -40,7 +40,7 @@ attestation: {rate: 0.5, kds: ""}
 	}
 	want.MTLS.Issue[0].Directory = "https://user:hunter2@ca.example.com/d"
 	encoded = must.Get(want.Encode())(t, "encode %+v", want)
-	if strings.Contains(string(encoded), "hunter2") || !strings.Contains(string(encoded), "https://…@ca.example.com/d") {
+	if text := string(encoded); strings.Contains(text, "hunter2") || !strings.Contains(text, "//…@ca.example.com/d") {
 		t.Errorf("the encoding has a password:\n%s", encoded)
 	}
 }

@@ -107,12 +107,29 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Advise adds to an error what to do about it, which Explain tells from the cause.
+func Advise(err error, advice string) error { return &advised{err, advice} }
+
+type advised struct {
+	error
+	text string
+}
+
+func (a *advised) Error() string  { return a.error.Error() + "; " + a.text }
+func (a *advised) Unwrap() error  { return a.error }
+func (a *advised) advice() string { return a.text }
+func (e *Error) advice() string   { return e.Advice }
+
 // Explain returns the text of a failure without the advice of its source, and that advice.
 func Explain(err error) (cause, advice string) {
+	type adviser interface {
+		advice() string
+		Unwrap() error
+	}
 	cause = err.Error()
-	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.Err) {
-		if e.Advice != "" {
-			return strings.Replace(cause, "; "+e.Advice, "", 1), e.Advice
+	for a := adviser(nil); errors.As(err, &a); err = a.Unwrap() {
+		if advice = a.advice(); advice != "" {
+			return strings.Replace(cause, "; "+advice, "", 1), advice
 		}
 	}
 	return cause, ""

@@ -62,6 +62,8 @@ func TestExplain(t *testing.T) {
 		{&Error{Err: plain}, "denied", "denied", ""},
 		{advised, "denied; allow it", "denied", "allow it"},
 		{&Error{Err: fmt.Errorf("order: %w", advised)}, "order: denied; allow it", "order: denied", "allow it"},
+		{Advise(plain, "ask"), "denied; ask", "denied", "ask"},
+		{&Error{Err: fmt.Errorf("read: %w", Advise(plain, "ask"))}, "read: denied; ask", "read: denied", "ask"},
 		{fmt.Errorf("a: %w (HTTP 400)", advised), "a: denied; allow it (HTTP 400)", "a: denied (HTTP 400)", "allow it"},
 	} {
 		cause, advice := Explain(c.err)
