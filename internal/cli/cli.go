@@ -117,14 +117,22 @@ func prepare(cmd *cobra.Command) {
 
 // versionCommand is the command version of the program name.
 func versionCommand(name string) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return JSON(cmd.OutOrStdout()).Encode(map[string]string{
+					"name": name, "version": Version(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+				})
+			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n",
 				name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
 }
 
 // Version returns what the build recorded about the source: a tag, or a pseudo-version with the commit.
