@@ -69,6 +69,7 @@ var table = map[string][]string{
 	"internal/cluster/clustertest": {},
 	"internal/probe":               {"client", "internal/visible", prometheus},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
+	"internal/bundle":              {"internal/config", "internal/visible"},
 	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
 	"internal/config": {
 		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml",
@@ -96,8 +97,8 @@ var table = map[string][]string{
 		aws, systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
-		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
-		"internal/visible", "internal/watch", cobra, "golang.org/x/sys",
+		"client", "internal/agent", "internal/attest", "internal/bundle", "internal/cli", "internal/config",
+		"internal/evidence", "internal/visible", "internal/watch", cobra, "golang.org/x/sys",
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {

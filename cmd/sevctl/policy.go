@@ -115,13 +115,8 @@ func verdictText(b *bytes.Buffer, rules []appraise.RuleResult, width int) {
 	}
 	for _, rule := range rules {
 		text := results(rule.Observed, rule.Required)
-		cli.Fprintf(b, row, rule.Status, rule.Mode, rule.Rule, wrapped(text, width, column, column))
+		cli.Fprintf(b, row, rule.Status, rule.Mode, rule.Rule, cli.Wrapped(text, width, column, column))
 	}
-}
-
-// wrapped is text wrapped for a terminal.
-func wrapped(text string, width, first, rest int) cli.Sequence {
-	return cli.Sequence(cli.Wrap(cli.Visible(text), width, first, rest))
 }
 
 // rulesText writes the rules of a policy, then those that are not applied and those that are looser than its profile's.
@@ -134,15 +129,15 @@ func rulesText(b *bytes.Buffer, policy appraise.Policy, width int) {
 			unused = append(unused, r.Rule)
 		} else {
 			const column = len("enforce ") + 22 + len(" ")
-			cli.Fprintf(b, row, r.Mode, r.Rule, wrapped(r.Required, width, column, column))
+			cli.Fprintf(b, row, r.Mode, r.Rule, cli.Wrapped(r.Required, width, column, column))
 		}
 		if r.Looser != "" {
 			looser = append(looser, fmt.Sprintf("%s is looser than in %s: %s", r.Rule, policy.Profile, r.Looser))
 		}
 	}
-	cli.Fprintf(b, "%s\n", wrapped("not applied: "+strings.Join(unused, ", "), width, 0, 2))
+	cli.Fprintf(b, "%s\n", cli.Wrapped("not applied: "+strings.Join(unused, ", "), width, 0, 2))
 	for _, text := range looser {
-		cli.Fprintf(b, "%s\n", wrapped(text, width, 0, 2))
+		cli.Fprintf(b, "%s\n", cli.Wrapped(text, width, 0, 2))
 	}
 	if policy.RootsPEM != nil {
 		fmt.Fprintln(b, "roots: custom; reports are verified by the policy's own roots, not by AMD's")

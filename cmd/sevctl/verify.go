@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -218,7 +217,7 @@ func (o *clusterOptions) write(cmd *cobra.Command, r *clusterReport) error {
 		if o.out.file != "" && o.out.file != "-" {
 			return r.table(w, 0, false)
 		}
-		return r.table(w, cli.Width(cmd.OutOrStdout()), coloured(cmd.OutOrStdout()))
+		return r.table(w, cli.Width(cmd.OutOrStdout()), cli.Colours(cmd.OutOrStdout()))
 	})
 }
 
@@ -363,11 +362,6 @@ func attestation(verifier *verify.Verifier, answer cluster.Answer) (cluster.Atte
 func askedByRoot(r *verify.Result) bool {
 	return r.Purpose == evidence.PurposeClient && r.Binding.Kind == evidence.BindNone &&
 		r.Caller.String() == evidence.HostCaller(0).String()
-}
-
-// coloured follows no-color.org.
-func coloured(w io.Writer) bool {
-	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && cli.IsTerminal(w)
 }
 
 // err is the reason for exit status 1: an unknown check is no more a pass than a failed one. It names the checks,

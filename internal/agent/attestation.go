@@ -126,9 +126,6 @@ func (n nitroTPM) Document(ctx context.Context, userData, nonce [64]byte) ([]byt
 	if !n.required && (errors.Is(err, tpm.ErrAbsent) || errors.Is(err, tpm.ErrNotNitro)) {
 		return nil, nil, nil
 	}
-	if advice := tpm.Advice(err); advice != "" {
-		err = fmt.Errorf("%w; %s", err, advice)
-	}
 	return text, doc, err
 }
 

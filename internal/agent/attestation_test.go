@@ -115,7 +115,7 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		a.attestation.health(h, time.Now())
 		checks := h.Checks["attestation:drift"]
 		if len(checks) != 1 || checks[0].Status != client.Warn ||
-			!strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") ||
+			checks[0].ComponentID != "platform_info" || !strings.HasPrefix(checks[0].Output, "0x27 (") ||
 			!strings.Contains(checks[0].Output, " -> 0x2f (") {
 			t.Errorf("attestation:drift is %+v, want one warning about platform_info from 0x27 to 0x2f", checks)
 		}
@@ -140,6 +140,37 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		if err := group.Wait(); err != nil {
 			t.Errorf("stopping: %v", err)
 		}
+	})
+}
+
+// A verdict that later failures of the device have outlived says which report it is of, with what to do about both.
+func TestVerdictHasItsAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, device := simulatedAgent(t, sim.DefaultOptions(time.Now()))
+		ctx, cancel := context.WithCancel(t.Context())
+		var group errgroup.Group
+		group.Go(func() error { return a.attestation.worker.Run(ctx) })
+		ask := func(fault string) client.Check {
+			device.SetFault(fault)
+			a.attestation.prove(ctx) // the health has the outcome
+			return a.health(time.Now()).Checks["attestation:verdict"][0]
+		}
+		at := time.Now().UTC().Format(time.RFC3339)
+		fresh := ask(sim.FaultVersion)
+		if strings.Contains(fresh.Output, "by the report of") || !strings.Contains(fresh.Next, "update sevagent") {
+			t.Errorf("the last verdict is %+v, want advice", fresh)
+		}
+		time.Sleep(time.Hour)
+		old := ask(sim.FaultBusy)
+		if !strings.HasSuffix(old.Output, " (by the report of "+at+", the last one)") || !old.Time.Equal(fresh.Time) {
+			t.Errorf("an hour later it is %+v, want its time", old)
+		}
+		broken := a.health(time.Now()).Checks["attestation:device"][0]
+		if broken.Status != client.Warn || !strings.Contains(broken.Next, "attestation.rate") {
+			t.Errorf("the device is %+v, want a warning with advice", broken)
+		}
+		cancel()
+		must.Do(t, group.Wait(), "stop")
 	})
 }
 

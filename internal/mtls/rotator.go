@@ -135,12 +135,14 @@ func (r *Rotator) warnOfExpiry(now time.Time) {
 		if k := r.secrets.find(e.Secret); k != nil && k.issuing() != nil {
 			advice = "it should have been renewed; see the status of its source"
 		}
-		attrs := []any{"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret}
+		attrs := []any{
+			"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret, "advice", advice,
+		}
 		if stage == client.Expired {
-			r.log.Error("a published certificate has expired; "+advice, attrs...)
+			r.log.Error("a published certificate has expired", attrs...)
 		} else {
 			attrs = append(attrs, "left", e.Left(now))
-			r.log.Warn("a published certificate expires; "+advice, attrs...)
+			r.log.Warn("a published certificate expires", attrs...)
 		}
 	}
 	r.warned = stages

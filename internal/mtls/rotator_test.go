@@ -617,6 +617,14 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		if n.Status().Error == "" || n.secret("b").State != client.SecretDenied || n.subject(t) != "" {
 			t.Errorf("status %+v", n.Status())
 		}
+		late.fail(&source.Error{
+			Kind: source.Persistent, Missing: true, Err: errors.New("ResourceNotFoundException"), Advice: "create it",
+		})
+		n.after(10 * time.Minute)
+		if got := n.secret("b"); got.State != client.SecretMissing || got.Error != "ResourceNotFoundException" ||
+			got.Next != "create it" {
+			t.Errorf("a secret that does not exist: %+v", got)
+		}
 		if d, _ := late.counts(); d < 3 {
 			t.Errorf("%d looks in the first minute: the role may just not be there yet", d)
 		}

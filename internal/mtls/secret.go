@@ -75,7 +75,7 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 			return nil // it is on its way
 		case version == "":
 			err := fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)
-			return &source.Error{Kind: source.Persistent, Err: err}
+			return &source.Error{Kind: source.Persistent, Missing: true, Err: err}
 		case s.published != nil && version == s.published.Version && (s.knows(s.published) || s.issuing() != nil):
 			s.dropCandidate() // also after a roll-back
 			return nil
@@ -237,6 +237,8 @@ func (s *secret) status() client.SecretStatus {
 	}
 	err := s.look.err
 	switch {
+	case err != nil && source.IsMissing(err) && s.issuing() == nil:
+		st.State = client.SecretMissing
 	case err != nil && source.KindOf(err) == source.Persistent:
 		st.State = client.SecretDenied
 	case err != nil:
@@ -252,7 +254,7 @@ func (s *secret) status() client.SecretStatus {
 		st.State = client.SecretWaiting
 	}
 	if err != nil {
-		st.Error = err.Error()
+		st.Error, st.Next = source.Explain(err)
 	}
 	if i := s.issuing(); i != nil {
 		issue := i.Status()

@@ -179,13 +179,14 @@ func (a *Authority) passthrough(extensions []pkix.Extension) (*types.ApiPassthro
 	if name := a.config.Template; !strings.Contains(name, "_API") {
 		// Private CA would leave them out, and say nothing.
 		fit := strings.NewReplacer("_CSR", "_APICSR", "Certificate/", "Certificate_APIPassthrough/").Replace(name)
-		return nil, fmt.Errorf("the template %s takes no extensions; use %s", name, fit)
+		return nil, source.Advise(fmt.Errorf("the template %s takes no extensions", name), "use "+fit)
 	}
 	var all []types.CustomExtension
 	for _, e := range extensions {
 		if len(e.Value) > maxExtension {
-			return nil, fmt.Errorf("the extension %s has %d bytes, and Private CA takes %d at most; "+
-				"order it without the extension, or with a shorter one", e.Id, len(e.Value), maxExtension)
+			err := fmt.Errorf("the extension %s has %d bytes, and Private CA takes %d at most",
+				e.Id, len(e.Value), maxExtension)
+			return nil, source.Advise(err, "order it without the extension, or with a shorter one")
 		}
 		all = append(all, types.CustomExtension{
 			ObjectIdentifier: aws.String(e.Id.String()), Critical: &e.Critical,
@@ -235,7 +236,7 @@ func algorithmOf(ca *x509.Certificate) (types.SigningAlgorithm, error) {
 			return types.SigningAlgorithmSha512withecdsa, nil
 		}
 	}
-	return "", errors.New("its key is neither RSA nor ECDSA; use a CA with a key of one of the two")
+	return "", source.Advise(errors.New("its key is neither RSA nor ECDSA"), "use a CA with a key of one of the two")
 }
 
 // order is a certificate that Private CA has been asked for.
@@ -309,6 +310,6 @@ func endsInRoot(chain []*x509.Certificate) error {
 	if bytes.Equal(last.RawIssuer, last.RawSubject) && last.CheckSignatureFrom(last) == nil {
 		return nil
 	}
-	return fmt.Errorf("its chain ends in %q, which was issued by %q, and not in a root; "+
-		"import the CA's certificate again with the whole chain", last.Subject, last.Issuer)
+	err := fmt.Errorf("its chain ends in %q, which was issued by %q, and not in a root", last.Subject, last.Issuer)
+	return source.Advise(err, "import the CA's certificate again with the whole chain")
 }
