@@ -217,7 +217,7 @@ const (
 	IssueOrdered IssueState = "ordered" // the authority has not answered yet, or not with a certificate
 	IssueReady   IssueState = "ready"   // issued, and not published yet
 	IssueFailing IssueState = "failing" // the authority cannot be reached, or refuses
-	IssueRefused IssueState = "refused" // issued, and cannot be published
+	IssueRefused IssueState = "refused" // issued, and cannot be used
 )
 
 // IssueStates lists every state of an issuance.

@@ -356,15 +356,19 @@ func (s *Source) newOrder(ctx context.Context) (*order, error) {
 	return o, nil
 }
 
-// collect asks for the certificate that is ordered. One that is not what was asked for is counted, and not offered.
+// collect asks for the certificate that is ordered. One that is not what was asked for, or cannot be used, is counted
+// and not offered.
 func (s *Source) collect(ctx context.Context) error {
 	c, err := s.order.order.Collect(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrUnusable) {
 		return err
 	}
 	now := time.Now()
 	s.issuances = append(s.issuances, now)
-	p, err := newPair(c, s.order.key, s.order.asked, s.config.Gives, s.config.Spec)
+	var p *pair
+	if err == nil {
+		p, err = newPair(c, s.order.key, s.order.asked, s.config.Gives, s.config.Spec)
+	}
 	s.order, s.renewal = nil, false
 	if err != nil {
 		s.issued = nil

@@ -185,7 +185,7 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	for i, raw := range der {
 		c, err := x509.ParseCertificate(raw)
 		if err != nil {
-			return nil, fmt.Errorf("read certificate %d of the chain: %w", i+1, err)
+			return nil, persistent("%w: read certificate %d of the chain: %w", issue.ErrUnusable, i+1, err)
 		}
 		if i > 0 && c.CheckSignatureFrom(c) == nil {
 			break

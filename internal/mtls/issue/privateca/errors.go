@@ -40,7 +40,7 @@ func (a *Authority) classify(tried string, err error) error {
 	advice, stands := persistent[code]
 	if stands {
 		kind = source.Persistent
-		a.ca = nil // it may have changed, so that it is read again
+		a.algorithm = "" // the CA may have changed, so that it is read again
 	}
 	return &source.Error{
 		Kind: kind, Date: date,

@@ -68,17 +68,11 @@ type Authority struct {
 	region   string
 	template string // ARN
 
-	api *acmpca.Client // nil: Access has not succeeded yet
-	ca  *authority     // nil: to be read, again
+	api       *acmpca.Client         // nil: Access has not succeeded yet
+	algorithm types.SigningAlgorithm // empty: the CA is to be read, again
 }
 
 var _ issue.Authority = (*Authority)(nil)
-
-// authority is what is known of the CA.
-type authority struct {
-	chain     []*x509.Certificate // its certificate first, the root last
-	algorithm types.SigningAlgorithm
-}
 
 // Templates returns the names of the templates that make certificates as issue.Request wants them: with the names of
 // the CSR and fixed usages. Others make certificates of CAs, or of any usage.
@@ -131,15 +125,19 @@ func (a *Authority) Order(ctx context.Context, r issue.Request) (issue.Order, er
 	if err := a.connect(ctx); err != nil {
 		return nil, fmt.Errorf("%s: %w", tried, err)
 	}
-	if a.ca == nil {
-		if a.ca, err = a.read(ctx); err != nil {
+	if a.algorithm == "" { // which a CA keeps for life, as its key
+		chain, err := a.read(ctx)
+		if err != nil {
 			return nil, err
+		}
+		if a.algorithm, err = algorithmOf(chain[0]); err != nil {
+			return nil, &source.Error{Kind: source.Persistent, Err: fmt.Errorf("%s: %w", tried, err)}
 		}
 	}
 	out, err := a.api.IssueCertificate(ctx, &acmpca.IssueCertificateInput{
 		CertificateAuthorityArn: &a.config.CA,
 		Csr:                     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSR}),
-		SigningAlgorithm:        a.ca.algorithm,
+		SigningAlgorithm:        a.algorithm,
 		TemplateArn:             &a.template,
 		// In days, and without ValidityNotBefore: every other form has a date in it that this node's clock would give.
 		Validity:         &types.Validity{Type: types.ValidityPeriodTypeDays, Value: aws.Int64(int64(a.config.Days))},
@@ -152,7 +150,7 @@ func (a *Authority) Order(ctx context.Context, r issue.Request) (issue.Order, er
 	if aws.ToString(out.CertificateArn) == "" {
 		return nil, fmt.Errorf("%s: the answer names no certificate", tried)
 	}
-	return &order{a: a, arn: *out.CertificateArn, ca: a.ca, placed: time.Now()}, nil
+	return &order{a: a, arn: *out.CertificateArn, placed: time.Now()}, nil
 }
 
 // connect makes the client.
@@ -196,9 +194,9 @@ func (a *Authority) passthrough(extensions []pkix.Extension) (*types.ApiPassthro
 	return &types.ApiPassthrough{Extensions: &types.Extensions{CustomExtensions: all}}, nil
 }
 
-// read reads the CA's certificate and checks, before anything is ordered, that its certificates can be used. What it
-// returns is kept until an order is refused: a CA keeps its key for life.
-func (a *Authority) read(ctx context.Context) (*authority, error) {
+// read returns the CA's certificate with those that lead to its root. Before anything is ordered, that shows whether
+// its certificates can be used.
+func (a *Authority) read(ctx context.Context) ([]*x509.Certificate, error) {
 	tried := "read the certificate of " + a.config.CA
 	out, err := a.api.GetCertificateAuthorityCertificate(ctx, &acmpca.GetCertificateAuthorityCertificateInput{
 		CertificateAuthorityArn: &a.config.CA,
@@ -211,14 +209,10 @@ func (a *Authority) read(ctx context.Context) (*authority, error) {
 	if err == nil {
 		err = endsInRoot(chain)
 	}
-	var algorithm types.SigningAlgorithm
-	if err == nil {
-		algorithm, err = algorithmOf(chain[0])
-	}
 	if err != nil {
 		return nil, &source.Error{Kind: source.Persistent, Err: fmt.Errorf("%s: %w", tried, err)}
 	}
-	return &authority{chain: chain, algorithm: algorithm}, nil
+	return chain, nil
 }
 
 // algorithmOf returns that with which a CA signs. It has to be of the family of the CA's key.
@@ -243,11 +237,10 @@ func algorithmOf(ca *x509.Certificate) (types.SigningAlgorithm, error) {
 type order struct {
 	a      *Authority
 	arn    string // of the certificate
-	ca     *authority
 	placed time.Time
 }
 
-// Collect implements issue.Order by GetCertificate. A certificate that cannot be used makes the order a lost one.
+// Collect implements issue.Order by GetCertificate.
 func (o *order) Collect(ctx context.Context) (issue.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -260,21 +253,23 @@ func (o *order) Collect(ctx context.Context) (issue.Certificate, error) {
 	}
 	var chain []*x509.Certificate
 	certificate, err := parse(aws.ToString(out.Certificate))
-	if err == nil && len(certificate) != 1 {
+	switch {
+	case err != nil:
+	case len(certificate) != 1:
 		err = fmt.Errorf("it is %d certificates, want 1", len(certificate))
-	}
-	if err == nil {
-		chain = o.ca.chain
-		if aws.ToString(out.CertificateChain) != "" {
-			if chain, err = parse(*out.CertificateChain); err == nil {
-				err = endsInRoot(chain)
-			}
+	case aws.ToString(out.CertificateChain) == "": // read each time, since the CA's certificate may be renewed
+		if chain, err = o.a.read(ctx); err != nil {
+			return issue.Certificate{}, err
+		}
+	default:
+		if chain, err = parse(*out.CertificateChain); err == nil {
+			err = endsInRoot(chain)
 		}
 	}
 	if err != nil {
-		o.a.ca = nil
+		o.a.algorithm = "" // the CA is to show first that the next one can be used
 		return issue.Certificate{}, &source.Error{
-			Kind: source.Persistent, Err: fmt.Errorf("%s: %w: %w", tried, issue.ErrLost, err),
+			Kind: source.Persistent, Err: fmt.Errorf("%s: %w: %w", tried, issue.ErrUnusable, err),
 		}
 	}
 	root := len(chain) - 1
