@@ -139,17 +139,23 @@ var pure = []string{
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
-	"sevagent":  append([]string{module + "internal/bootstrap"}, clients...),
-	"bootstrap": append([]string{aws + "/service/secretsmanager", module + "internal/agent"}, simulation...),
+	"sevagent": slices.Concat([]string{module + "internal/bootstrap"}, clients, profiles, simulation),
+	"bootstrap": slices.Concat(
+		[]string{aws + "/service/secretsmanager", module + "internal/agent"}, profiles, simulation),
 	"sevctl": append([]string{
 		aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest",
 	}, simulation...),
 }
 
 // clients of AWS that the agent does not need.
-var clients = append([]string{
+var clients = []string{
 	aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation",
-}, simulation...)
+}
+
+// profiles are what the SDK links for credentials that nodes do not use: internal/awsconfig has those that they do.
+var profiles = []string{
+	aws + "/config", aws + "/service/sso", aws + "/service/ssooidc", aws + "/service/signin", aws + "/service/sts",
+}
 
 var simulation = []string{
 	module + "internal/sim", module + "internal/must", "testing", goSEVGuest + "/client", goSEVGuest + "/testing",

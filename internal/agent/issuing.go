@@ -164,7 +164,7 @@ func (i *issuers) open(c config.Issue, roots []*x509.Certificate) (source.Issuin
 			CA:       c.CA,
 			Template: c.TemplateName(),
 			Days:     cmp.Or(c.ValidityDays, 1),
-			Access:   func(ctx context.Context) (aws.Config, error) { return awsconfig.Load(ctx) },
+			Access:   func(context.Context) (aws.Config, error) { return awsconfig.Load() },
 		})
 		if err != nil {
 			return nil, err
@@ -268,7 +268,7 @@ func (i *issuers) names(ctx context.Context, c config.Issue) (*x509.CertificateR
 
 // fact returns what a placeholder in the names of a certificate stands for.
 func (c *cloud) fact(ctx context.Context, placeholder string) (string, error) {
-	cfg, err := awsconfig.Load(ctx)
+	cfg, err := awsconfig.Load()
 	if err != nil {
 		return "", err
 	}

@@ -87,7 +87,7 @@ func (r signaler) signal(ctx context.Context, status types.ResourceSignalStatus,
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("not signaled within %v", r.timeout))
 	defer cancel()
-	cfg, err := r.machine.loadAWS(ctx, r.target.Region)
+	cfg, err := r.machine.loadAWS(r.target.Region)
 	if err != nil {
 		return err
 	}

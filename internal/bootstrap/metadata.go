@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
@@ -23,8 +23,12 @@ import (
 
 // loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors
 // at once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
-func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error) {
-	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
+// An empty region is that of the environment.
+func (m machine) loadAWS(region string) (aws.Config, error) {
+	return m.aws(func(cfg *aws.Config) {
+		cfg.Region = cmp.Or(region, cfg.Region)
+		cfg.Retryer = func() aws.Retryer { return aws.NopRetryer{} }
+	})
 }
 
 // off matches the error of a metadata service that is switched off, by the instance's options (it answers 403 to the
@@ -93,7 +97,7 @@ func (m machine) askMetadata(
 ) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	cfg, err := m.loadAWS(ctx, "")
+	cfg, err := m.loadAWS("")
 	if err != nil {
 		return err
 	}
