@@ -27,14 +27,19 @@ var table = map[string][]string{
 	"verify": {
 		"internal/appraise", "internal/config", "internal/evidence", "internal/nitro", "internal/snp",
 	},
-	"internal/snp":                 {},
-	"internal/evidence":            {"internal/strictjson"},
-	"internal/nitro":               {},
-	"internal/strictjson":          {},
-	"internal/ecsconfig":           {},
-	"internal/must":                {},
-	"internal/visible":             {},
-	"internal/suggest":             {},
+	"internal/snp":        {},
+	"internal/evidence":   {"internal/strictjson"},
+	"internal/nitro":      {},
+	"internal/strictjson": {},
+	"internal/ecsconfig":  {},
+	"internal/must":       {},
+	"internal/visible":    {},
+	"internal/suggest":    {},
+	"internal/promtext":   {},
+	"internal/promtext/promtexttest": {
+		"internal/must", "internal/promtext", prometheus, "github.com/prometheus/client_model",
+		"github.com/prometheus/common",
+	},
 	"internal/visible/visibletest": {},
 	"internal/cli": {
 		"internal/atomicfile", "internal/suggest", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
@@ -46,11 +51,11 @@ var table = map[string][]string{
 	"internal/tpm":         {"internal/nitro", "golang.org/x/sys"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", "internal/nitro",
-		prometheus, "golang.org/x/sys", "golang.org/x/time",
+		"internal/promtext", "golang.org/x/sys", "golang.org/x/time",
 	},
 	"internal/mtls": {
 		"client", "internal/config", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard",
-		"internal/mtls/source", prometheus,
+		"internal/mtls/source", "internal/promtext",
 	},
 	"internal/mtls/source":     {"client"},
 	"internal/mtls/issue":      {"client", "internal/mtls/source"},
@@ -67,15 +72,15 @@ var table = map[string][]string{
 	"internal/sockets":             {},
 	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go"},
 	"internal/cluster/clustertest": {},
-	"internal/probe":               {"client", "internal/visible", prometheus},
+	"internal/probe":               {"client", "internal/promtext", "internal/visible"},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
-	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
+	"internal/readers":             {"client", "internal/cgroup", "internal/promtext", "golang.org/x/sys"},
 	"internal/config": {
 		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml",
 	},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
-		"internal/sockets", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
+		"internal/promtext", "internal/sockets", "internal/strictjson", "internal/visible", "golang.org/x/sys", "golang.org/x/sync",
 	},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":     {"internal/sim", "internal/sim/simfuse", "internal/snp", "github.com/hanwen/go-fuse"},
@@ -92,8 +97,8 @@ var table = map[string][]string{
 		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
 		"internal/nitro",
 		"internal/mtls/issue", "internal/mtls/issue/acme", "internal/mtls/issue/privateca", "internal/mtls/source",
-		"internal/mtls/spiffe", "internal/probe", "internal/readers", "internal/strictjson", "internal/tpm",
-		aws, systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
+		"internal/mtls/spiffe", "internal/probe", "internal/promtext", "internal/readers", "internal/strictjson", "internal/tpm",
+		aws, systemd, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
 		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
@@ -126,7 +131,7 @@ var table = map[string][]string{
 
 const (
 	goSEVGuest = "github.com/google/go-sev-guest"
-	prometheus = "github.com/prometheus/client_golang"
+	prometheus = "github.com/prometheus/client_golang" // in tests alone
 	aws        = "github.com/aws/aws-sdk-go-v2"
 	systemd    = "github.com/coreos/go-systemd/v22"
 	cobra      = "github.com/spf13/cobra"

@@ -15,12 +15,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/visible/visibletest"
 )
 
@@ -29,14 +28,14 @@ type node struct {
 	t                                *testing.T
 	socket                           string
 	tcp                              string
-	alive, evidence, refresh, gather error
+	alive, evidence, refresh error
 	health                           client.HealthStatus
 	claims                           evidence.Claims // of the last request for evidence
 }
 
 // repair removes all failures.
 func (n *node) repair() {
-	n.alive, n.evidence, n.refresh, n.gather = nil, nil, nil, nil
+	n.alive, n.evidence, n.refresh = nil, nil, nil
 	n.health = client.Pass
 }
 
@@ -52,8 +51,8 @@ func newNode(t *testing.T, callers *Callers) *node {
 	socket := must.Get(net.Listen("unix", n.socket))(t, "listen on the socket")
 	tcp := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 	n.tcp = tcp.Addr().String()
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collector(func() error { return n.gather }))
+	metrics := promtext.New()
+	metrics.Gauge("sevagent_up", "One.").Set(1)
 	health := func(time.Time) *client.Health {
 		h := &client.Health{Version: "v1"}
 		h.Add("x", client.Check{Status: client.Pass})
