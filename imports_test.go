@@ -25,7 +25,8 @@ var table = map[string][]string{
 	"client":       {"internal/evidence"},
 	"client/certs": {},
 	"verify": {
-		"internal/appraise", "internal/config", "internal/evidence", "internal/nitro", "internal/snp",
+		"internal/appraise", "internal/appraise/second", "internal/config", "internal/evidence", "internal/nitro",
+		"internal/snp",
 	},
 	"internal/snp":        {},
 	"internal/evidence":   {"internal/strictjson"},
@@ -44,11 +45,12 @@ var table = map[string][]string{
 	"internal/cli": {
 		"internal/atomicfile", "internal/suggest", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
 	},
-	"internal/cli/clitest": {"internal/must"},
-	"internal/atomicfile":  {},
-	"internal/awsconfig":   {aws, "github.com/aws/smithy-go"},
-	"internal/appraise":    {"internal/nitro", "internal/snp", goSEVGuest, "github.com/google/logger"},
-	"internal/tpm":         {"internal/nitro", "golang.org/x/sys"},
+	"internal/cli/clitest":     {"internal/must"},
+	"internal/atomicfile":      {},
+	"internal/awsconfig":       {aws, "github.com/aws/smithy-go"},
+	"internal/appraise":        {"internal/nitro", "internal/snp"},
+	"internal/appraise/second": {"internal/appraise", "internal/snp", goSEVGuest, "github.com/google/logger"},
+	"internal/tpm":             {"internal/nitro", "golang.org/x/sys"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", "internal/nitro",
 		"internal/promtext", "golang.org/x/sys", "golang.org/x/time",
@@ -131,7 +133,7 @@ var table = map[string][]string{
 
 const (
 	goSEVGuest = "github.com/google/go-sev-guest"
-	prometheus = "github.com/prometheus/client_golang" // in tests alone
+	prometheus = "github.com/prometheus/client_golang"
 	aws        = "github.com/aws/aws-sdk-go-v2"
 	systemd    = "github.com/coreos/go-systemd/v22"
 	cobra      = "github.com/spf13/cobra"
@@ -144,9 +146,9 @@ var pure = []string{
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
-	"sevagent": slices.Concat([]string{module + "internal/bootstrap"}, clients, profiles, simulation),
+	"sevagent": slices.Concat([]string{module + "internal/bootstrap"}, clients, profiles, proto, simulation),
 	"bootstrap": slices.Concat(
-		[]string{aws + "/service/secretsmanager", module + "internal/agent"}, profiles, simulation),
+		[]string{aws + "/service/secretsmanager", module + "internal/agent"}, profiles, proto, simulation),
 	"sevctl": append([]string{
 		aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest",
 	}, simulation...),
@@ -156,6 +158,9 @@ var never = map[string][]string{
 var clients = []string{
 	aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation",
 }
+
+// proto is protocol buffers, a megabyte of memory, and what needs them: relying parties have a second opinion, nodes not.
+var proto = []string{"google.golang.org/protobuf", goSEVGuest, prometheus}
 
 // profiles are what the SDK links for credentials that nodes do not use: internal/awsconfig has those that they do.
 var profiles = []string{

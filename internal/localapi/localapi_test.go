@@ -25,12 +25,12 @@ import (
 
 // node is a server over fixed responses, on a socket and on loopback TCP, that can be made to fail.
 type node struct {
-	t                                *testing.T
-	socket                           string
-	tcp                              string
+	t                        *testing.T
+	socket                   string
+	tcp                      string
 	alive, evidence, refresh error
-	health                           client.HealthStatus
-	claims                           evidence.Claims // of the last request for evidence
+	health                   client.HealthStatus
+	claims                   evidence.Claims // of the last request for evidence
 }
 
 // repair removes all failures.

@@ -22,7 +22,7 @@ func (r *Registry) Process() {
 	r.Gauge("process_start_time_seconds", "When the process was started.").Set(float64(started.UnixMilli()) / 1000)
 	r.Gauges("go_info", "The version of Go.", "version").With(runtime.Version()).Set(1)
 	r.GaugeFunc("go_goroutines", "Goroutines.", func() float64 { return float64(runtime.NumGoroutine()) })
-	heap := r.Gauge("go_memstats_heap_alloc_bytes", 
+	heap := r.Gauge("go_memstats_heap_alloc_bytes",
 		"Memory of objects on the heap, garbage that is not collected yet included.")
 	system := r.Gauge("go_memstats_sys_bytes", "Address space that Go has from the kernel.")
 	released := r.Gauge("go_memstats_heap_released_bytes", "Memory of the heap that Go has given back to the kernel.")
