@@ -29,12 +29,13 @@ var table = map[string][]string{
 		"internal/snp",
 	},
 	"internal/snp":        {},
-	"internal/evidence":   {"internal/strictjson"},
-	"internal/nitro":      {},
+	"internal/evidence":   {"internal/strictjson", "internal/pattern"},
+	"internal/nitro":      {"internal/pattern"},
 	"internal/strictjson": {},
-	"internal/ecsconfig":  {},
+	"internal/ecsconfig":  {"internal/pattern"},
 	"internal/must":       {},
 	"internal/visible":    {},
+	"internal/pattern":    {},
 	"internal/suggest":    {},
 	"internal/promtext":   {},
 	"internal/promtext/promtexttest": {
@@ -48,7 +49,7 @@ var table = map[string][]string{
 	"internal/cli/clitest":     {"internal/must"},
 	"internal/atomicfile":      {},
 	"internal/awsconfig":       {aws, "github.com/aws/smithy-go"},
-	"internal/appraise":        {"internal/nitro", "internal/snp"},
+	"internal/appraise":        {"internal/nitro", "internal/snp", "internal/pattern"},
 	"internal/appraise/second": {"internal/appraise", "internal/snp", goSEVGuest, "github.com/google/logger"},
 	"internal/tpm":             {"internal/nitro", "golang.org/x/sys"},
 	"internal/attest": {
@@ -66,23 +67,24 @@ var table = map[string][]string{
 		"internal/awsconfig", "internal/mtls/issue", "internal/mtls/source", aws, "github.com/aws/smithy-go",
 	},
 	"internal/mtls/spiffe":         {"client", "internal/cgroup", "internal/mtls/source"},
-	"internal/mtls/certset":        {},
+	"internal/mtls/certset":        {"internal/pattern"},
 	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},
 	"internal/mtls/guard":          {"client", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
 	"internal/mtls/mtlstest":       {"internal/must", "internal/sim"},
-	"internal/cgroup":              {},
+	"internal/cgroup":              {"internal/pattern"},
 	"internal/sockets":             {},
-	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go"},
+	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go", "internal/pattern"},
 	"internal/cluster/clustertest": {},
 	"internal/probe":               {"client", "internal/promtext", "internal/visible"},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
 	"internal/readers":             {"client", "internal/cgroup", "internal/promtext", "golang.org/x/sys"},
 	"internal/config": {
-		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml",
+		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml", "internal/pattern",
 	},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
-		"internal/promtext", "internal/sockets", "internal/strictjson", "internal/visible", "golang.org/x/sys", "golang.org/x/sync",
+		"internal/promtext", "internal/sockets", "internal/strictjson", "internal/visible",
+		"golang.org/x/sys", "golang.org/x/sync",
 	},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":     {"internal/sim", "internal/sim/simfuse", "internal/snp", "github.com/hanwen/go-fuse"},
@@ -99,8 +101,8 @@ var table = map[string][]string{
 		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
 		"internal/nitro",
 		"internal/mtls/issue", "internal/mtls/issue/acme", "internal/mtls/issue/privateca", "internal/mtls/source",
-		"internal/mtls/spiffe", "internal/probe", "internal/promtext", "internal/readers", "internal/strictjson", "internal/tpm",
-		aws, systemd, "golang.org/x/sync", "golang.org/x/sys",
+		"internal/mtls/spiffe", "internal/probe", "internal/promtext", "internal/readers", "internal/strictjson",
+		"internal/tpm", aws, systemd, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
 		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
@@ -109,12 +111,12 @@ var table = map[string][]string{
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
 		"client", "internal/atomicfile", "internal/awsconfig", "internal/cli", "internal/config", "internal/ecsconfig",
-		"internal/sockets", aws, "github.com/aws/smithy-go", systemd,
+		"internal/sockets", aws, "github.com/aws/smithy-go", systemd, "internal/pattern",
 	},
 	"cmd/sevctl": {
 		"internal/cli", "internal/cluster", "internal/appraise", "internal/config", "internal/evidence",
 		"internal/nitro", "internal/snp", "internal/visible", "verify",
-		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync",
+		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync", "internal/pattern",
 	},
 	"cmd/sevsim":        {"internal/cli", "internal/nitro", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices": {},
@@ -159,7 +161,7 @@ var clients = []string{
 	aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation",
 }
 
-// proto is protocol buffers, a megabyte of memory, and what needs them: relying parties have a second opinion, nodes not.
+// proto is protocol buffers, which take a megabyte of memory, and what links them. Nodes do without a second opinion.
 var proto = []string{"google.golang.org/protobuf", goSEVGuest, prometheus}
 
 // profiles are what the SDK links for credentials that nodes do not use: internal/awsconfig has those that they do.

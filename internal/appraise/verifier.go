@@ -40,7 +40,7 @@ type Config struct {
 // Chain is a well-signed report with the chain that endorses its key.
 type Chain struct {
 	Report                   *snp.Report
-	Line                     string         // of products, Milan for example
+	Line                     string // of products, Milan for example
 	Leaf, Intermediate, Root *x509.Certificate
 	TCB                      snp.TCBVersion // that the leaf is for
 	At                       time.Time      // when all of them are valid; zero: never

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors
@@ -33,7 +33,7 @@ func (m machine) loadAWS(region string) (aws.Config, error) {
 
 // off matches the error of a metadata service that is switched off, by the instance's options (it answers 403 to the
 // request for a token) or by AWS_EC2_METADATA_DISABLED. The SDK keeps the status of a token's error to itself.
-var off = regexp.MustCompile(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
+var off = pattern.New(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
 
 // metadataOff reports whether asking again cannot help. An error that a service of AWS returned is not of that kind.
 func metadataOff(err error) bool {
@@ -42,7 +42,7 @@ func metadataOff(err error) bool {
 }
 
 // sdkStatus is in the SDK's errors about the metadata service: what it was asked for, and the HTTP status.
-var sdkStatus = regexp.MustCompile(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
+var sdkStatus = pattern.New(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
 
 // inWords says what an error of the SDK means to an operator: the SDK's text lists its own layers. It is
 // matched by that text, since the SDK does not wrap what is below the request for a token.

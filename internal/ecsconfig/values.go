@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"sevagent/internal/pattern"
 )
 
 // Parsers of values, each as strict as the program that reads them. In particular, only some of them trim blanks.
@@ -116,7 +117,7 @@ func text(value string, _ map[string]string) string {
 	return ""
 }
 
-var inner = regexp.MustCompile(`[;,\s](ECS_[A-Z0-9_]{1,60})=`)
+var inner = pattern.New(`[;,\s](ECS_[A-Z0-9_]{1,60})=`)
 
 // Inner returns the first key of the ECS agent's that a value assigns, as in ECS_CLUSTER=a;ECS_LOGLEVEL=debug. Nothing
 // reads it there.
