@@ -49,7 +49,7 @@ func TestLogs(t *testing.T) {
 		}
 	}
 	for _, dir := range packages {
-		for _, path := range must.Get(filepath.Glob(dir + "/*.go"))(t, "list %s", dir) {
+		for _, path := range must.Get(filepath.Glob(dir+"/*.go"))(t, "list %s", dir) {
 			if !strings.HasSuffix(path, "_test.go") {
 				file := token.NewFileSet()
 				tree := must.Get(parser.ParseFile(file, path, nil, 0))(t, "parse %s", path)

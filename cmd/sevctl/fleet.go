@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"sevagent/internal/cluster"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
+	"sevagent/internal/pattern"
 	"sevagent/verify"
 )
 
@@ -200,8 +200,8 @@ func newPins(s *cluster.Snapshot) *pins {
 }
 
 var (
-	imageID = regexp.MustCompile(`^ami-[0-9a-f]{8,17}$`)
-	nodeID  = regexp.MustCompile(`^m?i-[0-9a-f]{8,17}$`)
+	imageID = pattern.New(`^ami-[0-9a-f]{8,17}$`)
+	nodeID  = pattern.New(`^m?i-[0-9a-f]{8,17}$`)
 )
 
 // add adds what a node shows, or why it is refused.

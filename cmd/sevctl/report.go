@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
+	"sevagent/internal/pattern"
 	"sevagent/internal/visible"
 )
 
@@ -237,7 +237,7 @@ func (t *table) line(first, rest int, text string) {
 }
 
 // command is a command in an advice.
-var command = regexp.MustCompile(`'(aws [^']+)'[.;,]?`)
+var command = pattern.New(`'(aws [^']+)'[.;,]?`)
 
 // advice writes an advice from column indent. On a terminal each command has lines of its own, to be copied as it is.
 func (t *table) advice(indent int, text string) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
 	"sevagent/internal/evidence"
+	"sevagent/internal/pattern"
 	"sevagent/verify"
 )
 
@@ -108,9 +108,9 @@ func checkList() string {
 }
 
 var (
-	clusterName = regexp.MustCompile(
+	clusterName = pattern.New(
 		`^([A-Za-z0-9_-]{1,255}|arn:[a-z0-9-]+:ecs:[a-z0-9-]+:[0-9]{12}:cluster/[A-Za-z0-9_-]{1,255})$`)
-	regionName = regexp.MustCompile(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
+	regionName = pattern.New(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
 )
 
 // positional takes CLUSTER, and PROFILE and REGION unless flags have them.

@@ -25,15 +25,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	attestedtls "sevagent/examples/attested-tls"
 
 	"sevagent/client"
-	attestedtls "sevagent/examples/attested-tls"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simdevice"
@@ -81,12 +81,12 @@ func newNode(t *testing.T) *node {
 	// It does not enforce: the relying party has to detect a bad report.
 	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp},
 		Verifier: verifier, Rate: 50, Burst: 64,
-		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+		Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 	spki := keyHash(n.victim)
 	api := localapi.New(localapi.Config{
 		Evidence: worker.Evidence,
 		BoundKey: func(kind string) ([]byte, bool) { return spki[:], kind == client.BindClient },
-		Metrics:  prometheus.NewRegistry(),
+		Metrics:  promtext.New(),
 		Log:      slog.New(slog.DiscardHandler),
 	})
 	socket := must.Get(net.Listen("unix", filepath.Join(dir, "s")))(t, "listen on the agent's socket")

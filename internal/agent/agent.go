@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
@@ -27,6 +25,7 @@ import (
 	"sevagent/internal/config"
 	"sevagent/internal/localapi"
 	"sevagent/internal/mtls"
+	"sevagent/internal/promtext"
 )
 
 // Config is what the daemon starts with.
@@ -66,9 +65,8 @@ func Run(ctx context.Context, c Config) error {
 	log := c.Log.With("component", "agent")
 	log.Info("starting", "version", cli.Version(), "config", c.Path)
 	prepareProcess(log)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry := promtext.New()
+	registry.Process()
 
 	socket, tcp, err := listen(c.Config.Listen)
 	if err != nil {
@@ -133,7 +131,7 @@ func Run(ctx context.Context, c Config) error {
 // Prove gets and appraises one attestation report without running the daemon. It also returns the transport that
 // reached the device.
 func Prove(ctx context.Context, c Config) (transport string, verdict *appraise.Verdict, err error) {
-	a, err := newAttestation(c, new(cloud), prometheus.NewRegistry())
+	a, err := newAttestation(c, new(cloud), promtext.New())
 	if err != nil {
 		return "", nil, err
 	}

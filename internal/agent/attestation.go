@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/internal/appraise"
@@ -24,6 +23,7 @@ import (
 	"sevagent/internal/evidence"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/nitro"
+	"sevagent/internal/promtext"
 	"sevagent/internal/tpm"
 )
 
@@ -59,7 +59,7 @@ type gate struct {
 
 // newAttestation opens the device and builds its worker. In mode warn an absent device is no error: every request then
 // fails with what is missing.
-func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*attestation, error) {
+func newAttestation(c Config, cloud *cloud, registry *promtext.Registry) (*attestation, error) {
 	cfg := c.Config.Attestation
 	a := &attestation{log: c.Log.With("component", "agent"), mode: cfg.Mode, cloud: cloud}
 	a.gate.Store(&gate{})

@@ -13,7 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
@@ -21,6 +20,7 @@ import (
 	"sevagent/internal/attest"
 	"sevagent/internal/config"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/snp"
@@ -67,7 +67,7 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 		OpenDevice: func() (attest.Transport, error) { return device, nil },
 	}
 	c.Config.Attestation.Policy, c.Config.Attestation.KDS = filepath.Join(dir, "policy.yaml"), ""
-	cloud, registry := &cloud{region: o.Region}, prometheus.NewRegistry()
+	cloud, registry := &cloud{region: o.Region}, promtext.New()
 	attestation := must.Get(newAttestation(c, cloud, registry))(t, "build the attestation of %+v", c.Config.Attestation)
 	attestation.gate.Store(&gate{passed: true, at: time.Now()})
 	publishing := must.Get(newPublishing(c.MTLS, cloud, attestation, c.Log, registry))(t, "build what publishes")

@@ -40,7 +40,7 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 	if c.region != "" {
 		return c.region, c.secrets, nil
 	}
-	cfg, err := awsconfig.Load(ctx)
+	cfg, err := awsconfig.Load()
 	if err != nil {
 		return "", nil, err
 	}
@@ -86,7 +86,7 @@ func (c *cloud) instance() evidence.Instance {
 // from there. It gives up after some two hours: then there is no such service.
 func (c *cloud) identify(ctx context.Context, log *slog.Logger) {
 	for wait := time.Second; wait < 2*time.Hour && c.identity.Load() == nil; wait *= 2 {
-		cfg, err := awsconfig.Load(ctx)
+		cfg, err := awsconfig.Load()
 		if err == nil {
 			_, err = c.askMetadata(ctx, cfg)
 		}

@@ -142,8 +142,8 @@ func TestPartsOfRoots(t *testing.T) {
 // keys has the fingerprint of each product's ARK.
 func keys(r roots) map[string]string {
 	m := make(map[string]string)
-	for product, certs := range r {
-		m[product] = string(certs[0].ProductCerts.Ark.Raw)
+	for product, a := range r {
+		m[product] = string(a.ark.Raw)
 	}
 	return m
 }

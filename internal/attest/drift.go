@@ -115,7 +115,7 @@ func (w *Worker) watch(next *State, verdict *appraise.Verdict) {
 				log = w.cfg.Log.Error
 			}
 			log("attestation drifted", "what", c.What, "from", c.From, "to", c.To)
-			w.metrics.drift.WithLabelValues(c.What).Inc()
+			w.metrics.drift.With(c.What).Inc()
 		}
 		if news != nil {
 			drift := slices.Concat(next.Drift, news) // a new array: the old one is others' to read

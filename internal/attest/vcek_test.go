@@ -21,11 +21,11 @@ import (
 	"time"
 
 	"github.com/google/go-sev-guest/kds"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -121,7 +121,7 @@ func hangs(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 func newVCEKs(url, dir string) *VCEKs {
 	return NewVCEKs(VCEKsConfig{URL: url, Dir: dir, Log: slog.New(slog.DiscardHandler),
-		Metrics: prometheus.NewRegistry()})
+		Metrics: promtext.New()})
 }
 
 // runVCEKs runs v until the test ends.
@@ -475,7 +475,7 @@ func TestWorkerWithVCEKFromKDS(t *testing.T) {
 	vceks := newVCEKs(server.URL, t.TempDir())
 	worker := func(v *VCEKs) *Worker {
 		w := New(Config{Transport: d, Verifier: verifier, Enforce: true, Rate: 50, Burst: 64, VCEKs: v,
-			Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+			Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 		run(t, w)
 		return w
 	}

@@ -19,13 +19,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/nitro"
+	"sevagent/internal/promtext"
 	"sevagent/internal/snp"
 )
 
@@ -60,7 +60,7 @@ type Config struct {
 	Second Second
 	Log    *slog.Logger
 	// Metrics is where the Worker registers its metrics.
-	Metrics prometheus.Registerer
+	Metrics *promtext.Registry
 }
 
 // Worker serves evidence. New makes one, Run runs it.
@@ -161,12 +161,12 @@ func (w *Worker) Evidence(ctx context.Context, claims evidence.Claims) (*evidenc
 		return nil, nil, fmt.Errorf("ask for evidence: %w", err)
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Now().Add(w.delay()).After(deadline) {
-		w.metrics.refused.WithLabelValues("deadline").Inc()
+		w.metrics.refused.With("deadline").Inc()
 		return nil, nil, fmt.Errorf("ask for evidence: %w", ErrDeadline)
 	}
 	r := &request{ctx: ctx, claims: claims, done: make(chan answer, 1)}
 	if err := w.queue.add(r); err != nil {
-		w.metrics.refused.WithLabelValues(Code(err)).Inc()
+		w.metrics.refused.With(Code(err)).Inc()
 		return nil, nil, fmt.Errorf("ask for evidence: %w", err)
 	}
 	select {

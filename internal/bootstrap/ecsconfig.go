@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"sevagent/internal/atomicfile"
 	"sevagent/internal/config"
 	"sevagent/internal/ecsconfig"
+	"sevagent/internal/pattern"
 )
 
 // Setting is a key of ecs.config, and why it is set.
@@ -48,7 +48,7 @@ const (
 var agentPorts = []string{"22", "2375", "2376", "51678", "51679", "51680"}
 
 // ECSKey is the form of a key of ecs.config; ecsconfig checks values.
-var ECSKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var ECSKey = pattern.New(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent. Of two options
 // for a key the last one counts.

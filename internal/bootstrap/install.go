@@ -13,12 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // Install is whether and from where to install the ECS agent on a node of the Debian family.
@@ -325,7 +325,7 @@ func signedBy(status []byte) (primary []string) {
 }
 
 // armorChecksum is the line of an ASCII armor that PEM does not have (RFC 9580, section 6.1).
-var armorChecksum = regexp.MustCompile(`(?m)^=[A-Za-z0-9+/]{4}\r?$`)
+var armorChecksum = pattern.New(`(?m)^=[A-Za-z0-9+/]{4}\r?$`)
 
 // dearmor returns the bytes of a key that may be ASCII-armored: gpgv reads no armored keyring.
 func dearmor(key []byte) []byte {

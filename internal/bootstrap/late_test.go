@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/must"
@@ -66,8 +65,9 @@ func newLateNode(t *testing.T) *lateNode {
 		dirs:           n.dirs,
 		instanceIDFile: filepath.Join(t.TempDir(), "instance-id"),
 		ecsLog:         filepath.Join(t.TempDir(), "log"),
-		aws: func(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error) {
-			return awsconfig.Load(ctx, append(options, config.WithHTTPClient(n.client(10*time.Second)))...)
+		aws: func(options ...func(*aws.Config)) (aws.Config, error) {
+			own := func(cfg *aws.Config) { cfg.HTTPClient = n.client(10 * time.Second) }
+			return awsconfig.Load(append(options, own)...)
 		},
 		local: n.client(5 * time.Second),
 		proc:  t.TempDir(),

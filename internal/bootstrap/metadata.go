@@ -1,35 +1,39 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors
 // at once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
-func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error) {
-	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
+// An empty region is that of the environment.
+func (m machine) loadAWS(region string) (aws.Config, error) {
+	return m.aws(func(cfg *aws.Config) {
+		cfg.Region = cmp.Or(region, cfg.Region)
+		cfg.Retryer = func() aws.Retryer { return aws.NopRetryer{} }
+	})
 }
 
 // off matches the error of a metadata service that is switched off, by the instance's options (it answers 403 to the
 // request for a token) or by AWS_EC2_METADATA_DISABLED. The SDK keeps the status of a token's error to itself.
-var off = regexp.MustCompile(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
+var off = pattern.New(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
 
 // metadataOff reports whether asking again cannot help. An error that a service of AWS returned is not of that kind.
 func metadataOff(err error) bool {
@@ -38,7 +42,7 @@ func metadataOff(err error) bool {
 }
 
 // sdkStatus is in the SDK's errors about the metadata service: what it was asked for, and the HTTP status.
-var sdkStatus = regexp.MustCompile(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
+var sdkStatus = pattern.New(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
 
 // inWords says what an error of the SDK means to an operator: the SDK's text lists its own layers. It is
 // matched by that text, since the SDK does not wrap what is below the request for a token.
@@ -93,7 +97,7 @@ func (m machine) askMetadata(
 ) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	cfg, err := m.loadAWS(ctx, "")
+	cfg, err := m.loadAWS("")
 	if err != nil {
 		return err
 	}

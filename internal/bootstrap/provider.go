@@ -49,7 +49,7 @@ func (n *node) waitForProvider(ctx context.Context) error {
 }
 
 func (n *node) newECS(ctx context.Context) (*ecs.Client, error) {
-	cfg, err := n.machine.loadAWS(ctx, n.Target.Region)
+	cfg, err := n.machine.loadAWS(n.Target.Region)
 	if err != nil {
 		return nil, err
 	}

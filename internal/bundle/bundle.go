@@ -22,12 +22,12 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"syscall"
 	"time"
 
 	"sevagent/internal/config"
+	"sevagent/internal/pattern"
 	"sevagent/internal/visible"
 )
 
@@ -152,7 +152,7 @@ func (p part) within(ctx context.Context) ([]byte, error) {
 	return content, err
 }
 
-var privateKey = regexp.MustCompile(`(?s)-----BEGIN [^-]*PRIVATE KEY-----.*?(?:-----END [^-]*PRIVATE KEY-----|$)`)
+var privateKey = pattern.New(`(?s)-----BEGIN [^-]*PRIVATE KEY-----.*?(?:-----END [^-]*PRIVATE KEY-----|$)`)
 
 // clean removes private keys, though there should be none, and makes the rest fit for a terminal.
 func clean(name string, content []byte) []byte {

@@ -2,10 +2,11 @@ package config
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 
 	"go.yaml.in/yaml/v3"
+
+	"sevagent/internal/pattern"
 )
 
 // Encode returns c as a file that Load reads as the same configuration: its keys, and nobody's comments. It leaves out
@@ -22,7 +23,7 @@ func (c Config) Encode() ([]byte, error) {
 // MarshalYAML is the form in which Owner is read.
 func (o Owner) MarshalYAML() (any, error) { return fmt.Sprintf("%d:%d", o.UID, o.GID), nil }
 
-var userInfo = regexp.MustCompile(`://[^/@]*@`)
+var userInfo = pattern.New(`://[^/@]*@`)
 
 // tidy spells modes as they are read, in octal, and leaves out the user of URLs, empty lists and, in the entries of
 // lists, what says nothing.

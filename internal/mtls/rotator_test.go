@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
 	"sevagent/internal/config"
@@ -29,6 +27,8 @@ import (
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
+	"sevagent/internal/promtext/promtexttest"
 	"sevagent/internal/sim"
 )
 
@@ -122,7 +122,7 @@ type node struct {
 	*Rotator
 	path    string
 	config  Config
-	metrics *prometheus.Registry
+	metrics *promtext.Registry
 	stop    func()
 
 	published atomic.Int64 // how often OnPublish was called
@@ -130,7 +130,7 @@ type node struct {
 
 func start(t *testing.T, path string, secrets map[string]source.Source, change ...func(*Config)) *node {
 	t.Helper()
-	n := &node{path: path, metrics: prometheus.NewPedanticRegistry()}
+	n := &node{path: path, metrics: promtext.New()}
 	n.config = Config{
 		Settings:   Settings{MTLS: settings(path)},
 		Registerer: n.metrics,
@@ -1059,10 +1059,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	withNode(t, func(t *testing.T, _ *mtlstest.CA, _ *fakeSecret, n *node) {
-		families := must.Get(n.metrics.Gather())(t, "gather the metrics")
-		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
-			t.Errorf("lint: %v, %v", problems, err)
-		}
+		promtexttest.Lint(t, n.metrics)
 		now := float64(time.Now().Unix())
 		for name, c := range map[string]struct{ got, want float64 }{
 			"not_after":    {n.metric(t, "not_after_timestamp_seconds", "client"), float64(n.Status().NotAfter.Unix())},
@@ -1082,7 +1079,7 @@ func TestMetrics(t *testing.T) {
 // metric reads a counter or a gauge by name and label values.
 func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
-	for _, family := range must.Get(n.metrics.Gather())(t, "gather the metrics") {
+	for _, family := range promtexttest.Families(t, n.metrics) {
 		if family.GetName() != "sevagent_mtls_"+name {
 			continue
 		}
