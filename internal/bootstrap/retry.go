@@ -18,7 +18,7 @@ type Pauses struct{ First, Longest time.Duration }
 
 // throttledPauses are the shortest after an answer that there were too many calls: the quota is the whole account's,
 // and a thousand nodes that boot together would keep others from ECS for as long as they ask.
-var throttledPauses = Pauses{4 * time.Second, 20 * time.Second}
+var throttledPauses = Pauses{4 * time.Second, 15 * time.Second}
 
 // After returns the pause after err, the nth failure in a row, n from 1. random is from [0, 1).
 func (p Pauses) After(err error, n int, random float64) time.Duration {

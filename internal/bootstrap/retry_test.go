@@ -25,7 +25,7 @@ func TestPauses(t *testing.T) {
 		{other, 5000, 10 * time.Second},
 		{throttled, 1, 4 * time.Second},
 		{throttled, 2, 8 * time.Second},
-		{throttled, 5000, 20 * time.Second},
+		{throttled, 5000, 15 * time.Second},
 	} {
 		if got := p.After(c.err, c.n, 0); got != c.want {
 			t.Errorf("after %v, failure %d: at most %v, want %v", c.err, c.n, got, c.want)
