@@ -15,28 +15,27 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/visible/visibletest"
 )
 
 // node is a server over fixed responses, on a socket and on loopback TCP, that can be made to fail.
 type node struct {
-	t                                *testing.T
-	socket                           string
-	tcp                              string
-	alive, evidence, refresh, gather error
-	health                           client.HealthStatus
-	claims                           evidence.Claims // of the last request for evidence
+	t                        *testing.T
+	socket                   string
+	tcp                      string
+	alive, evidence, refresh error
+	health                   client.HealthStatus
+	claims                   evidence.Claims // of the last request for evidence
 }
 
 // repair removes all failures.
 func (n *node) repair() {
-	n.alive, n.evidence, n.refresh, n.gather = nil, nil, nil, nil
+	n.alive, n.evidence, n.refresh = nil, nil, nil
 	n.health = client.Pass
 }
 
@@ -52,8 +51,8 @@ func newNode(t *testing.T, callers *Callers) *node {
 	socket := must.Get(net.Listen("unix", n.socket))(t, "listen on the socket")
 	tcp := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "listen on loopback")
 	n.tcp = tcp.Addr().String()
-	metrics := prometheus.NewRegistry()
-	metrics.MustRegister(collector(func() error { return n.gather }))
+	metrics := promtext.New()
+	metrics.Gauge("sevagent_up", "One.").Set(1)
 	health := func(time.Time) *client.Health {
 		h := &client.Health{Version: "v1"}
 		h.Add("x", client.Check{Status: client.Pass})

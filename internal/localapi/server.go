@@ -22,14 +22,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
+	"sevagent/internal/promtext"
 	"sevagent/internal/strictjson"
 )
 
@@ -63,7 +62,7 @@ type Config struct {
 	// Refresh pulls the secrets now and returns what changed. With a name, it has that source of mtls.issue order a new
 	// certificate instead; ErrNoSource: there is none of that name.
 	Refresh func(ctx context.Context, renew string) (*client.Refresh, error)
-	Metrics prometheus.Gatherer
+	Metrics *promtext.Registry
 	Log     *slog.Logger
 }
 
@@ -215,7 +214,10 @@ func (s *Server) operational() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{DisableCompression: true}))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", promtext.ContentType)
+		s.cfg.Metrics.Write(w)
+	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter,
 		_ *http.Request) {
 		writeJSON(w, s.cfg.Status(time.Now()))

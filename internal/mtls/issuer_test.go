@@ -52,7 +52,7 @@ func TestIssuerEnds(t *testing.T) {
 			t.Errorf("the metric of the client's certificate is the CA's: %v", v)
 		}
 		n.after(time.Until(end.Add(-49 * time.Hour)))
-		const warning = "a published certificate expires; renew this CA's certificate, or take another CA"
+		const warning = "advice=\"renew this CA's certificate, or take another CA\""
 		if text := log.take(); strings.Contains(text, warning) {
 			t.Errorf("warned too early:\n%s", text)
 		}

@@ -327,6 +327,21 @@ func TestIssuingLostAnswer(t *testing.T) {
 	})
 }
 
+// TestIssuingLateAtBoot: as TestLateAtBoot.
+func TestIssuingLateAtBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		a.err = errors.New("the metadata service knows no role of this instance")
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1")})
+		n.after(20 * time.Second)
+		a.err = nil
+		// An order and, a second later, its certificate.
+		if n.after(3 * time.Second); n.secret("a").State != client.SecretCurrent {
+			t.Errorf("three seconds after the authority can be reached: %+v", n.secret("a"))
+		}
+	})
+}
+
 // suggester is an authority that says when to renew.
 type suggester struct {
 	*authority
@@ -438,7 +453,7 @@ func TestIssuingNotCollected(t *testing.T) {
 			t.Errorf("%d orders; %+v", a.orders, s)
 		}
 		a.uncollectable = nil
-		if n.after(20 * time.Minute); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
+		if n.after(2 * time.Hour); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
 			t.Errorf("%d orders after the trouble; %+v", a.orders, n.secret("a"))
 		}
 	})

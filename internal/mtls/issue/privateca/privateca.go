@@ -27,11 +27,10 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca/types"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/mtls/issue"
 	"sevagent/internal/mtls/source"
 )
@@ -154,9 +153,7 @@ func (a *Authority) Order(ctx context.Context, r issue.Request) (issue.Order, er
 	return &order{a: a, arn: *out.CertificateArn, placed: time.Now()}, nil
 }
 
-// connect makes the client. All errors are the caller's to retry: the certification authorities of an account share
-// one quota, which a fleet that comes back after an outage would exceed many times over. The exception costs nothing:
-// a request that was refused because of this node's clock is sent again with the service's time.
+// connect makes the client.
 func (a *Authority) connect(ctx context.Context) error {
 	if a.api != nil {
 		return nil
@@ -167,10 +164,7 @@ func (a *Authority) connect(ctx context.Context) error {
 	}
 	a.api = acmpca.NewFromConfig(cfg, func(o *acmpca.Options) {
 		o.Region = a.region
-		o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) {
-			o.MaxAttempts, o.RateLimiter = 2, ratelimit.None
-			o.Retryables = []retry.IsErrorRetryable{retry.RetryableError{}}
-		})
+		o.Retryer = awsconfig.Retryer()
 	})
 	return nil
 }
@@ -183,13 +177,14 @@ func (a *Authority) passthrough(extensions []pkix.Extension) (*types.ApiPassthro
 	if name := a.config.Template; !strings.Contains(name, "_API") {
 		// Private CA would leave them out, and say nothing.
 		fit := strings.NewReplacer("_CSR", "_APICSR", "Certificate/", "Certificate_APIPassthrough/").Replace(name)
-		return nil, fmt.Errorf("the template %s takes no extensions; use %s", name, fit)
+		return nil, source.Advise(fmt.Errorf("the template %s takes no extensions", name), "use "+fit)
 	}
 	var all []types.CustomExtension
 	for _, e := range extensions {
 		if len(e.Value) > maxExtension {
-			return nil, fmt.Errorf("the extension %s has %d bytes, and Private CA takes %d at most; "+
-				"order it without the extension, or with a shorter one", e.Id, len(e.Value), maxExtension)
+			err := fmt.Errorf("the extension %s has %d bytes, and Private CA takes %d at most",
+				e.Id, len(e.Value), maxExtension)
+			return nil, source.Advise(err, "order it without the extension, or with a shorter one")
 		}
 		all = append(all, types.CustomExtension{
 			ObjectIdentifier: aws.String(e.Id.String()), Critical: &e.Critical,
@@ -235,7 +230,7 @@ func algorithmOf(ca *x509.Certificate) (types.SigningAlgorithm, error) {
 			return types.SigningAlgorithmSha512withecdsa, nil
 		}
 	}
-	return "", errors.New("its key is neither RSA nor ECDSA; use a CA with a key of one of the two")
+	return "", source.Advise(errors.New("its key is neither RSA nor ECDSA"), "use a CA with a key of one of the two")
 }
 
 // order is a certificate that Private CA has been asked for.
@@ -310,6 +305,6 @@ func endsInRoot(chain []*x509.Certificate) error {
 	if bytes.Equal(last.RawIssuer, last.RawSubject) && last.CheckSignatureFrom(last) == nil {
 		return nil
 	}
-	return fmt.Errorf("its chain ends in %q, which was issued by %q, and not in a root; "+
-		"import the CA's certificate again with the whole chain", last.Subject, last.Issuer)
+	err := fmt.Errorf("its chain ends in %q, which was issued by %q, and not in a root", last.Subject, last.Issuer)
+	return source.Advise(err, "import the CA's certificate again with the whole chain")
 }

@@ -53,7 +53,7 @@ func serve(t *testing.T, wrap func(http.Handler) http.Handler) *simaws.PrivateCA
 	return service
 }
 
-func access(ctx context.Context) (aws.Config, error) { return awsconfig.Load(ctx) }
+func access(context.Context) (aws.Config, error) { return awsconfig.Load() }
 
 func authority(t *testing.T, service *simaws.PrivateCA, template string) *privateca.Authority {
 	t.Helper()
