@@ -104,6 +104,10 @@ fmt: ## format the Go code
 bench: $(VENV) ## the benchmarks
 	go test -run '^$$' -bench . -benchmem ./...
 
+.PHONY: scale
+scale: ## simulate fleets, and rewrite the tables and pictures of docs/scale.md
+	go test -count=1 ./test/fleet -update
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	tools/fuzz $(FUZZTIME)

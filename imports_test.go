@@ -77,6 +77,7 @@ var table = map[string][]string{
 	"internal/cluster/clustertest": {},
 	"internal/probe":               {"client", "internal/promtext", "internal/visible"},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
+	"internal/bundle":              {"internal/config", "internal/pattern", "internal/visible"},
 	"internal/readers":             {"client", "internal/cgroup", "internal/promtext", "golang.org/x/sys"},
 	"internal/config": {
 		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml", "internal/pattern",
@@ -105,8 +106,8 @@ var table = map[string][]string{
 		"internal/tpm", aws, systemd, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
-		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
-		"internal/visible", "internal/watch", cobra, "golang.org/x/sys",
+		"client", "internal/agent", "internal/attest", "internal/bundle", "internal/cli", "internal/config",
+		"internal/evidence", "internal/visible", "internal/watch", cobra, "golang.org/x/sys",
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
@@ -129,8 +130,12 @@ var table = map[string][]string{
 	"examples/enclave-gateway/gateway":   {"examples/program"},
 	"examples/enclave-gateway/processor": {"client/certs", "examples/program"},
 	"examples/attested-tls":              {},
-	"examples/attested-tls/client":       {"client", "client/certs", "examples/attested-tls", "examples/program"},
-	"examples/attested-tls/server":       {"examples/attested-tls", "examples/program", "verify"},
+	"examples/attested-tls/client": {
+		"client", "client/certs", "examples/attested-tls", "examples/program", "verify",
+	},
+	"examples/attested-tls/server": { // which simulates the enclave that it stands for
+		"examples/attested-tls", "examples/program", "internal/sim/simnitro", "verify",
+	},
 }
 
 const (

@@ -56,6 +56,7 @@ type agent struct {
 	attestation *attestation
 	publishing  *publishing
 	readiness   atomic.Int32           // starting, ready or unready
+	began       began                  // when each entry of the health document got its status
 	refused     atomic.Pointer[string] // why the last reload of the configuration was refused; nil: it was not
 }
 
@@ -120,9 +121,11 @@ func Run(ctx context.Context, c Config) error {
 	})
 	group.Go(func() error { return a.reconfigureOnHangup(ctx) })
 	group.Go(func() error { return a.notify(ctx) })
-	err = group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
 	log.Info("stopped")
-	return err
+	return nil
 }
 
 // Prove gets and appraises one attestation report without running the daemon. It also returns the transport that

@@ -31,7 +31,10 @@ type roots map[string]*anchors
 var amdPEM []byte
 
 // amdRoots reads AMD's own roots. They are constants: they are read once, and a test verifies their signatures.
-var amdRoots = sync.OnceValues(func() (roots, error) { return readRoots(amdPEM) })
+var amdRoots = sync.OnceValues(func() (roots, error) {
+	r, _, err := readRoots(amdPEM)
+	return r, err
+})
 
 // issuer returns the ARK of a product line and the intermediate that endorses keys of this kind. Either is nil where
 // there is none.
@@ -46,9 +49,9 @@ func (r roots) issuer(line string, kind snp.SigningKey) (ark, intermediate *x509
 	return a.ark, a.ask
 }
 
-// customRoots builds roots from a policy's PEM.
+// customRoots builds roots from a policy's PEM. If all are of Nitro hypervisors, AMD's stay.
 func customRoots(data []byte) (roots, error) {
-	r, err := readRoots(data)
+	r, nitro, err := readRoots(data)
 	if err != nil {
 		return nil, fmt.Errorf("read custom roots: %w", err)
 	}
@@ -57,6 +60,9 @@ func customRoots(data []byte) (roots, error) {
 			return nil, fmt.Errorf("read custom roots: %s: %w", product, err)
 		}
 	}
+	if len(r) == 0 && nitro {
+		return amdRoots()
+	}
 	if len(r) == 0 {
 		return nil, fmt.Errorf("read custom roots: no certificate in it")
 	}
@@ -64,18 +70,20 @@ func customRoots(data []byte) (roots, error) {
 }
 
 // readRoots reads PEM certificates named as AMD names its own: ARK-<product>, SEV-<product> and SEV-VLEK-<product>.
-func readRoots(data []byte) (roots, error) {
-	r := make(roots)
+// nitro reports whether roots of Nitro hypervisors are among them.
+func readRoots(data []byte) (r roots, nitro bool, err error) {
+	r = make(roots)
 	for n := 0; len(bytes.TrimSpace(data)) > 0; n++ {
 		var block *pem.Block
 		if block, data = pem.Decode(data); block == nil || block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("entry %d is not a PEM certificate", n)
+			return nil, false, fmt.Errorf("entry %d is not a PEM certificate", n)
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("entry %d: %w", n, err)
+			return nil, false, fmt.Errorf("entry %d: %w", n, err)
 		}
 		if nitroRoot(cert) { // of the documents beside reports: Policy.NitroRoots
+			nitro = true
 			continue
 		}
 		name := cert.Subject.CommonName
@@ -91,11 +99,11 @@ func readRoots(data []byte) (roots, error) {
 		case "SEV-VLEK-" + product:
 			r[product].asvk = cert
 		default:
-			return nil, fmt.Errorf("entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>, "+
+			return nil, false, fmt.Errorf("entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>, "+
 				"and not that of a .nitro-enclaves", n, name)
 		}
 	}
-	return r, nil
+	return r, nitro, nil
 }
 
 // check reports whether the intermediates were signed by the ARK.

@@ -182,16 +182,16 @@ func (v *VCEKs) obtain(ctx context.Context, want vcekRequest) {
 	}
 	v.fetches.With("failed").Inc()
 	v.failures++
-	wait := max(fetchBackoff(v.failures, rand.Float64()), retryAfter)
+	wait := max(FetchBackoff(v.failures, rand.Float64()), retryAfter)
 	v.next = time.Now().Add(wait)
 	if v.failures == 1 {
 		v.cfg.Log.Warn("VCEK certificate not fetched", "err", err, "retry_in", wait, "file", v.path(want))
 	}
 }
 
-// fetchBackoff returns how long to wait after the nth failure in a row, n from 1: doubled from 10 s to 5 min, and up
+// FetchBackoff returns how long to wait after the nth failure in a row, n from 1: doubled from 10 s to 5 min, and up
 // to half as much again, since nodes behind one address share what KDS grants. random is from [0, 1).
-func fetchBackoff(n int, random float64) time.Duration {
+func FetchBackoff(n int, random float64) time.Duration {
 	wait := min(fetchMax, fetchMin<<min(n-1, 5))
 	return wait + time.Duration(random*float64(wait)/2)
 }

@@ -442,10 +442,10 @@ func TestFetchBackoff(t *testing.T) {
 	for n, want := range map[int]time.Duration{
 		1: 10 * time.Second, 2: 20 * time.Second, 5: 160 * time.Second, 6: fetchMax, 1000: fetchMax,
 	} {
-		if got := fetchBackoff(n, 0); got != want {
+		if got := FetchBackoff(n, 0); got != want {
 			t.Errorf("failure %d: %v, want %v", n, got, want)
 		}
-		if got := fetchBackoff(n, 0.999); got <= want || got >= want*3/2 {
+		if got := FetchBackoff(n, 0.999); got <= want || got >= want*3/2 {
 			t.Errorf("failure %d: %v at most, want less than %v", n, got, want*3/2)
 		}
 	}

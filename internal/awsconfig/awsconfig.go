@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 )
@@ -79,17 +82,47 @@ func customAnchors() (*x509.CertPool, error) {
 	return anchors, nil
 }
 
+// Retryer leaves retries to the caller, which has a backoff of its own. The nodes of an account share its quotas, and a
+// fleet that comes back after an outage would exceed them with the SDK's three attempts at each try. The exception
+// costs nothing: a request that was refused because of this node's clock is sent again with the service's time.
+func Retryer() aws.Retryer {
+	return retry.NewStandard(func(o *retry.StandardOptions) {
+		o.MaxAttempts, o.RateLimiter = 2, ratelimit.None
+		o.Retryables = []retry.IsErrorRetryable{retry.RetryableError{}}
+	})
+}
+
 // Metadata returns a client of the instance metadata service.
 func Metadata(cfg aws.Config) *imds.Client {
 	return imds.NewFromConfig(cfg, func(o *imds.Options) {
 		o.EnableFallback = aws.FalseTernary
+		client := cfg.HTTPClient
 		if c, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
 			// No proxy, whatever the address. Frozen, since the SDK would give up within half a second, also on a
 			// service that is only slow.
-			o.HTTPClient = c.WithTimeout(metadataTimeout).
+			client = c.WithTimeout(metadataTimeout).
 				WithTransportOptions(func(t *http.Transport) { t.Proxy = nil }).Freeze()
 		}
+		o.HTTPClient = bounded{client}
 	})
+}
+
+// maxMetadata is in bytes: items of the metadata service have some hundreds, user data up to 16 KiB.
+const maxMetadata = 64 << 10
+
+// bounded cuts answers off at maxMetadata: the host answers, and the SDK would read all that it sends into memory.
+type bounded struct{ client aws.HTTPClient }
+
+// Do implements aws.HTTPClient.
+func (b bounded) Do(req *http.Request) (*http.Response, error) {
+	resp, err := b.client.Do(req)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, maxMetadata), resp.Body}
+	}
+	return resp, err
 }
 
 // proxy is http.ProxyFromEnvironment, but for addresses of the node.

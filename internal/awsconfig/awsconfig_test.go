@@ -115,6 +115,41 @@ func TestIPv6(t *testing.T) {
 	}
 }
 
+// TestHugeAnswers: what the metadata service sends is not read for as long as it sends.
+func TestHugeAnswers(t *testing.T) {
+	isolate(t)
+	const sent = 10 << 20
+	huge := &counted{Reader: io.LimitReader(endless{}, sent)}
+	client := clientFunc(func(req *http.Request) (*http.Response, error) {
+		header := http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"21600"}}
+		return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(huge), Request: req}, nil
+	})
+	cfg := must.Get(Load(by(client)))(t, "load the configuration")
+	if _, err := Metadata(cfg).GetInstanceIdentityDocument(t.Context(), nil); err == nil || huge.n > 2*maxMetadata {
+		t.Errorf("%d bytes were read of %d, want %d for each of two requests at most; error %v", huge.n, sent,
+			maxMetadata, err)
+	}
+	huge.n = 0
+	if _, err := cfg.Credentials.Retrieve(t.Context()); err == nil || huge.n > 3*maxMetadata {
+		t.Errorf("%d bytes were read of %d for the role's credentials; error %v", huge.n, sent, err)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+type counted struct {
+	io.Reader
+	n int
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += n
+	return n, err
+}
+
 // by has client send each request, and once.
 func by(client clientFunc) func(*aws.Config) {
 	return func(cfg *aws.Config) {

@@ -80,6 +80,7 @@ type node struct {
 	agentConfig []byte
 	agentTCP    string // address of its local API, "" if it has none there
 	agentMode   string // of its attestation
+	agentTPM    string // its attestation.nitrotpm
 	unitFiles   unitFiles
 	ecs         *ecsConfig
 	missing     []string // packages

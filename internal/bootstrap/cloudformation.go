@@ -127,7 +127,7 @@ func (r signaler) send(
 	resource string, status types.ResourceSignalStatus, uniqueID string,
 ) (accepted bool, err error) {
 	var refused error // by a resource that may begin to wait
-	err = retry(ctx, 250*time.Millisecond, 15*time.Second, func() (again bool, err error) {
+	err = retry(ctx, SignalPauses, func() (again bool, err error) {
 		_, err = client.SignalResource(ctx, &cloudformation.SignalResourceInput{
 			StackName: &r.target.Stack, LogicalResourceId: &resource, Status: status, UniqueId: &uniqueID,
 		})

@@ -167,6 +167,9 @@ func (n *node) planECSConfig(context.Context) error {
 	expected := map[string]string{attrAttested: "false"}
 	if n.agentMode != config.ModeOff {
 		expected = map[string]string{attrAttested: "true", attrMeasurement: "expected", attrTCB: "expected"}
+		if n.agentTPM == config.NitroTPMRequire {
+			expected[attrImage] = "expected"
+		}
 	}
 	if _, _, err := n.mergeECSConfig(expected); err != nil {
 		return fmt.Errorf("%s: %w", n.ECSConfig, err)
@@ -260,6 +263,10 @@ func findings(f *ecsconfig.File) (notes []string, err error) {
 		} else {
 			notes = append(notes, found.Reason)
 		}
+	}
+	if odd := f.OddTag(); odd != "" {
+		notes = append(notes, fmt.Sprintf("ECS_CONTAINER_INSTANCE_TAGS has %q in a tag, which AWS's rules for tags "+
+			"do not list; if ECS refuses it, the node cannot register", odd))
 	}
 	behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR")
 	disabled, _ := f.Get("ECS_DISABLE_IMAGE_CLEANUP")

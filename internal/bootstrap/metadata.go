@@ -102,7 +102,7 @@ func (m machine) askMetadata(
 		return err
 	}
 	client := awsconfig.Metadata(cfg)
-	return retry(ctx, 250*time.Millisecond, 5*time.Second, func() (again bool, err error) {
+	return retry(ctx, Pauses{250 * time.Millisecond, 5 * time.Second}, func() (again bool, err error) {
 		err = ask(ctx, client)
 		return err != nil && !metadataOff(err), inWords(err)
 	})
@@ -112,10 +112,14 @@ func (m machine) askMetadata(
 func (m machine) identity(ctx context.Context, timeout time.Duration) (doc imds.InstanceIdentityDocument, err error) {
 	err = m.askMetadata(ctx, timeout, func(ctx context.Context, client *imds.Client) error {
 		answer, err := client.GetInstanceIdentityDocument(ctx, nil)
-		if err == nil {
-			doc = answer.InstanceIdentityDocument
+		if err != nil {
+			return err
 		}
-		return err
+		doc = answer.InstanceIdentityDocument
+		if doc.InstanceID == "" || doc.Region == "" {
+			return errors.New("it does not name the instance and its region")
+		}
+		return nil
 	})
 	if err != nil {
 		err = cli.Unreachable(fmt.Errorf("get the instance identity document by IMDSv2: %w", err))
@@ -144,6 +148,9 @@ func (m machine) instanceID(ctx context.Context) (string, error) {
 // User Guide, "Retrieve the target lifecycle state through instance metadata").
 const warmed = "Warmed:"
 
+// maxState is in bytes; the longest state, Warmed:Hibernated, has 17.
+const maxState = 64
+
 // warmPool returns the target lifecycle state of an instance that waits in a warm pool, "" if it does not, as far as is
 // known: outside of an Auto Scaling group, the metadata service has no such state.
 func (m machine) warmPool(ctx context.Context) (state string) {
@@ -157,7 +164,7 @@ func (m machine) warmPool(ctx context.Context) (state string) {
 			return err
 		}
 		defer answer.Content.Close()
-		text, err := io.ReadAll(answer.Content)
+		text, err := io.ReadAll(io.LimitReader(answer.Content, maxState))
 		state = strings.TrimSpace(string(text))
 		return err
 	})

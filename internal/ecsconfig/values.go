@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -191,6 +192,22 @@ func tags(value string, env map[string]string) string {
 		}
 		if reserved(key) || reserved(text) {
 			return wants("tags without aws: in front, which is for AWS alone", "would end")
+		}
+	}
+	return ""
+}
+
+// oddInTag matches what is not in the pattern of API_Tag.
+var oddInTag = pattern.New(`[^\p{L}\p{Z}\p{N}_.:/=+@-]`)
+
+// OddTag returns the first character in ECS_CONTAINER_INSTANCE_TAGS that AWS's rules for tags do not list. The ECS
+// agent takes it; whether ECS refuses the registration is not documented.
+func (f *File) OddTag() (character string) {
+	value, _ := f.Get("ECS_CONTAINER_INSTANCE_TAGS")
+	all := decoded(value)
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		if odd := oddInTag.FindString(key + all[key]); odd != "" {
+			return odd
 		}
 	}
 	return ""

@@ -34,6 +34,9 @@ func (s *Server) page(w http.ResponseWriter, r *http.Request) {
 	for _, name := range slices.Sorted(maps.Keys(health.Checks)) {
 		for _, c := range health.Checks[name] {
 			status := html.EscapeString(string(c.Status))
+			if c.Next != "" {
+				c.Output += "; " + c.Next
+			}
 			fmt.Fprintf(&rows, "  <tr><td>%s %s<td class=\"%s\">%s<td>%s</tr>\n", html.EscapeString(name),
 				html.EscapeString(c.ComponentID), status, status, html.EscapeString(c.Output))
 		}

@@ -172,7 +172,7 @@ func (t *target) repair(report bool, now time.Time) bool {
 		err = errors.New(t.state.Error)
 	}
 	if err != nil {
-		wait := backoff(t.state.retry.failures+1, rand.Float64())
+		wait := Backoff(t.state.retry.failures+1, rand.Float64())
 		t.state = t.state.notRepaired(err, wait, now)
 		t.metrics.repairs.With("failed").Inc()
 		if report {
@@ -213,7 +213,7 @@ func (t *target) publishFailed(err error, now time.Time) {
 		result = "rolled_back"
 	}
 	t.metrics.publications.With(result).Inc()
-	wait := backoff(t.attempt.failures+1, rand.Float64())
+	wait := Backoff(t.attempt.failures+1, rand.Float64())
 	t.attempt.failed(err, wait, now)
 	if t.attempt.failures == 1 {
 		t.log.Error("cannot publish; the last good set stays", "err", err, "retry_in", wait)
