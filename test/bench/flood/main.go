@@ -69,7 +69,9 @@ func run(socket string, callers int, slow float64, pause time.Duration) error {
 		}
 	}
 	slices.Sort(waited)
-	at := func(share float64) time.Duration { return waited[int(share*float64(callers-1))].Round(time.Millisecond) }
+	at := func(share float64) time.Duration {
+		return waited[int(share*float64(callers-1))].Round(time.Millisecond)
+	}
 	fmt.Printf("callers %d failed %d callers/s %.0f p50 %v p99 %v\n", callers, failed,
 		float64(callers)/took.Seconds(), at(.5), at(.99))
 	return nil
