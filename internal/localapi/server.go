@@ -83,11 +83,16 @@ func New(cfg Config) *Server {
 // both listeners; the socket file stays, so that clients of a restarted agent find it.
 func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
+	ebb := newEbb()
+	group.Go(func() error { ebb.run(ctx); return nil })
 	serve := func(l net.Listener, handler http.Handler) {
 		open := newDrain()
 		srv := &http.Server{
-			Handler:           open.handler(handler),
-			ConnState:         open.track,
+			Handler: open.handler(handler),
+			ConnState: func(conn net.Conn, state http.ConnState) {
+				open.track(conn, state)
+				ebb.track(state)
+			},
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       2 * headerTimeout,
 			WriteTimeout:      refreshTimeout + headerTimeout,

@@ -34,7 +34,6 @@ func New() *Registry { return &Registry{families: make(map[string]*family)} }
 type family struct {
 	name, help, kind string
 	labels           []string
-	buckets          []float64 // of a histogram
 
 	mu     sync.Mutex
 	series map[string]any // by labels as they are written: *Counter, *Gauge, *Histogram or func() float64
