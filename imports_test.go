@@ -34,6 +34,7 @@ var table = map[string][]string{
 	"internal/ecsconfig":           {},
 	"internal/must":                {},
 	"internal/visible":             {},
+	"internal/look":                {},
 	"internal/suggest":             {},
 	"internal/visible/visibletest": {},
 	"internal/cli": {
@@ -75,7 +76,8 @@ var table = map[string][]string{
 	},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
-		"internal/sockets", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys", "golang.org/x/sync",
+		"internal/look", "internal/sockets", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys",
+		"golang.org/x/sync",
 	},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":     {"internal/sim", "internal/sim/simfuse", "internal/snp", "github.com/hanwen/go-fuse"},

@@ -69,7 +69,9 @@ type Config struct {
 
 // Server serves the local API.
 type Server struct {
-	cfg Config
+	cfg      Config
+	stopping chan struct{} // closed when Run ends, for responses that have no end of their own
+	pages    chan struct{} // holds one for each page that is kept up to date
 }
 
 // New returns a Server. Run starts it.
@@ -77,13 +79,14 @@ func New(cfg Config) *Server {
 	if cfg.Callers == nil {
 		cfg.Callers = NewCallers(CallersConfig{Log: cfg.Log})
 	}
-	return &Server{cfg: cfg}
+	return &Server{cfg: cfg, stopping: make(chan struct{}), pages: make(chan struct{}, maxPages)}
 }
 
 // Run serves on the listeners until ctx ends, then lets requests finish for a second. tcp may be nil. It closes
 // both listeners; the socket file stays, so that clients of a restarted agent find it.
 func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, func() { close(s.stopping) })
 	serve := func(l net.Listener, handler http.Handler) {
 		open := newDrain()
 		srv := &http.Server{
@@ -238,7 +241,9 @@ func (s *Server) socketHandler() http.Handler {
 // tcpHandler rejects what a browser could be tricked into sending: requests with a foreign Host (DNS rebinding) or a
 // foreign Origin.
 func (s *Server) tcpHandler() http.Handler {
-	mux := s.problems(s.operational())
+	operational := s.operational()
+	operational.HandleFunc("GET /v1/events", s.events)
+	mux := s.problems(operational)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin, err := url.Parse(r.Header.Get("Origin"))
 		if !loopbackHost(r.Host) || err != nil || r.Header.Get("Origin") != "" && !loopbackHost(origin.Host) {
