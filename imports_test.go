@@ -25,33 +25,41 @@ var table = map[string][]string{
 	"client":       {"internal/evidence"},
 	"client/certs": {},
 	"verify": {
-		"internal/appraise", "internal/config", "internal/evidence", "internal/nitro", "internal/snp",
+		"internal/appraise", "internal/appraise/second", "internal/config", "internal/evidence", "internal/nitro",
+		"internal/snp",
 	},
-	"internal/snp":                 {},
-	"internal/evidence":            {"internal/strictjson"},
-	"internal/nitro":               {},
-	"internal/strictjson":          {},
-	"internal/ecsconfig":           {},
-	"internal/must":                {},
-	"internal/visible":             {},
+	"internal/snp":        {},
+	"internal/evidence":   {"internal/strictjson", "internal/pattern"},
+	"internal/nitro":      {"internal/pattern"},
+	"internal/strictjson": {},
+	"internal/ecsconfig":  {"internal/pattern"},
+	"internal/must":       {},
+	"internal/visible":    {},
+	"internal/pattern":    {},
+	"internal/suggest":    {},
+	"internal/promtext":   {},
+	"internal/promtext/promtexttest": {
+		"internal/must", "internal/promtext", prometheus, "github.com/prometheus/client_model",
+		"github.com/prometheus/common",
+	},
 	"internal/look":                {},
-	"internal/suggest":             {},
 	"internal/visible/visibletest": {},
 	"internal/cli": {
 		"internal/atomicfile", "internal/suggest", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
 	},
-	"internal/cli/clitest": {"internal/must"},
-	"internal/atomicfile":  {},
-	"internal/awsconfig":   {aws, "github.com/aws/smithy-go"},
-	"internal/appraise":    {"internal/nitro", "internal/snp", goSEVGuest, "github.com/google/logger"},
-	"internal/tpm":         {"internal/nitro", "golang.org/x/sys"},
+	"internal/cli/clitest":     {"internal/must"},
+	"internal/atomicfile":      {},
+	"internal/awsconfig":       {aws, "github.com/aws/smithy-go"},
+	"internal/appraise":        {"internal/nitro", "internal/snp", "internal/pattern"},
+	"internal/appraise/second": {"internal/appraise", "internal/snp", goSEVGuest, "github.com/google/logger"},
+	"internal/tpm":             {"internal/nitro", "golang.org/x/sys"},
 	"internal/attest": {
 		"client", "internal/snp", "internal/evidence", "internal/appraise", "internal/atomicfile", "internal/nitro",
-		prometheus, "golang.org/x/sys", "golang.org/x/time",
+		"internal/promtext", "golang.org/x/sys", "golang.org/x/time",
 	},
 	"internal/mtls": {
 		"client", "internal/config", "internal/mtls/certset", "internal/mtls/directory", "internal/mtls/guard",
-		"internal/mtls/source", prometheus,
+		"internal/mtls/source", "internal/promtext",
 	},
 	"internal/mtls/source":     {"client"},
 	"internal/mtls/issue":      {"client", "internal/mtls/source"},
@@ -60,24 +68,25 @@ var table = map[string][]string{
 		"internal/awsconfig", "internal/mtls/issue", "internal/mtls/source", aws, "github.com/aws/smithy-go",
 	},
 	"internal/mtls/spiffe":         {"client", "internal/cgroup", "internal/mtls/source"},
-	"internal/mtls/certset":        {},
+	"internal/mtls/certset":        {"internal/pattern"},
 	"internal/mtls/directory":      {"internal/mtls/certset", "internal/mtls/guard", "golang.org/x/sys"},
 	"internal/mtls/guard":          {"client", "github.com/fsnotify/fsnotify", "golang.org/x/sys"},
 	"internal/mtls/mtlstest":       {"internal/must", "internal/sim"},
-	"internal/cgroup":              {},
+	"internal/cgroup":              {"internal/pattern"},
 	"internal/sockets":             {},
-	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go"},
+	"internal/cluster":             {"internal/visible", aws, "github.com/aws/smithy-go", "internal/pattern"},
 	"internal/cluster/clustertest": {},
-	"internal/probe":               {"client", "internal/visible", prometheus},
+	"internal/probe":               {"client", "internal/promtext", "internal/visible"},
 	"internal/watch":               {"github.com/fsnotify/fsnotify"},
-	"internal/readers":             {"client", "internal/cgroup", prometheus, "golang.org/x/sys"},
+	"internal/bundle":              {"internal/config", "internal/pattern", "internal/visible"},
+	"internal/readers":             {"client", "internal/cgroup", "internal/promtext", "golang.org/x/sys"},
 	"internal/config": {
-		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml",
+		"internal/appraise", "internal/nitro", "internal/snp", "internal/suggest", "go.yaml.in/yaml", "internal/pattern",
 	},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
-		"internal/look", "internal/sockets", "internal/strictjson", "internal/visible", prometheus, "golang.org/x/sys",
-		"golang.org/x/sync",
+		"internal/look", "internal/promtext", "internal/sockets", "internal/strictjson", "internal/visible",
+		"golang.org/x/sys", "golang.org/x/sync",
 	},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},
 	"internal/sim/tsmfs":     {"internal/sim", "internal/sim/simfuse", "internal/snp", "github.com/hanwen/go-fuse"},
@@ -94,22 +103,22 @@ var table = map[string][]string{
 		"internal/config", "internal/ecsconfig", "internal/evidence", "internal/localapi", "internal/mtls",
 		"internal/nitro",
 		"internal/mtls/issue", "internal/mtls/issue/acme", "internal/mtls/issue/privateca", "internal/mtls/source",
-		"internal/mtls/spiffe", "internal/probe", "internal/readers", "internal/strictjson", "internal/tpm",
-		aws, systemd, prometheus, "golang.org/x/sync", "golang.org/x/sys",
+		"internal/mtls/spiffe", "internal/probe", "internal/promtext", "internal/readers", "internal/strictjson",
+		"internal/tpm", aws, systemd, "golang.org/x/sync", "golang.org/x/sys",
 	},
 	"cmd/sevagent": {
-		"client", "internal/agent", "internal/attest", "internal/cli", "internal/config", "internal/evidence",
-		"internal/visible", "internal/watch", cobra, "golang.org/x/sys",
+		"client", "internal/agent", "internal/attest", "internal/bundle", "internal/cli", "internal/config",
+		"internal/evidence", "internal/visible", "internal/watch", cobra, "golang.org/x/sys",
 	},
 	"cmd/bootstrap": {"internal/bootstrap", "internal/cli", cobra, "github.com/spf13/pflag"},
 	"internal/bootstrap": {
 		"client", "internal/atomicfile", "internal/awsconfig", "internal/cli", "internal/config", "internal/ecsconfig",
-		"internal/sockets", aws, "github.com/aws/smithy-go", systemd,
+		"internal/sockets", aws, "github.com/aws/smithy-go", systemd, "internal/pattern",
 	},
 	"cmd/sevctl": {
 		"internal/cli", "internal/cluster", "internal/appraise", "internal/config", "internal/evidence",
 		"internal/nitro", "internal/snp", "internal/visible", "verify",
-		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync",
+		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync", "internal/pattern",
 	},
 	"cmd/sevsim":        {"internal/cli", "internal/nitro", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},
 	"packaging/notices": {},
@@ -122,8 +131,12 @@ var table = map[string][]string{
 	"examples/enclave-gateway/gateway":   {"examples/program"},
 	"examples/enclave-gateway/processor": {"client/certs", "examples/program"},
 	"examples/attested-tls":              {},
-	"examples/attested-tls/client":       {"client", "client/certs", "examples/attested-tls", "examples/program"},
-	"examples/attested-tls/server":       {"examples/attested-tls", "examples/program", "verify"},
+	"examples/attested-tls/client": {
+		"client", "client/certs", "examples/attested-tls", "examples/program", "verify",
+	},
+	"examples/attested-tls/server": { // which simulates the enclave that it stands for
+		"examples/attested-tls", "examples/program", "internal/sim/simnitro", "verify",
+	},
 }
 
 const (
@@ -141,17 +154,26 @@ var pure = []string{
 
 // never names, for each binary that packages install, what must not be linked into it. TestLinks reads the files.
 var never = map[string][]string{
-	"sevagent":  append([]string{module + "internal/bootstrap"}, clients...),
-	"bootstrap": append([]string{aws + "/service/secretsmanager", module + "internal/agent"}, simulation...),
+	"sevagent": slices.Concat([]string{module + "internal/bootstrap"}, clients, profiles, proto, simulation),
+	"bootstrap": slices.Concat(
+		[]string{aws + "/service/secretsmanager", module + "internal/agent"}, profiles, proto, simulation),
 	"sevctl": append([]string{
 		aws + "/service/secretsmanager", aws + "/service/cloudformation", module + "internal/cluster/clustertest",
 	}, simulation...),
 }
 
 // clients of AWS that the agent does not need.
-var clients = append([]string{
+var clients = []string{
 	aws + "/service/ec2", aws + "/service/ecs", aws + "/service/autoscaling", aws + "/service/cloudformation",
-}, simulation...)
+}
+
+// proto is protocol buffers, which take a megabyte of memory, and what links them. Nodes do without a second opinion.
+var proto = []string{"google.golang.org/protobuf", goSEVGuest, prometheus}
+
+// profiles are what the SDK links for credentials that nodes do not use: internal/awsconfig has those that they do.
+var profiles = []string{
+	aws + "/config", aws + "/service/sso", aws + "/service/ssooidc", aws + "/service/signin", aws + "/service/sts",
+}
 
 var simulation = []string{
 	module + "internal/sim", module + "internal/must", "testing", goSEVGuest + "/client", goSEVGuest + "/testing",

@@ -15,13 +15,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
+	"sevagent/internal/promtext"
 )
 
 // listen returns a listener on a new socket; remove removes its directory.
@@ -61,7 +60,7 @@ func startAgent(deviceErr error) (socket string, stop func()) {
 		},
 		BoundKey: func(kind string) ([]byte, bool) { return make([]byte, 32), kind == "client" },
 		Refresh:  func(context.Context, string) (*client.Refresh, error) { return &client.Refresh{Changed: true}, nil },
-		Metrics:  prometheus.NewRegistry(),
+		Metrics:  promtext.New(),
 		Log:      slog.New(slog.DiscardHandler),
 	})
 	ctx, cancel := context.WithCancel(context.Background())

@@ -2,7 +2,6 @@ package client
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -17,11 +16,14 @@ const (
 	SecretRejected    SecretState = "rejected"    // the current version cannot be published
 	SecretUnreachable SecretState = "unreachable" // a transient failure
 	SecretDenied      SecretState = "denied"      // a persistent failure
+	SecretMissing     SecretState = "missing"     // there is no such secret, or nothing in it
 )
 
 // SecretStates lists every state of a secret.
 func SecretStates() []SecretState {
-	return []SecretState{SecretCurrent, SecretWaiting, SecretHeld, SecretRejected, SecretUnreachable, SecretDenied}
+	return []SecretState{
+		SecretCurrent, SecretWaiting, SecretHeld, SecretRejected, SecretUnreachable, SecretDenied, SecretMissing,
+	}
 }
 
 // GuardState reports whether others have changed a published directory.
@@ -138,15 +140,6 @@ func (e Expiry) Left(now time.Time) string {
 	return "a minute"
 }
 
-// Renewal returns what to do about a certificate that ends, in words.
-func (p *Publication) Renewal(e Expiry) string {
-	issuing := func(s SecretStatus) bool { return s.Name == e.Secret && s.Issue != nil }
-	if slices.ContainsFunc(p.Secrets, issuing) {
-		return "it should have been renewed; see why not at secret " + e.Secret
-	}
-	return "store a renewed certificate in secret " + e.Secret
-}
-
 // GenerationOf returns the current generation of a consumer's directory or, with an empty name, of the node's own.
 // Empty: there is none.
 func (p *Publication) GenerationOf(consumer string) string {
@@ -208,8 +201,9 @@ type SecretStatus struct {
 	HeldUntil   time.Time `json:"held_until,omitzero"`
 	// Preflight reports whether the pending version could be published.
 	Preflight *Preflight `json:"preflight,omitempty"`
-	// Error is the reason of any state but current.
+	// Error is the reason of any state but current, and Next what to do about it, where its source says that.
 	Error string `json:"error,omitempty"`
+	Next  string `json:"next,omitempty"`
 	// Issue is there if the certificates are issued for a key that was made on this node.
 	Issue *IssueStatus `json:"issue,omitempty"`
 }
@@ -223,7 +217,7 @@ const (
 	IssueOrdered IssueState = "ordered" // the authority has not answered yet, or not with a certificate
 	IssueReady   IssueState = "ready"   // issued, and not published yet
 	IssueFailing IssueState = "failing" // the authority cannot be reached, or refuses
-	IssueRefused IssueState = "refused" // issued, and cannot be published
+	IssueRefused IssueState = "refused" // issued, and cannot be used
 )
 
 // IssueStates lists every state of an issuance.

@@ -1,15 +1,19 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
 // Status is the answer of GET /v1/status: all that "sevagent status" shows.
 type Status struct {
-	Version     string      `json:"version"`
-	StartedAt   time.Time   `json:"started_at"`
+	Version   string    `json:"version"`
+	StartedAt time.Time `json:"started_at"`
+	// Cluster is the ECS cluster that ecs.config names. Empty: none.
+	Cluster     string      `json:"cluster,omitempty"`
 	Health      Health      `json:"health"`
 	Attestation Attestation `json:"attestation"`
 	// MTLS is what is published in mtls.path, and why.
@@ -54,12 +58,59 @@ type Check struct {
 	ComponentID string       `json:"componentId,omitempty"`
 	Status      HealthStatus `json:"status"`
 	Time        time.Time    `json:"time,omitzero"`
-	// Output is the reason for any status but pass.
+	// Output is the cause of any status but pass.
 	Output string `json:"output,omitempty"`
+
+	// The rest is the agent's own; the draft permits it.
+
+	// Since is when the agent first saw this status, without another in between.
+	Since time.Time `json:"since,omitzero"`
+	// Until is when what still works ends, such as the certificates that a rejected secret leaves in place.
+	Until time.Time `json:"until,omitzero"`
+	// Next is what to do about it, a command or a sentence. Empty: nothing.
+	Next string `json:"next,omitempty"`
+}
+
+// NamedCheck is an entry of a Health with its name.
+type NamedCheck struct {
+	Name string
+	Check
+}
+
+// String describes c in one line: its name, the cause and what to do.
+func (c NamedCheck) String() string {
+	text := c.Name
+	for _, part := range []struct{ before, text string }{{" ", c.ComponentID}, {": ", c.Output}, {"; ", c.Next}} {
+		if part.text != "" {
+			text += part.before + part.text
+		}
+	}
+	return text
 }
 
 // Ready reports whether the node has passed the boot gate and published a valid set.
 func (h *Health) Ready() bool { return h.Status == Pass || h.Status == Warn }
+
+// Problems lists the entries that do not pass, worst first: what fails before what warns, and of these the oldest.
+func (h *Health) Problems() (list []NamedCheck) {
+	for name, checks := range h.Checks {
+		for _, c := range checks {
+			if c.Status != Pass {
+				list = append(list, NamedCheck{name, c})
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b NamedCheck) int {
+		return cmp.Or(
+			cmp.Compare(b.Status.rank(), a.Status.rank()),
+			a.Since.Compare(b.Since), strings.Compare(a.Name, b.Name), strings.Compare(a.ComponentID, b.ComponentID),
+		)
+	})
+	return list
+}
+
+// rank orders states from good to bad.
+func (s HealthStatus) rank() int { return slices.Index([]HealthStatus{"", Pass, Warn, Fail}, s) }
 
 // Add records a check under its name; the whole is as good as its worst check.
 func (h *Health) Add(name string, c Check) {
@@ -67,8 +118,7 @@ func (h *Health) Add(name string, c Check) {
 		h.Checks = make(map[string][]Check)
 	}
 	h.Checks[name] = append(h.Checks[name], c)
-	order := []HealthStatus{"", Pass, Warn, Fail}
-	if slices.Index(order, c.Status) > slices.Index(order, h.Status) {
+	if c.Status.rank() > h.Status.rank() {
 		h.Status = c.Status
 	}
 }
@@ -103,7 +153,12 @@ type Attestation struct {
 	// NotAfter is when the endorsement key's certificate expires.
 	NotAfter   time.Time `json:"certificate_not_after,omitzero"`
 	LastReport time.Time `json:"last_report,omitzero"`
-	LastError  string    `json:"last_error,omitempty"`
+
+	// LastError is why the last request of the device gave no report. Empty: it gave one.
+	LastError string `json:"last_error,omitempty"`
+	// Waiting is how many requests wait for a report, BusySeconds how long the device has been busy with one.
+	Waiting     int     `json:"waiting"`
+	BusySeconds float64 `json:"busy_seconds,omitempty"`
 	// NitroTPM is absent where none is asked for.
 	NitroTPM *NitroTPM `json:"nitrotpm,omitempty"`
 	// Drift has the last changes from one genuine report to the next, DriftSinceStart the differences between the
@@ -219,7 +274,7 @@ type StaleReader struct {
 	FilesOmitted int `json:"files_omitted,omitempty"`
 }
 
-// String describes r and what to do about it, in one line.
+// String describes r in one line.
 func (r StaleReader) String() string {
 	who := fmt.Sprintf("process %d (%s)", r.PID, r.Comm)
 	if r.ContainerID != "" {
@@ -228,8 +283,8 @@ func (r StaleReader) String() string {
 	if r.TaskID != "" {
 		who += " of task " + r.TaskID
 	}
-	return fmt.Sprintf("%s mounts %d files or directories of an old generation, which a rotation does not reach; "+
-		"mount the published directory instead, and restart it", who, len(r.Files)+r.FilesOmitted)
+	return fmt.Sprintf("%s mounts %d files or directories of an old generation, which a rotation does not reach",
+		who, len(r.Files)+r.FilesOmitted)
 }
 
 // StaleMount is a mount, in a container, of published files that a rotation does not reach.

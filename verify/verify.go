@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/appraise/second"
 	"sevagent/internal/evidence"
 	"sevagent/internal/snp"
 )
@@ -82,7 +83,9 @@ func New(c Config) (*Verifier, error) {
 		return nil, fmt.Errorf(
 			"policy %s compares regions: say which one evidence must come from, or that any may be", p.Name)
 	}
-	appraiser, err := appraise.New(appraise.Config{Policy: p, Region: c.Region, RevocationLists: c.RevocationLists})
+	appraiser, err := appraise.New(appraise.Config{
+		Policy: p, Region: c.Region, RevocationLists: c.RevocationLists, Second: second.Opinion,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: %w", p.Name, err)
 	}

@@ -13,13 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"sevagent/client"
 	"sevagent/internal/bootstrap"
 	"sevagent/internal/cli/clitest"
 	"sevagent/internal/localapi"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simscript"
 )
@@ -199,7 +199,7 @@ func agent(ts *testscript.TestScript, neg bool, args []string) {
 				Verdict: "pass", Roots: "amd", Measurement: strings.Repeat("ab", 48), ReportedTCB: "4.0.29.222",
 			}}
 		},
-		Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Metrics: promtext.New(), Log: slog.New(slog.DiscardHandler),
 	})
 	go func() { done <- api.Run(ctx, l, nil) }()
 	ts.Defer(func() { cancel(); <-done })

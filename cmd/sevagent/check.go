@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -61,9 +62,9 @@ func check(ctx context.Context, o *options, configOnly bool, out io.Writer) erro
 	if err != nil {
 		return err
 	}
-	printHealth(out, health)
+	newScreen(out, time.Now()).checks(health)
 	if !health.Ready() {
-		return errors.New("check the running agent: it is not ready; see the failed entries above")
+		return errors.New("check the running agent: it is not ready; see above")
 	}
 	return nil
 }

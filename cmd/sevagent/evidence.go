@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -52,6 +53,7 @@ func evidenceCommand(o *options) *cobra.Command {
 
 func refreshCommand(o *options) *cobra.Command {
 	var renew string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "refresh",
 		Short: "Make the agent pull its secrets now",
@@ -69,9 +71,14 @@ func refreshCommand(o *options) *cobra.Command {
 			if err != nil {
 				return markUnreachable(err)
 			}
-			return cli.JSON(cmd.OutOrStdout()).Encode(answer)
+			if asJSON {
+				return cli.JSON(cmd.OutOrStdout()).Encode(answer)
+			}
+			newScreen(cmd.OutOrStdout(), time.Now()).refresh(answer)
+			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().StringVar(&renew, "renew", "",
 		"order a new certificate from the source `NAME` of\nmtls.issue, and wait until it is published")
 	return cmd

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"sevagent/client"
 	"sevagent/internal/cli"
@@ -20,7 +21,12 @@ func TestHostile(t *testing.T) {
 
 	t.Run("status", func(t *testing.T) {
 		var b strings.Builder
-		printStatus(&b, s)
+		for _, width := range []int{0, 80} {
+			look := screen{&b, width, false, time.Now()}
+			look.status(s)
+			look.checks(&s.Health)
+			look.refresh(&client.Refresh{Generation: visibletest.Hostile, Secrets: s.MTLS.Secrets})
+		}
 		visibletest.Check(t, b.String())
 	})
 	t.Run("status as JSON", func(t *testing.T) {
@@ -39,7 +45,17 @@ func TestHostile(t *testing.T) {
 
 // TestSeveralReasons: the lines of a reason stay readable on one.
 func TestSeveralReasons(t *testing.T) {
-	if got, want := reason("one\ntwo"), ": one; two"; got != want {
-		t.Errorf("reason = %q, want %q", got, want)
+	if got, want := oneLine("one\ntwo"), "one; two"; got != want {
+		t.Errorf("oneLine = %q, want %q", got, want)
+	}
+}
+
+// Durations in the log are text.
+func TestDurationsInTheLog(t *testing.T) {
+	var b strings.Builder
+	log := newLogger(&b, config.Log{Format: "json"}, new(slog.LevelVar))
+	log.Error("constant", "after", 60*time.Millisecond, slog.Group("g", "retry_in", 90*time.Second+1))
+	if !strings.Contains(b.String(), `"after":"60ms","g":{"retry_in":"1m30s"}`) {
+		t.Errorf("logged %s, want durations in words", &b)
 	}
 }

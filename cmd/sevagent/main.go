@@ -10,6 +10,8 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -33,15 +35,36 @@ type options struct {
 	socket string // empty: that of the configuration
 }
 
+// Environment variables in the place of flags.
+const (
+	configVariable = "SEVAGENT_CONFIG"
+	socketVariable = "SEVAGENT_SOCKET"
+)
+
+// fromEnvironment takes from the environment what the command line does not say.
+func (o *options) fromEnvironment(cmd *cobra.Command) {
+	for flag, v := range map[string]struct {
+		value    *string
+		variable string
+	}{"config": {&o.config, configVariable}, "socket": {&o.socket, socketVariable}} {
+		if text := os.Getenv(v.variable); text != "" && !cmd.Flags().Changed(flag) {
+			*v.value = text
+		}
+	}
+}
+
 func command() *cobra.Command {
 	o := new(options)
-	root := &cobra.Command{Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates"}
+	root := &cobra.Command{
+		Use: "sevagent", Short: "Attest a confidential ECS node and publish its certificates",
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { o.fromEnvironment(cmd) },
+	}
 	root.PersistentFlags().StringVar(&o.config, "config", "/etc/sevagent",
-		"the configuration's `PATH`: a directory with\nconfig.yaml and conf.d, or a file\n")
+		"the configuration's `PATH`: a directory with\nconfig.yaml and conf.d, or a file;\nor set "+configVariable+"\n")
 	root.PersistentFlags().StringVar(&o.socket, "socket", "",
-		"the agent's `SOCKET`\n(default: listen.socket of the configuration)")
+		"the agent's `SOCKET`; or set "+socketVariable+"\n(default: listen.socket of the configuration)")
 	root.AddCommand(runCommand(o), checkCommand(o), statusCommand(o), evidenceCommand(o), refreshCommand(o),
-		watchCommand())
+		watchCommand(), bundleCommand(o))
 	return root
 }
 
@@ -58,13 +81,19 @@ func runCommand(o *options) *cobra.Command {
 				cfg.Listen.Socket = o.socket
 			}
 			level := new(slog.LevelVar)
-			return agent.Run(cmd.Context(), agent.Config{
+			log := newLogger(cmd.ErrOrStderr(), cfg.Log, level)
+			err = agent.Run(cmd.Context(), agent.Config{
 				Config:     cfg,
 				Path:       o.config,
-				Log:        newLogger(cmd.ErrOrStderr(), cfg.Log, level),
+				Log:        log,
 				Level:      level,
 				OpenDevice: testOnlyOpenDevice,
 			})
+			if err != nil {
+				log.Error("stopped by a failure", "component", "agent", "err", err)
+				return cli.Logged(err)
+			}
+			return nil
 		},
 	}
 }
@@ -83,10 +112,14 @@ func (o *options) load() (config.Config, error) {
 
 // client returns a client of the running agent. It works although the configuration has mistakes.
 func (o *options) client() *client.Client {
+	return client.New(o.socketPath())
+}
+
+func (o *options) socketPath() string {
 	if o.socket != "" {
-		return client.New(o.socket)
+		return o.socket
 	}
-	return client.New(config.Socket(o.config))
+	return config.Socket(o.config)
 }
 
 // markUnreachable gives the error of an agent that does not answer its exit status.
@@ -99,9 +132,17 @@ func markUnreachable(err error) error {
 
 func newLogger(w io.Writer, cfg config.Log, level *slog.LevelVar) *slog.Logger {
 	level.Set(cfg.SlogLevel())
-	o := &slog.HandlerOptions{Level: level}
+	o := &slog.HandlerOptions{Level: level, ReplaceAttr: inWords}
 	if cfg.Format == "text" || cfg.Format == "auto" && cli.IsTerminal(w) {
 		return slog.New(slog.NewTextHandler(visible.Writer(w, visible.Lines), o))
 	}
 	return slog.New(slog.NewJSONHandler(w, o))
+}
+
+// inWords makes text of a duration, which JSON has in nanoseconds.
+func inWords(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().Round(time.Millisecond).String())
+	}
+	return a
 }

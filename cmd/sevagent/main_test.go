@@ -2,7 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,6 +29,7 @@ import (
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/sim/simscript"
+	"sevagent/test/lab/search"
 )
 
 // simDirVariable names the directory of the simulated device's root to a sevagent under test.
@@ -114,7 +120,10 @@ listen: {socket: SOCKET, tcp: ""}
 				text, err := ts.Value("ca").(*simca.CA).ClientSecret(args[1], time.Now())
 				ts.Check(err)
 				ts.Value("secrets").(*simaws.Secrets).Put(args[0], text)
+				ts.Check(os.WriteFile(ts.MkAbs("secret.json"), []byte(text), 0o600))
 			},
+			// no-keys DIRECTORY FROM … fails if a private key in a file or directory FROM is in DIRECTORY, in any form.
+			"no-keys": noKeys,
 			// put-raw NAME FILE makes FILE's content the current version.
 			"put-raw": func(ts *testscript.TestScript, neg bool, args []string) {
 				ts.Value("secrets").(*simaws.Secrets).Put(args[0], strings.TrimSpace(ts.ReadFile(args[1])))
@@ -201,6 +210,55 @@ listen: {socket: SOCKET, tcp: ""}
 				})
 			},
 		},
+	})
+}
+
+func noKeys(ts *testscript.TestScript, neg bool, args []string) {
+	keys, known := search.New(), 0
+	armored := regexp.MustCompile(`(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?KEY-----`)
+	read := func(root string, each func(path string, content []byte)) {
+		ts.Check(filepath.WalkDir(ts.MkAbs(root), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			each(path, content)
+			return err
+		}))
+	}
+	for _, from := range args[1:] {
+		read(from, func(path string, content []byte) {
+			text := strings.ReplaceAll(string(content), `\n`, "\n") // JSON has PEM with escapes
+			for _, m := range armored.FindAllString(text, -1) {
+				block, _ := pem.Decode([]byte(m))
+				if block == nil {
+					ts.Fatalf("%s has a damaged key", path)
+				}
+				secret := block.Bytes
+				if key, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
+					switch key := key.(type) {
+					case *ecdsa.PrivateKey:
+						secret, err = key.Bytes()
+						ts.Check(err)
+					case *rsa.PrivateKey:
+						secret = key.Primes[0].Bytes()
+					}
+				}
+				known++
+				keys.Add(fmt.Sprintf("key %d of %s", known, path), secret)
+				if len(keys.Search(content)) == 0 {
+					ts.Fatalf("the search does not find the key in %s itself", path)
+				}
+			}
+		})
+	}
+	if known < 3 {
+		ts.Fatalf("found only %d keys in %q", known, args[1:])
+	}
+	read(args[0], func(path string, content []byte) {
+		for name := range keys.Search(content) {
+			ts.Fatalf("%s has %s", path, name)
+		}
 	})
 }
 

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -13,148 +13,96 @@ import (
 
 	"sevagent/client"
 	"sevagent/internal/cli"
-	"sevagent/internal/config"
 )
 
+// watchInterval is how often "sevagent status --watch" asks.
+const watchInterval = 2 * time.Second
+
+var errNotReady = errors.New("read the agent's status: the node is not ready")
+
 func statusCommand(o *options) *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show the running agent's state",
+		Short: "Show the running agent's state, what is wrong first",
+		Long: `Show the running agent's state: what is wrong first, each with its cause, since
+when it is so, until when what still works lasts, and what to do. Exit status
+0 if the node is ready, 1 if it is not, 3 if the agent does not answer.`,
+		Example: "  sevagent status\n  sevagent status --watch\n  sevagent status --json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := o.client().Status(cmd.Context())
-			if err != nil {
-				return markUnreachable(err)
-			}
-			if asJSON {
-				enc := cli.JSON(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(s); err != nil {
+			out := cmd.OutOrStdout()
+			switch ask := o.client().Status; {
+			case asJSON && watch:
+				return cli.Usagef("--json and --watch do not go together")
+			case watch:
+				return watchStatus(cmd.Context(), out, ask)
+			default:
+				s, err := ask(cmd.Context())
+				if err != nil {
+					return markUnreachable(err)
+				}
+				if err := writeStatus(out, s, asJSON); err != nil {
 					return err
 				}
-			} else {
-				printStatus(cmd.OutOrStdout(), s)
+				if !s.Health.Ready() {
+					return errNotReady
+				}
+				return nil
 			}
-			if !s.Health.Ready() {
-				return errors.New("read the agent's status: the node is not ready")
-			}
-			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&watch, "watch", false, "show it again every two seconds, until Ctrl-C")
 	return cmd
 }
 
-// printStatus writes the status for people.
-func printStatus(w io.Writer, s *client.Status) {
-	cli.Fprintf(w, "sevagent %s, started %s\n", s.Version, date(s.StartedAt))
-	cli.Fprintf(w, "ready           %s\n", s.Health.Status)
-	t := s.Attestation
-	cli.Fprintf(w, "attestation     %s, gate passed: %v", t.Mode, t.GatePassed)
-	if t.Verdict != "" {
-		cli.Fprintf(w, ", verdict %s, policy %s, roots: %s", t.Verdict, t.Policy, t.Roots)
+func writeStatus(out io.Writer, s *client.Status, asJSON bool) error {
+	if asJSON {
+		enc := cli.JSON(out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(s)
 	}
-	fmt.Fprintln(w)
-	if t.InstanceID != "" {
-		cli.Fprintf(w, "instance        %s\n", t.InstanceID)
-	}
-	if t.ReportVersion != 0 {
-		cli.Fprintf(w, "report          version %d by %s %s, TCB %s, firmware %s, over %s\n",
-			t.ReportVersion, t.Signer, t.CSPID, t.ReportedTCB, t.Firmware, t.Transport)
-		cli.Fprintf(w, "measurement     %s\n", t.Measurement)
-	}
-	printCertificates(w, &s.MTLS, time.Now())
-	for _, e := range s.Endpoints {
-		cli.Fprintf(w, "endpoint        %s: %s%s\n", e.Endpoint, e.Result, reason(e.Reason))
-	}
-	for _, r := range s.Readers.Stale {
-		cli.Fprintf(w, "stale reader    %s\n", r)
-	}
-	fmt.Fprintln(w)
-	printHealth(w, &s.Health)
+	newScreen(out, time.Now()).status(s)
+	return nil
 }
 
-func printCertificates(w io.Writer, m *client.Publication, now time.Time) {
-	if m.Generation != "" {
-		until := "valid until"
-		if !m.NotAfter.IsZero() && now.After(m.NotAfter) {
-			until = "expired"
+// watchStatus shows the status again and again until ctx ends, which is no failure. On a terminal each takes the place
+// of the one before, as far as it fits; elsewhere they follow each other.
+func watchStatus(ctx context.Context, out io.Writer, ask func(context.Context) (*client.Status, error)) error {
+	const begin, endOfLine, end = "\033[H", "\033[K\n", "\033[J"
+	terminal := cli.IsTerminal(out)
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		var b bytes.Buffer
+		s, err := ask(ctx)
+		if ctx.Err() != nil {
+			return nil
 		}
-		cli.Fprintf(w, "certificates    %s, published %s, %s %s\n",
-			m.Path, date(m.PublishedAt), until, date(m.NotAfter))
-		for _, c := range m.Certificates {
-			cli.Fprintf(w, "                %-12s %s\n", c.File, c.Subject)
+		now := time.Now()
+		look := screen{&b, cli.Width(out), cli.Colours(out), now}
+		cli.Fprintf(&b, "%s\n", cli.Wrapped(date(now)+", again every "+cli.Duration(watchInterval)+", Ctrl-C ends",
+			look.width, 0, 0))
+		if err != nil {
+			cli.Fprintf(&b, "%s\n", cli.Wrapped(err.Error(), look.width, 0, 0))
+		} else {
+			look.status(s)
 		}
-		for _, e := range m.Expiry {
-			switch stage := e.Stage(now); {
-			case stage == client.Expired:
-				cli.Fprintf(w, "                %s has expired; %s\n", e.File, m.Renewal(e))
-			case stage > 0:
-				cli.Fprintf(w, "                %s expires in %s; %s\n", e.File, e.Left(now), m.Renewal(e))
+		text := b.String() + "\n"
+		if terminal {
+			lines := strings.SplitAfter(b.String(), "\n")
+			if height := cli.Height(out); height > 1 {
+				lines = lines[:min(len(lines), height-1)]
 			}
+			text = begin + strings.ReplaceAll(strings.Join(lines, ""), "\n", endOfLine) + end
 		}
-		for _, o := range m.CAOverlap {
-			cli.Fprintf(w, "                ca.crt keeps %s until %s\n", o.Subject, date(o.Until))
+		if _, err := io.WriteString(out, text); err != nil {
+			return fmt.Errorf("show the status: %w", err)
 		}
-		cli.Fprintf(w, "guard           %s, immutable: %v, repairs: %d%s\n",
-			m.Guard.State, m.Guard.Immutable, m.Guard.Repairs, reason(m.Guard.Error))
-		for _, f := range m.Guard.Findings {
-			cli.Fprintf(w, "                found at %s: %s\n", date(m.Guard.At), f)
-		}
-	}
-	for _, c := range m.Consumers {
-		cli.Fprintf(w, "consumer        %s: %s, guard %s%s\n",
-			c.Name, strings.Join(c.Files, " "), c.Guard.State, reason(c.Error))
-	}
-	for _, secret := range m.Secrets {
-		cli.Fprintf(w, "secret          %s: %s%s\n", secret.Name, secret.State, reason(secret.Error))
-		if p := secret.Preflight; p != nil {
-			cli.Fprintf(w, "                pending version %s: %s%s\n", p.Version, p.Result, reason(p.Reason))
-		}
-		if i := secret.Issue; i != nil {
-			cli.Fprintf(w, "                %s by %s, %s%s\n", i.State, i.From, i.Authority, renewal(secret))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
 		}
 	}
-	if m.Cost.CallsPerMonth > 0 {
-		cli.Fprintf(w, "polling         about %d calls, USD %.2f a month\n", m.Cost.CallsPerMonth, m.Cost.USDPerMonth)
-	}
-	if m.Clock.Error != "" {
-		cli.Fprintf(w, "clock           %s\n", m.Clock.Error)
-	}
-}
-
-// reason returns the end of a line that gives a reason, if there is one. Several reasons stand on lines of their own.
-func reason(text string) string {
-	if text == "" {
-		return ""
-	}
-	return ": " + strings.ReplaceAll(text, "\n", "; ")
-}
-
-func date(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-func printHealth(w io.Writer, h *client.Health) {
-	for _, name := range slices.Sorted(maps.Keys(h.Checks)) {
-		for _, c := range h.Checks[name] {
-			title := name
-			if c.ComponentID != "" {
-				title += " " + c.ComponentID
-			}
-			cli.Fprintf(w, "%-4s  %s%s\n", c.Status, title, reason(c.Output))
-		}
-	}
-}
-
-// renewal says when an issued certificate is renewed or, in trouble, when that is tried again, as far as that is known.
-// A SPIRE agent decides by itself.
-func renewal(secret client.SecretStatus) string {
-	i := secret.Issue
-	troubled := i.State == client.IssueFailing || i.State == client.IssueRefused
-	switch {
-	case troubled && i.From != config.FromSPIFFE:
-		return ", tried again at " + date(secret.NextCheck)
-	case i.RenewAt.IsZero():
-		return ""
-	}
-	return ", next one at " + i.RenewAt.UTC().Format(time.RFC3339)
 }

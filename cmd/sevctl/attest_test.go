@@ -30,7 +30,7 @@ func TestAnswerOfAnother(t *testing.T) {
 	for id, want := range map[string]cluster.Status{
 		claims.Instance.ID: cluster.Warn, "i-00000000000000002": cluster.Fail,
 	} {
-		got := attestation(v, cluster.Answer{ID: id, Nonce: claims.Nonce, Document: text})
+		got, _ := attestation(v, cluster.Answer{ID: id, Nonce: claims.Nonce, Document: text})
 		if got.Status != want || want == cluster.Fail && !strings.Contains(got.Reason, "the instance "+claims.Instance.ID) {
 			t.Errorf("asked of %s: %s (%s), want %s", id, got.Status, got.Reason, want)
 		}
@@ -71,7 +71,7 @@ func TestAnswerSigned(t *testing.T) {
 		shared := must.Get(evidence.Share(report, second, [][]byte{cert}, nil, now))(t, "put evidence together")
 		doc := must.Get(shared.Document(claims, 0, nil))(t, "put the document together")
 		text := must.Get(json.Marshal(doc))(t, "encode it")
-		got := attestation(v, cluster.Answer{ID: here, Nonce: claims.Nonce, Document: text})
+		got, _ := attestation(v, cluster.Answer{ID: here, Nonce: claims.Nonce, Document: text})
 		if got.Status != c.want || !strings.Contains(got.Reason, c.reason) || got.Signed != (c.want == cluster.Warn) {
 			t.Errorf("claims %q, AWS says %s: %s (%s), signed %v", c.claimed, c.signed, got.Status, got.Reason, got.Signed)
 		}

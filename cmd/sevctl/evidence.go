@@ -273,6 +273,11 @@ func (a *appraisal) verifier() (*verify.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.verifierOf(policy)
+}
+
+// verifierOf is verifier for a policy that has been loaded.
+func (a *appraisal) verifierOf(policy appraise.Policy) (*verify.Verifier, error) {
 	if a.region != "" && !policy.NeedsRegion() {
 		return nil, cli.Usagef("--region cannot be checked: policy %s does not compare the region of evidence", a.policy)
 	}

@@ -115,13 +115,8 @@ func verdictText(b *bytes.Buffer, rules []appraise.RuleResult, width int) {
 	}
 	for _, rule := range rules {
 		text := results(rule.Observed, rule.Required)
-		cli.Fprintf(b, row, rule.Status, rule.Mode, rule.Rule, wrapped(text, width, column, column))
+		cli.Fprintf(b, row, rule.Status, rule.Mode, rule.Rule, cli.Wrapped(text, width, column, column))
 	}
-}
-
-// wrapped is text wrapped for a terminal.
-func wrapped(text string, width, first, rest int) cli.Sequence {
-	return cli.Sequence(cli.Wrap(cli.Visible(text), width, first, rest))
 }
 
 // rulesText writes the rules of a policy, then those that are not applied and those that are looser than its profile's.
@@ -134,15 +129,15 @@ func rulesText(b *bytes.Buffer, policy appraise.Policy, width int) {
 			unused = append(unused, r.Rule)
 		} else {
 			const column = len("enforce ") + 22 + len(" ")
-			cli.Fprintf(b, row, r.Mode, r.Rule, wrapped(r.Required, width, column, column))
+			cli.Fprintf(b, row, r.Mode, r.Rule, cli.Wrapped(r.Required, width, column, column))
 		}
 		if r.Looser != "" {
 			looser = append(looser, fmt.Sprintf("%s is looser than in %s: %s", r.Rule, policy.Profile, r.Looser))
 		}
 	}
-	cli.Fprintf(b, "%s\n", wrapped("not applied: "+strings.Join(unused, ", "), width, 0, 2))
+	cli.Fprintf(b, "%s\n", cli.Wrapped("not applied: "+strings.Join(unused, ", "), width, 0, 2))
 	for _, text := range looser {
-		cli.Fprintf(b, "%s\n", wrapped(text, width, 0, 2))
+		cli.Fprintf(b, "%s\n", cli.Wrapped(text, width, 0, 2))
 	}
 	if policy.RootsPEM != nil {
 		fmt.Fprintln(b, "roots: custom; reports are verified by the policy's own roots, not by AMD's")
@@ -155,10 +150,11 @@ func pinCommand() *cobra.Command {
 		appraisal appraisal
 		raw       reportFlags
 		tpm, file string
+		fleet     fleetFlags
 	)
 	cmd := &cobra.Command{
-		Use:   "pin --report FILE --cert FILE",
-		Short: "Write a policy that pins the chip and measurement of a report",
+		Use:   "pin --report FILE --cert FILE | --from-fleet CLUSTER",
+		Short: "Write a policy that pins what a report or a cluster's nodes show",
 		Long: `Write a policy file that pins CHIP_ID and MEASUREMENT of a report, after it was
 verified: it must be genuine and meet every other rule of the profile. Without
 such pins aws-dedicated fails, since any machine in the world with the right
@@ -169,20 +165,34 @@ With --nitrotpm, evidence must also have a document of a NitroTPM, with PCR4,
 PCR7 and PCR12 of the one in FILE: what that instance was booted from, not what
 runs in it.
 
-Exit status 0 if the policy was written, 1 if the report is not acceptable, 2
-for wrong usage.`,
-		Example: `  sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml`,
-		Args:    cobra.NoArgs,
+With --from-fleet, the running nodes of an ECS cluster are asked for evidence as
+by 'sevctl verify --attest', with the same rights, and the policy pins the
+measurements and PCR sets of those whose evidence passes --policy. A node that
+fails, or answers for another, contributes nothing and is reported; comments say
+which node contributed what. The nodes are trusted because they answer now:
+trust on first use. The region is --region's or the AWS configuration's, the
+credentials are those of AWS_PROFILE.
+
+Exit status 0 if the policy was written, 1 if the report is not acceptable or a
+node was refused (the policy then has what the others show, if any), 2 for wrong
+usage, 3 if AWS could not be reached.`,
+		Example: `  sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml
+  sevctl policy pin --from-fleet prod --region us-east-2 -o fleet.yaml`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := fleet.check(cmd); err != nil {
+				return err
+			}
+			if fleet.cluster != "" {
+				fleet.region = appraisal.region
+				return fleet.pin(cmd, file)
+			}
 			if raw.report == "" {
 				return cli.Usagef(
 					"--report is missing, as in 'sevctl policy pin --report report.bin --cert vcek.pem -o policy.yaml'")
 			}
 			if _, err := appraise.Builtin(appraisal.policy); err != nil {
 				return cli.Usagef("--profile: %w", err)
-			}
-			if err := notEmpty(cmd); err != nil {
-				return err
 			}
 			text, err := pin(&appraisal, &raw, tpm)
 			if err != nil {
@@ -194,10 +204,11 @@ for wrong usage.`,
 	raw.add(cmd, "a `FILE` with an attestation report")
 	f := cmd.Flags()
 	f.StringVar(&appraisal.policy, "profile", appraise.AWSDedicated,
-		"the `PROFILE` to start from: aws-shared or aws-dedicated\n")
+		"the `PROFILE` to start from: aws-shared or\naws-dedicated\n")
 	f.StringVar(&appraisal.region, "region", "", "the EC2 `REGION` that the report must come from")
 	f.StringVar(&tpm, "nitrotpm", "", "a `FILE` with the document of the node's NitroTPM, as\n"+
 		"nitro-tpm-attest prints it: pin its registers, too")
+	fleet.add(cmd)
 	f.StringVarP(&file, "output", "o", "", "write to `FILE` instead of standard output")
 	return cmd
 }
@@ -263,8 +274,13 @@ func pinBoot(b *bytes.Buffer, v *verify.Verifier, file string, now time.Time) er
 	}
 	fmt.Fprintf(b, "nitrotpm: # what %s was booted from; add the sets of further images\n  mode: require\n"+
 		"  pcrs:\n  - values:\n", r.NitroTPM.InstanceID)
-	for _, pcr := range []int{4, 7, 12} {
-		fmt.Fprintf(b, "    - pcr: %d\n      value: \"%s\"\n", pcr, r.NitroTPM.PCRs[pcr])
-	}
+	writeRegisters(b, r.NitroTPM)
 	return nil
+}
+
+// writeRegisters writes the values of a set.
+func writeRegisters(b *bytes.Buffer, n *verify.NitroTPM) {
+	for _, pcr := range []int{4, 7, 12} {
+		fmt.Fprintf(b, "    - pcr: %d\n      value: \"%s\"\n", pcr, n.PCRs[pcr])
+	}
 }

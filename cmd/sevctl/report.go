@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"html/template"
 	"io"
-	"regexp"
 	"strings"
 	"time"
 
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
+	"sevagent/internal/pattern"
 	"sevagent/internal/visible"
 )
 
@@ -233,11 +233,11 @@ func (t *table) paint(status cluster.Status, word string) {
 
 // line writes text, of which the first line begins at column first and the others at column rest.
 func (t *table) line(first, rest int, text string) {
-	cli.Fprintf(t, "%s\n", wrapped(text, t.width, first, rest))
+	cli.Fprintf(t, "%s\n", cli.Wrapped(text, t.width, first, rest))
 }
 
 // command is a command in an advice.
-var command = regexp.MustCompile(`'(aws [^']+)'[.;,]?`)
+var command = pattern.New(`'(aws [^']+)'[.;,]?`)
 
 // advice writes an advice from column indent. On a terminal each command has lines of its own, to be copied as it is.
 func (t *table) advice(indent int, text string) {
@@ -269,7 +269,7 @@ func (t *table) advice(indent int, text string) {
 			first = false
 		}
 		// Room for the backslash that continues a command.
-		words := wrapped(text[at[2]:at[3]], t.width-len(` \`), indent+2, indent+4)
+		words := cli.Wrapped(text[at[2]:at[3]], t.width-len(` \`), indent+2, indent+4)
 		words = cli.Sequence(strings.ReplaceAll(string(words), "\n", " \\\n"))
 		cli.Fprintf(t, "%*s%s\n", indent+2, "", words)
 		text = text[at[1]:]

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"regexp"
 	"strings"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
 	"sevagent/internal/evidence"
+	"sevagent/internal/pattern"
 	"sevagent/verify"
 )
 
@@ -109,9 +108,9 @@ func checkList() string {
 }
 
 var (
-	clusterName = regexp.MustCompile(
+	clusterName = pattern.New(
 		`^([A-Za-z0-9_-]{1,255}|arn:[a-z0-9-]+:ecs:[a-z0-9-]+:[0-9]{12}:cluster/[A-Za-z0-9_-]{1,255})$`)
-	regionName = regexp.MustCompile(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
+	regionName = pattern.New(`^[a-z]{2,8}(-[a-z0-9]{1,16}){2,4}$`)
 )
 
 // positional takes CLUSTER, and PROFILE and REGION unless flags have them.
@@ -139,8 +138,19 @@ func (o *clusterOptions) check(cmd *cobra.Command) error {
 	if err := o.out.check(); err != nil {
 		return err
 	}
+	if err := o.place(); err != nil {
+		return err
+	}
+	if !o.attest && cmd.Flags().Changed("policy") {
+		return cli.Usagef("--policy needs --attest")
+	}
+	return nil
+}
+
+// place checks the cluster and the region, which the cluster's ARN may say.
+func (o *clusterOptions) place() error {
 	if !clusterName.MatchString(o.cluster) {
-		return cli.Usagef("%q is not the name or the ARN of a cluster, as in 'sevctl verify prod'", o.cluster)
+		return cli.Usagef("%q is not the name or the ARN of a cluster, such as prod", o.cluster)
 	}
 	if arn := strings.Split(o.cluster, ":"); len(arn) > 3 {
 		if o.region != "" && o.region != arn[3] {
@@ -150,9 +160,6 @@ func (o *clusterOptions) check(cmd *cobra.Command) error {
 	}
 	if o.region != "" && !regionName.MatchString(o.region) {
 		return cli.Usagef("%q is not a region; regions have names such as us-east-2", o.region)
-	}
-	if !o.attest && cmd.Flags().Changed("policy") {
-		return cli.Usagef("--policy needs --attest")
 	}
 	return nil
 }
@@ -181,7 +188,7 @@ func (o *clusterOptions) run(cmd *cobra.Command) error {
 	}
 	r := newReport(snapshot)
 	if o.attest && len(r.Checks) > 1 {
-		if r.Attestation, err = collect(ctx, inspector, snapshot, verifier); err != nil {
+		if r.Attestation, _, err = collect(ctx, inspector, snapshot, verifier); err != nil {
 			return err
 		}
 		r.Checks = append(r.Checks, cluster.CheckAttestation(snapshot, r.Attestation))
@@ -210,7 +217,7 @@ func (o *clusterOptions) write(cmd *cobra.Command, r *clusterReport) error {
 		if o.out.file != "" && o.out.file != "-" {
 			return r.table(w, 0, false)
 		}
-		return r.table(w, cli.Width(cmd.OutOrStdout()), coloured(cmd.OutOrStdout()))
+		return r.table(w, cli.Width(cmd.OutOrStdout()), cli.Colours(cmd.OutOrStdout()))
 	})
 }
 
@@ -264,18 +271,23 @@ func (o *clusterOptions) inspector(ctx context.Context, stderr io.Writer) (*clus
 	return cluster.New(c), nil
 }
 
-// attestVerifier returns the verifier of the nodes' evidence, which must come from the cluster's region if the policy
-// compares regions.
+// attestVerifier returns the verifier of the nodes' evidence.
 func (o *clusterOptions) attestVerifier() (*verify.Verifier, error) {
 	policy, err := o.load()
 	if err != nil {
 		return nil, err
 	}
+	return o.regionVerifier(policy)
+}
+
+// regionVerifier returns a verifier of evidence that must come from the cluster's region, if the policy compares
+// regions.
+func (o *clusterOptions) regionVerifier(policy appraise.Policy) (*verify.Verifier, error) {
 	a := o.appraisal
 	if !policy.NeedsRegion() {
 		a.region = ""
 	}
-	return a.verifier()
+	return a.verifierOf(policy)
 }
 
 func clearProgress(stderr io.Writer) {
@@ -284,34 +296,35 @@ func clearProgress(stderr io.Writer) {
 	}
 }
 
-// collect asks all nodes for evidence and verifies each answer as sevctl evidence verify does.
+// collect asks all nodes for evidence and verifies each answer as sevctl evidence verify does. The second result has
+// what was verified, nil where there was nothing to verify.
 func collect(ctx context.Context, inspector *cluster.Inspector, s *cluster.Snapshot, v *verify.Verifier) (
-	[]cluster.Attestation, error) {
+	[]cluster.Attestation, []*verify.Result, error) {
 	answers := inspector.Collect(ctx, s.Running(), evidence.MaxDocument)
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("ask the nodes of %s for evidence: %w", s.Name, context.Cause(ctx))
+		return nil, nil, fmt.Errorf("ask the nodes of %s for evidence: %w", s.Name, context.Cause(ctx))
 	}
-	results := make([]cluster.Attestation, 0, len(answers))
-	for _, answer := range answers {
-		results = append(results, attestation(v, answer))
+	attestations, results := make([]cluster.Attestation, len(answers)), make([]*verify.Result, len(answers))
+	for i, answer := range answers {
+		attestations[i], results[i] = attestation(v, answer)
 	}
-	return results, nil
+	return attestations, results, nil
 }
 
 // attestation verifies one node's answer.
-func attestation(verifier *verify.Verifier, answer cluster.Answer) cluster.Attestation {
+func attestation(verifier *verify.Verifier, answer cluster.Answer) (cluster.Attestation, *verify.Result) {
 	out := cluster.Attestation{ID: answer.ID, Status: cluster.Fail, Nonce: answer.Hex()}
 	if answer.Err != nil {
 		out.Reason = answer.Err.Error()
 		if answer.Unasked {
 			out.Status = cluster.Unknown // that says nothing of the node
 		}
-		return out
+		return out, nil
 	}
 	r, err := verifier.Document(answer.Document, verify.Want{Nonce: answer.Nonce, Purpose: verify.PurposeClient})
 	if r.Verdict.Report == nil {
 		out.Reason = "what it sent is not evidence: " + err.Error()
-		return out
+		return out, nil
 	}
 	out.Measurement, out.TCB = r.Report.Measurement.String(), r.Report.ReportedTCB
 	out.ReportID, out.Roots = r.Report.ReportID.String(), r.Verdict.Roots
@@ -342,18 +355,13 @@ func attestation(verifier *verify.Verifier, answer cluster.Answer) cluster.Attes
 	default:
 		out.Status = cluster.Pass
 	}
-	return out
+	return out, r
 }
 
 // askedByRoot reports whether root on the node asked, outside of any container, and for the nonce alone.
 func askedByRoot(r *verify.Result) bool {
 	return r.Purpose == evidence.PurposeClient && r.Binding.Kind == evidence.BindNone &&
 		r.Caller.String() == evidence.HostCaller(0).String()
-}
-
-// coloured follows no-color.org.
-func coloured(w io.Writer) bool {
-	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && cli.IsTerminal(w)
 }
 
 // err is the reason for exit status 1: an unknown check is no more a pass than a failed one. It names the checks,

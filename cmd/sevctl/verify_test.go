@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"flag"
 	"io"
@@ -22,7 +23,9 @@ import (
 	"sevagent/internal/cluster/clustertest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/nitro"
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simnitro"
 	"sevagent/internal/sim/simscript"
 	"sevagent/internal/snp"
 	"sevagent/internal/visible/visibletest"
@@ -63,10 +66,12 @@ func TestVerifyScripts(t *testing.T) {
 					fake.Change(changes[args[1]])
 				case "stack":
 					fake.Change(func(a *clustertest.AWS) { a.Stack, a.StackStatus = args[1], args[2] })
+				case "tpm": // aws tpm NODE FIRST-REGISTER: its NitroTPM says so, with that text in PCR4
+					fake.Change(func(a *clustertest.AWS) { a.TPM[args[1]] = args[2] })
 				case "no-region":
 					fake.Change(func(a *clustertest.AWS) { a.NoRegion = args[1] })
 				default:
-					ts.Fatalf("aws deny API CODE, aws break WHAT, aws stack NAME STATUS, or aws no-region NAME")
+					ts.Fatalf("aws deny API CODE, aws break WHAT, aws stack NAME STATUS, aws tpm NODE BOOT, or aws no-region NAME")
 				}
 			},
 		},
@@ -117,6 +122,11 @@ func simulated(dir string, n int) (*clustertest.AWS, []byte, error) {
 	if err := first.Save(dir); err != nil { // one root for all guests, each of which has a REPORT_ID of its own
 		return nil, nil, err
 	}
+	ca, err := simnitro.New()
+	if err != nil {
+		return nil, nil, err
+	}
+	fake.TPM = make(map[string]string)
 	guests := map[string]*sim.PSP{fake.Nodes[0].ID: first}
 	for _, node := range fake.Nodes[1:] {
 		if guests[node.ID], err = sim.Load(dir, sim.DefaultOptions(now)); err != nil {
@@ -140,24 +150,46 @@ func simulated(dir string, n int) (*clustertest.AWS, []byte, error) {
 		if relayed, ok := strings.CutPrefix(id, "relay:"); ok {
 			id, guest = relayed, first
 		}
-		text, err := document(guest, clustertest.Nonce(id, seed), now)
+		var second func(report []byte) ([]byte, error)
+		if boot := fake.TPM[id]; boot != "" {
+			second = func(report []byte) ([]byte, error) {
+				userData, nonce := nitro.Binding(report)
+				pcrs := simnitro.PCRs()
+				switch boot {
+				case "command-line":
+					pcrs[12][0] = 1
+				case "unmeasured":
+					clear(pcrs[4])
+				case "incomplete":
+					delete(pcrs, 7)
+				default:
+					copy(pcrs[4], boot)
+				}
+				return ca.Sign(simnitro.Fields{
+					Instance: id, Time: now, UserData: userData[:], Nonce: nonce[:], PCRs: pcrs,
+				})
+			}
+		}
+		text, err := document(guest, clustertest.Nonce(id, seed), now, second)
 		if err != nil {
 			return "", err.Error(), false
 		}
 		return text, "", true
 	}
-	return fake, first.Roots(), nil
+	return fake, append(first.Roots(), ca.PEM()...), nil
 }
 
-// document is evidence as a node sends it.
-func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
+// document is evidence as a node sends it. second, unless nil, makes the document of its NitroTPM.
+func document(guest *sim.PSP, nonce string, now time.Time, second func([]byte) ([]byte, error)) (string, error) {
 	raw, err := hex.DecodeString(nonce)
 	if err != nil {
 		return "", err
 	}
-	text, _, _, err := makeEvidence(guest, evidence.Claims{
-		Purpose: evidence.PurposeClient, Nonce: raw, Caller: evidence.HostCaller(0),
-	}, now)
+	claims := evidence.Claims{Purpose: evidence.PurposeClient, Nonce: raw, Caller: evidence.HostCaller(0)}
+	text, report, cert, err := makeEvidence(guest, claims, now)
+	if err == nil && second != nil {
+		text, err = withSecond(claims, report, cert, second, now)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -166,6 +198,25 @@ func document(guest *sim.PSP, nonce string, now time.Time) (string, error) {
 	w.Write(text)
 	err = w.Close()
 	return base64.StdEncoding.EncodeToString(b.Bytes()), err
+}
+
+// withSecond is evidence with the document of a NitroTPM beside the report.
+func withSecond(
+	claims evidence.Claims, report, cert []byte, second func([]byte) ([]byte, error), now time.Time,
+) ([]byte, error) {
+	document, err := second(report)
+	if err != nil {
+		return nil, err
+	}
+	shared, err := evidence.Share(report, document, [][]byte{cert}, nil, now)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := shared.Document(claims, 0, nil)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(doc)
 }
 
 // reportOf is the report of a cluster with a finding of every kind, and one node that is hostile to the reader.

@@ -115,7 +115,8 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	if d.psp, err = loadOrNew(filepath.Join(d.dir, "sim"), o); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(d.dir, "dev/sev-guest"), nil, 0o600); err != nil {
+	// Something that is no plain file, which the agent would not take for a device.
+	if err := unix.Mkfifo(filepath.Join(d.dir, "dev/sev-guest"), 0o600); err != nil {
 		return err
 	}
 	device, err := net.ListenUnix("unix", &net.UnixAddr{Name: d.deviceSocket(), Net: "unix"})

@@ -38,6 +38,7 @@ environment that the printed file has.`,
 	cmd.Flags().DurationVar(&d.poll, "poll-interval", 5*time.Minute, "mtls.poll_interval of the agent\n")
 	cmd.Flags().DurationVar(&registers, "register-after", 2*time.Second,
 		"how long the ECS agent takes to register\n")
+	cmd.Flags().BoolVar(&d.withTPM, "nitrotpm", false, "with a NitroTPM; needs root and /dev/fuse")
 	instanceFlags(cmd, &d.instance)
 	return cmd
 }
@@ -59,6 +60,9 @@ func (d *demo) run(ctx context.Context, registers time.Duration) (err error) {
 		return fmt.Errorf("prepare the node: %w", err)
 	}
 	defer func() { err = errors.Join(err, d.cleanUp(false)) }()
+	if d.withTPM && d.nitroCA == nil {
+		return errors.New("simulate a NitroTPM: it takes root and /dev/fuse; leave --nitrotpm out")
+	}
 	agent, err := simaws.NewECSAgent("127.0.0.1:0")
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -18,20 +19,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
+	attestedtls "sevagent/examples/attested-tls"
 
 	"sevagent/client"
-	attestedtls "sevagent/examples/attested-tls"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/localapi"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simdevice"
@@ -79,12 +81,12 @@ func newNode(t *testing.T) *node {
 	// It does not enforce: the relying party has to detect a bad report.
 	worker := attest.New(attest.Config{Transport: simdevice.Transport{PSP: n.psp},
 		Verifier: verifier, Rate: 50, Burst: 64,
-		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+		Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 	spki := keyHash(n.victim)
 	api := localapi.New(localapi.Config{
 		Evidence: worker.Evidence,
 		BoundKey: func(kind string) ([]byte, bool) { return spki[:], kind == client.BindClient },
-		Metrics:  prometheus.NewRegistry(),
+		Metrics:  promtext.New(),
 		Log:      slog.New(slog.DiscardHandler),
 	})
 	socket := must.Get(net.Listen("unix", filepath.Join(dir, "s")))(t, "listen on the agent's socket")
@@ -179,6 +181,7 @@ func (n *node) dial(address string, pair tls.Certificate) (conn *tls.Conn, rando
 	conn = must.Get(tls.Dial("tcp", address, config))(n.t, "connect to the server")
 	n.t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(2 * time.Minute))
+	must.Get(attestedtls.ReadMessage(conn))(n.t, "read the enclave's document")
 	return conn, must.Get(attestedtls.ReadMessage(conn))(n.t, "read the server's random number")
 }
 
@@ -202,9 +205,9 @@ func (n *node) answer(conn *tls.Conn, doc []byte) string {
 }
 
 // runClient runs the client program, and returns what it prints.
-func (n *node) runClient(address string) (string, error) {
-	out, err := exec.Command(filepath.Join(bin, "client"), "--connect", address, "--mtls-dir", n.dir,
-		"--socket", n.path("s")).CombinedOutput()
+func (n *node) runClient(address string, flags ...string) (string, error) {
+	out, err := exec.Command(filepath.Join(bin, "client"), append([]string{"--connect", address, "--mtls-dir", n.dir,
+		"--socket", n.path("s")}, flags...)...).CombinedOutput()
 	return string(out), err
 }
 
@@ -385,6 +388,88 @@ func TestCertificateEvidence(t *testing.T) {
 	}
 }
 
+// TestEnclave: a client with --enclave attests itself to an enclave of that image only, in one connection with it.
+func TestEnclave(t *testing.T) {
+	n := newNode(t)
+	dir := t.TempDir()
+	address, _ := n.startServer(append(n.simulator(), "--simulate-enclave", dir)...)
+	bare, _ := n.startServer(n.simulator()...)
+	measured := string(must.Get(os.ReadFile(filepath.Join(dir, "measurements.json")))(t, "read the measurements"))
+	file := func(change func(printed map[string]map[string]string)) string {
+		var printed map[string]map[string]string
+		must.Do(t, json.Unmarshal([]byte(measured), &printed), "decode the measurements")
+		change(printed)
+		name := filepath.Join(t.TempDir(), "measurements.json")
+		text := must.Get(json.Marshal(printed))(t, "encode measurements")
+		must.Do(t, os.WriteFile(name, text, 0o644), "write measurements")
+		return name
+	}
+	other := func(pcr string) string {
+		return file(func(printed map[string]map[string]string) {
+			m := printed["Measurements"]
+			m[pcr] = strings.Repeat("ab", 48)
+		})
+	}
+	right, roots := filepath.Join(dir, "measurements.json"), filepath.Join(dir, "root.pem")
+	debug := file(func(p map[string]map[string]string) { p["Measurements"]["PCR0"] = strings.Repeat("00", 48) })
+	short := file(func(p map[string]map[string]string) { delete(p["Measurements"], "PCR2") })
+
+	for _, c := range []struct {
+		name, address, want string
+		flags               []string
+		status              int
+	}{
+		{"both prove themselves", address, attestedtls.Accepted, []string{"--enclave", right, "--enclave-roots", roots}, 0},
+		{"the client does not ask", address, attestedtls.Accepted, nil, 0},
+		{"another PCR0", address, "PCR0 is", []string{"--enclave", other("PCR0"), "--enclave-roots", roots}, 1},
+		{"another PCR1", address, "PCR1 is", []string{"--enclave", other("PCR1"), "--enclave-roots", roots}, 1},
+		{"another PCR2", address, "PCR2 is", []string{"--enclave", other("PCR2"), "--enclave-roots", roots}, 1},
+		{"AWS's root", address, "nitrotpm_chain", []string{"--enclave", right}, 1},
+		{"no enclave", bare, "shows no document", []string{"--enclave", right, "--enclave-roots", roots}, 1},
+		{"relayed", n.relay(address), "nonce_mismatch", []string{"--enclave", right, "--enclave-roots", roots}, 1},
+		{"debug mode", address, "debug mode", []string{"--enclave", debug, "--enclave-roots", roots}, 2},
+		{"two measurements", address, "PCR2", []string{"--enclave", short, "--enclave-roots", roots}, 2},
+		{"roots for nothing", address, "needs --enclave", []string{"--enclave-roots", roots}, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			out, err := n.runClient(c.address, c.flags...)
+			if status := exitCode(err); status != c.status || !strings.Contains(out, c.want) {
+				t.Errorf("the client ends with %d and %q, want %d and %q", status, out, c.status, c.want)
+			}
+		})
+	}
+}
+
+// relay is an attacker with a copy of the server's key, outside of the enclave, who shows each client the document that
+// the enclave makes for the attacker's own connection. It returns its address, and checks that no client sends
+// evidence.
+func (n *node) relay(enclave string) (address string) {
+	n.t.Helper()
+	stolen := must.Get(tls.LoadX509KeyPair(n.path("server.pem"), n.path("server.pem")))(n.t, "steal the server's key")
+	l := must.Get(tls.Listen("tcp", "localhost:0", &tls.Config{Certificates: []tls.Certificate{stolen},
+		ClientAuth: tls.RequireAnyClientCert, MinVersion: tls.VersionTLS13}))(n.t, "listen")
+	n.t.Cleanup(func() { l.Close() })
+	pool := x509.NewCertPool()
+	pool.AddCert(n.ca.Cert)
+	up := must.Get(tls.Dial("tcp", enclave, &tls.Config{Certificates: []tls.Certificate{n.victim}, RootCAs: pool}))(
+		n.t, "connect to the enclave")
+	n.t.Cleanup(func() { up.Close() })
+	doc := must.Get(attestedtls.ReadMessage(up))(n.t, "get a document of the enclave's")
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		attestedtls.WriteMessage(conn, doc)
+		attestedtls.WriteMessage(conn, make([]byte, attestedtls.NonceSize))
+		if got, err := attestedtls.ReadMessage(conn); err == nil {
+			n.t.Errorf("the client sends %d bytes of evidence to a relay of an enclave's document", len(got))
+		}
+	}()
+	return l.Addr().String()
+}
+
 // TestNoClientCertificate: without a certificate of the CA there is no connection to prove anything in.
 func TestNoClientCertificate(t *testing.T) {
 	n := newNode(t)
@@ -401,8 +486,8 @@ func TestNoClientCertificate(t *testing.T) {
 			continue
 		}
 		conn.SetDeadline(time.Now().Add(2 * time.Minute))
-		if random, err := attestedtls.ReadMessage(conn); err == nil {
-			t.Errorf("a client with a certificate %s is asked for evidence, over %x", name, random)
+		if doc, err := attestedtls.ReadMessage(conn); err == nil {
+			t.Errorf("a client with a certificate %s gets the enclave's document, %x", name, doc)
 		}
 		conn.Close()
 	}
@@ -456,10 +541,70 @@ func TestMessages(t *testing.T) {
 
 // TestDocument: docs/attested-tls.md quotes the code that runs.
 func TestDocument(t *testing.T) {
-	source := must.Get(os.ReadFile("server/verify.go"))(t, "read the example's source")
-	document := must.Get(os.ReadFile("../../docs/attested-tls.md"))(t, "read the page that quotes it")
-	_, function, ok := strings.Cut(string(source), "\n// verifyPeer ")
-	if !ok || !strings.Contains(string(document), "```go\n// verifyPeer "+function+"```\n") {
-		t.Error("docs/attested-tls.md does not quote verifyPeer of server/verify.go as it is")
+	document := string(must.Get(os.ReadFile("../../docs/attested-tls.md"))(t, "read the page that quotes it"))
+	for file, name := range map[string]string{"server/verify.go": "verifyPeer", "client/enclave.go": "verifyEnclave"} {
+		source := must.Get(os.ReadFile(file))(t, "read the example's source")
+		_, function, ok := strings.Cut(string(source), "\n// "+name+" ")
+		if !ok || !strings.Contains(document, "```go\n// "+name+" "+function+"```\n") {
+			t.Errorf("docs/attested-tls.md does not quote %s of %s as it is", name, file)
+		}
+	}
+}
+
+// TestTryIt runs the commands of docs/attested-tls.md, on one simulated node among those that this machine may have.
+func TestTryIt(t *testing.T) {
+	document := string(must.Get(os.ReadFile("../../docs/attested-tls.md"))(t, "read the page"))
+	_, document, _ = strings.Cut(document, "## Try it, without hardware\n")
+	blocks := regexp.MustCompile("(?ms)^```\n(.*?)^```$").FindAllStringSubmatch(document, -1)
+	if len(blocks) != 3 {
+		t.Fatalf("the page has %d blocks of commands, want 3", len(blocks))
+	}
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "bin")+"/", "./cmd/...")
+	build.Dir = "../.."
+	out, err := build.CombinedOutput()
+	must.Do(t, err, "build the binaries: %s", out)
+	must.Do(t, os.Symlink(bin, filepath.Join(dir, "bin/attested-tls")), "link the examples")
+	if !strings.HasSuffix(blocks[0][1], "\nbin/sevsim node\n") {
+		t.Fatalf("the first block ends otherwise than with the node: %q", blocks[0][1])
+	}
+	start := func(command string, ready *regexp.Regexp) string {
+		t.Helper()
+		cmd := exec.Command("bash", "-euc", command)
+		cmd.Dir = dir
+		stdout := must.Get(cmd.StdoutPipe())(t, "make a pipe")
+		must.Do(t, cmd.Start(), "start %s", command)
+		lines := bufio.NewReader(stdout)
+		t.Cleanup(func() {
+			cmd.Process.Signal(syscall.SIGTERM)
+			io.Copy(io.Discard, lines)
+			cmd.Wait()
+		})
+		for {
+			line, err := lines.ReadString('\n')
+			if m := ready.FindStringSubmatch(line); m != nil {
+				return m[len(m)-1]
+			}
+			must.Do(t, err, "wait for %s to print %s", command, ready)
+		}
+	}
+	socket := start("exec bin/sevsim node", regexp.MustCompile(`sevagent status --socket (\S+)`))
+	node := filepath.Dir(filepath.Dir(socket))
+	l := must.Get(net.Listen("tcp", "127.0.0.1:0"))(t, "find a free port")
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	l.Close()
+	here := strings.NewReplacer("$(ls -d /dev/shm/sevagent-demo-*)", node, ":8443", ":"+port, "bin/attested-tls/server",
+		"exec bin/attested-tls/server")
+	start(here.Replace(blocks[1][1]), regexp.MustCompile(`listening on`))
+	client := exec.Command("bash", "-euc", here.Replace(blocks[2][1]))
+	client.Dir = dir
+	out, err = client.CombinedOutput()
+	if want := "localhost:" + port + ": accepted\n"; err != nil || string(out) != want {
+		t.Errorf("the client prints %q, %v, want %q", out, err, want)
+	}
+	client = exec.Command("bash", "-euc", strings.Replace(here.Replace(blocks[2][1]), "--enclave-roots root.pem", "", 1))
+	client.Dir = dir
+	if out, err := client.CombinedOutput(); exitCode(err) != 1 || !strings.Contains(string(out), "nitrotpm_chain") {
+		t.Errorf("without the simulator's root the client prints %q, %v, want status 1 and nitrotpm_chain", out, err)
 	}
 }

@@ -1,14 +1,15 @@
 // Package attestedtls holds what the two example programs share: messages of bounded size, and the nonce that ties
 // evidence to one TLS connection. docs/attested-tls.md explains the exchange, and what it proves.
 //
-// After the handshake, in which the client has proved that it holds a private key, three messages follow:
+// After the handshake, in which both have proved that they hold a private key, four messages follow:
 //
+//	server to client   the document of the enclave that it runs in, for this connection and its key; or empty
 //	server to client   a random number of NonceSize bytes
 //	client to server   an evidence document, bound to the client's key and over Nonce(connection, random)
 //	server to client   Accepted, or why not
 //
-// A server that relies on the evidence in the client's certificate needs no other: its first message is then empty, and
-// Accepted, or why not, follows at once.
+// A server that relies on the evidence in the client's certificate needs no other: its second message is then empty,
+// and Accepted, or why not, follows at once.
 //
 // # Why the nonce is derived
 //
@@ -47,6 +48,8 @@ const MaxMessage = 256 << 10
 const (
 	exporterLabel = "EXPORTER-sevagent-attested-tls"
 	nonceLabel    = "sevagent/attested-tls/v1\x00"
+	enclaveLabel  = "sevagent/attested-tls/enclave/v1\x00"
+	keyLabel      = "sevagent/attested-tls/enclave-key/v1\x00"
 )
 
 // Nonce returns the nonce to ask the agent for in this connection: SHA-256 over a label, and the server's random
@@ -60,13 +63,28 @@ func Nonce(state tls.ConnectionState, random []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("derive the nonce: %w", err)
 	}
+	return hash(nonceLabel, random, exported), nil
+}
+
+// EnclaveFields returns user_data and nonce of an enclave's document: the key of the server's certificate, and the
+// connection. The exported keying material alone is fresh for both ends, since each has a share in the key exchange.
+func EnclaveFields(state tls.ConnectionState, spki []byte) (userData, nonce []byte, err error) {
+	exported, err := state.ExportKeyingMaterial(exporterLabel, nil, 32)
+	if err != nil {
+		return nil, nil, fmt.Errorf("derive the enclave's nonce: %w", err)
+	}
+	return hash(keyLabel, spki), hash(enclaveLabel, exported), nil
+}
+
+// hash is SHA-256 over a label and parts, each after its length as a 32-bit big-endian number.
+func hash(label string, parts ...[]byte) []byte {
 	h := sha256.New()
-	h.Write([]byte(nonceLabel))
-	for _, part := range [][]byte{random, exported} {
+	h.Write([]byte(label))
+	for _, part := range parts {
 		binary.Write(h, binary.BigEndian, uint32(len(part)))
 		h.Write(part)
 	}
-	return h.Sum(nil), nil
+	return h.Sum(nil)
 }
 
 // WriteMessage writes a message after its length, a 32-bit big-endian number.

@@ -24,12 +24,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim/simca"
 	"sevagent/internal/sim/simscript"
 )
@@ -57,7 +56,7 @@ func newNode(t *testing.T, secret string) *node {
 	n := &node{t: t, dir: t.TempDir(), secret: filepath.Join(t.TempDir(), "secret.json")}
 	write(t, n.secret, secret)
 	n.rotator = mtls.New(mtls.Config{
-		Registerer: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
+		Registerer: promtext.New(), Log: slog.New(slog.DiscardHandler),
 		Settings: mtls.Settings{
 			MTLS: config.MTLS{
 				Path: n.dir, AllowDisk: true, PollInterval: time.Hour, CAOverlap: time.Hour,

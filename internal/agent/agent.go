@@ -16,8 +16,6 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
@@ -27,6 +25,7 @@ import (
 	"sevagent/internal/config"
 	"sevagent/internal/localapi"
 	"sevagent/internal/mtls"
+	"sevagent/internal/promtext"
 )
 
 // Config is what the daemon starts with.
@@ -57,6 +56,7 @@ type agent struct {
 	attestation *attestation
 	publishing  *publishing
 	readiness   atomic.Int32           // starting, ready or unready
+	began       began                  // when each entry of the health document got its status
 	refused     atomic.Pointer[string] // why the last reload of the configuration was refused; nil: it was not
 }
 
@@ -65,9 +65,8 @@ func Run(ctx context.Context, c Config) error {
 	log := c.Log.With("component", "agent")
 	log.Info("starting", "version", cli.Version(), "config", c.Path)
 	prepareProcess(log)
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry := promtext.New()
+	registry.Process()
 
 	socket, tcp, err := listen(c.Config.Listen)
 	if err != nil {
@@ -122,15 +121,17 @@ func Run(ctx context.Context, c Config) error {
 	})
 	group.Go(func() error { return a.reconfigureOnHangup(ctx) })
 	group.Go(func() error { return a.notify(ctx) })
-	err = group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
 	log.Info("stopped")
-	return err
+	return nil
 }
 
 // Prove gets and appraises one attestation report without running the daemon. It also returns the transport that
 // reached the device.
 func Prove(ctx context.Context, c Config) (transport string, verdict *appraise.Verdict, err error) {
-	a, err := newAttestation(c, new(cloud), prometheus.NewRegistry())
+	a, err := newAttestation(c, new(cloud), promtext.New())
 	if err != nil {
 		return "", nil, err
 	}

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/internal/appraise"
@@ -22,7 +21,9 @@ import (
 	"sevagent/internal/cli"
 	"sevagent/internal/config"
 	"sevagent/internal/evidence"
+	"sevagent/internal/mtls/source"
 	"sevagent/internal/nitro"
+	"sevagent/internal/promtext"
 	"sevagent/internal/tpm"
 )
 
@@ -58,7 +59,7 @@ type gate struct {
 
 // newAttestation opens the device and builds its worker. In mode warn an absent device is no error: every request then
 // fails with what is missing.
-func newAttestation(c Config, cloud *cloud, registry prometheus.Registerer) (*attestation, error) {
+func newAttestation(c Config, cloud *cloud, registry *promtext.Registry) (*attestation, error) {
 	cfg := c.Config.Attestation
 	a := &attestation{log: c.Log.With("component", "agent"), mode: cfg.Mode, cloud: cloud}
 	a.gate.Store(&gate{})
@@ -124,9 +125,6 @@ func (n nitroTPM) Document(ctx context.Context, userData, nonce [64]byte) ([]byt
 	text, doc, err := n.device.Document(ctx, userData, nonce)
 	if !n.required && (errors.Is(err, tpm.ErrAbsent) || errors.Is(err, tpm.ErrNotNitro)) {
 		return nil, nil, nil
-	}
-	if advice := tpm.Advice(err); advice != "" {
-		err = fmt.Errorf("%w; %s", err, advice)
 	}
 	return text, doc, err
 }
@@ -227,7 +225,8 @@ func (a *attestation) passGate(ctx context.Context) error {
 		return nil
 	}
 	enforce := a.mode == config.ModeEnforce
-	for wait := time.Second; ; wait = min(2*wait, 30*time.Second) {
+	var said string
+	for n := 1; ; n++ {
 		verdict, err := a.prove(ctx)
 		if ctx.Err() != nil {
 			return nil
@@ -244,7 +243,11 @@ func (a *attestation) passGate(ctx context.Context) error {
 		case attest.Permanent(err):
 			return withAttestationAdvice(err)
 		}
-		a.log.Warn("boot gate not passed yet", "err", err, "retry_in", wait)
+		wait := gateWait(n, err, mathrand.Float64())
+		if text := err.Error(); text != said || wait > gateMin {
+			a.log.Warn("boot gate not passed yet", "err", err, "retry_in", wait)
+			said = text
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -253,10 +256,35 @@ func (a *attestation) passGate(ctx context.Context) error {
 	}
 }
 
+const (
+	gateMin   = time.Second
+	gateMax   = 30 * time.Second
+	gateClock = 5 * time.Second
+)
+
+// gateWait returns how long to wait after the nth attempt to pass the gate, n from 1. What it is waited for may be late
+// at boot, and the node waits with it: asking the metadata service for the region costs nothing, and a clock is set
+// within seconds. random is from [0, 1).
+func gateWait(n int, err error, random float64) time.Duration {
+	if _, ok := errors.AsType[*notLocated](err); ok {
+		n = max(1, n-source.BootTries)
+	}
+	wait := min(gateMax, gateMin<<min(n-1, 10))
+	if attest.Code(err) == appraise.CodeCertificateNotYet {
+		wait = min(wait, gateClock)
+	}
+	return wait - time.Duration(random*float64(wait)/5)
+}
+
+// notLocated is the error of a node that does not know its region yet.
+type notLocated struct{ error }
+
+func (e *notLocated) Unwrap() error { return e.error }
+
 // prove gets a report of this node and appraises it.
 func (a *attestation) prove(ctx context.Context) (*appraise.Verdict, error) {
 	if err := a.locate(ctx); err != nil {
-		return nil, err
+		return nil, &notLocated{err}
 	}
 	_, verdict, err := a.worker.Evidence(ctx, a.ownClaims(evidence.PurposeBoot, evidence.Binding{}))
 	if err != nil {

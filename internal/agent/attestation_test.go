@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -12,13 +13,14 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
+	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/config"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/snp"
@@ -65,7 +67,8 @@ func simulatedAgent(t *testing.T, o sim.Options) (*agent, *countingTransport) {
 		OpenDevice: func() (attest.Transport, error) { return device, nil },
 	}
 	c.Config.Attestation.Policy, c.Config.Attestation.KDS = filepath.Join(dir, "policy.yaml"), ""
-	cloud, registry := &cloud{region: o.Region}, prometheus.NewRegistry()
+	c.Config.Attestation.NitroTPM = config.NitroTPMOff // not this machine's, and nothing runs here that serves it
+	cloud, registry := &cloud{region: o.Region}, promtext.New()
 	attestation := must.Get(newAttestation(c, cloud, registry))(t, "build the attestation of %+v", c.Config.Attestation)
 	attestation.gate.Store(&gate{passed: true, at: time.Now()})
 	publishing := must.Get(newPublishing(c.MTLS, cloud, attestation, c.Log, registry))(t, "build what publishes")
@@ -113,7 +116,7 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		a.attestation.health(h, time.Now())
 		checks := h.Checks["attestation:drift"]
 		if len(checks) != 1 || checks[0].Status != client.Warn ||
-			!strings.HasPrefix(checks[0].Output, "platform_info: 0x27 (") ||
+			checks[0].ComponentID != "platform_info" || !strings.HasPrefix(checks[0].Output, "0x27 (") ||
 			!strings.Contains(checks[0].Output, " -> 0x2f (") {
 			t.Errorf("attestation:drift is %+v, want one warning about platform_info from 0x27 to 0x2f", checks)
 		}
@@ -138,6 +141,37 @@ func TestRecheckShowsDriftThatNobodyAskedFor(t *testing.T) {
 		if err := group.Wait(); err != nil {
 			t.Errorf("stopping: %v", err)
 		}
+	})
+}
+
+// A verdict that later failures of the device have outlived says which report it is of, with what to do about both.
+func TestVerdictHasItsAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, device := simulatedAgent(t, sim.DefaultOptions(time.Now()))
+		ctx, cancel := context.WithCancel(t.Context())
+		var group errgroup.Group
+		group.Go(func() error { return a.attestation.worker.Run(ctx) })
+		ask := func(fault string) client.Check {
+			device.SetFault(fault)
+			a.attestation.prove(ctx) // the health has the outcome
+			return a.health(time.Now()).Checks["attestation:verdict"][0]
+		}
+		at := time.Now().UTC().Format(time.RFC3339)
+		fresh := ask(sim.FaultVersion)
+		if strings.Contains(fresh.Output, "by the report of") || !strings.Contains(fresh.Next, "update sevagent") {
+			t.Errorf("the last verdict is %+v, want advice", fresh)
+		}
+		time.Sleep(time.Hour)
+		old := ask(sim.FaultBusy)
+		if !strings.HasSuffix(old.Output, " (by the report of "+at+", the last one)") || !old.Time.Equal(fresh.Time) {
+			t.Errorf("an hour later it is %+v, want its time", old)
+		}
+		broken := a.health(time.Now()).Checks["attestation:device"][0]
+		if broken.Status != client.Warn || !strings.Contains(broken.Next, "attestation.rate") {
+			t.Errorf("the device is %+v, want a warning with advice", broken)
+		}
+		cancel()
+		must.Do(t, group.Wait(), "stop")
 	})
 }
 
@@ -167,13 +201,51 @@ func TestGateWaitsForTheClock(t *testing.T) {
 				t.Fatalf("after %v attestation:gate is %+v, want a failure with the reason", time.Since(began), gate)
 			}
 		}
-		if waited := time.Since(began); waited < ahead || waited > ahead+time.Minute {
-			t.Errorf("the gate is passed after %v, want it within a minute of the certificate's start at %v",
-				waited, ahead)
+		if waited := time.Since(began); waited < ahead || waited > ahead+gateClock+time.Second {
+			t.Errorf("the gate is passed after %v, want it within %v of the certificate's start at %v", waited,
+				gateClock, ahead)
 		}
 		cancel()
 		must.Do(t, group.Wait(), "stop")
 	})
+}
+
+// TestGateWait: what may be late at boot and costs nothing is asked for at a steady pace, the device ever more slowly.
+func TestGateWait(t *testing.T) {
+	noRegion := &notLocated{errors.New("ask the instance metadata service for the region: connection refused")}
+	for _, c := range []struct {
+		n    int
+		err  error
+		most time.Duration
+	}{
+		{1, noRegion, time.Second}, {20, noRegion, time.Second}, {61, noRegion, time.Second},
+		{62, noRegion, 2 * time.Second}, {5000, noRegion, 30 * time.Second},
+		{1, attest.ErrThrottled, time.Second}, {4, attest.ErrThrottled, 8 * time.Second},
+		{5000, attest.ErrThrottled, 30 * time.Second},
+		{3, &appraise.Rejection{Code: appraise.CodeCertificateNotYet}, 4 * time.Second},
+		{5000, &appraise.Rejection{Code: appraise.CodeCertificateNotYet}, 5 * time.Second},
+	} {
+		if got := gateWait(c.n, c.err, 0); got != c.most {
+			t.Errorf("attempt %d, %v: at most %v, want %v", c.n, c.err, got, c.most)
+		}
+		if got := gateWait(c.n, c.err, 1); got != c.most*4/5 {
+			t.Errorf("attempt %d, %v: at least %v, want %v", c.n, c.err, got, c.most*4/5)
+		}
+	}
+}
+
+// TestGateWaitsForTheRegion: the policy compares reports with the region, which only the metadata service knows here.
+func TestGateWaitsForTheRegion(t *testing.T) {
+	a, _ := simulatedAgent(t, sim.DefaultOptions(time.Now()))
+	a.attestation.cloud = new(cloud)
+	a.attestation.region.Store(nil)
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	t.Setenv("AWS_REGION", "")
+	if _, err := a.attestation.prove(t.Context()); err == nil {
+		t.Fatal("proved without a region")
+	} else if _, ok := errors.AsType[*notLocated](err); !ok || attest.Permanent(err) {
+		t.Errorf("the error is %v, permanent: %v; want one that the gate waits for", err, attest.Permanent(err))
+	}
 }
 
 func TestRecheckWithoutAttestation(t *testing.T) {

@@ -2,14 +2,13 @@ package agent
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
+	"sevagent/internal/tpm"
 )
 
 // health reports readiness: gate passed and a valid set published. What the agent can work without is a warning.
@@ -18,8 +17,11 @@ func (a *agent) health(now time.Time) *client.Health {
 	a.attestation.health(h, now)
 	a.publishing.health(h, now)
 	if text := a.refused.Load(); text != nil {
-		h.Add("configuration", client.Check{Status: client.Warn, Output: "the last reload was refused: " + *text})
+		h.Add("configuration", client.Check{
+			Status: client.Warn, Output: "the last reload was refused: " + *text, Next: step("configuration", ""),
+		})
 	}
+	a.began.note(h, now)
 	a.logReadiness(h)
 	return h
 }
@@ -43,13 +45,11 @@ func (a *agent) logReadiness(h *client.Health) {
 	}
 }
 
-// failing lists the checks that fail, with their reasons.
+// failing lists the checks that fail, with their causes and next steps.
 func failing(h *client.Health) (list []string) {
-	for _, name := range slices.Sorted(maps.Keys(h.Checks)) {
-		for _, c := range h.Checks[name] {
-			if c.Status == client.Fail {
-				list = append(list, strings.TrimSpace(name+" "+c.ComponentID)+": "+c.Output)
-			}
+	for _, c := range h.Problems() {
+		if c.Status == client.Fail {
+			list = append(list, c.String())
 		}
 	}
 	return list
@@ -60,11 +60,13 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 	gate := client.Check{Status: client.Pass, Time: g.at}
 	switch {
 	case !g.passed && g.err == nil:
-		gate.Status, gate.Output = client.Fail, "not passed yet"
+		gate.Status, gate.Output, gate.Next = client.Fail, "not passed yet", step("attestation:gate pending", "")
 	case !g.passed:
-		gate.Status, gate.Output = client.Fail, g.err.Error()+advice(g.err)
+		gate.Status = client.Fail
+		gate.Output, gate.Next = explain(g.err)
 	case g.err != nil:
-		gate.Status, gate.Output = client.Warn, g.err.Error()+advice(g.err)
+		gate.Status = client.Warn
+		gate.Output, gate.Next = explain(g.err)
 	}
 	h.Add("attestation:gate", gate)
 	if a.off() {
@@ -77,8 +79,10 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 		device.Status = client.Warn
 		device.Output = fmt.Sprintf("a request has been running for %v: the host throttles, or the device hangs",
 			busy.Round(time.Second))
+		device.Next = step("attestation:device slow", "")
 	} else if state.Err != nil {
-		device.Status, device.Output = client.Warn, state.Err.Error()+advice(state.Err)
+		device.Status = client.Warn
+		device.Output, device.Next = explain(state.Err)
 	}
 	h.Add("attestation:device", device)
 
@@ -87,10 +91,19 @@ func (a *attestation) health(h *client.Health, now time.Time) {
 	if v := state.Verdict; v != nil {
 		if v.Roots == appraise.RootsCustom {
 			const output = "roots: custom; reports are verified by the policy's own roots, not by AMD's"
-			h.Add("attestation:roots", client.Check{Status: client.Warn, Output: output})
+			h.Add("attestation:roots", client.Check{
+				Status: client.Warn, Time: state.ReportAt, Output: output, Next: step("attestation:roots", ""),
+			})
 		}
 		if v.Status != appraise.Pass {
-			h.Add("attestation:verdict", client.Check{Status: client.Warn, Output: v.Code + ": " + v.Reason})
+			c := client.Check{
+				Status: client.Warn, Time: state.ReportAt,
+				Output: v.Code + ": " + v.Reason, Next: attest.VerdictAdvice(v.Code),
+			}
+			if !state.ReportAt.Equal(state.At) {
+				c.Output += " (by the report of " + state.ReportAt.UTC().Format(time.RFC3339) + ", the last one)"
+			}
+			h.Add("attestation:verdict", c)
 		}
 	}
 }
@@ -104,9 +117,10 @@ func (a *attestation) nitroHealth(h *client.Health) {
 	c := client.Check{Status: client.Pass, Time: s.LastDocument}
 	switch {
 	case s.Error != "":
-		c.Status, c.Output = client.Warn, s.Error
+		c.Status, c.Output, c.Next = client.Warn, s.Error, tpm.Advice(a.worker.SecondState().Err)
 	case len(s.Drift) > 0:
 		c.Status, c.Output = client.Warn, "what the node was booted from has changed while it runs: "+s.Drift[0].What
+		c.Next = step("attestation:nitrotpm drift", "")
 	}
 	h.Add("attestation:nitrotpm", c)
 }
@@ -118,8 +132,13 @@ const driftShown = 24 * time.Hour
 func driftHealth(h *client.Health, state *attest.State, now time.Time) {
 	for _, c := range state.Drift {
 		if now.Sub(c.At) < driftShown {
+			problem := "attestation:drift"
+			if attest.Grave(c) {
+				problem = "attestation:drift grave"
+			}
 			h.Add("attestation:drift", client.Check{
-				Status: client.Warn, Time: c.At, Output: fmt.Sprintf("%s: %s -> %s", c.What, c.From, c.To),
+				ComponentID: c.What, Status: client.Warn, Time: c.At, Since: c.At.UTC(),
+				Output: fmt.Sprintf("%s -> %s", c.From, c.To), Next: step(problem, ""),
 			})
 		}
 	}
@@ -131,9 +150,9 @@ func driftHealth(h *client.Health, state *attest.State, now time.Time) {
 		verb = "expired"
 	}
 	h.Add("attestation:certificate", client.Check{
-		Status: client.Warn, Time: state.At,
-		Output: fmt.Sprintf("the endorsement certificate %s at %s and the host has no newer one; "+
-			"stop and start the instance to move it to another host", verb, state.NotAfter.UTC().Format(time.RFC3339)),
+		Status: client.Warn, Time: state.At, Until: state.NotAfter.UTC(), Next: step("attestation:certificate", ""),
+		Output: fmt.Sprintf("the endorsement certificate %s at %s and the host has no newer one", verb,
+			state.NotAfter.UTC().Format(time.RFC3339)),
 	})
 }
 
@@ -143,40 +162,48 @@ func (p *publishing) health(h *client.Health, now time.Time) {
 	switch {
 	case len(s.Secrets) > 0 && !s.Ready:
 		publication.Status, publication.Output = client.Fail, "nothing is published yet"
+		publication.Next = step("mtls:publication nothing", "")
 		if s.Error != "" {
 			publication.Output += ": " + s.Error
 		}
 	case s.Error != "":
-		publication.Status, publication.Output = client.Warn, s.Error
+		publication.Status, publication.Output, publication.Until = client.Warn, s.Error, s.NotAfter.UTC()
+		publication.Next = step("mtls:publication failed", "")
 	}
 	h.Add("mtls:publication", publication)
 	guardHealth(h, s.Path, s.Guard)
 	for _, e := range s.Expiry {
-		expiryHealth(h, s, e, now)
+		expiryHealth(h, e, now)
 	}
 
 	for _, c := range s.Consumers {
 		check := client.Check{ComponentID: c.Path, Status: client.Pass, Time: c.PublishedAt, Output: c.Error}
 		if c.Error != "" {
-			check.Status = client.Warn
+			check.Status, check.Next = client.Warn, step("mtls:publication failed", "")
 		} else if len(c.Missing) > 0 {
 			check.Status, check.Output = client.Warn, fmt.Sprintf("no secret gives %q", c.Missing)
+			check.Next = step("mtls:publication missing", "")
 		}
 		h.Add("mtls:publication", check)
 		guardHealth(h, c.Path, c.Guard)
 	}
 	for _, secret := range s.Secrets {
-		secretHealth(h, secret, now)
+		secretHealth(h, s, secret, now)
 	}
 	if s.Clock.Error != "" {
-		h.Add("mtls:clock", client.Check{Status: client.Warn, Time: s.Clock.Checked, Output: s.Clock.Error})
+		h.Add("mtls:clock", client.Check{
+			Status: client.Warn, Time: s.Clock.Checked, Output: s.Clock.Error, Next: step("mtls:clock", ""),
+		})
 	}
 	p.readersHealth(h)
 }
 
 // expiryHealth warns of a certificate that should have been renewed, and fails once one has expired.
-func expiryHealth(h *client.Health, s *client.Publication, e client.Expiry, now time.Time) {
-	c := client.Check{ComponentID: e.File, Status: client.Warn}
+func expiryHealth(h *client.Health, e client.Expiry, now time.Time) {
+	c := client.Check{
+		ComponentID: e.File, Status: client.Warn, Until: e.NotAfter.UTC(),
+		Next: step("mtls:expiry "+kindOf(e.Secret), e.Secret),
+	}
 	switch stage := e.Stage(now); {
 	case stage == 0:
 		return
@@ -185,30 +212,48 @@ func expiryHealth(h *client.Health, s *client.Publication, e client.Expiry, now 
 	default:
 		c.Output = "expires in " + e.Left(now)
 	}
-	c.Output += fmt.Sprintf(", at %s: %s; %s", e.NotAfter.UTC().Format(time.RFC3339), e.Subject, s.Renewal(e))
+	c.Output += fmt.Sprintf(", at %s: %s", e.NotAfter.UTC().Format(time.RFC3339), e.Subject)
 	h.Add("mtls:expiry", c)
 }
 
-func secretHealth(h *client.Health, secret client.SecretStatus, now time.Time) {
-	c := client.Check{ComponentID: secret.Name, Status: client.Pass, Time: secret.LastChecked, Output: secret.Error}
+func secretHealth(h *client.Health, s *client.Publication, secret client.SecretStatus, now time.Time) {
+	c := client.Check{ComponentID: secret.Name, Status: client.Pass, Time: secret.LastChecked}
+	lasts := lastsUntil(s, secret.Name)
 	if secret.State != client.SecretCurrent {
-		c.Status = client.Warn // the last good set stays published, or the publication's entry fails
-		if c.Output == "" {
-			c.Output = string(secret.State)
+		// The last good set stays published, or the publication's entry fails.
+		c.Status, c.Output, c.Until, c.Next = client.Warn, string(secret.State), lasts, secretStep(secret)
+		if secret.Error != "" {
+			c.Output += ": " + withoutName(secret.Error, secret.Name)
 		}
 	} else if i := secret.Issue; i != nil && !i.RenewAt.IsZero() && now.After(i.RenewAt.Add(i.NotAfter.Sub(i.Issued)/10)) {
-		c.Status = client.Warn
-		c.Output = fmt.Sprintf("%s was to be renewed at %s, and %s has not issued a certificate yet; the one that is "+
-			"published expires at %s", secret.Name, i.RenewAt.UTC().Format(time.RFC3339), i.Authority,
-			i.NotAfter.UTC().Format(time.RFC3339))
+		c.Status, c.Until, c.Next = client.Warn, i.NotAfter.UTC(), step("mtls:secret issue", secret.Name)
+		c.Output = fmt.Sprintf("it was to be renewed at %s, and %s has not issued a certificate yet",
+			i.RenewAt.UTC().Format(time.RFC3339), i.Authority)
 	}
 	h.Add("mtls:secret", c)
 	if p := secret.Preflight; p != nil && p.Result == "rejected" {
 		h.Add("mtls:pending", client.Check{
-			ComponentID: secret.Name, Status: client.Warn, Time: p.At,
-			Output: "pending version " + p.Version + ": " + p.Reason,
+			ComponentID: secret.Name, Status: client.Warn, Time: p.At, Until: lasts,
+			Output: "pending version " + p.Version + ": " + withoutName(p.Reason, secret.Name),
+			Next:   step("mtls:pending", ""),
 		})
 	}
+}
+
+// lastsUntil returns when the first published file that a secret gives expires; zero: it gives none.
+func lastsUntil(s *client.Publication, secret string) (end time.Time) {
+	for _, e := range s.Expiry {
+		if e.Secret == secret && (end.IsZero() || e.NotAfter.Before(end)) {
+			end = e.NotAfter.UTC()
+		}
+	}
+	return end
+}
+
+// withoutName leaves out of a cause the name of the secret, which stands beside it.
+func withoutName(text, secret string) string {
+	text = strings.TrimPrefix(text, "secret "+secret+": ")
+	return strings.Replace(text, " secret "+secret+": ", " secret: ", 1)
 }
 
 // guardHealth fails where readers may find something other than what was published.
@@ -222,7 +267,7 @@ func guardHealth(h *client.Health, path string, g client.GuardStatus) {
 	default:
 		return
 	}
-	c.Output = string(g.State)
+	c.Output, c.Next = string(g.State), step("mtls:guard "+string(g.State), path)
 	if g.Error != "" {
 		c.Output += ": " + g.Error
 	}
@@ -244,6 +289,7 @@ func (p *publishing) readersHealth(h *client.Health) {
 		c := client.Check{ComponentID: e.Endpoint, Status: client.Pass, Time: e.LastProbe}
 		if !e.OK() {
 			c.Status, c.Output = client.Warn, string(e.Result)
+			c.Next = step("mtls:endpoint "+string(e.Result), e.Endpoint)
 			if e.Reason != "" {
 				c.Output += ": " + e.Reason
 			}
@@ -252,6 +298,13 @@ func (p *publishing) readersHealth(h *client.Health) {
 	}
 	stale := p.readers.Status()
 	for _, r := range stale.Stale[:min(len(stale.Stale), maxShown)] {
-		h.Add("mtls:stale_reader", client.Check{Status: client.Warn, Time: stale.Checked, Output: r.String()})
+		id := r.ContainerID
+		if id == "" {
+			id = fmt.Sprintf("process %d", r.PID)
+		}
+		h.Add("mtls:stale_reader", client.Check{
+			ComponentID: id, Status: client.Warn, Time: stale.Checked,
+			Output: r.String(), Next: step("mtls:stale_reader", ""),
+		})
 	}
 }

@@ -10,29 +10,26 @@ import (
 	"sevagent/client"
 )
 
-// The end of a certificate is a warning that grows, and then a failure; both name the secret.
+// The end of a certificate is a warning that grows, and then a failure; the next step names the secret.
 func TestExpiryHealth(t *testing.T) {
 	now := time.Now()
-	const store = "store a renewed certificate in secret "
-	publication := &client.Publication{Secrets: []client.SecretStatus{
-		{Name: "node/mtls"}, {Name: "acme", Issue: new(client.IssueStatus)},
-	}}
+	const store = "store a renewed certificate: 'aws secretsmanager put-secret-value --secret-id node/mtls"
 	for _, c := range []struct {
 		left   time.Duration
 		secret string
 		want   client.HealthStatus // empty: nothing is wrong
 		text   string
-		advice string
+		next   string
 	}{
 		{40 * 24 * time.Hour, "node/mtls", "", "", ""},
 		{20 * 24 * time.Hour, "node/mtls", client.Warn, "expires in 20 days, at 2", store},
 		{time.Hour, "node/mtls", client.Warn, "expires in 60 minutes, at 2", store},
 		{-time.Hour, "node/mtls", client.Fail, "expired, at 2", store},
-		{-time.Hour, "acme", client.Fail, "expired, at 2", "it should have been renewed; see why not at secret "},
+		{-time.Hour, "issue/acme", client.Fail, "expired, at 2", "it should have been renewed: see the entry"},
 	} {
 		h := new(client.Health)
 		end := now.Add(c.left)
-		expiryHealth(h, publication, client.Expiry{
+		expiryHealth(h, client.Expiry{
 			File: "client.crt", Secret: c.secret, Subject: "CN=intermediate", NotBefore: end.AddDate(-1, 0, 0), NotAfter: end,
 		}, now)
 		if h.Status != c.want {
@@ -40,7 +37,8 @@ func TestExpiryHealth(t *testing.T) {
 		}
 		for _, check := range h.Checks["mtls:expiry"] {
 			if !strings.HasPrefix(check.Output, c.text) || check.ComponentID != "client.crt" ||
-				!strings.HasSuffix(check.Output, ": CN=intermediate; "+c.advice+c.secret) {
+				!strings.HasSuffix(check.Output, ": CN=intermediate") || !check.Until.Equal(end) ||
+				!strings.HasPrefix(check.Next, c.next) {
 				t.Errorf("%v before the end: %+v, want %s", c.left, check, c.text)
 			}
 		}

@@ -116,7 +116,7 @@ func TestEvidenceNamesTheInstance(t *testing.T) {
 			if doc.Instance != c.want || own.Instance != c.want {
 				t.Errorf("evidence names %+v, what is published %+v, want %+v", doc.Instance, own.Instance, c.want)
 			}
-			if got := a.attestation.status().InstanceID; got != c.want.ID {
+			if got := a.attestation.status(time.Now()).InstanceID; got != c.want.ID {
 				t.Errorf("status names %q, want %q", got, c.want.ID)
 			}
 		})

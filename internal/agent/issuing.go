@@ -18,8 +18,6 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/config"
@@ -29,6 +27,7 @@ import (
 	"sevagent/internal/mtls/issue/privateca"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/mtls/spiffe"
+	"sevagent/internal/promtext"
 	"sevagent/internal/strictjson"
 )
 
@@ -39,7 +38,7 @@ type issuers struct {
 	evidence extensionFor
 	secret   func(name string) source.Source // by its name in the configuration
 	pushed   func(name string)
-	attempts *prometheus.CounterVec // source, result
+	attempts *promtext.Counters // source, result
 	log      *slog.Logger
 
 	mu      sync.Mutex
@@ -60,16 +59,14 @@ type issuer struct {
 // and the SHA-256 of its SubjectPublicKeyInfo; nil: there is none.
 type extensionFor func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
 
-func newIssuers(cloud *cloud, evidence extensionFor, log *slog.Logger, registry prometheus.Registerer) *issuers {
+func newIssuers(cloud *cloud, evidence extensionFor, log *slog.Logger, registry *promtext.Registry) *issuers {
 	return &issuers{
 		cloud:    cloud,
 		evidence: evidence,
 		log:      log.With("component", "mtls"),
 		known:    make(map[string]*issuer),
-		attempts: promauto.With(registry).NewCounterVec(prometheus.CounterOpts{
-			Name: "sevagent_mtls_issue_attempts_total",
-			Help: "Orders of certificates for keys of this node, by source and by how they ended.",
-		}, []string{"source", "result"}),
+		attempts: registry.Counters("sevagent_mtls_issue_attempts_total",
+			"Orders of certificates for keys of this node, by source and by how they ended.", "source", "result"),
 	}
 }
 
@@ -152,9 +149,9 @@ func (i *issuers) open(c config.Issue, roots []*x509.Certificate) (source.Issuin
 		Names: func(ctx context.Context) (*x509.CertificateRequest, error) { return i.names(ctx, c) },
 	}
 	for _, result := range []string{"issued", string(source.Transient), string(source.Persistent)} {
-		i.attempts.WithLabelValues(name, result)
+		i.attempts.With(name, result)
 	}
-	conf.Attempted = func(result string) { i.attempts.WithLabelValues(name, result).Inc() }
+	conf.Attempted = func(result string) { i.attempts.With(name, result).Inc() }
 	if c.WithEvidence() {
 		conf.Evidence = i.evidence
 	}
@@ -164,7 +161,7 @@ func (i *issuers) open(c config.Issue, roots []*x509.Certificate) (source.Issuin
 			CA:       c.CA,
 			Template: c.TemplateName(),
 			Days:     cmp.Or(c.ValidityDays, 1),
-			Access:   func(ctx context.Context) (aws.Config, error) { return awsconfig.Load(ctx) },
+			Access:   func(context.Context) (aws.Config, error) { return awsconfig.Load() },
 		})
 		if err != nil {
 			return nil, err
@@ -268,7 +265,7 @@ func (i *issuers) names(ctx context.Context, c config.Issue) (*x509.CertificateR
 
 // fact returns what a placeholder in the names of a certificate stands for.
 func (c *cloud) fact(ctx context.Context, placeholder string) (string, error) {
-	cfg, err := awsconfig.Load(ctx)
+	cfg, err := awsconfig.Load()
 	if err != nil {
 		return "", err
 	}

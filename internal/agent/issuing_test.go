@@ -13,11 +13,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/config"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim/simaws"
 	"sevagent/internal/sim/simca"
 )
@@ -29,7 +28,7 @@ func testIssuers(t *testing.T) (*issuers, simaws.Instance) {
 	imds := httptest.NewServer(&simaws.IMDS{Instance: instance})
 	t.Cleanup(imds.Close)
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", imds.URL)
-	return newIssuers(new(cloud), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), instance
+	return newIssuers(new(cloud), nil, slog.New(slog.DiscardHandler), promtext.New()), instance
 }
 
 func privateCA(name string) config.Issue {
@@ -53,7 +52,7 @@ func TestIssuedNames(t *testing.T) {
 	}
 
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:1")
-	nowhere := newIssuers(new(cloud), nil, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	nowhere := newIssuers(new(cloud), nil, slog.New(slog.DiscardHandler), promtext.New())
 	if _, err := nowhere.names(t.Context(), c); err == nil || !strings.HasPrefix(err.Error(), "{instance_id}: ask the") {
 		t.Errorf("without a metadata service: %v", err)
 	}

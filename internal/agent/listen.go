@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -45,8 +46,9 @@ func listen(cfg config.Listen) (socket, tcp net.Listener, err error) {
 // listenUnix makes the socket, open to every local user: mounting it into a container is the grant. It replaces a
 // socket that a dead agent left behind, but neither one that accepts connections nor anything else.
 func listenUnix(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make the directory of listen.socket: %w", err)
+	// One directory, and not those above: they would hide a misspelt path.
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make the directory of listen.socket: %w; check the path", err)
 	}
 	l, err := net.Listen("unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) {

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"strings"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
@@ -17,6 +16,7 @@ import (
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/probe"
+	"sevagent/internal/promtext"
 	"sevagent/internal/readers"
 )
 
@@ -30,7 +30,7 @@ type publishing struct {
 }
 
 func newPublishing(
-	cfg config.MTLS, cloud *cloud, proof *attestation, log *slog.Logger, registry prometheus.Registerer,
+	cfg config.MTLS, cloud *cloud, proof *attestation, log *slog.Logger, registry *promtext.Registry,
 ) (*publishing, error) {
 	p := &publishing{cloud: cloud, issuers: newIssuers(cloud, proof.extension, log, registry)}
 	p.issuers.secret = p.source

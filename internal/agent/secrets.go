@@ -40,17 +40,18 @@ func (c *cloud) find(ctx context.Context) (region string, secrets *secretsmanage
 	if c.region != "" {
 		return c.region, c.secrets, nil
 	}
-	cfg, err := awsconfig.Load(ctx)
+	cfg, err := awsconfig.Load()
 	if err != nil {
 		return "", nil, err
 	}
 	if cfg.Region == "" {
 		if cfg.Region, err = c.askMetadata(ctx, cfg); err != nil {
-			return "", nil, fmt.Errorf(
-				"ask the instance metadata service for the region: %w; set AWS_REGION where there is none", err)
+			err = fmt.Errorf("ask the instance metadata service for the region: %w", err)
+			return "", nil, source.Advise(err, "set AWS_REGION where there is none")
 		}
 	}
-	c.region, c.secrets = cfg.Region, secretsmanager.NewFromConfig(cfg)
+	c.region = cfg.Region
+	c.secrets = secretsmanager.NewFromConfig(cfg, func(o *secretsmanager.Options) { o.Retryer = awsconfig.Retryer() })
 	return c.region, c.secrets, nil
 }
 
@@ -85,7 +86,7 @@ func (c *cloud) instance() evidence.Instance {
 // from there. It gives up after some two hours: then there is no such service.
 func (c *cloud) identify(ctx context.Context, log *slog.Logger) {
 	for wait := time.Second; wait < 2*time.Hour && c.identity.Load() == nil; wait *= 2 {
-		cfg, err := awsconfig.Load(ctx)
+		cfg, err := awsconfig.Load()
 		if err == nil {
 			_, err = c.askMetadata(ctx, cfg)
 		}
@@ -122,8 +123,11 @@ func (s secretSource) Describe(ctx context.Context) (source.Version, error) {
 	}
 	date, _ := awsmiddleware.GetServerTime(out.ResultMetadata)
 	if out.DeletedDate != nil {
-		err := fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id)
-		return source.Version{}, &source.Error{Kind: source.Persistent, Date: date, Err: err}
+		return source.Version{}, &source.Error{
+			Kind: source.Persistent, Missing: true, Date: date,
+			Err:    fmt.Errorf("describe secret %s: it is scheduled for deletion", s.id),
+			Advice: "aws secretsmanager restore-secret --secret-id " + s.id,
+		}
 	}
 	v := source.Version{Date: date}
 	for id, labels := range out.VersionIdsToStages {
@@ -189,11 +193,14 @@ func (s secretSource) classify(verb string, err error) error {
 		kind = source.Persistent
 	}
 	advice := map[string]string{
-		"AccessDeniedException": "; allow secretsmanager:DescribeSecret and GetSecretValue, " +
+		"AccessDeniedException": "allow secretsmanager:DescribeSecret and GetSecretValue, " +
 			"and kms:Decrypt on the secret's key, to the node's role",
-		"ResourceNotFoundException":   "; check the name and the region",
-		"DecryptionFailure":           "; allow kms:Decrypt on the secret's key to the node's role",
-		"UnrecognizedClientException": "; check the node's credentials",
+		"ResourceNotFoundException":   "check the name and the region",
+		"DecryptionFailure":           "allow kms:Decrypt on the secret's key to the node's role",
+		"UnrecognizedClientException": "check the node's credentials",
 	}[code]
-	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s secret %s: %w%s", verb, s.id, err, advice)}
+	return &source.Error{
+		Kind: kind, Missing: code == "ResourceNotFoundException", Date: date,
+		Err: fmt.Errorf("%s secret %s: %w", verb, s.id, err), Advice: advice,
+	}
 }

@@ -19,7 +19,7 @@ func (a *agent) status(now time.Time) *client.Status {
 		StartedAt:   a.started,
 		Cluster:     node(a.attestation.cloud.instance(), ecsConfigFile).Cluster,
 		Health:      *a.health(now),
-		Attestation: a.attestation.status(),
+		Attestation: a.attestation.status(now),
 		MTLS:        *p.rotator.Status(),
 		Endpoints:   p.prober.Status(),
 		Readers:     *p.readers.Status(),
@@ -30,7 +30,7 @@ func (a *agent) status(now time.Time) *client.Status {
 	return s
 }
 
-func (a *attestation) status() client.Attestation {
+func (a *attestation) status(now time.Time) client.Attestation {
 	g := a.gate.Load()
 	s := client.Attestation{Mode: a.mode, GatePassed: g.passed}
 	if g.err != nil {
@@ -45,10 +45,11 @@ func (a *attestation) status() client.Attestation {
 	}
 	s.InstanceID = a.cloud.instance().ID
 	state := a.worker.State()
-	s.LastReport, s.Drift, s.DriftSinceStart = state.At, state.Drift, state.SinceStart
+	s.LastReport, s.Drift, s.DriftSinceStart = state.ReportAt, state.Drift, state.SinceStart
 	if state.Err != nil {
 		s.LastError = state.Err.Error()
 	}
+	s.Waiting, s.BusySeconds = a.worker.Waiting(), a.worker.Busy(now).Seconds()
 	s.NitroTPM = a.nitroTPM()
 	if v := state.Verdict; v != nil {
 		s.Verdict, s.Reason, s.Policy, s.Roots = string(v.Status), v.Reason, v.Policy, v.Roots

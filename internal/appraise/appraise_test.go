@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/appraise/second"
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
@@ -36,7 +37,7 @@ func verifier(t testing.TB, profile string, change func(*appraise.Policy)) *appr
 	if change != nil {
 		change(&p)
 	}
-	v := must.Get(appraise.New(appraise.Config{Policy: p, Region: "us-east-2"}))(t, "make a verifier")
+	v := must.Get(appraise.New(appraise.Config{Policy: p, Region: "us-east-2", Second: second.Opinion}))(t, "make a verifier")
 	return v
 }
 

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/google/go-sev-guest/kds"
 	spb "github.com/google/go-sev-guest/proto/sevsnp"
 	"github.com/google/go-sev-guest/verify"
+	"github.com/google/go-sev-guest/verify/trust"
 
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
@@ -37,7 +40,7 @@ func genuine(v *Verdict) bool { return v.Err() == nil || v.Code == CodePolicyRej
 // fresh is v without what it remembers.
 func (v *Verifier) fresh() *Verifier {
 	return &Verifier{
-		cfg: v.cfg, roots: v.roots, kind: v.kind, signed: v.signed, second: v.second,
+		cfg: v.cfg, roots: v.roots, kind: v.kind, signed: v.signed,
 		chains: make(map[[sha256.Size]byte]*endorsement),
 	}
 }
@@ -86,7 +89,45 @@ func (m *machine) library(report []byte, now time.Time) error {
 	}
 	chain := &spb.CertificateChain{VlekCert: m.cert, VcekCert: m.cert}
 	return verify.SnpAttestation(&spb.Attestation{Report: proto, CertificateChain: chain},
-		&verify.Options{TrustedRoots: m.warm.roots, DisableCertFetching: true, Now: now})
+		&verify.Options{TrustedRoots: forLibrary(m.warm.roots), DisableCertFetching: true, Now: now})
+}
+
+func forLibrary(r roots) map[string][]*trust.AMDRootCerts {
+	list := make(map[string][]*trust.AMDRootCerts)
+	for line, a := range r {
+		root := trust.AMDRootCertsProduct(line)
+		root.ProductCerts = &trust.ProductCerts{Ark: a.ark, Ask: a.ask, Asvk: a.asvk}
+		list[line] = []*trust.AMDRootCerts{root}
+	}
+	return list
+}
+
+// TestAMDsRoots: what is embedded is what go-sev-guest embeds, and the signatures in it hold.
+func TestAMDsRoots(t *testing.T) {
+	r := must.Get(amdRoots())(t, "read AMD's roots")
+	for line, bundles := range map[string][2][]byte{
+		"Milan": {trust.AskArkMilanVcekBytes, trust.AskArkMilanVlekBytes},
+		"Genoa": {trust.AskArkGenoaVcekBytes, trust.AskArkGenoaVlekBytes},
+		"Turin": {trust.AskArkTurinVcekBytes, trust.AskArkTurinVlekBytes},
+	} {
+		a := r[line]
+		if a == nil || a.ask == nil || a.asvk == nil {
+			t.Fatalf("%s: %+v, want all three certificates", line, a)
+		}
+		must.Do(t, a.check(), "check the roots of %s", line)
+		for i, chain := range [2][]*x509.Certificate{{a.ask, a.ark}, {a.asvk, a.ark}} {
+			rest := bundles[i]
+			for _, want := range chain {
+				var block *pem.Block
+				if block, rest = pem.Decode(rest); block == nil || !bytes.Equal(block.Bytes, want.Raw) {
+					t.Errorf("%s: go-sev-guest has another %s", line, want.Subject.CommonName)
+				}
+			}
+		}
+	}
+	if len(r) != 3 {
+		t.Errorf("roots of %d product lines, want 3", len(r))
+	}
 }
 
 // TestVerdictsDoNotDependOnHistory changes reports bit by bit, before they are signed and after, and compares a
@@ -163,7 +204,6 @@ func FuzzAppraise(f *testing.F) {
 	} {
 		m := newMachine(f, now, change)
 		m.warm.signed = func(r *snp.Report, _ *ecdsa.PublicKey) bool { return r.SignatureAlgo == 1 }
-		m.warm.second = func(roots, *snp.Report, *endorsement, string) error { return nil }
 		machines = append(machines, m)
 		f.Add(uint8(len(machines)-1), m.report, []byte{})
 		f.Add(uint8(len(machines)-1), m.report, m.cert)

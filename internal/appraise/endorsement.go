@@ -13,11 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-sev-guest/abi"
-	"github.com/google/go-sev-guest/kds"
-	spb "github.com/google/go-sev-guest/proto/sevsnp"
-	"github.com/google/go-sev-guest/verify"
-
 	"sevagent/internal/snp"
 )
 
@@ -249,8 +244,14 @@ func (v *Verifier) verifyChain(r *snp.Report, e *endorsement, line string) error
 			e.kind, intermediate.Subject.CommonName, v.kind, hint)
 	}
 	e.period = periodOf(e.leaf, intermediate, ark)
-	if err := v.second(v.roots, r, e, line); err != nil {
-		return fmt.Errorf("go-sev-guest refuses the %v certificate: %w", e.kind, err)
+	if v.cfg.Second != nil {
+		chain := Chain{Report: r, Line: line, TCB: e.tcb, Leaf: e.leaf, Intermediate: intermediate, Root: ark}
+		if !e.period.notAfter.Before(e.period.notBefore) {
+			chain.At = e.period.notBefore.Add(e.period.notAfter.Sub(e.period.notBefore) / 2)
+		}
+		if err := v.cfg.Second(chain); err != nil {
+			return fmt.Errorf("the second opinion refuses the %v certificate: %w", e.kind, err)
+		}
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -273,33 +274,4 @@ func periodOf(chain ...*x509.Certificate) period {
 		}
 	}
 	return p
-}
-
-// secondOpinion has go-sev-guest verify report and chain, too, at a time when the chain is valid. It skips what the
-// library cannot verify: a chain that is never valid as a whole, and processors that it has no name for, which are
-// Turin, whose certificates it cannot read (google/go-sev-guest#165), Bergamo, Siena, and other models of the known
-// families.
-func secondOpinion(trusted roots, r *snp.Report, e *endorsement, line string) error {
-	eax := abi.FmsToCpuid1Eax(r.CPUID.Family, r.CPUID.Model, r.CPUID.Stepping)
-	if e.tcb.Layout != snp.LayoutMilan || r.Version >= 3 && kds.ProductLineFromFms(eax) != line ||
-		e.period.notAfter.Before(e.period.notBefore) {
-		return nil
-	}
-	report, err := abi.ReportToProto(r.Raw())
-	if err != nil {
-		return err
-	}
-	att := &spb.Attestation{Report: report, CertificateChain: new(spb.CertificateChain)}
-	if e.kind == snp.SignedByVLEK {
-		att.CertificateChain.VlekCert = e.leaf.Raw
-	} else {
-		att.CertificateChain.VcekCert = e.leaf.Raw
-	}
-	// A fresh Options each time: the library writes to it. Without DisableCertFetching it would ask AMD's
-	// servers although roots are given.
-	return verify.SnpAttestation(att, &verify.Options{
-		TrustedRoots:        trusted,
-		DisableCertFetching: true,
-		Now:                 e.period.notBefore.Add(e.period.notAfter.Sub(e.period.notBefore) / 2),
-	})
 }

@@ -114,8 +114,8 @@ func TestReadEndorsement(t *testing.T) {
 	}
 }
 
-// TestForeignAuthority: names are anyone's to choose. This package verifies the issuer's signature by itself, since
-// go-sev-guest gives no second opinion on some products.
+// TestForeignAuthority: names are anyone's to choose. This package verifies the issuer's signature by itself:
+// nodes have no second opinion, and go-sev-guest gives none on some products.
 func TestForeignAuthority(t *testing.T) {
 	now := time.Now()
 	for name, change := range map[string]func(*sim.Options){
@@ -125,7 +125,6 @@ func TestForeignAuthority(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			theirs, ours := newMachine(t, now, change), newMachine(t, now, change)
-			ours.warm.second = func(roots, *snp.Report, *endorsement, string) error { return nil }
 			o := sim.DefaultOptions(now)
 			change(&o)
 			_, issuer := ours.warm.roots.issuer(o.Product.Line(), o.Signer)
@@ -143,38 +142,36 @@ func TestForeignAuthority(t *testing.T) {
 	}
 }
 
-// TestSecondOpinionCounts: what the library refuses is refused, and where it panics, too.
+// TestSecondOpinionCounts: what it refuses is refused, and where it panics, too. It is asked once for a chain.
 func TestSecondOpinionCounts(t *testing.T) {
 	m := newMachine(t, time.Now(), func(*sim.Options) {})
-	for want, second := range map[string]func(roots, *snp.Report, *endorsement, string) error{
-		CodeChainInvalid:          func(roots, *snp.Report, *endorsement, string) error { return fmt.Errorf("no") },
-		CodeVerificationPanicking: func(roots, *snp.Report, *endorsement, string) error { panic("no") },
+	for want, second := range map[string]func(Chain) error{
+		CodeChainInvalid:          func(Chain) error { return fmt.Errorf("no") },
+		CodeVerificationPanicking: func(Chain) error { panic("no") },
 	} {
 		v := m.warm.fresh()
-		v.second = second
+		v.cfg.Second = second
 		if got := v.Appraise(time.Now(), m.report, [][]byte{m.cert}); got.Status != Fail || got.Code != want {
 			t.Errorf("%s %s: %s, want %s", got.Status, got.Code, got.Reason, want)
 		}
 	}
-}
-
-// TestSecondOpinionIsAsked: go-sev-guest verifies the chain of every report whose processor it knows.
-func TestSecondOpinionIsAsked(t *testing.T) {
-	now := time.Now()
-	foreign := newMachine(t, now, func(*sim.Options) {}).warm.roots
-	for version := uint32(2); version <= snp.MaxKnownVersion; version++ {
-		m := newMachine(t, now, func(o *sim.Options) { o.Version = version })
-		r := must.Get(snp.ParseReport(m.report))(t, "parse a report")
-		e := m.warm.cached(r, m.cert)
-		if err := secondOpinion(m.warm.roots, r, e, "Milan"); err != nil {
-			t.Errorf("version %d: %v", version, err)
+	v, asked := m.warm.fresh(), 0
+	v.cfg.Second = func(c Chain) error {
+		asked++
+		if c.Line != "Milan" || c.At.IsZero() || c.Leaf.CheckSignatureFrom(c.Intermediate) != nil ||
+			c.Intermediate.CheckSignatureFrom(c.Root) != nil {
+			t.Errorf("it was asked for %s at %v, or no chain", c.Line, c.At)
 		}
-		if secondOpinion(foreign, r, e, "Milan") == nil {
-			t.Errorf("version %d: go-sev-guest accepts a chain to other roots, or was not asked", version)
+		return nil
+	}
+	for range 2 {
+		if got := v.Appraise(time.Now(), m.report, [][]byte{m.cert}); !genuine(got) {
+			t.Errorf("%s: %s", got.Code, got.Reason)
 		}
 	}
-	// It has no name for this processor, and is not asked.
-	newMachine(t, now, func(o *sim.Options) { o.Product, o.Version = snp.Bergamo, 3 })
+	if asked != 1 {
+		t.Errorf("it was asked %d times, want once", asked)
+	}
 }
 
 // TestFirstThatFits: no certificate is tried behind the one that endorses the report.

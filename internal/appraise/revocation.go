@@ -55,8 +55,8 @@ func readRevocation(data []byte, r roots) (*x509.RevocationList, error) {
 			return nil, fmt.Errorf("it has the critical extension %v, which is not understood", e.Id)
 		}
 	}
-	for _, certs := range r {
-		ark := certs[0].ProductCerts.Ark
+	for _, a := range r {
+		ark := a.ark
 		if ark == nil || !bytes.Equal(ark.RawSubject, list.RawIssuer) {
 			continue
 		}
@@ -78,9 +78,9 @@ func (known revocations) revoked(leaf *x509.Certificate, r roots, now time.Time)
 	if known == nil {
 		return "", ""
 	}
-	for _, certs := range r {
-		ark := certs[0].ProductCerts.Ark
-		for _, issuer := range []*x509.Certificate{certs[0].ProductCerts.Ask, certs[0].ProductCerts.Asvk} {
+	for _, a := range r {
+		ark := a.ark
+		for _, issuer := range []*x509.Certificate{a.ask, a.asvk} {
 			if ark == nil || issuer == nil || !bytes.Equal(issuer.RawSubject, leaf.RawIssuer) {
 				continue
 			}

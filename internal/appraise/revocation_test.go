@@ -5,8 +5,6 @@ import (
 	"math/big"
 	"testing"
 	"time"
-
-	"github.com/google/go-sev-guest/verify/trust"
 )
 
 // TestRevoked covers what package verify's tests cannot make certificates for: AMD's serial number 0, and the list of
@@ -18,14 +16,13 @@ func TestRevoked(t *testing.T) {
 	}
 	r := make(roots)
 	for i, product := range []string{"Milan", "Genoa"} {
-		known := &trust.ProductCerts{
-			Ark:  cert("ARK-"+product, "ARK-"+product, int64(100*i+1)),
-			Ask:  cert("SEV-"+product, "ARK-"+product, int64(100*i+2)),
-			Asvk: cert("SEV-VLEK-"+product, "ARK-"+product, int64(100*i+3)),
+		r[product] = &anchors{
+			ark:  cert("ARK-"+product, "ARK-"+product, int64(100*i+1)),
+			ask:  cert("SEV-"+product, "ARK-"+product, int64(100*i+2)),
+			asvk: cert("SEV-VLEK-"+product, "ARK-"+product, int64(100*i+3)),
 		}
-		r[product] = []*trust.AMDRootCerts{{ProductCerts: known}}
 	}
-	r["Genoa"][0].ProductCerts.Ask = nil // custom roots may have one intermediate
+	r["Genoa"].ask = nil // custom roots may have one intermediate
 	list := &x509.RevocationList{NextUpdate: now, RevokedCertificateEntries: []x509.RevocationListEntry{
 		{SerialNumber: big.NewInt(0)}, {SerialNumber: big.NewInt(3)},
 	}}

@@ -3,12 +3,11 @@ package appraise
 import (
 	"bytes"
 	"crypto/x509"
+	_ "embed"
 	"encoding/pem"
 	"fmt"
 	"strings"
 	"sync"
-
-	"github.com/google/go-sev-guest/verify/trust"
 
 	"sevagent/internal/snp"
 )
@@ -19,89 +18,50 @@ const (
 	RootsCustom = "custom"
 )
 
-// roots are the trust anchors by product line, in the form that go-sev-guest takes.
-type roots map[string][]*trust.AMDRootCerts
+// anchors are AMD's certificates of a product line. Where there is no certificate, it is nil.
+type anchors struct{ ark, ask, asvk *x509.Certificate }
 
-// amdRoots builds AMD's embedded roots. The library's own defaults know the ASK but no ASVK and so refuse
-// every report signed by a VLEK, as all of EC2's shared tenancy are (go-sev-guest v0.15.0, verify/trust).
+// roots are the trust anchors by product line.
+type roots map[string]*anchors
+
+// amdPEM has AMD's certificates of all product lines, as https://kdsintf.amd.com/vcek/v1/Milan/cert_chain and
+// vlek/v1/Milan/cert_chain serve them. go-sev-guest has them, too, which a test compares.
 //
-// They are constants, so they are read once.
+//go:embed amd.pem
+var amdPEM []byte
+
+// amdRoots reads AMD's own roots. They are constants: they are read once, and a test verifies their signatures.
 var amdRoots = sync.OnceValues(func() (roots, error) {
-	embedded := map[string][2][]byte{
-		"Milan": {trust.AskArkMilanVcekBytes, trust.AskArkMilanVlekBytes},
-		"Genoa": {trust.AskArkGenoaVcekBytes, trust.AskArkGenoaVlekBytes},
-		"Turin": {trust.AskArkTurinVcekBytes, trust.AskArkTurinVlekBytes},
-	}
-	r := make(roots)
-	for product, bundles := range embedded {
-		certs := trust.AMDRootCertsProduct(product)
-		certs.ProductCerts = new(trust.ProductCerts)
-		for _, bundle := range bundles {
-			// Turin's VLEK bundle has CRLF line ends and trailing blank lines that the library does not parse.
-			clean := append(bytes.TrimSpace(bytes.ReplaceAll(bundle, []byte("\r"), nil)), '\n')
-			if err := certs.ProductCerts.FromKDSCertBytes(clean); err != nil {
-				return nil, fmt.Errorf("read embedded AMD roots for %s: %w", product, err)
-			}
-		}
-		r[product] = []*trust.AMDRootCerts{certs}
-	}
-	return r, nil
+	r, _, err := readRoots(amdPEM)
+	return r, err
 })
 
 // issuer returns the ARK of a product line and the intermediate that endorses keys of this kind. Either is nil where
 // there is none.
 func (r roots) issuer(line string, kind snp.SigningKey) (ark, intermediate *x509.Certificate) {
-	if r[line] == nil {
+	a := r[line]
+	switch {
+	case a == nil:
 		return nil, nil
+	case kind == snp.SignedByVLEK:
+		return a.ark, a.asvk
 	}
-	certs := r[line][0].ProductCerts
-	if kind == snp.SignedByVLEK {
-		return certs.Ark, certs.Asvk
-	}
-	return certs.Ark, certs.Ask
+	return a.ark, a.ask
 }
 
-// customRoots builds roots from PEM certificates named as AMD names its own: ARK-<product>, SEV-<product> and
-// SEV-VLEK-<product>.
+// customRoots builds roots from a policy's PEM. If all are of Nitro hypervisors, AMD's stay.
 func customRoots(data []byte) (roots, error) {
-	r := make(roots)
-	for n := 0; len(bytes.TrimSpace(data)) > 0; n++ {
-		var block *pem.Block
-		if block, data = pem.Decode(data); block == nil || block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("read custom roots: entry %d is not a PEM certificate", n)
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("read custom roots: entry %d: %w", n, err)
-		}
-		if nitroRoot(cert) { // of the documents beside reports: Policy.NitroRoots
-			continue
-		}
-		name := cert.Subject.CommonName
-		product := name[strings.LastIndexByte(name, '-')+1:]
-		if r[product] == nil {
-			certs := trust.AMDRootCertsProduct(product)
-			certs.ProductCerts = new(trust.ProductCerts)
-			r[product] = []*trust.AMDRootCerts{certs}
-		}
-		known := r[product][0].ProductCerts
-		switch name {
-		case "ARK-" + product:
-			known.Ark = cert
-		case "SEV-" + product:
-			known.Ask = cert
-		case "SEV-VLEK-" + product:
-			known.Asvk = cert
-		default:
-			return nil, fmt.Errorf(
-				"read custom roots: entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>, "+
-					"and not that of a .nitro-enclaves", n, name)
-		}
+	r, nitro, err := readRoots(data)
+	if err != nil {
+		return nil, fmt.Errorf("read custom roots: %w", err)
 	}
-	for product, certs := range r {
-		if err := checkRoots(certs[0].ProductCerts); err != nil {
+	for product, a := range r {
+		if err := a.check(); err != nil {
 			return nil, fmt.Errorf("read custom roots: %s: %w", product, err)
 		}
+	}
+	if len(r) == 0 && nitro {
+		return amdRoots()
 	}
 	if len(r) == 0 {
 		return nil, fmt.Errorf("read custom roots: no certificate in it")
@@ -109,19 +69,56 @@ func customRoots(data []byte) (roots, error) {
 	return r, nil
 }
 
-// checkRoots reports whether the intermediates were signed by the ARK.
-func checkRoots(c *trust.ProductCerts) error {
-	if c.Ark == nil {
+// readRoots reads PEM certificates named as AMD names its own: ARK-<product>, SEV-<product> and SEV-VLEK-<product>.
+// nitro reports whether roots of Nitro hypervisors are among them.
+func readRoots(data []byte) (r roots, nitro bool, err error) {
+	r = make(roots)
+	for n := 0; len(bytes.TrimSpace(data)) > 0; n++ {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil || block.Type != "CERTIFICATE" {
+			return nil, false, fmt.Errorf("entry %d is not a PEM certificate", n)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, false, fmt.Errorf("entry %d: %w", n, err)
+		}
+		if nitroRoot(cert) { // of the documents beside reports: Policy.NitroRoots
+			nitro = true
+			continue
+		}
+		name := cert.Subject.CommonName
+		product := name[strings.LastIndexByte(name, '-')+1:]
+		if r[product] == nil {
+			r[product] = new(anchors)
+		}
+		switch name {
+		case "ARK-" + product:
+			r[product].ark = cert
+		case "SEV-" + product:
+			r[product].ask = cert
+		case "SEV-VLEK-" + product:
+			r[product].asvk = cert
+		default:
+			return nil, false, fmt.Errorf("entry %d: common name %q is none of ARK-, SEV- and SEV-VLEK-<product>, "+
+				"and not that of a .nitro-enclaves", n, name)
+		}
+	}
+	return r, nitro, nil
+}
+
+// check reports whether the intermediates were signed by the ARK.
+func (a *anchors) check() error {
+	if a.ark == nil {
 		return fmt.Errorf("no ARK")
 	}
-	if c.Ask == nil && c.Asvk == nil {
+	if a.ask == nil && a.asvk == nil {
 		return fmt.Errorf("neither ASK nor ASVK")
 	}
-	for _, ica := range []*x509.Certificate{c.Ask, c.Asvk} {
+	for _, ica := range []*x509.Certificate{a.ask, a.asvk} {
 		if ica == nil {
 			continue
 		}
-		if err := ica.CheckSignatureFrom(c.Ark); err != nil {
+		if err := ica.CheckSignatureFrom(a.ark); err != nil {
 			return fmt.Errorf("%s: %w", ica.Subject.CommonName, err)
 		}
 	}

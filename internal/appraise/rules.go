@@ -3,11 +3,11 @@ package appraise
 import (
 	"encoding/hex"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"sevagent/internal/pattern"
 	"sevagent/internal/snp"
 )
 
@@ -184,7 +184,7 @@ func (v *Verdict) rule(name string, mode Mode, ok bool, observed, required strin
 }
 
 // cspIDForm is how EC2 names itself in the CSP_ID of a VLEK.
-var cspIDForm = regexp.MustCompile(`^CN=cc-([a-z0-9-]+)\.amazonaws\.com$`)
+var cspIDForm = pattern.New(`^CN=cc-([a-z0-9-]+)\.amazonaws\.com$`)
 
 func cspIDMatches(cspID, want, nodeRegion string) (ok bool, required string) {
 	if want == "node" {

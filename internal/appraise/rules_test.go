@@ -3,12 +3,14 @@ package appraise
 import (
 	"bytes"
 	"encoding/pem"
+	"maps"
 	"strings"
 	"testing"
 	"time"
 
 	"sevagent/internal/must"
 	"sevagent/internal/sim"
+	"sevagent/internal/sim/simnitro"
 	"sevagent/internal/snp"
 )
 
@@ -125,4 +127,23 @@ func TestPartsOfRoots(t *testing.T) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
 	}
+
+	// Roots of Nitro hypervisors alone leave AMD's in place, and take none away beside others.
+	ca := must.Get(simnitro.New())(t, "make a root for NitroTPMs")
+	amd := must.Get(amdRoots())(t, "read AMD's roots")
+	if got, err := customRoots(ca.PEM()); err != nil || !maps.Equal(keys(got), keys(amd)) {
+		t.Errorf("with a root for NitroTPMs alone: %v, %v; want AMD's", got, err)
+	}
+	if got, err := customRoots(append(ca.PEM(), text(blocks[0], blocks[1])...)); err != nil || len(got) != 1 {
+		t.Errorf("with a root for NitroTPMs among others: %v, %v; want the others alone", got, err)
+	}
+}
+
+// keys has the fingerprint of each product's ARK.
+func keys(r roots) map[string]string {
+	m := make(map[string]string)
+	for product, a := range r {
+		m[product] = string(a.ark.Raw)
+	}
+	return m
 }

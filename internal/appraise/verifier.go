@@ -1,25 +1,21 @@
 // Package appraise decides whether attestation reports are genuine and meet a policy.
 //
-// It works offline, against AMD's roots as embedded in go-sev-guest or against roots that a policy file names.
-// It is the only door to that library and guards against what is known of it: default roots that fail every
-// report from EC2, options that are written to, network access that looks optional and is not, and parsers
-// that panic. It promises that a verdict of pass or warn means: signed by a key that the roots endorse, at a
-// time when the certificates were valid, and no enforced rule broken. The caller checks
-// where a report came from, and whether its REPORT_DATA is the requested one.
+// It works offline, against AMD's roots, which are embedded in it, or against roots that a policy file names. It
+// promises that a verdict of pass or warn means: signed by a key that the roots endorse, at a time when the certificates
+// were valid, and no enforced rule broken. The caller checks where a report came from, and whether its REPORT_DATA is
+// the requested one.
 package appraise
 
 import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/sha512"
+	"crypto/x509"
 	"fmt"
-	"io"
 	"math/big"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/google/logger"
 
 	"sevagent/internal/snp"
 )
@@ -36,6 +32,18 @@ type Config struct {
 	// Own is set by a node that appraises its own reports: the rule pinned, which keeps a relying party from taking
 	// any machine for its own, is then not applied.
 	Own bool
+	// Second is a second opinion on each chain that is verified for the first time, and refuses it by an error. Relying
+	// parties have go-sev-guest's (package second). nil: none, as on nodes, whose own verdict nobody relies on.
+	Second func(Chain) error
+}
+
+// Chain is a well-signed report with the chain that endorses its key.
+type Chain struct {
+	Report                   *snp.Report
+	Line                     string // of products, Milan for example
+	Leaf, Intermediate, Root *x509.Certificate
+	TCB                      snp.TCBVersion // that the leaf is for
+	At                       time.Time      // when all of them are valid; zero: never
 }
 
 // Verifier appraises reports by one policy. It is safe for concurrent use, and its verdicts do not depend on what it
@@ -45,10 +53,8 @@ type Verifier struct {
 	lists revocations
 	roots roots
 	kind  string
-	// signed verifies a report's signature, and second has go-sev-guest verify it with its chain. They are all that
-	// takes time, so that tests replace them.
+	// signed verifies a report's signature; tests replace it, since it is what takes time.
 	signed func(*snp.Report, *ecdsa.PublicKey) bool
-	second func(roots, *snp.Report, *endorsement, string) error
 
 	mu sync.Mutex
 	// chains remembers endorsement certificates whose chain has been verified, by chainKey; it is emptied when it
@@ -58,16 +64,9 @@ type Verifier struct {
 
 const maxChains = 256
 
-// quietLibrary keeps go-sev-guest from writing to standard error by itself.
-var quietLibrary = sync.OnceFunc(func() { logger.Init("go-sev-guest", false, false, io.Discard) })
-
 // New returns a Verifier; it fails if the policy's own roots do not parse.
 func New(cfg Config) (*Verifier, error) {
-	quietLibrary()
-	v := &Verifier{
-		cfg: cfg, kind: RootsAMD, signed: signed, second: secondOpinion,
-		chains: make(map[[sha256.Size]byte]*endorsement),
-	}
+	v := &Verifier{cfg: cfg, kind: RootsAMD, signed: signed, chains: make(map[[sha256.Size]byte]*endorsement)}
 	var err error
 	if cfg.Policy.RootsPEM != nil {
 		v.kind = RootsCustom
@@ -89,8 +88,8 @@ func New(cfg Config) (*Verifier, error) {
 // trusted as a root.
 func (v *Verifier) Appraise(now time.Time, report []byte, certs [][]byte) (verdict *Verdict) {
 	verdict = &Verdict{Policy: v.cfg.Policy.Name, Roots: v.kind, Rules: []RuleResult{}}
-	// Bytes made by the host enter a library here that has panicked on such bytes before (go-sev-guest
-	// pull request 186).
+	// Bytes made by the host may enter a library here that has panicked on such bytes before: go-sev-guest (its pull
+	// request 186), as the second opinion.
 	defer func() {
 		if p := recover(); p != nil {
 			verdict.failf(CodeVerificationPanicking, "the verification library panicked: %v", p)

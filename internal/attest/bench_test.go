@@ -10,10 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/appraise"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -66,7 +65,7 @@ func load(b *testing.B, batch, callers int) (perSecond float64, waits []time.Dur
 	policy.RootsPEM = psp.Roots()
 	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: o.Region}))(b, "make a verifier")
 	w := New(Config{Transport: benchDevice{psp}, Verifier: verifier, Enforce: true, Rate: 1, Burst: 1,
-		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+		Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 	w.maxBatch = batch
 	ctx, stop := context.WithCancel(b.Context())
 	done := make(chan error, 1)

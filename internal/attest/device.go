@@ -255,5 +255,5 @@ func deviceError(err error, exitInfo2 uint64) error {
 	case errors.Is(err, unix.EIO):
 		return &FirmwareError{Status: uint32(exitInfo2), Cause: err}
 	}
-	return err
+	return fmt.Errorf("%w: %w", errDevice, err)
 }

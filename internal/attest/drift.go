@@ -13,8 +13,8 @@ import (
 // maxDrift is how many changes State keeps: two firmware updates of a host that change all there is, and a margin.
 const maxDrift = 32
 
-// grave reports whether no maintenance of the host explains c: a guest keeps its measurement and its cloud for life.
-func grave(c client.Drift) bool { return c.What == "measurement" || c.What == "csp_id" }
+// Grave reports whether no maintenance of the host explains c: a guest keeps its measurement and its cloud for life.
+func Grave(c client.Drift) bool { return c.What == "measurement" || c.What == "csp_id" }
 
 // observation holds the values of a report that can drift.
 type observation struct {
@@ -111,11 +111,11 @@ func (w *Worker) watch(next *State, verdict *appraise.Verdict) {
 		news := changes(*w.last, seen)
 		for _, c := range news {
 			log := w.cfg.Log.Warn
-			if grave(c) {
+			if Grave(c) {
 				log = w.cfg.Log.Error
 			}
 			log("attestation drifted", "what", c.What, "from", c.From, "to", c.To)
-			w.metrics.drift.WithLabelValues(c.What).Inc()
+			w.metrics.drift.With(c.What).Inc()
 		}
 		if news != nil {
 			drift := slices.Concat(next.Drift, news) // a new array: the old one is others' to read

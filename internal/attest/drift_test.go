@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
+	"sevagent/internal/promtext/promtexttest"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -40,7 +41,7 @@ type node struct {
 	*Worker
 	psp      *sim.PSP
 	log      bytes.Buffer
-	registry *prometheus.Registry
+	registry *promtext.Registry
 }
 
 func newNode(t *testing.T, o sim.Options) *node {
@@ -49,7 +50,7 @@ func newNode(t *testing.T, o sim.Options) *node {
 	policy := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
 	policy.RootsPEM = psp.Roots()
 	verifier := must.Get(appraise.New(appraise.Config{Policy: policy}))(t, "make a verifier")
-	n := &node{psp: psp, registry: prometheus.NewRegistry()}
+	n := &node{psp: psp, registry: promtext.New()}
 	n.Worker = New(Config{Transport: simDevice{psp}, Verifier: verifier, Enforce: true, Rate: 50, Burst: 50,
 		Log: slog.New(slog.NewTextHandler(&n.log, nil)), Metrics: n.registry})
 	run(t, n.Worker)
@@ -68,7 +69,7 @@ func (n *node) ask(t *testing.T) string {
 // drifted returns the counters that are not zero.
 func (n *node) drifted(t *testing.T) map[string]float64 {
 	t.Helper()
-	families := must.Get(n.registry.Gather())(t, "gather the metrics")
+	families := promtexttest.Families(t, n.registry)
 	counts := make(map[string]float64)
 	for _, f := range families {
 		if f.GetName() != "sevagent_attestation_drift_total" {

@@ -24,6 +24,7 @@ var (
 	ErrStopped            = errors.New("the agent is stopping")
 	ErrOff                = errors.New("attestation is switched off")
 	ErrNotReady           = errors.New("the node has not proved itself yet")
+	errDevice             = errors.New("the SNP guest device failed")
 )
 
 // statusInvalidParam is what the firmware answers to a request for a VMPL below the sender's: AMD 56860,
@@ -83,7 +84,38 @@ var kinds = []kind{
 	{ErrStopped, "stopping", "try again once the agent has restarted"},
 	{ErrNotReady, "not_ready", "wait until /readyz says that the boot gate is passed, or see there why it is not"},
 	{ErrOff, "attestation_off", "set attestation.mode to enforce or warn"},
+	{errDevice, "attestation_failed",
+		"see 'journalctl -k' for the driver's messages; stop and start the instance if it lasts"},
 }
+
+// otherHost is the advice where the host is at fault.
+const otherHost = "stop and start the instance, so that it moves to another host"
+
+// rejections has what an operator does about a verdict, by its code.
+var rejections = map[string]string{
+	appraise.CodeReportMalformed: otherHost + "; report it to AWS if it comes back",
+	appraise.CodeCertificateMissing: otherHost + "; for reports that a VCEK signs, attestation.kds says where its " +
+		"certificate comes from",
+	appraise.CodeCertificateMalformed: otherHost + "; report it to AWS if it comes back",
+	appraise.CodeCertificateMismatch:  otherHost + "; report it to AWS if it comes back",
+	appraise.CodeCertificateExpired:   "check the clock with 'timedatectl'; if it is right, " + otherHost,
+	appraise.CodeCertificateNotYet:    "wait until the clock is synchronized, or check it with 'timedatectl'",
+	appraise.CodeSignatureInvalid: "the report was changed on its way: " + otherHost +
+		", and trust nothing that this one has run if it comes back",
+	appraise.CodeChainInvalid: "the report does not lead to the policy's roots: see what attestation.policy names; " +
+		"if it has AMD's roots, " + otherHost,
+	appraise.CodePolicyRejected: "compare the report with the policy that attestation.policy names: " +
+		"'sevctl policy explain' shows its rules",
+	appraise.CodeUnsupportedVersion: "update sevagent: this version does not know the report's version",
+	appraise.CodeUnsupportedProduct: "update sevagent, or the policy, to one that knows the processor",
+	appraise.CodeReportDataMismatch: "update the kernel: 6.13 and 6.14 let concurrent requests overwrite " +
+		"each other; make sure that nothing else uses the device",
+	appraise.CodeVerificationPanicking: "update sevagent; if it comes back, report it with the archive of " +
+		"'sudo sevagent bundle'",
+}
+
+// VerdictAdvice says what an operator does about a verdict of this code, or "".
+func VerdictAdvice(code string) string { return rejections[code] }
 
 // Code returns the stable code of the local API for an error of this package.
 func Code(err error) string {
@@ -114,15 +146,10 @@ func Advice(err error) string {
 				"if the driver was loaded with " +
 				"vmpck_id, restart the agent, which reads it; under an SVSM set attestation.transport to configfs"
 		}
-		return "stop and start the instance so that it moves to another host; report the status to AWS if it comes back"
+		return otherHost + "; report the status to AWS if it comes back"
 	}
 	if r, ok := errors.AsType[*appraise.Rejection](err); ok {
-		switch r.Code {
-		case appraise.CodePolicyRejected:
-			return "compare the report with the policy that attestation.policy names"
-		case appraise.CodeCertificateNotYet:
-			return "wait until the clock is synchronized, or check it with 'timedatectl'"
-		}
+		return VerdictAdvice(r.Code)
 	}
 	return ""
 }

@@ -102,6 +102,9 @@ func (t *ioctl) Report(reportData [snp.ReportDataSize]byte) (Quote, error) {
 	request.respData = uint64(uintptr(unsafe.Pointer(resp)))
 
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, t.f.Fd(), getExtReport, uintptr(unsafe.Pointer(request)))
+	if info, err := t.f.Stat(); errno == unix.ENOTTY && err == nil && info.Mode().IsRegular() {
+		return Quote{}, fmt.Errorf("get report from %s: it is not a device: %w", t.f.Name(), ErrNoDevice)
+	}
 	if errno != 0 {
 		return Quote{}, fmt.Errorf("get report from %s: %w", t.f.Name(), deviceError(errno, request.exitInfo2))
 	}

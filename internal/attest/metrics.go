@@ -1,69 +1,52 @@
 package attest
 
 import (
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/appraise"
+	"sevagent/internal/promtext"
 )
 
 type metrics struct {
-	report, verify, batch    prometheus.Histogram
-	second                   prometheus.Histogram
-	throttled                prometheus.Counter
-	failures, refused, drift *prometheus.CounterVec
-	verdict                  *prometheus.GaugeVec
-	notAfter, version        prometheus.Gauge
-	tcb                      *prometheus.GaugeVec
+	report, verify, batch    *promtext.Histogram
+	second                   *promtext.Histogram
+	throttled                *promtext.Counter
+	failures, refused, drift *promtext.Counters
+	verdict                  *promtext.Gauges
+	notAfter, version        *promtext.Gauge
+	tcb                      *promtext.Gauges
 }
 
-func newMetrics(reg prometheus.Registerer, w *Worker) *metrics {
-	const ns, sub = "sevagent", "attestation"
-	histogram := func(name, help string, buckets ...float64) prometheus.Histogram {
-		return prometheus.NewHistogram(
-			prometheus.HistogramOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help, Buckets: buckets})
-	}
-	counter := func(name, help string) prometheus.CounterOpts {
-		return prometheus.CounterOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help}
-	}
-	gauge := func(name, help string) prometheus.GaugeOpts {
-		return prometheus.GaugeOpts{Namespace: ns, Subsystem: sub, Name: name, Help: help}
-	}
+func newMetrics(reg *promtext.Registry, w *Worker) *metrics {
+	const prefix = "sevagent_attestation_"
 	m := &metrics{
-		report: histogram("report_seconds", "Time the device took for one report.",
+		report: reg.Histogram(prefix+"report_seconds", "Time the device took for one report.",
 			.005, .01, .02, .05, .1, .5, 2, 10, 30, 60),
-		verify: histogram("verify_seconds", "Time one appraisal took.", .0005, .001, .002, .005, .01, .05),
-		second: histogram("nitrotpm_seconds", "Time the NitroTPM took for one document.",
+		verify: reg.Histogram(prefix+"verify_seconds", "Time one appraisal took.", .0005, .001, .002, .005, .01, .05),
+		second: reg.Histogram(prefix+"nitrotpm_seconds", "Time the NitroTPM took for one document.",
 			.001, .005, .02, .1, .5, 2),
-		batch: histogram("batch_requests", "Requests that shared one report.",
-			prometheus.ExponentialBuckets(1, 4, 8)...),
-		throttled: prometheus.NewCounter(
-			counter("throttled_total", "Reports that were refused or slowed down by the host.")),
-		failures: prometheus.NewCounterVec(
-			counter("failures_total", "Device requests that gave no usable report, by code."), []string{"code"}),
-		refused: prometheus.NewCounterVec(
-			counter("refused_total", "Requests refused without asking the device, by code."), []string{"code"}),
-		drift: prometheus.NewCounterVec(
-			counter("drift_total", "Changes from one genuine report to the next, by what changed."), []string{"what"}),
-		verdict: prometheus.NewGaugeVec(gauge("verdict", "1 for the status of the last verdict."), []string{"status"}),
-		notAfter: prometheus.NewGauge(gauge("certificate_not_after_timestamp_seconds",
-			"When the endorsement certificate of the last report expires.")),
-		version: prometheus.NewGauge(gauge("report_version", "VERSION of the last report.")),
-		tcb: prometheus.NewGaugeVec(
-			gauge("reported_tcb", "REPORTED_TCB of the last report, by component."), []string{"component"}),
+		batch: reg.Histogram(prefix+"batch_requests", "Requests that shared one report.",
+			1, 4, 16, 64, 256, 1024, 4096, 16384),
+		throttled: reg.Counter(prefix+"throttled_total", "Reports that were refused or slowed down by the host."),
+		failures:  reg.Counters(prefix+"failures_total", "Device requests that gave no usable report, by code.", "code"),
+		refused:   reg.Counters(prefix+"refused_total", "Requests refused without asking the device, by code.", "code"),
+		drift: reg.Counters(prefix+"drift_total",
+			"Changes from one genuine report to the next, by what changed.", "what"),
+		verdict: reg.Gauges(prefix+"verdict", "1 for the status of the last verdict.", "status"),
+		notAfter: reg.Gauge(prefix+"certificate_not_after_timestamp_seconds",
+			"When the endorsement certificate of the last report expires."),
+		version: reg.Gauge(prefix+"report_version", "VERSION of the last report."),
+		tcb:     reg.Gauges(prefix+"reported_tcb", "REPORTED_TCB of the last report, by component.", "component"),
 	}
-	depth := prometheus.NewGaugeFunc(gauge("queue_requests", "Requests that wait for a report."),
+	reg.GaugeFunc(prefix+"queue_requests", "Requests that wait for a report.",
 		func() float64 { return float64(w.queue.len()) })
 	for _, c := range compare(observation{}, observation{}) {
-		m.drift.WithLabelValues(c.What) // zero from the start: an alert on an increase needs something to increase from
+		m.drift.With(c.What) // zero from the start: an alert on an increase needs something to increase from
 	}
-	reg.MustRegister(m.report, m.verify, m.batch, m.second, m.throttled, m.failures, m.refused, m.drift, m.verdict,
-		m.notAfter, m.version, m.tcb, depth)
 	return m
 }
 
 func (m *metrics) note(v *appraise.Verdict, err error) {
 	if err != nil {
-		m.failures.WithLabelValues(Code(err)).Inc()
+		m.failures.With(Code(err)).Inc()
 	}
 	if v == nil || v.Report == nil {
 		return
@@ -73,7 +56,7 @@ func (m *metrics) note(v *appraise.Verdict, err error) {
 		if s == v.Status {
 			value = 1
 		}
-		m.verdict.WithLabelValues(string(s)).Set(value)
+		m.verdict.With(string(s)).Set(value)
 	}
 	m.version.Set(float64(v.Report.Version))
 	if !v.NotAfter.IsZero() {
@@ -83,6 +66,6 @@ func (m *metrics) note(v *appraise.Verdict, err error) {
 	for name, value := range map[string]uint8{
 		"bootloader": tcb.Bootloader, "tee": tcb.TEE, "snp": tcb.SNP, "microcode": tcb.Microcode,
 	} {
-		m.tcb.WithLabelValues(name).Set(float64(value))
+		m.tcb.With(name).Set(float64(value))
 	}
 }

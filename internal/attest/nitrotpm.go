@@ -10,8 +10,8 @@ import (
 	"sevagent/internal/nitro"
 )
 
-// NitroTPM gives verified documents of the node's NitroTPM, or nil where the node has none. Document returns when ctx
-// ends at the latest, whatever the device does.
+// NitroTPM gives verified documents of the node's NitroTPM, or nil where the node has none. Document returns within a
+// budget of its own, whatever the device does: evidence waits that long.
 type NitroTPM interface {
 	Document(ctx context.Context, userData, nonce [64]byte) ([]byte, *nitro.Document, error)
 }
@@ -24,12 +24,8 @@ type Second struct {
 	Required bool
 }
 
-const (
-	// secondBudget is how long evidence waits for a document. A NitroTPM that is slower does not delay evidence.
-	secondBudget = time.Second
-	// secondRest is how long a NitroTPM that has failed is left alone, unless it is required.
-	secondRest = time.Minute
-)
+// secondRest is how long a NitroTPM that has failed is left alone, unless it is required.
+const secondRest = time.Minute
 
 // SecondState is what the last document showed. It does not change.
 type SecondState struct {
@@ -50,11 +46,9 @@ func (w *Worker) second(report []byte) ([]byte, error) {
 	if s.NitroTPM == nil || !s.Required && last.Err != nil && time.Since(last.At) < secondRest {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), secondBudget)
-	defer cancel()
 	userData, nonce := nitro.Binding(report)
 	began := time.Now()
-	text, doc, err := s.NitroTPM.Document(ctx, userData, nonce)
+	text, doc, err := s.NitroTPM.Document(context.Background(), userData, nonce)
 	if text == nil && err == nil {
 		return nil, nil
 	}

@@ -20,9 +20,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/atomicfile"
+	"sevagent/internal/promtext"
 	"sevagent/internal/snp"
 )
 
@@ -46,7 +45,7 @@ type VCEKsConfig struct {
 	Dir string
 	Log *slog.Logger
 	// Metrics is where VCEKs registers its metrics.
-	Metrics prometheus.Registerer
+	Metrics *promtext.Registry
 }
 
 // VCEKs finds the certificates of VCEKs that the host does not hand out: on EC2's Dedicated Hosts. They come from
@@ -56,7 +55,7 @@ type VCEKs struct {
 	cfg     VCEKsConfig
 	client  *http.Client
 	wake    chan struct{} // size one: something is wanted
-	fetches *prometheus.CounterVec
+	fetches *promtext.Counters
 	last    atomic.Pointer[vcek] // the one in use; a node has one chip
 	// failures counts failed requests in a row, and next is when KDS may be asked again; owned by Run.
 	failures int
@@ -91,14 +90,12 @@ func NewVCEKs(cfg VCEKsConfig) *VCEKs {
 		cfg:    cfg,
 		client: &http.Client{Timeout: fetchTimeout, Transport: transport, CheckRedirect: sameHost},
 		wake:   make(chan struct{}, 1),
-		fetches: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "sevagent", Subsystem: "attestation",
-			Name: "vcek_fetches_total", Help: "Requests to AMD's key distribution service, by outcome."},
-			[]string{"outcome"}),
+		fetches: cfg.Metrics.Counters("sevagent_attestation_vcek_fetches_total",
+			"Requests to AMD's key distribution service, by outcome.", "outcome"),
 	}
 	for _, outcome := range []string{"ok", "failed"} {
-		v.fetches.WithLabelValues(outcome)
+		v.fetches.With(outcome)
 	}
-	cfg.Metrics.MustRegister(v.fetches)
 	return v
 }
 
@@ -175,7 +172,7 @@ func (v *VCEKs) obtain(ctx context.Context, want vcekRequest) {
 	}
 	retryAfter, err := v.fetch(ctx, want)
 	if err == nil {
-		v.fetches.WithLabelValues("ok").Inc()
+		v.fetches.With("ok").Inc()
 		v.failures, v.next = 0, time.Now().Add(fetchMin)
 		v.arrived(want)
 		return
@@ -183,18 +180,18 @@ func (v *VCEKs) obtain(ctx context.Context, want vcekRequest) {
 	if ctx.Err() != nil {
 		return
 	}
-	v.fetches.WithLabelValues("failed").Inc()
+	v.fetches.With("failed").Inc()
 	v.failures++
-	wait := max(fetchBackoff(v.failures, rand.Float64()), retryAfter)
+	wait := max(FetchBackoff(v.failures, rand.Float64()), retryAfter)
 	v.next = time.Now().Add(wait)
 	if v.failures == 1 {
 		v.cfg.Log.Warn("VCEK certificate not fetched", "err", err, "retry_in", wait, "file", v.path(want))
 	}
 }
 
-// fetchBackoff returns how long to wait after the nth failure in a row, n from 1: doubled from 10 s to 5 min, and up
+// FetchBackoff returns how long to wait after the nth failure in a row, n from 1: doubled from 10 s to 5 min, and up
 // to half as much again, since nodes behind one address share what KDS grants. random is from [0, 1).
-func fetchBackoff(n int, random float64) time.Duration {
+func FetchBackoff(n int, random float64) time.Duration {
 	wait := min(fetchMax, fetchMin<<min(n-1, 5))
 	return wait + time.Duration(random*float64(wait)/2)
 }

@@ -21,11 +21,11 @@ import (
 	"time"
 
 	"github.com/google/go-sev-guest/kds"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/snp"
 )
@@ -121,7 +121,7 @@ func hangs(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 func newVCEKs(url, dir string) *VCEKs {
 	return NewVCEKs(VCEKsConfig{URL: url, Dir: dir, Log: slog.New(slog.DiscardHandler),
-		Metrics: prometheus.NewRegistry()})
+		Metrics: promtext.New()})
 }
 
 // runVCEKs runs v until the test ends.
@@ -442,10 +442,10 @@ func TestFetchBackoff(t *testing.T) {
 	for n, want := range map[int]time.Duration{
 		1: 10 * time.Second, 2: 20 * time.Second, 5: 160 * time.Second, 6: fetchMax, 1000: fetchMax,
 	} {
-		if got := fetchBackoff(n, 0); got != want {
+		if got := FetchBackoff(n, 0); got != want {
 			t.Errorf("failure %d: %v, want %v", n, got, want)
 		}
-		if got := fetchBackoff(n, 0.999); got <= want || got >= want*3/2 {
+		if got := FetchBackoff(n, 0.999); got <= want || got >= want*3/2 {
 			t.Errorf("failure %d: %v at most, want less than %v", n, got, want*3/2)
 		}
 	}
@@ -475,7 +475,7 @@ func TestWorkerWithVCEKFromKDS(t *testing.T) {
 	vceks := newVCEKs(server.URL, t.TempDir())
 	worker := func(v *VCEKs) *Worker {
 		w := New(Config{Transport: d, Verifier: verifier, Enforce: true, Rate: 50, Burst: 64, VCEKs: v,
-			Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+			Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 		run(t, w)
 		return w
 	}

@@ -19,13 +19,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/nitro"
+	"sevagent/internal/promtext"
 	"sevagent/internal/snp"
 )
 
@@ -60,7 +60,7 @@ type Config struct {
 	Second Second
 	Log    *slog.Logger
 	// Metrics is where the Worker registers its metrics.
-	Metrics prometheus.Registerer
+	Metrics *promtext.Registry
 }
 
 // Worker serves evidence. New makes one, Run runs it.
@@ -90,12 +90,13 @@ type Worker struct {
 
 // State is what the last device request showed. It does not change.
 type State struct {
-	// At is when the device last answered; zero: never.
+	// At is when the last request ended, well or not; zero: there was none.
 	At time.Time
 	// Err is nil or why the last request gave nothing.
 	Err error
-	// Verdict of the last report that arrived, kept over later failures.
-	Verdict *appraise.Verdict
+	// Verdict of the last report that arrived, at ReportAt, is kept over later failures.
+	Verdict  *appraise.Verdict
+	ReportAt time.Time
 	// NotAfter is when the last endorsement certificate that led to a root expires, kept over later failures.
 	NotAfter time.Time
 	// Drift has the last changes from one genuine report to the next, oldest first; SinceStart has what the last one
@@ -138,6 +139,9 @@ func (w *Worker) SetVerifier(v *appraise.Verifier) { w.verifier.Store(v) }
 // State returns what the last device request showed.
 func (w *Worker) State() *State { return w.state.Load() }
 
+// Waiting returns how many requests wait for a report.
+func (w *Worker) Waiting() int { return w.queue.len() }
+
 // Transport names the transport in use.
 func (w *Worker) Transport() string { return w.cfg.Transport.Name() }
 
@@ -157,12 +161,12 @@ func (w *Worker) Evidence(ctx context.Context, claims evidence.Claims) (*evidenc
 		return nil, nil, fmt.Errorf("ask for evidence: %w", err)
 	}
 	if deadline, ok := ctx.Deadline(); ok && time.Now().Add(w.delay()).After(deadline) {
-		w.metrics.refused.WithLabelValues("deadline").Inc()
+		w.metrics.refused.With("deadline").Inc()
 		return nil, nil, fmt.Errorf("ask for evidence: %w", ErrDeadline)
 	}
 	r := &request{ctx: ctx, claims: claims, done: make(chan answer, 1)}
 	if err := w.queue.add(r); err != nil {
-		w.metrics.refused.WithLabelValues(Code(err)).Inc()
+		w.metrics.refused.With(Code(err)).Inc()
 		return nil, nil, fmt.Errorf("ask for evidence: %w", err)
 	}
 	select {
@@ -304,7 +308,7 @@ func (w *Worker) note(verdict *appraise.Verdict, err error) {
 	next := *w.state.Load()
 	next.At, next.Err = time.Now(), err
 	if verdict != nil {
-		next.Verdict = verdict
+		next.Verdict, next.ReportAt = verdict, next.At
 	}
 	w.watch(&next, verdict)
 	w.state.Store(&next)

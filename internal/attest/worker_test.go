@@ -12,11 +12,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/snp"
 )
 
@@ -59,7 +58,7 @@ func newWorker(t *testing.T, d Transport, rate float64, burst int) *Worker {
 	policy := must.Get(appraise.Builtin(appraise.AWSShared))(t, "take a built-in policy")
 	verifier := must.Get(appraise.New(appraise.Config{Policy: policy}))(t, "make a verifier")
 	return New(Config{Transport: d, Verifier: verifier, Rate: rate, Burst: burst,
-		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+		Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 }
 
 // run runs the worker until the test ends.

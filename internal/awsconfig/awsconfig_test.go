@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simaws"
@@ -62,7 +61,7 @@ func TestMetadataGoesDirect(t *testing.T) {
 	t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://0.0.0.0:"+port)
 	before := proxied.Load()
 
-	cfg := must.Get(Load(t.Context()))(t, "load the configuration")
+	cfg := must.Get(Load())(t, "load the configuration")
 	answer := must.Get(Metadata(cfg).GetInstanceIdentityDocument(t.Context(), nil))(t, "ask the metadata service")
 	if answer.InstanceID != service.Instance.ID {
 		t.Errorf("the instance is %q, want %q", answer.InstanceID, service.Instance.ID)
@@ -94,7 +93,7 @@ func TestContainerCredentials(t *testing.T) {
 		asked = req.URL.String()
 		return nil, errors.New("nobody there")
 	})
-	cfg := must.Get(Load(t.Context(), config.WithHTTPClient(client), once))(t, "load the configuration")
+	cfg := must.Get(Load(by(client)))(t, "load the configuration")
 	if c, err := cfg.Credentials.Retrieve(t.Context()); err == nil || asked != "http://169.254.170.2/v2/credentials" {
 		t.Errorf("the configuration's client was asked for %q; credentials of %q, error %v", asked, c.Source, err)
 	}
@@ -109,15 +108,54 @@ func TestIPv6(t *testing.T) {
 		asked = req.URL.Host
 		return nil, errors.New("nobody there")
 	})
-	cfg := must.Get(Load(t.Context(), config.WithHTTPClient(client), once))(t, "load the configuration")
+	cfg := must.Get(Load(by(client)))(t, "load the configuration")
 	_, err := Metadata(cfg).GetInstanceIdentityDocument(t.Context(), nil)
 	if want := "[fd00:ec2::254]"; err == nil || asked != want {
 		t.Errorf("%q was asked (%v), want %s", asked, err, want)
 	}
 }
 
-// once keeps the SDK from asking again.
-var once = config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} })
+// TestHugeAnswers: what the metadata service sends is not read for as long as it sends.
+func TestHugeAnswers(t *testing.T) {
+	isolate(t)
+	const sent = 10 << 20
+	huge := &counted{Reader: io.LimitReader(endless{}, sent)}
+	client := clientFunc(func(req *http.Request) (*http.Response, error) {
+		header := http.Header{"X-Aws-Ec2-Metadata-Token-Ttl-Seconds": {"21600"}}
+		return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(huge), Request: req}, nil
+	})
+	cfg := must.Get(Load(by(client)))(t, "load the configuration")
+	if _, err := Metadata(cfg).GetInstanceIdentityDocument(t.Context(), nil); err == nil || huge.n > 2*maxMetadata {
+		t.Errorf("%d bytes were read of %d, want %d for each of two requests at most; error %v", huge.n, sent,
+			maxMetadata, err)
+	}
+	huge.n = 0
+	if _, err := cfg.Credentials.Retrieve(t.Context()); err == nil || huge.n > 3*maxMetadata {
+		t.Errorf("%d bytes were read of %d for the role's credentials; error %v", huge.n, sent, err)
+	}
+}
+
+type endless struct{}
+
+func (endless) Read(p []byte) (int, error) { return len(p), nil }
+
+type counted struct {
+	io.Reader
+	n int
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += n
+	return n, err
+}
+
+// by has client send each request, and once.
+func by(client clientFunc) func(*aws.Config) {
+	return func(cfg *aws.Config) {
+		cfg.HTTPClient, cfg.Retryer = client, func() aws.Retryer { return aws.NopRetryer{} }
+	}
+}
 
 type clientFunc func(*http.Request) (*http.Response, error)
 

@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/coreos/go-systemd/v22/dbus"
 
 	"sevagent/internal/atomicfile"
@@ -51,7 +50,7 @@ type machine struct {
 	ecsKey         string // fingerprint of the primary key that signs the ECS agent's package
 	ecsLog         string // the ECS agent's
 	connect        func(ctx context.Context) (systemd, error)
-	aws            func(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error)
+	aws            func(options ...func(*aws.Config)) (aws.Config, error)
 	local          *http.Client // for the ECS agent's introspection endpoint
 	proc           string
 }
@@ -81,6 +80,7 @@ type node struct {
 	agentConfig []byte
 	agentTCP    string // address of its local API, "" if it has none there
 	agentMode   string // of its attestation
+	agentTPM    string // its attestation.nitrotpm
 	unitFiles   unitFiles
 	ecs         *ecsConfig
 	missing     []string // packages

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/aws/smithy-go"
 
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // Target is the cluster to join, and the stack resources to signal. Run leaves it as signal.json for Signal.
@@ -87,7 +87,7 @@ func (r signaler) signal(ctx context.Context, status types.ResourceSignalStatus,
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.timeout, fmt.Errorf("not signaled within %v", r.timeout))
 	defer cancel()
-	cfg, err := r.machine.loadAWS(ctx, r.target.Region)
+	cfg, err := r.machine.loadAWS(r.target.Region)
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (r signaler) send(
 	resource string, status types.ResourceSignalStatus, uniqueID string,
 ) (accepted bool, err error) {
 	var refused error // by a resource that may begin to wait
-	err = retry(ctx, 250*time.Millisecond, 15*time.Second, func() (again bool, err error) {
+	err = retry(ctx, SignalPauses, func() (again bool, err error) {
 		_, err = client.SignalResource(ctx, &cloudformation.SignalResourceInput{
 			StackName: &r.target.Stack, LogicalResourceId: &resource, Status: status, UniqueId: &uniqueID,
 		})
@@ -186,9 +186,9 @@ const accessDenied = "AccessDenied"
 // Its answer for a resource that has not begun to wait is not documented; unless an answer is known to be final, the
 // resource is asked again.
 var (
-	inState  = regexp.MustCompile(`^(Stack|Resource)\b.* is in ([A-Z_]+) state and can ?not be signaled`)
-	repeated = regexp.MustCompile(`^Signal with ID .* already exists`)
-	noStack  = regexp.MustCompile(`^Stack .*does not exist`)
+	inState  = pattern.New(`^(Stack|Resource)\b.* is in ([A-Z_]+) state and can ?not be signaled`)
+	repeated = pattern.New(`^Signal with ID .* already exists`)
+	noStack  = pattern.New(`^Stack .*does not exist`)
 )
 
 // waitingStates are the stack's states in which a resource may still begin to wait.

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	"sevagent/internal/atomicfile"
 	"sevagent/internal/config"
 	"sevagent/internal/ecsconfig"
+	"sevagent/internal/pattern"
 )
 
 // Setting is a key of ecs.config, and why it is set.
@@ -48,7 +48,7 @@ const (
 var agentPorts = []string{"22", "2375", "2376", "51678", "51679", "51680"}
 
 // ECSKey is the form of a key of ecs.config; ecsconfig checks values.
-var ECSKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+var ECSKey = pattern.New(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // ecsSettings reads the options for ecs.config: keys to set, and keys that are left to the ECS agent. Of two options
 // for a key the last one counts.
@@ -167,6 +167,9 @@ func (n *node) planECSConfig(context.Context) error {
 	expected := map[string]string{attrAttested: "false"}
 	if n.agentMode != config.ModeOff {
 		expected = map[string]string{attrAttested: "true", attrMeasurement: "expected", attrTCB: "expected"}
+		if n.agentTPM == config.NitroTPMRequire {
+			expected[attrImage] = "expected"
+		}
 	}
 	if _, _, err := n.mergeECSConfig(expected); err != nil {
 		return fmt.Errorf("%s: %w", n.ECSConfig, err)
@@ -260,6 +263,10 @@ func findings(f *ecsconfig.File) (notes []string, err error) {
 		} else {
 			notes = append(notes, found.Reason)
 		}
+	}
+	if odd := f.OddTag(); odd != "" {
+		notes = append(notes, fmt.Sprintf("ECS_CONTAINER_INSTANCE_TAGS has %q in a tag, which AWS's rules for tags "+
+			"do not list; if ECS refuses it, the node cannot register", odd))
 	}
 	behavior, _ := f.Get("ECS_IMAGE_PULL_BEHAVIOR")
 	disabled, _ := f.Get("ECS_DISABLE_IMAGE_CLEANUP")

@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"io"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
 
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // Limits in bytes of what is read from the end of the ECS agent's log, and of the reason that is taken from it.
@@ -42,10 +42,10 @@ func lastECSError(path string) (reason string) {
 
 // ecsField is a field of a line in the ECS agent's usual form, quoted as Go does: level=error time=… msg="…" error="…"
 // (aws/amazon-ecs-agent: ecs-agent/logger/log.go).
-var ecsField = regexp.MustCompile(`(?:^|\s)(level|msg|error|err)=("(?:[^"\\]|\\.)*"|\S+)`)
+var ecsField = pattern.New(`(?:^|\s)(level|msg|error|err)=("(?:[^"\\]|\\.)*"|\S+)`)
 
 // ecsOldLine is such a line in the form of agents before 2020.
-var ecsOldLine = regexp.MustCompile(`^\S+ \[(?:ERROR|CRITICAL)\] (.*)`)
+var ecsOldLine = pattern.New(`^\S+ \[(?:ERROR|CRITICAL)\] (.*)`)
 
 // ecsError returns the message and the error of a line with the level error or critical, in any form that the ECS agent
 // writes, and "" for other lines.

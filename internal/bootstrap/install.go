@@ -13,12 +13,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // Install is whether and from where to install the ECS agent on a node of the Debian family.
@@ -146,7 +146,7 @@ func (n *node) installECSInit(ctx context.Context) error {
 		from, to string
 		limit    int64
 	}{{keySource, key, maxKey}, {source + ".asc", sig, maxKey}, {source, deb, maxPackage}} {
-		if err := download(ctx, f.from, f.to, f.limit); err != nil {
+		if err := download(ctx, downloader(), f.from, f.to, f.limit); err != nil {
 			return err
 		}
 	}
@@ -170,15 +170,15 @@ func ecsPackageURL(region string) string {
 	return fmt.Sprintf("https://%s.%s.%s/amazon-ecs-agent-%s/%s", host, region, domain, region, file)
 }
 
-// aptRetries is for how long a failed apt-get is started again. At first boot, others use it too: its option
-// DPkg::Lock::Timeout does not cover the lock of the package lists.
-const aptRetries = 3 * time.Minute
+// installRetries is for how long a download, or an apt-get, that fails is started again. At first boot, others use
+// apt-get too: its option DPkg::Lock::Timeout does not cover the lock of the package lists.
+const installRetries = 3 * time.Minute
 
-// apt runs apt-get until it succeeds, or for aptRetries. It updates the lists before each further attempt: they may be
-// what is wrong.
+// apt runs apt-get until it succeeds, or for installRetries. It updates the lists before each further attempt: they may
+// be what is wrong.
 func apt(ctx context.Context, args ...string) error {
 	failed := false
-	return again(ctx, aptRetries, func() (err error) {
+	return again(ctx, func() (again bool, err error) {
 		if failed && args[0] != "update" {
 			err = aptGet(ctx, "update")
 		}
@@ -186,16 +186,16 @@ func apt(ctx context.Context, args ...string) error {
 			err = aptGet(ctx, args...)
 		}
 		failed = true
-		return err
+		return err != nil, err
 	})
 }
 
-// again starts what failed again for some time. Unlike a deadline, that does not end an attempt half-way.
-func again(ctx context.Context, limit time.Duration, do func() error) error {
-	until := time.Now().Add(limit)
-	return retry(ctx, 2*time.Second, 20*time.Second, func() (again bool, err error) {
-		err = do()
-		return err != nil && ctx.Err() == nil && time.Now().Before(until), err
+// again starts what failed again for installRetries. Unlike a deadline, that does not end an attempt half-way.
+func again(ctx context.Context, do func() (again bool, err error)) error {
+	until := time.Now().Add(installRetries)
+	return retry(ctx, Pauses{2 * time.Second, 20 * time.Second}, func() (again bool, err error) {
+		again, err = do()
+		return again && ctx.Err() == nil && time.Now().Before(until), err
 	})
 }
 
@@ -222,8 +222,21 @@ func lastLine(output []byte) string {
 
 var errRedirect = errors.New("refuse the redirect")
 
+// downloader returns a client that follows redirects only to where a download may come from, and that does not wait for
+// a server that says nothing.
+func downloader() *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.ResponseHeaderTimeout = 30 * time.Second
+	return &http.Client{Transport: transport, CheckRedirect: func(req *http.Request, via []*http.Request) error {
+		if !allowedURL(req.URL) || len(via) > 5 {
+			return fmt.Errorf("%w to %s", errRedirect, req.URL.Redacted())
+		}
+		return nil
+	}}
+}
+
 // download copies a URL, or a file, of at most limit bytes. It tries again what the network or the server breaks.
-func download(ctx context.Context, from, to string, limit int64) error {
+func download(ctx context.Context, client *http.Client, from, to string, limit int64) error {
 	if filepath.IsAbs(from) {
 		data, err := os.ReadFile(from)
 		if err != nil {
@@ -231,18 +244,7 @@ func download(ctx context.Context, from, to string, limit int64) error {
 		}
 		return os.WriteFile(to, data, 0o644)
 	}
-	client := &http.Client{CheckRedirect: func(req *http.Request, via []*http.Request) error {
-		if !allowedURL(req.URL) || len(via) > 5 {
-			return fmt.Errorf("%w to %s", errRedirect, req.URL.Redacted())
-		}
-		return nil
-	}}
-	attempts := 0
-	err := retry(ctx, time.Second, 8*time.Second, func() (again bool, err error) {
-		attempts++
-		again, err = get(ctx, client, from, to, limit)
-		return again && attempts < 5, err
-	})
+	err := again(ctx, func() (again bool, err error) { return get(ctx, client, from, to, limit) })
 	if err != nil {
 		return cli.Unreachable(fmt.Errorf("download %s: %w", from, err))
 	}
@@ -323,7 +325,7 @@ func signedBy(status []byte) (primary []string) {
 }
 
 // armorChecksum is the line of an ASCII armor that PEM does not have (RFC 9580, section 6.1).
-var armorChecksum = regexp.MustCompile(`(?m)^=[A-Za-z0-9+/]{4}\r?$`)
+var armorChecksum = pattern.New(`(?m)^=[A-Za-z0-9+/]{4}\r?$`)
 
 // dearmor returns the bytes of a key that may be ASCII-armored: gpgv reads no armored keyring.
 func dearmor(key []byte) []byte {

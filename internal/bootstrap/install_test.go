@@ -141,8 +141,8 @@ exit 100
 		began := time.Now()
 		wantError(t, apt(t.Context(), "update"),
 			"apt-get update: exit status 100: E: Could not get lock /var/lib/apt/lists/lock.")
-		if d := time.Since(began); d < aptRetries || d > aptRetries+time.Minute {
-			t.Errorf("apt-get was tried for %v, want %v", d, aptRetries)
+		if d := time.Since(began); d < installRetries || d > installRetries+time.Minute {
+			t.Errorf("apt-get was tried for %v, want %v", d, installRetries)
 		}
 	})
 }
@@ -218,18 +218,49 @@ func TestDownload(t *testing.T) {
 	}))
 	defer server.Close()
 	to := filepath.Join(t.TempDir(), "file")
-	must.Do(t, download(t.Context(), server.URL+"/file", to, 7), "download over a server that fails once")
+	must.Do(t, download(t.Context(), downloader(), server.URL+"/file", to, 7), "download over a server that fails once")
 	if data, err := os.ReadFile(to); err != nil || string(data) != "content" {
 		t.Errorf("downloaded %q, %v", data, err)
 	}
 	for path, want := range map[string]string{
 		"/file": "more than 6 bytes", "/gone": "HTTP status 404", "/away": "refuse the redirect to http://192.0.2.1/",
 	} {
-		if err := download(t.Context(), server.URL+path, to, 6); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %s", path, err, want)
-		}
+		wantError(t, download(t.Context(), downloader(), server.URL+path, to, 6), want)
 	}
 	if redirected != 1 {
 		t.Errorf("after the refused redirect, the server was asked %d times, want once", redirected)
+	}
+}
+
+// TestDownloadLate: a network or a server that is not well yet is tried for some minutes.
+func TestDownloadLate(t *testing.T) {
+	to := filepath.Join(t.TempDir(), "file")
+	for name, ill := range map[string]error{"refused": errRefused, "503": status(503), "429": status(429)} {
+		synctest.Test(t, func(t *testing.T) {
+			began, late := time.Now(), 2*time.Minute
+			client := &http.Client{Transport: roundTrip(func(req *http.Request) (*http.Response, error) {
+				rec := httptest.NewRecorder()
+				code, isStatus := ill.(status)
+				switch {
+				case time.Since(began) >= late:
+					rec.WriteString("content")
+				case isStatus:
+					rec.WriteHeader(int(code))
+				default:
+					return nil, ill
+				}
+				return rec.Result(), nil
+			})}
+			must.Do(t, download(t.Context(), client, "https://example.com/file", to, 7), "download after %s", name)
+			if text := must.Get(os.ReadFile(to))(t, "read the file"); string(text) != "content" {
+				t.Errorf("%s: downloaded %q", name, text)
+			}
+			late = time.Hour
+			began = time.Now()
+			err := download(t.Context(), client, "https://example.com/file", to, 7)
+			if d := time.Since(began); err == nil || d < installRetries || d > installRetries+time.Minute {
+				t.Errorf("%s: it was tried for %v, want %v; error %v", name, d, installRetries, err)
+			}
+		})
 	}
 }

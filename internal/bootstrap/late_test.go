@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/must"
@@ -66,8 +65,9 @@ func newLateNode(t *testing.T) *lateNode {
 		dirs:           n.dirs,
 		instanceIDFile: filepath.Join(t.TempDir(), "instance-id"),
 		ecsLog:         filepath.Join(t.TempDir(), "log"),
-		aws: func(ctx context.Context, options ...func(*config.LoadOptions) error) (aws.Config, error) {
-			return awsconfig.Load(ctx, append(options, config.WithHTTPClient(n.client(10*time.Second)))...)
+		aws: func(options ...func(*aws.Config)) (aws.Config, error) {
+			own := func(cfg *aws.Config) { cfg.HTTPClient = n.client(10 * time.Second) }
+			return awsconfig.Load(append(options, own)...)
 		},
 		local: n.client(5 * time.Second),
 		proc:  t.TempDir(),
@@ -221,6 +221,33 @@ func TestMetadataLate(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestMetadataOdd: an answer that does not name the instance, or only half of it, is as good as none.
+func TestMetadataOdd(t *testing.T) {
+	for name, answer := range map[string]string{
+		"empty": "", "object": "{}", "null": "null", "half": `{"instanceId": "i-0123456789`, "list": "[]",
+		"no region": `{"instanceId": "i-0123456789abcdef0"}`, "no instance": `{"region": "us-east-2"}`,
+		"huge": `{"instanceId": "` + strings.Repeat("x", 1<<20) + `", "region": "us-east-2"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newLateNode(t)
+			n.inBubble(func(t *testing.T) {
+				n.began = time.Now()
+				n.metadata.Set("dynamic/instance-identity/document", answer)
+				_, err := n.machine.identity(t.Context(), 2*time.Minute)
+				wantError(t, err, "get the instance identity document by IMDSv2: no answer within 2m0s: ")
+				n.took(2*time.Minute, 2*time.Minute+time.Second)
+			})
+		})
+	}
+	n := newLateNode(t)
+	n.targets("Warmed:" + strings.Repeat("x", 1<<20))
+	n.inBubble(func(t *testing.T) {
+		if state := n.machine.warmPool(t.Context()); len(state) != maxState {
+			t.Errorf("a state of %d bytes, want it cut off after %d", len(state), maxState)
+		}
+	})
 }
 
 // TestMetadataOff: a service that is switched off is not asked again.

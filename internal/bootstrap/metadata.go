@@ -1,35 +1,39 @@
 package bootstrap
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"sevagent/internal/awsconfig"
 	"sevagent/internal/cli"
+	"sevagent/internal/pattern"
 )
 
 // loadAWS loads the SDK's configuration, without the SDK's retries: they end after three attempts, and on some errors
 // at once, such as those of a role's credentials that are late. retry asks again instead, until the deadline.
-func (m machine) loadAWS(ctx context.Context, region string) (aws.Config, error) {
-	return m.aws(ctx, config.WithRegion(region), config.WithRetryer(func() aws.Retryer { return aws.NopRetryer{} }))
+// An empty region is that of the environment.
+func (m machine) loadAWS(region string) (aws.Config, error) {
+	return m.aws(func(cfg *aws.Config) {
+		cfg.Region = cmp.Or(region, cfg.Region)
+		cfg.Retryer = func() aws.Retryer { return aws.NopRetryer{} }
+	})
 }
 
 // off matches the error of a metadata service that is switched off, by the instance's options (it answers 403 to the
 // request for a token) or by AWS_EC2_METADATA_DISABLED. The SDK keeps the status of a token's error to itself.
-var off = regexp.MustCompile(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
+var off = pattern.New(`getToken, http response error StatusCode: 403|access disabled to EC2 IMDS`)
 
 // metadataOff reports whether asking again cannot help. An error that a service of AWS returned is not of that kind.
 func metadataOff(err error) bool {
@@ -38,7 +42,7 @@ func metadataOff(err error) bool {
 }
 
 // sdkStatus is in the SDK's errors about the metadata service: what it was asked for, and the HTTP status.
-var sdkStatus = regexp.MustCompile(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
+var sdkStatus = pattern.New(`ec2imds: (\w+), http response error StatusCode: (\d+)`)
 
 // inWords says what an error of the SDK means to an operator: the SDK's text lists its own layers. It is
 // matched by that text, since the SDK does not wrap what is below the request for a token.
@@ -93,12 +97,12 @@ func (m machine) askMetadata(
 ) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %v", timeout))
 	defer cancel()
-	cfg, err := m.loadAWS(ctx, "")
+	cfg, err := m.loadAWS("")
 	if err != nil {
 		return err
 	}
 	client := awsconfig.Metadata(cfg)
-	return retry(ctx, 250*time.Millisecond, 5*time.Second, func() (again bool, err error) {
+	return retry(ctx, Pauses{250 * time.Millisecond, 5 * time.Second}, func() (again bool, err error) {
 		err = ask(ctx, client)
 		return err != nil && !metadataOff(err), inWords(err)
 	})
@@ -108,10 +112,14 @@ func (m machine) askMetadata(
 func (m machine) identity(ctx context.Context, timeout time.Duration) (doc imds.InstanceIdentityDocument, err error) {
 	err = m.askMetadata(ctx, timeout, func(ctx context.Context, client *imds.Client) error {
 		answer, err := client.GetInstanceIdentityDocument(ctx, nil)
-		if err == nil {
-			doc = answer.InstanceIdentityDocument
+		if err != nil {
+			return err
 		}
-		return err
+		doc = answer.InstanceIdentityDocument
+		if doc.InstanceID == "" || doc.Region == "" {
+			return errors.New("it does not name the instance and its region")
+		}
+		return nil
 	})
 	if err != nil {
 		err = cli.Unreachable(fmt.Errorf("get the instance identity document by IMDSv2: %w", err))
@@ -140,6 +148,9 @@ func (m machine) instanceID(ctx context.Context) (string, error) {
 // User Guide, "Retrieve the target lifecycle state through instance metadata").
 const warmed = "Warmed:"
 
+// maxState is in bytes; the longest state, Warmed:Hibernated, has 17.
+const maxState = 64
+
 // warmPool returns the target lifecycle state of an instance that waits in a warm pool, "" if it does not, as far as is
 // known: outside of an Auto Scaling group, the metadata service has no such state.
 func (m machine) warmPool(ctx context.Context) (state string) {
@@ -153,7 +164,7 @@ func (m machine) warmPool(ctx context.Context) (state string) {
 			return err
 		}
 		defer answer.Content.Close()
-		text, err := io.ReadAll(answer.Content)
+		text, err := io.ReadAll(io.LimitReader(answer.Content, maxState))
 		state = strings.TrimSpace(string(text))
 		return err
 	})

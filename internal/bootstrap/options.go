@@ -7,9 +7,10 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
+
+	"sevagent/internal/pattern"
 )
 
 // Options is the node to make.
@@ -60,12 +61,12 @@ func (d Dirs) check() error {
 
 // What ECS and CloudFormation accept.
 var (
-	clusterName = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
-	stackName   = regexp.MustCompile(`^([a-zA-Z][-a-zA-Z0-9]{0,127}|arn:aws[a-z-]*:cloudformation:[-a-zA-Z0-9:/._+]+)$`)
-	logicalID   = regexp.MustCompile(`^[A-Za-z0-9]{0,255}$`)
+	clusterName = pattern.New(`^[A-Za-z][A-Za-z0-9_-]{0,254}$`)
+	stackName   = pattern.New(`^([a-zA-Z][-a-zA-Z0-9]{0,127}|arn:aws[a-z-]*:cloudformation:[-a-zA-Z0-9:/._+]+)$`)
+	logicalID   = pattern.New(`^[A-Za-z0-9]{0,255}$`)
 	// Amazon ECS API Reference, CreateCapacityProvider, name.
-	providerName = regexp.MustCompile(`^[A-Za-z0-9_-]{0,255}$`)
-	regionName   = regexp.MustCompile(`^([a-z0-9]+(-[a-z0-9]+)+)?$`)
+	providerName = pattern.New(`^[A-Za-z0-9_-]{0,255}$`)
+	regionName   = pattern.New(`^([a-z0-9]+(-[a-z0-9]+)+)?$`)
 )
 
 // mistakes collects what is wrong with options.

@@ -2,11 +2,11 @@ package bootstrap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,7 +26,7 @@ const overlay = "conf.d/50-bootstrap.yaml"
 func (n *node) planAgent() error {
 	n.agentConfig = n.overlay()
 	cfg, err := config.Check(n.Dirs.Config, overlay, n.agentConfig)
-	n.agentTCP, n.agentMode = cfg.Listen.TCP, cfg.Attestation.Mode
+	n.agentTCP, n.agentMode, n.agentTPM = cfg.Listen.TCP, cfg.Attestation.Mode, cfg.Attestation.NitroTPM
 	if err == nil && n.agentMode != config.ModeOff {
 		_, err = config.LoadPolicy(cfg.Attestation.Policy)
 	}
@@ -123,17 +123,23 @@ const (
 func (n *node) waitForProof(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, n.Timeout, fmt.Errorf("not ready within %v", n.Timeout))
 	defer cancel()
-	agent := client.New(n.Socket)
-	err := retry(ctx, 100*time.Millisecond, 100*time.Millisecond, func() (again bool, err error) {
+	agent, advice := client.New(n.Socket), "see 'journalctl -u sevagent'"
+	next := ""
+	err := retry(ctx, Pauses{100 * time.Millisecond, 100 * time.Millisecond}, func() (again bool, err error) {
 		health, err := agent.Health(ctx)
 		if err == nil && !health.Ready() {
-			err = errors.New(failedChecks(health))
+			var text string
+			text, next = failedChecks(health)
+			err = errors.New(text)
 		}
 		return err != nil, err
 	})
 	if err != nil {
 		err = cli.Unreachable(fmt.Errorf("wait for the agent at %s: %w", n.Socket, err))
-		return advised{err, "see 'journalctl -u sevagent'"}
+		if next != "" {
+			advice = next + "; " + advice
+		}
+		return advised{err, advice}
 	}
 	status, err := agent.Status(ctx)
 	if err != nil {
@@ -162,18 +168,17 @@ func attributesOf(last client.Attestation) map[string]string {
 	return list
 }
 
-// failedChecks joins the reasons of the failed checks.
-func failedChecks(health *client.Health) string {
+// failedChecks joins the reasons of the failed checks, and returns the next step of the first that has one.
+func failedChecks(health *client.Health) (text, next string) {
 	var reasons []string
-	for _, name := range slices.Sorted(maps.Keys(health.Checks)) {
-		for _, c := range health.Checks[name] {
-			if c.Status == client.Fail {
-				reasons = append(reasons, name+": "+c.Output)
-			}
+	for _, c := range health.Problems() {
+		if c.Status == client.Fail {
+			reasons = append(reasons, c.Name+": "+c.Output)
+			next = cmp.Or(next, c.Next)
 		}
 	}
 	if reasons == nil {
-		return "not ready, and it gave no reason"
+		return "not ready, and it gave no reason", ""
 	}
-	return strings.Join(reasons, "; ")
+	return strings.Join(reasons, "; "), next
 }

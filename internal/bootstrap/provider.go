@@ -32,7 +32,7 @@ func (n *node) waitForProvider(ctx context.Context) error {
 	}
 	waiting := false
 	// Whatever goes wrong is tried again: the role of a new stack may get its rights seconds after the node's start.
-	err = retry(ctx, 250*time.Millisecond, 10*time.Second, func() (again bool, err error) {
+	err = retry(ctx, ProviderPauses, func() (again bool, err error) {
 		err = n.findProvider(ctx, client)
 		if err != nil && !waiting {
 			waiting = true
@@ -49,7 +49,7 @@ func (n *node) waitForProvider(ctx context.Context) error {
 }
 
 func (n *node) newECS(ctx context.Context) (*ecs.Client, error) {
-	cfg, err := n.machine.loadAWS(ctx, n.Target.Region)
+	cfg, err := n.machine.loadAWS(n.Target.Region)
 	if err != nil {
 		return nil, err
 	}

@@ -4,16 +4,45 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	retries "github.com/aws/aws-sdk-go-v2/aws/retry"
 )
 
-// retry calls try until it succeeds, or fails for good, and pauses in between, twice as long each time, less up to a
-// half: the nodes of a group boot together. When ctx ends, the error says why it ended, and then what try failed with
-// last.
-func retry(ctx context.Context, pause, longest time.Duration, try func() (again bool, err error)) error {
+// Pauses are those between attempts: First, and then twice as long each time up to Longest, less up to a half, since
+// the nodes of a group boot together.
+type Pauses struct{ First, Longest time.Duration }
+
+// throttledPauses are the shortest after an answer that there were too many calls: the quota is the whole account's,
+// and a thousand nodes that boot together would keep others from ECS for as long as they ask.
+var throttledPauses = Pauses{4 * time.Second, 15 * time.Second}
+
+// After returns the pause after err, the nth failure in a row, n from 1. random is from [0, 1).
+func (p Pauses) After(err error, n int, random float64) time.Duration {
+	if throttles.IsErrorThrottle(err) == aws.TrueTernary {
+		p = Pauses{max(p.First, throttledPauses.First), max(p.Longest, throttledPauses.Longest)}
+	}
+	pause := min(float64(p.Longest), float64(p.First)*math.Pow(2, float64(n-1)))
+	return time.Duration(pause * (1 - random/2))
+}
+
+var throttles = retries.IsErrorThrottles(retries.DefaultThrottles)
+
+// What all nodes of a group ask the same services for, ProviderPauses until the cluster lists their capacity provider,
+// and SignalPauses until CloudFormation takes their signal.
+var (
+	ProviderPauses = Pauses{250 * time.Millisecond, 10 * time.Second}
+	SignalPauses   = Pauses{250 * time.Millisecond, 15 * time.Second}
+)
+
+// retry calls try until it succeeds, or fails for good, and pauses in between. When ctx ends, the error says why it
+// ended, and then what try failed with last.
+func retry(ctx context.Context, pauses Pauses, try func() (again bool, err error)) error {
 	var last error
-	for {
+	for n := 1; ; n++ {
 		again, err := try()
 		if !again {
 			return err
@@ -28,8 +57,7 @@ func retry(ctx context.Context, pause, longest time.Duration, try func() (again 
 				return last
 			}
 			return fmt.Errorf("%w: %w", cause, last)
-		case <-time.After(pause - rand.N(pause/2+1)):
-			pause = min(2*pause, longest)
+		case <-time.After(pauses.After(err, n, rand.Float64())):
 		}
 	}
 }

@@ -122,7 +122,7 @@ func (m machine) waitForRegistration(ctx context.Context, o SignalOptions, clust
 	ctx, cancel := context.WithTimeoutCause(ctx, o.Timeout, fmt.Errorf("not within %v", o.Timeout))
 	defer cancel()
 	answered := false
-	err = retry(ctx, 200*time.Millisecond, 5*time.Second, func() (again bool, err error) {
+	err = retry(ctx, Pauses{200 * time.Millisecond, 5 * time.Second}, func() (again bool, err error) {
 		a, err := m.askECSAgent(ctx, o.Introspection)
 		answered = err == nil || errors.Is(err, sockets.ErrNotRoot)
 		switch {

@@ -8,9 +8,10 @@ package cgroup
 
 import (
 	"bytes"
-	"regexp"
 	"slices"
 	"strings"
+
+	"sevagent/internal/pattern"
 )
 
 // Kind is where a process is.
@@ -130,8 +131,8 @@ func isTaskID(s string) bool {
 // userSlice and session match the names that logind gives (systemd: src/login/logind-user.c, logind-session-dbus.c). A
 // session that is not audited has a c before its number.
 var (
-	userSlice = regexp.MustCompile(`^user-[0-9]+$`)
-	session   = regexp.MustCompile(`^session-c?[0-9]+\.scope$`)
+	userSlice = pattern.New(`^user-[0-9]+$`)
+	session   = pattern.New(`^session-c?[0-9]+\.scope$`)
 )
 
 // name knows the groups that Docker makes for a container, alone or in a task of ECS's:

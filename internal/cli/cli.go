@@ -32,6 +32,13 @@ func Usagef(format string, args ...any) error { return Usage(fmt.Errorf(format, 
 // Unreachable marks an error as a failure to reach AWS, the agent or the network.
 func Unreachable(err error) error { return marked{err, statusUnreachable} }
 
+// Logged marks an error that the program's log has: Main prints nothing more. Its exit status stays.
+func Logged(err error) error { return logged{err} }
+
+type logged struct{ error }
+
+func (l logged) Unwrap() error { return l.error }
+
 type marked struct {
 	error
 	status int
@@ -43,16 +50,29 @@ func (m marked) Unwrap() error { return m.error }
 func Main(name string, run func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	cause := context.Cause(ctx)
 	stop()
 	if err == nil {
 		return
 	}
-	fmt.Fprintf(os.Stderr, "%s: %s\n", name, explain(err))
+	if interrupted(err, cause) {
+		fmt.Fprintf(os.Stderr, "%s: interrupted\n", name)
+		os.Exit(statusFailed)
+	}
+	if _, known := errors.AsType[logged](err); !known {
+		fmt.Fprintf(os.Stderr, "%s: %s\n", name, explain(err))
+	}
 	status := statusFailed
 	if m, ok := errors.AsType[marked](err); ok {
 		status = m.status
 	}
 	os.Exit(status)
+}
+
+// interrupted reports whether err is no more than the end of a context that a signal has ended, for this cause; without
+// a cause, none has.
+func interrupted(err, cause error) bool {
+	return cause != nil && (errors.Is(err, context.Canceled) || errors.Is(err, cause))
 }
 
 // Execute runs the command tree under root, with the commands that every program has. Cobra's errors about flags and
@@ -97,14 +117,22 @@ func prepare(cmd *cobra.Command) {
 
 // versionCommand is the command version of the program name.
 func versionCommand(name string) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if asJSON {
+				return JSON(cmd.OutOrStdout()).Encode(map[string]string{
+					"name": name, "version": Version(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+				})
+			}
 			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s %s/%s\n",
 				name, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
 }
 
 // Version returns what the build recorded about the source: a tag, or a pseudo-version with the commit.

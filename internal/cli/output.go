@@ -20,6 +20,15 @@ import (
 // stays what it is: a device, a pipe, a symbolic link and what that leads to. Replacing those too, as a rename does,
 // would let root destroy /dev/null.
 func WriteOutput(ctx context.Context, path string, stdout io.Writer, content []byte) error {
+	return writeOutput(ctx, path, stdout, content, 0o644)
+}
+
+// WritePrivateOutput is WriteOutput, but only the user can read a new file.
+func WritePrivateOutput(ctx context.Context, path string, stdout io.Writer, content []byte) error {
+	return writeOutput(ctx, path, stdout, content, 0o600)
+}
+
+func writeOutput(ctx context.Context, path string, stdout io.Writer, content []byte, perm fs.FileMode) error {
 	if path == "" || path == "-" {
 		_, err := stdout.Write(content)
 		return err
@@ -27,7 +36,7 @@ func WriteOutput(ctx context.Context, path string, stdout io.Writer, content []b
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return atomicfile.Write(path, content, 0o644)
+		return atomicfile.Write(path, content, perm)
 	case err != nil:
 		return fmt.Errorf("write output: %w", err)
 	case info.Mode().IsRegular():
@@ -95,6 +104,12 @@ func BestEffort(stdout io.Writer) io.Writer {
 		return o.Writer
 	}
 	return stdout
+}
+
+// Colours reports whether text on w may have colours: w is a terminal that shows them, and the user has not declined
+// them (https://no-color.org).
+func Colours(w io.Writer) bool {
+	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && IsTerminal(w)
 }
 
 // IsTerminal reports whether w is a terminal that understands escape sequences.

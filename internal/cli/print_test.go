@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -63,3 +64,23 @@ type renamed struct{ error }
 
 func (renamed) Error() string   { return "renamed\n" }
 func (r renamed) Unwrap() error { return r.error }
+
+// What a signal has ended is interrupted; a failure that has another cause is not.
+func TestInterrupted(t *testing.T) {
+	cause := errors.New("interrupt signal received")
+	for _, c := range []struct {
+		err, cause error
+		want       bool
+	}{
+		{context.Canceled, cause, true},
+		{Unreachable(fmt.Errorf("ask the agent: %w; is sevagent running?", context.Canceled)), cause, true},
+		{fmt.Errorf("wait for a reader: %w", cause), cause, true},
+		{errors.New("disk full"), cause, false},
+		{context.Canceled, nil, false},
+		{context.DeadlineExceeded, nil, false},
+	} {
+		if got := interrupted(c.err, c.cause); got != c.want {
+			t.Errorf("interrupted(%v, %v) = %v, want %v", c.err, c.cause, got, c.want)
+		}
+	}
+}

@@ -18,13 +18,21 @@ func Width(w io.Writer) int {
 	if err != nil || columns <= 0 {
 		columns = 0
 		if f, ok := BestEffort(w).(*os.File); ok {
-			columns = terminalWidth(f)
+			columns, _ = terminalSize(f)
 		}
 	}
 	if columns <= 0 {
 		return 0
 	}
 	return max(columns, leastWidth)
+}
+
+// Height returns the number of lines of the terminal w, or 0 if it is not a terminal.
+func Height(w io.Writer) (lines int) {
+	if f, ok := BestEffort(w).(*os.File); ok {
+		_, lines = terminalSize(f)
+	}
+	return lines
 }
 
 // Wrap breaks text between words into lines of at most width columns, or not at all if width is 0. The first line has
@@ -64,4 +72,9 @@ func Wrap(text string, width, first, rest int) string {
 		at, empty = at+length, false
 	}
 	return b.String()
+}
+
+// Wrapped is Wrap of a text that is made Visible first; Fprintf prints it as it is.
+func Wrapped(text string, width, first, rest int) Sequence {
+	return Sequence(Wrap(Visible(text), width, first, rest))
 }

@@ -11,11 +11,11 @@ import (
 // enableEscapes reports whether the terminal f understands escape sequences.
 func enableEscapes(*os.File) bool { return true }
 
-// terminalWidth returns the columns of the terminal f, or 0 if it is not a terminal.
-func terminalWidth(f *os.File) int {
+// terminalSize returns the size of the terminal f, or 0 if it is not a terminal.
+func terminalSize(f *os.File) (columns, lines int) {
 	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	return int(size.Col)
+	return int(size.Col), int(size.Row)
 }

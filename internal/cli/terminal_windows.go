@@ -17,11 +17,11 @@ func enableEscapes(f *os.File) bool {
 	return windows.SetConsoleMode(console, mode|windows.ENABLE_VIRTUAL_TERMINAL_PROCESSING) == nil
 }
 
-// terminalWidth returns the columns of the console f, or 0 if it is not a console.
-func terminalWidth(f *os.File) int {
+// terminalSize returns the size of the console f, or 0 if it is not a console.
+func terminalSize(f *os.File) (columns, lines int) {
 	var info windows.ConsoleScreenBufferInfo
 	if err := windows.GetConsoleScreenBufferInfo(windows.Handle(f.Fd()), &info); err != nil {
-		return 0
+		return 0, 0
 	}
-	return int(info.Window.Right-info.Window.Left) + 1
+	return int(info.Window.Right-info.Window.Left) + 1, int(info.Window.Bottom-info.Window.Top) + 1
 }

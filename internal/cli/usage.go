@@ -29,8 +29,8 @@ func argumentError(cmd *cobra.Command, args []string, err error) error {
 func positions(use string) (required []string, most int) {
 	words := strings.Fields(use)[1:]
 	for i, word := range words {
-		if strings.HasPrefix(word, "--") || i > 0 && strings.HasPrefix(words[i-1], "--") {
-			continue // a flag, or its value
+		if word == "|" || strings.HasPrefix(word, "--") || i > 0 && strings.HasPrefix(words[i-1], "--") {
+			continue // a flag, its value, or what separates two forms
 		}
 		if most++; !strings.HasPrefix(word, "[") {
 			required = append(required, word)

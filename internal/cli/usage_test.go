@@ -20,7 +20,7 @@ func TestUsageErrors(t *testing.T) {
 		verify.Flags().Bool("all", false, "all of them")
 		group := &cobra.Command{Use: "policy", Short: "Policies"}
 		group.AddCommand(&cobra.Command{Use: "explain POLICY", Short: "Explain", Args: cobra.ExactArgs(1), RunE: run},
-			&cobra.Command{Use: "pin --report FILE", Short: "Pin", RunE: run})
+			&cobra.Command{Use: "pin --report FILE | --from-fleet CLUSTER", Short: "Pin", RunE: run})
 		root := &cobra.Command{Use: "tool", Short: "Do something"}
 		root.AddCommand(verify, group)
 		return root

@@ -2,9 +2,10 @@ package cluster
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
+
+	"sevagent/internal/pattern"
 )
 
 // mostNamed is how many nodes a command in an advice names. A fleet is replaced in parts.
@@ -30,7 +31,7 @@ func (s *Snapshot) clusterName() string {
 	return s.Name
 }
 
-var instanceID = regexp.MustCompile(`^i-[0-9a-f]+$`)
+var instanceID = pattern.New(`^i-[0-9a-f]+$`)
 
 // nodes lists the EC2 instances that a check found fault with, as many as fit a command.
 func (c *Check) nodes() []string {
@@ -84,7 +85,7 @@ func (s *Snapshot) replace(c *Check) string {
 		"'aws ec2 terminate-instances --region %s --instance-ids %s'", it, shell(s.Region), strings.Join(ids, " "))
 }
 
-var shellSafe = regexp.MustCompile(`^[A-Za-z0-9_./:@%+=,-]+$`)
+var shellSafe = pattern.New(`^[A-Za-z0-9_./:@%+=,-]+$`)
 
 // shell quotes a word for a shell, if it needs that, and without apostrophes, between which advice has its commands.
 func shell(word string) string {

@@ -6,16 +6,17 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"regexp"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go"
+
+	"sevagent/internal/pattern"
 )
 
 // callerARN finds in an AccessDenied message who was denied.
-var callerARN = regexp.MustCompile(`arn:aws[a-z-]*:(?:sts|iam)::[0-9]{12}:(?:assumed-role|role|user)/[\w+=,.@/-]+`)
+var callerARN = pattern.New(`arn:aws[a-z-]*:(?:sts|iam)::[0-9]{12}:(?:assumed-role|role|user)/[\w+=,.@/-]+`)
 
 // caller finds out who makes the calls, if one was denied and AWS did not say to whom. It needs no permission, and its
 // failures do not count.

@@ -4,10 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"sevagent/internal/pattern"
 )
 
 // checks are all checks, in the order in which they are shown. To add one takes a row and its function.
@@ -614,7 +615,7 @@ const (
 	AttrTCB         = "sevagent.tcb"
 )
 
-var measurement = regexp.MustCompile(`^[0-9a-f]{96}$`)
+var measurement = pattern.New(`^[0-9a-f]{96}$`)
 
 func attested(s *Snapshot, c *Check) {
 	for n := range s.nodes((*Node).joined) {

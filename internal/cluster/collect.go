@@ -251,7 +251,7 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 	}
 	guests := make(map[string][]string) // by REPORT_ID
 	for _, r := range results {
-		if r.ReportID != "" && r.accepted() {
+		if r.ReportID != "" && r.Accepted() {
 			guests[r.ReportID] = append(guests[r.ReportID], r.ID)
 		}
 	}
@@ -259,7 +259,7 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 		r := &results[i]
 		others := slices.DeleteFunc(slices.Clone(guests[r.ReportID]), func(id string) bool { return id == r.ID })
 		switch want := registered[r.ID]; {
-		case !r.accepted():
+		case !r.Accepted():
 		case len(others) > 0: // any of them may be the genuine one
 			r.Status = Fail
 			r.Reason = fmt.Sprintf("its report is from the same guest (REPORT_ID) as that of %s: "+
@@ -292,7 +292,7 @@ func CheckAttestation(s *Snapshot, results []Attestation) Check {
 func signed(results []Attestation) string {
 	n := 0
 	for _, r := range results {
-		if r.Signed && r.accepted() {
+		if r.Signed && r.Accepted() {
 			n++
 		}
 	}
@@ -305,7 +305,8 @@ func signed(results []Attestation) string {
 	return fmt.Sprintf("for %d of them AWS has signed which instance has answered", n)
 }
 
-func (a *Attestation) accepted() bool { return a.Status == Pass || a.Status == Warn }
+// Accepted reports whether the node's evidence may be relied on.
+func (a *Attestation) Accepted() bool { return a.Status == Pass || a.Status == Warn }
 
 // Hex is a nonce as sevagent takes it.
 func (a Answer) Hex() string { return hex.EncodeToString(a.Nonce) }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -13,6 +12,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ec2"
 	"github.com/aws/smithy-go"
+
+	"sevagent/internal/pattern"
 )
 
 // RegionError says that AWS was not reached because of the region.
@@ -32,7 +33,7 @@ func (e *RegionError) Error() string {
 }
 
 // regionShape is what names of regions look like. It is asked only where AWS could not be.
-var regionShape = regexp.MustCompile(
+var regionShape = pattern.New(
 	`^[a-z]{2,4}(-[a-z]{2,5})?-(north|south)?(east|west|north|south|central)-[1-9][0-9]?$`)
 
 // regionTimeout limits the look at the list of regions.

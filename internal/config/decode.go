@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"sevagent/internal/pattern"
 	"sevagent/internal/suggest"
 )
 
@@ -86,7 +86,7 @@ func (d *decoder) syntax(err error) {
 }
 
 // quotedPart is what the YAML parser repeats of the file.
-var quotedPart = regexp.MustCompile(`'.*'`)
+var quotedPart = pattern.New(`'.*'`)
 
 // count reports whether another node may be looked at.
 func (d *decoder) count(n *yaml.Node) bool {
@@ -208,7 +208,7 @@ func (d *decoder) mapping(n *yaml.Node, key string, v reflect.Value) {
 	}
 }
 
-var plainKey = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+var plainKey = pattern.New(`^[A-Za-z0-9_-]+$`)
 
 func fieldByName(v reflect.Value, name string) (reflect.Value, bool) {
 	for i := range v.NumField() {

@@ -8,9 +8,10 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
+
+	"sevagent/internal/pattern"
 )
 
 // Issue is where a certificate comes from whose private key is made on the node.
@@ -144,12 +145,12 @@ const maxIssues = 2
 const maxDays = 397
 
 var (
-	privateCA = regexp.MustCompile(
+	privateCA = pattern.New(
 		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
-	caTemplate = regexp.MustCompile(`^(arn:aws[a-z-]*:acm-pca:::template/)?` +
+	caTemplate = pattern.New(`^(arn:aws[a-z-]*:acm-pca:::template/)?` +
 		`EndEntity((Client|Server)Auth)?Certificate(_APIPassthrough)?/V1$`)
-	placeholder = regexp.MustCompile(`\{[^}]*\}?`)
-	spiffeID    = regexp.MustCompile(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
+	placeholder = pattern.New(`\{[^}]*\}?`)
+	spiffeID    = pattern.New(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
 )
 
 // Placeholders are what may stand in names for those of the node.

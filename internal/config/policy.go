@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
 	"sevagent/internal/appraise"
 	"sevagent/internal/nitro"
+	"sevagent/internal/pattern"
 	"sevagent/internal/snp"
 )
 
@@ -157,7 +157,7 @@ func checkPEM(file string, data []byte) error {
 }
 
 // cspRegion is the form of an EC2 region in a CSP_ID.
-var cspRegion = regexp.MustCompile(`^[a-z0-9-]+$`)
+var cspRegion = pattern.New(`^[a-z0-9-]+$`)
 
 // validatePolicy finds every mistake in a policy whose types are right.
 func validatePolicy(p appraise.Policy, m *mistakes) {
@@ -222,7 +222,7 @@ func validatePolicy(p appraise.Policy, m *mistakes) {
 }
 
 // instanceID is the form of an EC2 instance's ID.
-var instanceID = regexp.MustCompile(`^i-[0-9a-f]{8,17}$`)
+var instanceID = pattern.New(`^i-[0-9a-f]{8,17}$`)
 
 // nitroTPM checks the rule nitrotpm.
 func (m *mistakes) nitroTPM(r appraise.NitroTPM) {

@@ -9,13 +9,13 @@ import (
 	"net/url"
 	"path/filepath"
 	"reflect"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"sevagent/internal/appraise"
+	"sevagent/internal/pattern"
 )
 
 // Limits on values.
@@ -33,9 +33,9 @@ const (
 // Forms of the names of secrets and hosts, and the longest. The lengths are not in the expressions, since counted
 // repetitions take a millisecond each to compile, and every command of sevagent would wait for it.
 var (
-	secretARN  = regexp.MustCompile(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]+$`)
-	secretName = regexp.MustCompile(`^[A-Za-z0-9/_+=.@-]+$`)
-	hostName   = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$`)
+	secretARN  = pattern.New(`^arn:aws[a-z-]*:secretsmanager:[a-z0-9-]+:[0-9]{12}:secret:[A-Za-z0-9/_+=.@-]+$`)
+	secretName = pattern.New(`^[A-Za-z0-9/_+=.@-]+$`)
+	hostName   = pattern.New(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$`)
 )
 
 const (
@@ -163,8 +163,8 @@ func (s Secret) validate(m *mistakes, key string) {
 
 // Names of a consumer's directory, which must be no file's, and of what may be published there.
 var (
-	labelForm     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
-	publishedName = regexp.MustCompile(`^(client|server)\.(crt|key|pem)$|^(ca|issuer)\.crt$|^cert-1?[0-9]\.pem$|` +
+	labelForm     = pattern.New(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+	publishedName = pattern.New(`^(client|server)\.(crt|key|pem)$|^(ca|issuer)\.crt$|^cert-1?[0-9]\.pem$|` +
 		`^credential-bundle\.private-key\.pem$`)
 )
 

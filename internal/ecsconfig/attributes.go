@@ -6,10 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"sevagent/internal/pattern"
 )
 
 const instanceAttributes = "ECS_INSTANCE_ATTRIBUTES"
@@ -21,8 +22,8 @@ const maxAttributes = 10
 // What ECS accepts as the name and the value of an attribute:
 // https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_Attribute.html
 var (
-	attributeName  = regexp.MustCompile(`^[A-Za-z0-9_./\\-]{1,128}$`)
-	attributeValue = regexp.MustCompile(`^[A-Za-z0-9_./\\@:-]([A-Za-z0-9_./\\@: -]{0,126}[A-Za-z0-9_./\\@:-])?$`)
+	attributeName  = pattern.New(`^[A-Za-z0-9_./\\-]{1,128}$`)
+	attributeValue = pattern.New(`^[A-Za-z0-9_./\\@:-]([A-Za-z0-9_./\\@: -]{0,126}[A-Za-z0-9_./\\@:-])?$`)
 )
 
 // Attributes returns those in ECS_INSTANCE_ATTRIBUTES, or why the ECS agent could not read them.

@@ -4,9 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"strings"
 	"unicode/utf8"
+
+	"sevagent/internal/pattern"
 )
 
 // Problem is a line to fix: the two readers read it, or lines after it, differently, and it matters.
@@ -161,8 +162,8 @@ func hint(key string) string {
 // (ECS_ENGINE_AUTH_DATA), of which a part can stand where a key is expected. So only a key is shown that looks like
 // one, which no base64 does, and only a value that neither its key nor the value itself makes suspect.
 var (
-	plainKey = regexp.MustCompile(`^[\s\v\pZ]*\x{feff}?(export\s+)?([A-Z0-9_.-]{1,60}|[a-z0-9_.-]{1,60})[\s\v\pZ]*$`)
-	suspect  = regexp.MustCompile(`(?i)auth|secret|token|pass|pwd|cred|key|@`)
+	plainKey = pattern.New(`^[\s\v\pZ]*\x{feff}?(export\s+)?([A-Z0-9_.-]{1,60}|[a-z0-9_.-]{1,60})[\s\v\pZ]*$`)
+	suspect  = pattern.New(`(?i)auth|secret|token|pass|pwd|cred|key|@`)
 )
 
 func showKey(key string) string {

@@ -5,13 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"sevagent/internal/pattern"
 )
 
 // Parsers of values, each as strict as the program that reads them. In particular, only some of them trim blanks.
@@ -116,7 +118,7 @@ func text(value string, _ map[string]string) string {
 	return ""
 }
 
-var inner = regexp.MustCompile(`[;,\s](ECS_[A-Z0-9_]{1,60})=`)
+var inner = pattern.New(`[;,\s](ECS_[A-Z0-9_]{1,60})=`)
 
 // Inner returns the first key of the ECS agent's that a value assigns, as in ECS_CLUSTER=a;ECS_LOGLEVEL=debug. Nothing
 // reads it there.
@@ -190,6 +192,22 @@ func tags(value string, env map[string]string) string {
 		}
 		if reserved(key) || reserved(text) {
 			return wants("tags without aws: in front, which is for AWS alone", "would end")
+		}
+	}
+	return ""
+}
+
+// oddInTag matches what is not in the pattern of API_Tag.
+var oddInTag = pattern.New(`[^\p{L}\p{Z}\p{N}_.:/=+@-]`)
+
+// OddTag returns the first character in ECS_CONTAINER_INSTANCE_TAGS that AWS's rules for tags do not list. The ECS
+// agent takes it; whether ECS refuses the registration is not documented.
+func (f *File) OddTag() (character string) {
+	value, _ := f.Get("ECS_CONTAINER_INSTANCE_TAGS")
+	all := decoded(value)
+	for _, key := range slices.Sorted(maps.Keys(all)) {
+		if odd := oddInTag.FindString(key + all[key]); odd != "" {
+			return odd
 		}
 	}
 	return ""

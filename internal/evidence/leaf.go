@@ -12,8 +12,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"regexp"
 	"strconv"
+
+	"sevagent/internal/pattern"
 )
 
 // Size is the length in bytes of a leaf, a node and a root (SHA-512), and of REPORT_DATA.
@@ -196,12 +197,12 @@ func (c Caller) check() error {
 // Patterns of what the leaf commits to as text. They have no counted repetitions, which take long to compile, at every
 // start of every command: lengths are checked separately.
 var (
-	containerID = regexp.MustCompile(`^[0-9a-f]+$`)
+	containerID = pattern.New(`^[0-9a-f]+$`)
 	// taskARN has the cluster's name (the long form, since 2018) or not.
-	taskARN    = regexp.MustCompile(`^arn:aws(?:-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/(?:[A-Za-z0-9_-]+/)?[0-9a-f-]+$`)
-	instanceID = regexp.MustCompile(`^i-[0-9a-f]+$`)
-	region     = regexp.MustCompile(`^[a-z]+(?:-[a-z]+)+-[0-9]+$`)
-	accountID  = regexp.MustCompile(`^[0-9]+$`)
+	taskARN    = pattern.New(`^arn:aws(?:-[a-z]+)*:ecs:[a-z0-9-]+:[0-9]+:task/(?:[A-Za-z0-9_-]+/)?[0-9a-f-]+$`)
+	instanceID = pattern.New(`^i-[0-9a-f]+$`)
+	region     = pattern.New(`^[a-z]+(?:-[a-z]+)+-[0-9]+$`)
+	accountID  = pattern.New(`^[0-9]+$`)
 )
 
 const (

@@ -22,12 +22,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 	"sevagent/internal/sim/simdevice"
 	"sevagent/internal/snp"
@@ -67,12 +66,12 @@ func TestMemoryServer(t *testing.T) {
 	verifier := must.Get(appraise.New(appraise.Config{Policy: policy, Region: o.Region}))(t, "make a verifier")
 	device := gated{simdevice.Transport{PSP: psp}, make(chan struct{})}
 	worker := attest.New(attest.Config{Transport: device, Verifier: verifier, Enforce: true, Rate: 100, Burst: 100,
-		Log: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry()})
+		Log: slog.New(slog.DiscardHandler), Metrics: promtext.New()})
 	// The callers are one service of the node's own user, which has no limit of connections.
 	callers, proc := newCallers(t, "")
 	proc.set(os.Getppid(), service, stat("x", "S", 1))
 	server := New(Config{
-		Callers: callers, Evidence: worker.Evidence, Metrics: prometheus.NewRegistry(),
+		Callers: callers, Evidence: worker.Evidence, Metrics: promtext.New(),
 		Log:      slog.New(slog.DiscardHandler),
 		BoundKey: func(string) ([]byte, bool) { return make([]byte, sha256.Size), true },
 	})

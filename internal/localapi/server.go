@@ -22,14 +22,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/attest"
 	"sevagent/internal/evidence"
+	"sevagent/internal/promtext"
 	"sevagent/internal/strictjson"
 )
 
@@ -63,7 +62,7 @@ type Config struct {
 	// Refresh pulls the secrets now and returns what changed. With a name, it has that source of mtls.issue order a new
 	// certificate instead; ErrNoSource: there is none of that name.
 	Refresh func(ctx context.Context, renew string) (*client.Refresh, error)
-	Metrics prometheus.Gatherer
+	Metrics *promtext.Registry
 	Log     *slog.Logger
 }
 
@@ -87,11 +86,16 @@ func New(cfg Config) *Server {
 func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
 	context.AfterFunc(ctx, func() { close(s.stopping) })
+	ebb := newEbb()
+	group.Go(func() error { ebb.run(ctx); return nil })
 	serve := func(l net.Listener, handler http.Handler) {
 		open := newDrain()
 		srv := &http.Server{
-			Handler:           open.handler(handler),
-			ConnState:         open.track,
+			Handler: open.handler(handler),
+			ConnState: func(conn net.Conn, state http.ConnState) {
+				open.track(conn, state)
+				ebb.track(state)
+			},
 			ReadHeaderTimeout: headerTimeout,
 			ReadTimeout:       2 * headerTimeout,
 			WriteTimeout:      refreshTimeout + headerTimeout,
@@ -218,7 +222,10 @@ func (s *Server) operational() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.healthz)
 	mux.HandleFunc("GET /readyz", s.readyz)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(s.cfg.Metrics, promhttp.HandlerOpts{DisableCompression: true}))
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", promtext.ContentType)
+		s.cfg.Metrics.Write(w)
+	})
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter,
 		_ *http.Request) {
 		writeJSON(w, s.cfg.Status(time.Now()))

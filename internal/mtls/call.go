@@ -78,6 +78,6 @@ func request[T any](ctx context.Context, c *caller, what string, call answer[T])
 	if err != nil {
 		result = string(source.KindOf(err))
 	}
-	c.metrics.requests.WithLabelValues(what, result).Inc()
+	c.metrics.requests.With(what, result).Inc()
 	return v, err
 }

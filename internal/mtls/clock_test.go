@@ -101,7 +101,7 @@ func TestEstimate(t *testing.T) {
 		{1, 30 * time.Second, 86402},
 		{1, 24 * time.Hour, 162},
 	} {
-		got := estimate(c.secrets, c.interval)
+		got := Estimate(c.secrets, c.interval)
 		if got.CallsPerMonth != c.calls || got.USDPerMonth != float64(c.calls)*0.000005 {
 			t.Errorf("%d secrets every %v: %+v, want %d calls", c.secrets, c.interval, got, c.calls)
 		}

@@ -6,13 +6,12 @@ import (
 	"log/slog"
 	"path/filepath"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/config"
 	"sevagent/internal/mtls/certset"
 	"sevagent/internal/mtls/directory"
 	"sevagent/internal/mtls/guard"
 	"sevagent/internal/mtls/source"
+	"sevagent/internal/promtext"
 )
 
 // Config is what a Rotator needs for its life. What an operator may change while it runs is in Settings.
@@ -27,7 +26,7 @@ type Config struct {
 	// no evidence. A nil Evidence says so for good.
 	Evidence func(ctx context.Context, kind string, spki [sha256.Size]byte) ([]byte, error)
 	// Registerer takes the sevagent_mtls_ metrics.
-	Registerer prometheus.Registerer
+	Registerer *promtext.Registry
 	Log        *slog.Logger
 
 	// newGuard returns the guard of a directory. Tests replace it, since the real one makes system calls that synctest

@@ -30,13 +30,13 @@ func (list secrets) cost(interval time.Duration) client.Cost {
 			remote++
 		}
 	}
-	c := estimate(remote, interval)
+	c := Estimate(remote, interval)
 	c.CertificatesPerMonth = int(math.Ceil(issued))
 	return c
 }
 
-// estimate counts the polls at the configured interval, and those every rotationPoll in the hour of a rotation.
-func estimate(secrets int, interval time.Duration) client.Cost {
+// Estimate counts the polls at the configured interval, and those every rotationPoll in the hour of a rotation.
+func Estimate(secrets int, interval time.Duration) client.Cost {
 	if secrets == 0 || interval <= 0 {
 		return client.Cost{}
 	}

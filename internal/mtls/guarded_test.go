@@ -13,13 +13,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/client"
 	"sevagent/internal/mtls/guard"
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim"
 )
 
@@ -291,7 +290,7 @@ func TestGuardForReal(t *testing.T) {
 	ca := mtlstest.NewCA(t, "ca", nil)
 	path := filepath.Join(mtlstest.MemoryDir(t), "mtls")
 	r := New(Config{
-		Log: mtlstest.Log(t), Registerer: prometheus.NewRegistry(),
+		Log: mtlstest.Log(t), Registerer: promtext.New(),
 		Settings: Settings{settings(path), []NamedSource{{"a", newFake(ca.ClientSecret(t, "first"))}}},
 	})
 	ctx, cancel := context.WithCancel(t.Context())

@@ -29,6 +29,8 @@ type authority struct {
 	delay time.Duration // until a certificate is there
 	err   error         // of all calls
 	lost  bool          // the order, after it was accepted
+	// unusable is what a certificate is of which nothing can be read.
+	unusable bool
 	// uncollectable is the error of all calls after an order.
 	uncollectable error
 	change        []mtlstest.Change
@@ -68,6 +70,10 @@ func (o *certificateOrder) Collect(context.Context) (issue.Certificate, error) {
 		return issue.Certificate{}, issue.ErrPending
 	}
 	o.collected++
+	if o.unusable {
+		err := fmt.Errorf("collect: %w: its chain ends nowhere", issue.ErrUnusable)
+		return issue.Certificate{}, &source.Error{Kind: source.Persistent, Err: err}
+	}
 	now := time.Now()
 	change := append([]mtlstest.Change{func(c *x509.Certificate) {
 		c.Subject, c.DNSNames, c.URIs = o.csr.Subject, o.csr.DNSNames, o.csr.URIs
@@ -253,6 +259,8 @@ func TestIssuingFails(t *testing.T) {
 		{"never", func(a *authority) { a.delay = 50 * time.Hour }, client.IssueOrdered, client.SecretCurrent, "", 7},
 		{"lost", func(a *authority) { a.lost = true },
 			client.IssueFailing, client.SecretUnreachable, "RequestFailedException", 60},
+		{"unusable", func(a *authority) { a.unusable = true },
+			client.IssueRefused, client.SecretDenied, "the certificate cannot be used: its chain ends nowhere", 5},
 		{"for another key", func(a *authority) { a.other = mtlstest.NewKey(a.t) },
 			client.IssueRefused, client.SecretDenied, "is for another key", 5},
 		{"for another name", func(a *authority) {
@@ -291,7 +299,7 @@ func TestIssuingFails(t *testing.T) {
 				if !n.Status().Ready || c.name != "slow" && n.read(t)["client.crt"] != was {
 					t.Error("the last good certificate is gone")
 				}
-				a.err, a.delay, a.lost, a.other, a.change, a.anchor = nil, 0, false, nil, nil, nil
+				a.err, a.delay, a.lost, a.unusable, a.other, a.change, a.anchor = nil, 0, false, false, nil, nil, nil
 				n.after(8 * time.Hour)
 				if s := n.secret("a"); s.State != client.SecretCurrent || n.read(t)["client.crt"] == was {
 					t.Errorf("not renewed after the trouble: %s, %s: %s", s.State, s.Issue.State, s.Error)
@@ -314,6 +322,21 @@ func TestIssuingLostAnswer(t *testing.T) {
 		a.err = nil
 		if n.after(2 * time.Minute); n.secret("a").State != client.SecretCurrent || len(a.tokens) != 1 {
 			t.Errorf("%+v, %d tokens", n.secret("a"), len(a.tokens))
+		}
+	})
+}
+
+// TestIssuingLateAtBoot: as TestLateAtBoot.
+func TestIssuingLateAtBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAuthority(t)
+		a.err = errors.New("the metadata service knows no role of this instance")
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": a.issuing("1")})
+		n.after(20 * time.Second)
+		a.err = nil
+		// An order and, a second later, its certificate.
+		if n.after(3 * time.Second); n.secret("a").State != client.SecretCurrent {
+			t.Errorf("three seconds after the authority can be reached: %+v", n.secret("a"))
 		}
 	})
 }
@@ -429,7 +452,7 @@ func TestIssuingNotCollected(t *testing.T) {
 			t.Errorf("%d orders; %+v", a.orders, s)
 		}
 		a.uncollectable = nil
-		if n.after(20 * time.Minute); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
+		if n.after(2 * time.Hour); a.orders != 1 || n.secret("a").State != client.SecretCurrent {
 			t.Errorf("%d orders after the trouble; %+v", a.orders, n.secret("a"))
 		}
 	})

@@ -3,47 +3,40 @@ package mtls
 import (
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-
 	"sevagent/client"
+	"sevagent/internal/promtext"
 )
 
 // metrics of a Rotator. Every label value comes from a list in this package.
 type metrics struct {
-	requests       *prometheus.CounterVec // operation, result
-	publications   *prometheus.CounterVec // result
-	publishSeconds prometheus.Histogram
-	rejections     prometheus.Counter
-	secrets        *prometheus.GaugeVec // state
-	notAfter       *prometheus.GaugeVec // certificate
-	published      prometheus.Gauge
-	checked        prometheus.Gauge
-	heldUntil      prometheus.Gauge
+	requests       *promtext.Counters // operation, result
+	publications   *promtext.Counters // result
+	publishSeconds *promtext.Histogram
+	rejections     *promtext.Counter
+	secrets        *promtext.Gauges // state
+	notAfter       *promtext.Gauges // certificate
+	published      *promtext.Gauge
+	checked        *promtext.Gauge
+	heldUntil      *promtext.Gauge
 
-	preflightRejections prometheus.Counter
-	tampering           *prometheus.CounterVec // what
-	repairs             *prometheus.CounterVec // result
-	guard               *prometheus.GaugeVec   // state
-	skew                prometheus.Gauge
-	callsPerMonth       prometheus.Gauge
-	renewAt             *prometheus.GaugeVec // source
-	issuances           *prometheus.GaugeVec // source
+	preflightRejections *promtext.Counter
+	tampering           *promtext.Counters // what
+	repairs             *promtext.Counters // result
+	guard               *promtext.Gauges   // state
+	skew                *promtext.Gauge
+	callsPerMonth       *promtext.Gauge
+	renewAt             *promtext.Gauges // source
+	issuances           *promtext.Gauges // source
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
-	f := promauto.With(reg)
-	gauge := func(name, help string) prometheus.Gauge {
-		return f.NewGauge(prometheus.GaugeOpts{Name: "sevagent_mtls_" + name, Help: help})
+func newMetrics(reg *promtext.Registry) *metrics {
+	gauge := func(name, help string) *promtext.Gauge { return reg.Gauge("sevagent_mtls_"+name, help) }
+	gauges := func(name, help string, labels ...string) *promtext.Gauges {
+		return reg.Gauges("sevagent_mtls_"+name, help, labels...)
 	}
-	gauges := func(name, help string, labels ...string) *prometheus.GaugeVec {
-		return f.NewGaugeVec(prometheus.GaugeOpts{Name: "sevagent_mtls_" + name, Help: help}, labels)
-	}
-	counter := func(name, help string) prometheus.Counter {
-		return f.NewCounter(prometheus.CounterOpts{Name: "sevagent_mtls_" + name, Help: help})
-	}
-	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return f.NewCounterVec(prometheus.CounterOpts{Name: "sevagent_mtls_" + name, Help: help}, labels)
+	counter := func(name, help string) *promtext.Counter { return reg.Counter("sevagent_mtls_"+name, help) }
+	counters := func(name, help string, labels ...string) *promtext.Counters {
+		return reg.Counters("sevagent_mtls_"+name, help, labels...)
 	}
 	return &metrics{
 		requests: counters("requests_total",
@@ -52,11 +45,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			"Attempts to publish a generation, by how they ended: published, "+
 				"failed (nothing was switched) or rolled_back.",
 			"result"),
-		publishSeconds: f.NewHistogram(prometheus.HistogramOpts{
-			Name:    "sevagent_mtls_publish_duration_seconds",
-			Help:    "Time to publish a generation, evidence included.",
-			Buckets: []float64{.0002, .0005, .001, .002, .005, .01, .05, .25, 1, 5, 20},
-		}),
+		publishSeconds: reg.Histogram("sevagent_mtls_publish_duration_seconds",
+			"Time to publish a generation, evidence included.", .0002, .0005, .001, .002, .005, .01, .05, .25, 1, 5, 20),
 		rejections: counter("rejections_total", "Versions of secrets that could not be published."),
 		secrets:    gauges("secrets", "Configured secrets, by state.", "state"),
 		notAfter: gauges("not_after_timestamp_seconds",
@@ -92,8 +82,8 @@ func (m *metrics) update(s *client.Publication) {
 	for i, secret := range s.Secrets {
 		count[secret.State]++
 		if issue := secret.Issue; issue != nil {
-			m.renewAt.WithLabelValues(secret.Name).Set(timestamp(issue.RenewAt))
-			m.issuances.WithLabelValues(secret.Name).Set(float64(issue.Issuances))
+			m.renewAt.With(secret.Name).Set(timestamp(issue.RenewAt))
+			m.issuances.With(secret.Name).Set(float64(issue.Issuances))
 		}
 		if i == 0 || secret.LastChecked.Before(checked) {
 			checked = secret.LastChecked
@@ -103,14 +93,14 @@ func (m *metrics) update(s *client.Publication) {
 		}
 	}
 	for _, state := range client.SecretStates() {
-		m.secrets.WithLabelValues(string(state)).Set(float64(count[state]))
+		m.secrets.With(string(state)).Set(float64(count[state]))
 	}
 	guards := map[client.GuardState]int{s.Guard.State: 1}
 	for _, c := range s.Consumers {
 		guards[c.Guard.State]++
 	}
 	for _, state := range client.GuardStates() {
-		m.guard.WithLabelValues(string(state)).Set(float64(guards[state]))
+		m.guard.With(string(state)).Set(float64(guards[state]))
 	}
 	m.skew.Set(s.Clock.SkewSeconds)
 	m.callsPerMonth.Set(float64(s.Cost.CallsPerMonth))
@@ -126,9 +116,9 @@ func (m *metrics) update(s *client.Publication) {
 	}
 	for _, label := range []string{"client", "server", "ca"} {
 		if t, ok := first[label]; ok {
-			m.notAfter.WithLabelValues(label).Set(timestamp(t))
+			m.notAfter.With(label).Set(timestamp(t))
 		} else {
-			m.notAfter.DeleteLabelValues(label)
+			m.notAfter.Drop(label)
 		}
 	}
 }

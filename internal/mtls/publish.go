@@ -139,7 +139,7 @@ func (r *Rotator) publishTo(ctx context.Context, t *target, whole *certset.Set, 
 	if err != nil {
 		return err
 	}
-	r.metrics.publications.WithLabelValues("published").Inc()
+	r.metrics.publications.With("published").Inc()
 	t.logPublished(previous)
 	return nil
 }

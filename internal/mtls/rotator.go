@@ -135,12 +135,14 @@ func (r *Rotator) warnOfExpiry(now time.Time) {
 		if k := r.secrets.find(e.Secret); k != nil && k.issuing() != nil {
 			advice = "it should have been renewed; see the status of its source"
 		}
-		attrs := []any{"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret}
+		attrs := []any{
+			"file", e.File, "subject", e.Subject, "not_after", e.NotAfter.UTC(), "secret", e.Secret, "advice", advice,
+		}
 		if stage == client.Expired {
-			r.log.Error("a published certificate has expired; "+advice, attrs...)
+			r.log.Error("a published certificate has expired", attrs...)
 		} else {
 			attrs = append(attrs, "left", e.Left(now))
-			r.log.Warn("a published certificate expires; "+advice, attrs...)
+			r.log.Warn("a published certificate expires", attrs...)
 		}
 	}
 	r.warned = stages
@@ -372,15 +374,15 @@ func (r *Rotator) look(ctx context.Context, s *secret) {
 		return
 	}
 	r.caller.movedOn(now)
-	o := outlook{
-		interval:     r.settings.PollInterval,
-		nextRotation: s.latest.NextRotation,
-		pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
+	o := Outlook{
+		Interval:     r.settings.PollInterval,
+		NextRotation: s.latest.NextRotation,
+		Pending:      s.latest.Pending != "" && s.latest.Pending != s.latest.Current,
 	}
 	if g := r.main().Current(); g != nil {
 		for _, f := range g.Set.Files {
-			if f.Ends != nil && (o.notAfter.IsZero() || f.Ends.NotAfter.Before(o.notAfter)) {
-				o.notBefore, o.notAfter = f.Ends.NotBefore, f.Ends.NotAfter
+			if f.Ends != nil && (o.NotAfter.IsZero() || f.Ends.NotAfter.Before(o.NotAfter)) {
+				o.NotBefore, o.NotAfter = f.Ends.NotBefore, f.Ends.NotAfter
 			}
 		}
 	}

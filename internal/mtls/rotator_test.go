@@ -20,8 +20,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
 	"sevagent/internal/config"
@@ -29,6 +27,8 @@ import (
 	"sevagent/internal/mtls/mtlstest"
 	"sevagent/internal/mtls/source"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
+	"sevagent/internal/promtext/promtexttest"
 	"sevagent/internal/sim"
 )
 
@@ -122,7 +122,7 @@ type node struct {
 	*Rotator
 	path    string
 	config  Config
-	metrics *prometheus.Registry
+	metrics *promtext.Registry
 	stop    func()
 
 	published atomic.Int64 // how often OnPublish was called
@@ -130,7 +130,7 @@ type node struct {
 
 func start(t *testing.T, path string, secrets map[string]source.Source, change ...func(*Config)) *node {
 	t.Helper()
-	n := &node{path: path, metrics: prometheus.NewPedanticRegistry()}
+	n := &node{path: path, metrics: promtext.New()}
 	n.config = Config{
 		Settings:   Settings{MTLS: settings(path)},
 		Registerer: n.metrics,
@@ -617,6 +617,14 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		if n.Status().Error == "" || n.secret("b").State != client.SecretDenied || n.subject(t) != "" {
 			t.Errorf("status %+v", n.Status())
 		}
+		late.fail(&source.Error{
+			Kind: source.Persistent, Missing: true, Err: errors.New("ResourceNotFoundException"), Advice: "create it",
+		})
+		n.after(10 * time.Minute)
+		if got := n.secret("b"); got.State != client.SecretMissing || got.Error != "ResourceNotFoundException" ||
+			got.Next != "create it" {
+			t.Errorf("a secret that does not exist: %+v", got)
+		}
 		if d, _ := late.counts(); d < 3 {
 			t.Errorf("%d looks in the first minute: the role may just not be there yet", d)
 		}
@@ -628,6 +636,46 @@ func TestFirstPublicationIsComplete(t *testing.T) {
 		}
 		if _, f := good.counts(); f != 1 {
 			t.Errorf("the good secret was fetched %d times", f)
+		}
+	})
+}
+
+// TestLateAtBoot: a service that is not reached yet, for want of a network, a region or credentials, is found within a
+// second of when it can be. One that answers is asked ever more slowly from its first answer on.
+func TestLateAtBoot(t *testing.T) {
+	for _, late := range []time.Duration{3 * time.Second, 12 * time.Second, 20 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newFake(mtlstest.NewCA(t, "ca", nil).ClientSecret(t, "first"))
+			s.fail(errors.New("describe secret a: the metadata service knows no role of this instance"))
+			n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+			n.after(late)
+			n.isReady(t, false)
+			s.fail(nil)
+			n.after(time.Second)
+			n.isReady(t, true)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := newFake(mtlstest.NewCA(t, "ca", nil).ClientSecret(t, "first"))
+		s.fail(errors.New("no route to host"))
+		n := start(t, filepath.Join(mtlstest.MemoryDir(t), "mtls"), map[string]source.Source{"a": s})
+		n.after(30 * time.Second)
+		s.fail(&source.Error{Kind: source.Transient, Err: errors.New("ThrottlingException"), Date: time.Now()})
+		s.counts()
+		n.after(10 * time.Second)
+		if d, _ := s.counts(); d < 2 {
+			t.Errorf("%d looks in the ten seconds after the first answer, want it asked as after a first failure", d)
+		}
+		n.after(time.Hour)
+		if d, _ := s.counts(); d > 60 {
+			t.Errorf("%d looks in an hour at a service that throttles, want ever fewer", d)
+		}
+		s.fail(errors.New("no route to host"))
+		n.after(time.Hour)
+		s.counts()
+		n.after(time.Hour)
+		if d, _ := s.counts(); d > 60 {
+			t.Errorf("%d looks in an hour at a service that has not been reached for one, want ever fewer", d)
 		}
 	})
 }
@@ -1011,10 +1059,7 @@ func TestDamageIsRepairedAtStart(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	withNode(t, func(t *testing.T, _ *mtlstest.CA, _ *fakeSecret, n *node) {
-		families := must.Get(n.metrics.Gather())(t, "gather the metrics")
-		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
-			t.Errorf("lint: %v, %v", problems, err)
-		}
+		promtexttest.Lint(t, n.metrics)
 		now := float64(time.Now().Unix())
 		for name, c := range map[string]struct{ got, want float64 }{
 			"not_after":    {n.metric(t, "not_after_timestamp_seconds", "client"), float64(n.Status().NotAfter.Unix())},
@@ -1034,7 +1079,7 @@ func TestMetrics(t *testing.T) {
 // metric reads a counter or a gauge by name and label values.
 func (n *node) metric(t *testing.T, name string, labels ...string) float64 {
 	t.Helper()
-	for _, family := range must.Get(n.metrics.Gather())(t, "gather the metrics") {
+	for _, family := range promtexttest.Families(t, n.metrics) {
 		if family.GetName() != "sevagent_mtls_"+name {
 			continue
 		}

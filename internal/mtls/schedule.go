@@ -18,19 +18,19 @@ const (
 	expiringPoll = time.Minute
 )
 
-// outlook is what decides when to look at a secret again. Zero times are unknown.
-type outlook struct {
-	interval            time.Duration
-	notBefore, notAfter time.Time // of the leaf that expires first
-	nextRotation        time.Time
-	pending             bool
+// Outlook is what decides when to look at a secret again. Zero times are unknown.
+type Outlook struct {
+	Interval            time.Duration
+	NotBefore, NotAfter time.Time // of the leaf that expires first
+	NextRotation        time.Time
+	Pending             bool
 }
 
-// nextPoll returns how long to wait after a successful look. random is from [0, 1).
-func nextPoll(now time.Time, o outlook, random float64) time.Duration {
-	wait := o.interval
-	if !o.notAfter.IsZero() {
-		life, left := o.notAfter.Sub(o.notBefore), o.notAfter.Sub(now)
+// NextPoll returns how long to wait after a successful look. random is from [0, 1).
+func (o Outlook) NextPoll(now time.Time, random float64) time.Duration {
+	wait := o.Interval
+	if !o.NotAfter.IsZero() {
+		life, left := o.NotAfter.Sub(o.NotBefore), o.NotAfter.Sub(now)
 		if left < life/3 {
 			wait = min(wait, agingPoll)
 		}
@@ -38,14 +38,14 @@ func nextPoll(now time.Time, o outlook, random float64) time.Duration {
 			wait = min(wait, expiringPoll)
 		}
 	}
-	opens := o.nextRotation.Add(-rotationLead)
-	inWindow := !o.nextRotation.IsZero() && !now.Before(opens) && now.Before(o.nextRotation.Add(rotationWindow))
-	if o.pending || inWindow {
+	opens := o.NextRotation.Add(-rotationLead)
+	inWindow := !o.NextRotation.IsZero() && !now.Before(opens) && now.Before(o.NextRotation.Add(rotationWindow))
+	if o.Pending || inWindow {
 		wait = min(wait, rotationPoll)
 	}
 	wait = scale(wait, 1-jitter+2*jitter*random)
 	// Do not sleep past the opening; all nodes know the same moment, so each adds a little of its own.
-	if untilOpen := opens.Sub(now); !o.nextRotation.IsZero() && untilOpen > 0 {
+	if untilOpen := opens.Sub(now); !o.NextRotation.IsZero() && untilOpen > 0 {
 		wait = min(wait, untilOpen+scale(rotationPoll, random))
 	}
 	return wait
@@ -58,9 +58,9 @@ const (
 	deniedMax = 15 * time.Minute
 )
 
-// backoff returns how long to wait after the nth failure in a row, n from 1, that goes away by itself: full jitter
+// Backoff returns how long to wait after the nth failure in a row, n from 1, that goes away by itself: full jitter
 // from 1 s to 5 min, never quite nothing.
-func backoff(n int, random float64) time.Duration {
+func Backoff(n int, random float64) time.Duration {
 	ceiling := min(float64(retryMax), float64(retryMin)*math.Pow(2, float64(n-1)))
 	return max(retryMin/10, scale(time.Duration(ceiling), random))
 }

@@ -17,6 +17,7 @@ import (
 type attempt struct {
 	err      error
 	failures int
+	boot     int // of the failures, those that do not lengthen the wait: source.BootTries
 	next     time.Time
 }
 
@@ -74,7 +75,7 @@ func (s *secret) refresh(ctx context.Context, c *caller, clock *clock) error {
 			return nil // it is on its way
 		case version == "":
 			err := fmt.Errorf("describe secret %s: no version is labelled AWSCURRENT", s.name)
-			return &source.Error{Kind: source.Persistent, Err: err}
+			return &source.Error{Kind: source.Persistent, Missing: true, Err: err}
 		case s.published != nil && version == s.published.Version && (s.knows(s.published) || s.issuing() != nil):
 			s.dropCandidate() // also after a roll-back
 			return nil
@@ -185,22 +186,26 @@ func (s *secret) setPublished(b *certset.Bundle) {
 
 // schedule decides when to look again after a look that ended with err. Hasty is for the time before the first
 // publication, when nothing is gained by patience: a role or a policy may be on its way.
-func (s *secret) schedule(err error, o outlook, hasty bool, now time.Time) {
+func (s *secret) schedule(err error, o Outlook, hasty bool, now time.Time) {
+	n := s.look.failures + 1 - s.look.boot
 	switch {
 	case err == nil:
 		if s.look.err != nil {
 			s.log.Info("secret can be read again", "secret", s.name, "failures", s.look.failures)
 		}
 		s.look, s.checked = attempt{}, now
-		s.next = now.Add(nextPoll(now, o, rand.Float64()))
+		s.next = now.Add(o.NextPoll(now, rand.Float64()))
 		if !s.latest.Next.IsZero() {
 			s.next = s.latest.Next
 		}
 		return
+	case hasty && !source.Answered(err) && s.look.boot < source.BootTries:
+		s.look.boot++
+		s.look.failed(err, Backoff(1, rand.Float64()), now)
 	case source.KindOf(err) == source.Persistent && !hasty:
-		s.look.failed(err, deniedBackoff(o.interval, s.look.failures+1, rand.Float64()), now)
+		s.look.failed(err, deniedBackoff(o.Interval, n, rand.Float64()), now)
 	default:
-		s.look.failed(err, backoff(s.look.failures+1, rand.Float64()), now)
+		s.look.failed(err, Backoff(n, rand.Float64()), now)
 	}
 	if e, ok := errors.AsType[*source.Error](err); ok && !e.Next.IsZero() {
 		s.look.next = e.Next
@@ -232,6 +237,8 @@ func (s *secret) status() client.SecretStatus {
 	}
 	err := s.look.err
 	switch {
+	case err != nil && source.IsMissing(err) && s.issuing() == nil:
+		st.State = client.SecretMissing
 	case err != nil && source.KindOf(err) == source.Persistent:
 		st.State = client.SecretDenied
 	case err != nil:
@@ -247,7 +254,7 @@ func (s *secret) status() client.SecretStatus {
 		st.State = client.SecretWaiting
 	}
 	if err != nil {
-		st.Error = err.Error()
+		st.Error, st.Next = source.Explain(err)
 	}
 	if i := s.issuing(); i != nil {
 		issue := i.Status()

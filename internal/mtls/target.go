@@ -154,7 +154,7 @@ func (t *target) inspect(now time.Time) (published bool) {
 	t.state, act = next(t.state, findings, now)
 	if act.count {
 		for _, f := range findings {
-			t.metrics.tampering.WithLabelValues(string(f.What)).Inc()
+			t.metrics.tampering.With(string(f.What)).Inc()
 		}
 	}
 	if act.message != "" {
@@ -172,16 +172,16 @@ func (t *target) repair(report bool, now time.Time) bool {
 		err = errors.New(t.state.Error)
 	}
 	if err != nil {
-		wait := backoff(t.state.retry.failures+1, rand.Float64())
+		wait := Backoff(t.state.retry.failures+1, rand.Float64())
 		t.state = t.state.notRepaired(err, wait, now)
-		t.metrics.repairs.WithLabelValues("failed").Inc()
+		t.metrics.repairs.With("failed").Inc()
 		if report {
 			t.report(slog.LevelError, msgNotRepaired, t.state.captured, "err", err, "retry_in", wait)
 		}
 		return t.Current() != was
 	}
 	t.state = t.state.repaired(now)
-	t.metrics.repairs.WithLabelValues("repaired").Inc()
+	t.metrics.repairs.With("repaired").Inc()
 	if report {
 		t.report(slog.LevelError, msgRepaired, t.state.captured, "generation", t.Generation())
 	}
@@ -212,8 +212,8 @@ func (t *target) publishFailed(err error, now time.Time) {
 	if errors.Is(err, directory.ErrRolledBack) {
 		result = "rolled_back"
 	}
-	t.metrics.publications.WithLabelValues(result).Inc()
-	wait := backoff(t.attempt.failures+1, rand.Float64())
+	t.metrics.publications.With(result).Inc()
+	wait := Backoff(t.attempt.failures+1, rand.Float64())
 	t.attempt.failed(err, wait, now)
 	if t.attempt.failures == 1 {
 		t.log.Error("cannot publish; the last good set stays", "err", err, "retry_in", wait)

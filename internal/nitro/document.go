@@ -15,9 +15,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
+
+	"sevagent/internal/pattern"
 )
 
 // MaxDocument bounds a document in bytes: AWS's own limit of the payload.
@@ -73,8 +74,8 @@ type parsed struct {
 
 // The forms of module_id: AWS's documents of 2025 and 2026.
 var (
-	moduleID   = regexp.MustCompile(`^(i-[0-9a-f]{8,17})-(tpm|enc)[0-9a-f]{16}$`)
-	instanceID = regexp.MustCompile(`^(i-[0-9a-f]{8,17})-`)
+	moduleID   = pattern.New(`^(i-[0-9a-f]{8,17})-(tpm|enc)[0-9a-f]{16}$`)
+	instanceID = pattern.New(`^(i-[0-9a-f]{8,17})-`)
 )
 
 // protected is the COSE header {1: -35}, ES384, as a byte string: RFC 9053, section 2.1.

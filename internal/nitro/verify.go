@@ -8,9 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"regexp"
 	"strings"
 	"time"
+
+	"sevagent/internal/pattern"
 )
 
 // Error is why a document is refused: a code for programs, a reason for people.
@@ -81,7 +82,7 @@ func Verify(document []byte, c Config) (*Document, error) {
 }
 
 // region has the form of AWS's regions.
-var region = regexp.MustCompile(`^[a-z]+(-[a-z]+)+-[0-9]+$`)
+var region = pattern.New(`^[a-z]+(-[a-z]+)+-[0-9]+$`)
 
 // chain verifies the certificates at a time, and takes the region from the first.
 func (p *parsed) chain(roots *x509.CertPool, at time.Time) (*x509.Certificate, error) {

@@ -18,10 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/client"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 	"sevagent/internal/sim/simca"
 )
 
@@ -74,7 +73,7 @@ func (k pki) material(ca *simca.CA) func() (*tls.Certificate, *x509.CertPool, er
 func testLog(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(t.Output(), nil)) }
 
 func newProber(t testing.TB, material func() (*tls.Certificate, *x509.CertPool, error), s Settings) *Prober {
-	return New(Config{Material: material, Settings: s, Registerer: prometheus.NewPedanticRegistry(), Log: testLog(t)})
+	return New(Config{Material: material, Settings: s, Registerer: promtext.New(), Log: testLog(t)})
 }
 
 // serve hands every connection to handle, and returns where it listens.

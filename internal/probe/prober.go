@@ -13,9 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/client"
+	"sevagent/internal/promtext"
 )
 
 const (
@@ -41,7 +40,7 @@ type Config struct {
 	// Settings are the initial ones.
 	Settings Settings
 	// Registerer takes the sevagent_mtls_probe_ metrics.
-	Registerer prometheus.Registerer
+	Registerer *promtext.Registry
 	Log        *slog.Logger
 }
 

@@ -20,11 +20,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"sevagent/client"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
+	"sevagent/internal/promtext/promtexttest"
 )
 
 // network replaces the real one, which synctest cannot wait for. It records every dial, and does what is set for the
@@ -101,7 +101,7 @@ func mutual(k pki) func(context.Context) (net.Conn, error) {
 type node struct {
 	*Prober
 	*network
-	metrics *prometheus.Registry
+	metrics *promtext.Registry
 	log     *bytes.Buffer // to be read when the bubble is idle
 	stop    func()
 }
@@ -111,7 +111,7 @@ func start(t *testing.T, material func() (*tls.Certificate, *x509.CertPool, erro
 	n := &node{
 		network: &network{dials: make(map[string][]time.Time),
 			do: make(map[string]func(context.Context) (net.Conn, error))},
-		metrics: prometheus.NewPedanticRegistry(),
+		metrics: promtext.New(),
 		log:     new(bytes.Buffer),
 	}
 	n.Prober = New(Config{Material: material, Settings: s, Registerer: n.metrics,
@@ -133,7 +133,7 @@ func start(t *testing.T, material func() (*tls.Certificate, *x509.CertPool, erro
 func (n *node) series(t *testing.T, name string) map[string]float64 {
 	t.Helper()
 	list := make(map[string]float64)
-	for _, f := range must.Get(n.metrics.Gather())(t, "gather the metrics") {
+	for _, f := range promtexttest.Families(t, n.metrics) {
 		if f.GetName() != "sevagent_mtls_probe_"+name {
 			continue
 		}
@@ -477,9 +477,6 @@ func TestLife(t *testing.T) {
 				t.Errorf("attempts: %v, want some of %s", attempts, code)
 			}
 		}
-		families := must.Get(n.metrics.Gather())(t, "gather the metrics")
-		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
-			t.Errorf("lint: %v, %v", problems, err)
-		}
+		promtexttest.Lint(t, n.metrics)
 	})
 }

@@ -14,12 +14,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"golang.org/x/sys/unix"
 
 	"sevagent/client"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
+	"sevagent/internal/promtext/promtexttest"
 )
 
 const (
@@ -317,7 +317,7 @@ func TestRun(t *testing.T) {
 		var log logLines
 		var mu sync.Mutex
 		current := gen1
-		registry := prometheus.NewRegistry()
+		registry := promtext.New()
 		w := New(Config{Path: p.published, Proc: p.dir, Registerer: registry,
 			Log:     slog.New(slog.NewJSONHandler(&log, nil)),
 			Current: func(string) string { mu.Lock(); defer mu.Unlock(); return current }})
@@ -379,10 +379,7 @@ func TestRun(t *testing.T) {
 		p.remove(10, "")
 		time.Sleep(defaultInterval)
 		expect("gone", 0, 1+maxReaders, 1+maxReaders)
-		families := must.Get(registry.Gather())(t, "gather the metrics")
-		if problems, err := promlint.NewWithMetricFamilies(families).Lint(); err != nil || len(problems) > 0 {
-			t.Errorf("promlint: %v, %v", problems, err)
-		}
+		promtexttest.Lint(t, registry)
 		go func() {
 			if err := <-done; err != nil {
 				t.Errorf("Run = %v", err)
@@ -392,9 +389,9 @@ func TestRun(t *testing.T) {
 }
 
 // gauge returns the only metric of a registry.
-func gauge(t *testing.T, registry *prometheus.Registry) float64 {
+func gauge(t *testing.T, registry *promtext.Registry) float64 {
 	t.Helper()
-	families := must.Get(registry.Gather())(t, "gather the metrics")
+	families := promtexttest.Families(t, registry)
 	if len(families) != 1 || families[0].GetName() != "sevagent_mtls_stale_readers" {
 		t.Fatalf("metrics are %v", families)
 	}
@@ -404,7 +401,7 @@ func gauge(t *testing.T, registry *prometheus.Registry) float64 {
 func TestNothingPublished(t *testing.T) {
 	p := newFakeProc(t)
 	current := ""
-	w := New(Config{Path: filepath.Join(p.published, "none"), Proc: p.dir, Registerer: prometheus.NewRegistry(),
+	w := New(Config{Path: filepath.Join(p.published, "none"), Proc: p.dir, Registerer: promtext.New(),
 		Log: slog.New(slog.DiscardHandler), Current: func(string) string { return current }})
 	w.update()
 	if s := w.Status(); s.Error != "" || s.Checked.IsZero() {

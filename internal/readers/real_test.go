@@ -15,11 +15,11 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"sevagent/client"
 	"sevagent/internal/must"
+	"sevagent/internal/promtext"
 )
 
 // TestRealMounts runs itself in two roles: as the node, in a mount namespace of its own with a tmpfs, and as a
@@ -86,7 +86,7 @@ func testRotation(t *testing.T, dir string) {
 	target := t.TempDir()
 	current := gen1
 	var log logLines
-	w := New(Config{Path: dir, Current: func(string) string { return current }, Registerer: prometheus.NewRegistry(),
+	w := New(Config{Path: dir, Current: func(string) string { return current }, Registerer: promtext.New(),
 		Log: slog.New(slog.NewTextHandler(&log, nil))})
 	expect := func(when string, want ...client.StaleMount) {
 		t.Helper()

@@ -24,10 +24,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
-
 	"sevagent/client"
+	"sevagent/internal/promtext"
 )
 
 const (
@@ -50,7 +48,7 @@ type Config struct {
 	// Interval between two scans; zero means one minute.
 	Interval time.Duration
 	// Registerer takes sevagent_mtls_stale_readers.
-	Registerer prometheus.Registerer
+	Registerer *promtext.Registry
 	Log        *slog.Logger
 }
 
@@ -59,7 +57,7 @@ type Watcher struct {
 	cfg    Config
 	hint   chan struct{}
 	status atomic.Pointer[client.Readers]
-	stale  prometheus.Gauge
+	stale  *promtext.Gauge
 
 	// Owned by Run.
 	known  map[string]reader // those that were logged, by key
@@ -78,11 +76,8 @@ func New(cfg Config) *Watcher {
 		cfg:   cfg,
 		hint:  make(chan struct{}, 1),
 		known: make(map[string]reader),
-		stale: promauto.With(cfg.Registerer).NewGauge(prometheus.GaugeOpts{
-			Name: "sevagent_mtls_stale_readers",
-			Help: "Containers that hold an old generation of the published directory, " +
-				"and will until they are restarted.",
-		}),
+		stale: cfg.Registerer.Gauge("sevagent_mtls_stale_readers",
+			"Containers that hold an old generation of the published directory, and will until they are restarted."),
 	}
 	w.status.Store(&client.Readers{Stale: []client.StaleReader{}})
 	return w

@@ -90,7 +90,7 @@ func serveDevice(t *testing.T) (psp *sim.PSP, socket, device string, stop func()
 	dir := must.Get(os.MkdirTemp("", "si"))(t, "make a directory for the socket") // sockets have short paths
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket, device = filepath.Join(dir, "s"), filepath.Join(dir, "sev-guest")
-	must.Do(t, os.WriteFile(device, nil, 0o600), "make a file in the device's place")
+	must.Do(t, unix.Mkfifo(device, 0o600), "make a pipe in the device's place")
 	l := must.Get(net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}))(t, "listen on the socket")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

@@ -28,7 +28,7 @@ import (
 	"sevagent/internal/nitro"
 )
 
-// DefaultBudget is how long a document may take, waiting included.
+// DefaultBudget is how long a document may take, waiting included, and so how long a slow NitroTPM delays evidence.
 const DefaultBudget = 2 * time.Second
 
 // maxQueue is the most requests that wait.

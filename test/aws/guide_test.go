@@ -123,6 +123,34 @@ func TestGuide(t *testing.T) {
 				t.Errorf("the node is a %s", got)
 			}
 		},
+		"pause": func(string) {
+			if got := c.status("confidential-ubuntu"); got != "UPDATE_COMPLETE" {
+				t.Errorf("the paused stack is %s", got)
+			}
+			if got := c.query("AutoScalingGroups[0].DesiredCapacity", "autoscaling", "describe-auto-scaling-groups",
+				"--auto-scaling-group-names", "confidential-ubuntu-snp"); got != "0" {
+				t.Errorf("the paused group wants %s nodes", got)
+			}
+		},
+		"resume": func(string) {
+			if got := c.status("confidential-ubuntu"); got != "UPDATE_COMPLETE" {
+				t.Errorf("the resumed stack is %s", got)
+			}
+		},
+		"rename": func(string) {
+			if got := c.output("confidential-ubuntu", "ClusterName"); got != "confidential-renamed" {
+				t.Errorf("the cluster is called %s", got)
+			}
+			if left := c.query("AutoScalingGroups[].AutoScalingGroupName", "autoscaling",
+				"describe-auto-scaling-groups", "--auto-scaling-group-names", "confidential-ubuntu-snp"); left != "" {
+				t.Errorf("the old cluster's group is left: %s", left)
+			}
+		},
+	}
+	for _, name := range []string{"change", "pause", "resume", "rename", "delete"} {
+		if blocks[name] == "" {
+			t.Errorf("docs/deploy.md has no commands that show %s", name)
+		}
 	}
 	c.follow(names, blocks, before, after)
 	if left := c.query("StackSummaries[?StackStatus!='DELETE_COMPLETE'].StackName", "cloudformation",

@@ -242,6 +242,86 @@ func TestThousand(t *testing.T) {
 	}
 }
 
+// TestPinFleet runs the commands of docs/policy.md on the cluster prod, whose node is a real sevagent on a simulated
+// device, with a simulated NitroTPM where that can be mounted.
+func TestPinFleet(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("needs root, as Run Command has it")
+	}
+	c := newCloud(t)
+	if out, status := c.deploy("prod", "cluster.yaml", c.basic("prod")...); status != 0 {
+		t.Fatalf("%s\n%s", out, c.events())
+	}
+	id := c.instances("prod")[0]
+	_, err := os.Stat("/dev/fuse")
+	tpm := err == nil
+	socket := c.simulatedNode("--instance-id", id, fmt.Sprint("--nitrotpm=", tpm))
+	dir := filepath.Dir(filepath.Dir(socket))
+	c.answerBy(socket)
+	var node client.Status
+	text := c.must("sevagent", "status", "--json", "--socket", socket)
+	must.Do(t, json.Unmarshal([]byte(text), &node), "decode %s", text)
+	c.attribute("prod", id, "sevagent.measurement", node.Attestation.Measurement)
+
+	// As printed; but a simulator has roots of its own, which a user of the page has not.
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	must.Do(t, os.WriteFile(policy, []byte("profile: aws-shared\nroots: "+dir+"/sim/roots.pem\n"), 0o644),
+		"write a policy")
+	wrapped := t.TempDir()
+	lab.WriteProgram(t, filepath.Join(wrapped, "sevctl"), `#!/bin/sh
+case $1-$2 in
+policy-pin) set -- "$@" --policy `+policy+` --allow-custom-roots ;;
+verify-*) set -- "$@" --allow-custom-roots ;;
+esac
+exec `+lab.Bin("sevctl")+` "$@"
+`)
+	page := lab.Read(t, filepath.Join(lab.Repository(), "docs/policy.md"))
+	_, rest, _ := strings.Cut(page, "```sh pin-fleet\n")
+	commands, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("docs/policy.md has no block pin-fleet")
+	}
+	out, status := c.run("bash", "-euo", "pipefail", "-c", "PATH="+wrapped+":$PATH\n"+commands)
+	if status != 0 || !strings.Contains(out, "fleet.yaml is valid") {
+		t.Fatalf("exit status %d\n%s", status, out)
+	}
+	fleet := lab.Read(t, filepath.Join(c.dir, "fleet.yaml"))
+	wants := []string{"  # " + id + "\n  - value: \"" + node.Attestation.Measurement}
+	if tpm {
+		wants = append(wants, "  mode: require\n", "  # "+id+"\n  - name: \"ami-", "    - pcr: 12\n")
+	}
+	for _, want := range wants {
+		if !strings.Contains(fleet, want) {
+			t.Errorf("the policy lacks %q:\n%s", want, fleet)
+		}
+	}
+
+	// A node that came from elsewhere does not meet what was pinned, and contributes nothing.
+	other := c.simulatedNode()
+	c.answerBy(other)
+	failing, _, status := c.verify("prod", "--attest", "--policy", "fleet.yaml", "--allow-custom-roots")
+	if status != 1 || failing["attestation"].Status != "fail" {
+		t.Errorf("another node: exit status %d, %v", status, failing)
+	}
+	out, status = c.run("sevctl", "policy", "pin", "--from-fleet", "prod", "--policy", policy, "--allow-custom-roots")
+	if status != 1 || !strings.Contains(out, "refused: "+id) || strings.Contains(out, "measurement:") {
+		t.Errorf("pin from another node: exit status %d\n%s", status, out)
+	}
+}
+
+// answerBy lets the agent with this socket answer Run Command on every instance.
+func (c *cloud) answerBy(socket string) {
+	c.t.Helper()
+	dir := c.t.TempDir()
+	program, wrapper := filepath.Join(dir, "command"), filepath.Join(dir, "sevagent")
+	lab.WriteProgram(c.t, wrapper, "#!/bin/sh\nexec "+lab.Bin("sevagent")+" --socket "+socket+" \"$@\"\n")
+	// cloud-init, which no instance here has, leaves the instance's ID in a file.
+	lab.WriteProgram(c.t, program, "#!/bin/bash\necho $1 > "+program+".id\n"+
+		"sed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
+	c.control("command", map[string]any{"program": program})
+}
+
 // TestAttest asks a node through Run Command for evidence: a real sevagent on a simulated device answers.
 func TestAttest(t *testing.T) {
 	t.Parallel()
@@ -256,13 +336,7 @@ func TestAttest(t *testing.T) {
 	must.Do(t, json.Unmarshal([]byte(text), &node), "decode %s", text)
 	c.attribute("b", c.instances("b")[0], "sevagent.measurement", node.Attestation.Measurement)
 
-	program := filepath.Join(t.TempDir(), "command")
-	wrapper := filepath.Join(t.TempDir(), "sevagent")
-	lab.WriteProgram(t, wrapper, "#!/bin/sh\nexec "+lab.Bin("sevagent")+" --socket "+socket+" \"$@\"\n")
-	// cloud-init, which no instance here has, leaves the instance's ID in a file.
-	lab.WriteProgram(t, program, "#!/bin/bash\necho $1 > "+program+".id\n"+
-		"sed 's,/var/lib/cloud/data/instance-id,"+program+".id,; s,/usr/bin/sevagent,"+wrapper+",' | bash -s\n")
-	c.control("command", map[string]any{"program": program})
+	c.answerBy(socket)
 	policy := filepath.Join(dir, "sim/policy.yaml")
 	if os.Getuid() != 0 { // and Run Command is
 		failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots")
@@ -280,7 +354,7 @@ func TestAttest(t *testing.T) {
 
 	// Another genuine node answers for this one.
 	other := c.simulatedNode()
-	lab.WriteProgram(t, wrapper, "#!/bin/sh\nexec "+lab.Bin("sevagent")+" --socket "+other+" \"$@\"\n")
+	c.answerBy(other)
 	policy = filepath.Join(filepath.Dir(filepath.Dir(other)), "sim/policy.yaml")
 	failing, _, status := c.verify("b", "--attest", "--policy", policy, "--allow-custom-roots")
 	if status != 1 || !strings.Contains(failing["attestation"].Detail, "it is the instance "+simaws.DefaultInstance().ID) {

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"sevagent/internal/must"
 	"sevagent/internal/sim/simca"
 	"sevagent/test/lab"
@@ -75,8 +77,9 @@ func newNode(t *testing.T) *node {
 	dir := t.TempDir()
 	n := &node{ca: lab.NewCA(t, "CA of the page"), secret: filepath.Join(dir, "secret.json")}
 	lab.Write(t, n.secret, lab.ClientSecret(t, n.ca, "orders"))
+	must.Do(t, os.MkdirAll(filepath.Join(dir, "device"), 0o755), "make a directory for the device")
 	must.Get(lab.NewDevice(filepath.Join(dir, "device")))(t, "make a device")
-	lab.Write(t, filepath.Join(dir, "sev-guest"), "")
+	must.Do(t, unix.Mkfifo(filepath.Join(dir, "sev-guest"), 0o600), "make a pipe in the device's place")
 	device := lab.Start(t, "sevsim", exec.Command(lab.Bin("sevsim"), "device", "--dir", filepath.Join(dir, "device"),
 		"--socket", filepath.Join(dir, "device.sock")))
 	lab.Until(t, "the device", func() error {
@@ -130,8 +133,10 @@ func TestPage(t *testing.T) {
 		}
 	}
 	n.put(t, n.short(t))
-	lab.Write(t, n.secret, "{") // rejected
-	must.Get(n.Refresh())(t, "refresh")
+	lab.Write(t, n.secret, "{")
+	if _, err := n.Refresh(); err == nil {
+		t.Error("a broken secret is accepted")
+	}
 	for _, v := range inspect(t, "warnings", n.url) {
 		wrong, rest, _ := strings.Cut(v.Text, "Certificates\n")
 		for _, want := range []string{"mtls:secret", "mtls:expiry", "mtls:endpoint", "attestation:roots"} {

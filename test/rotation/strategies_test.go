@@ -11,11 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"sevagent/internal/config"
 	"sevagent/internal/mtls"
 	"sevagent/internal/mtls/source"
+	"sevagent/internal/promtext"
 	"sevagent/test/lab"
 )
 
@@ -137,7 +136,7 @@ func startRotator(tb testing.TB, dir string, disk bool) func(material) error {
 			},
 			Secrets: []mtls.NamedSource{{Name: "bench", Source: source.File(secret)}},
 		},
-		Registerer: prometheus.NewRegistry(),
+		Registerer: promtext.New(),
 		Log:        slog.New(slog.DiscardHandler),
 	})
 	ctx, stop := context.WithCancel(context.Background())

@@ -26,12 +26,36 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 		"name in the relying party's certificate (default: the host of --connect)")
 	mtlsDir := f.String("mtls-dir", certs.DefaultDir, "the published directory")
 	socket := f.String("socket", client.DefaultSocket, "the agent's socket")
+	enclave := f.String("enclave", "", "file with the measurements of the enclave that the relying party has to be, as "+
+		"nitro-cli build-enclave prints them")
+	roots := f.String("enclave-roots", "",
+		"PEM file with a simulator's root of enclaves, instead of AWS's: that proves nothing about hardware")
 	if err := f.Parse(); err != nil {
 		return err
 	}
 	host, _, err := net.SplitHostPort(*connect)
 	if err != nil {
 		return program.Usage(errors.New("want --connect host:port"))
+	}
+	prove := func([]byte, tls.ConnectionState) error { return nil }
+	if *enclave != "" {
+		want, err := readMeasurements(*enclave)
+		if err != nil {
+			return program.Usage(err)
+		}
+		verifier, err := enclaveVerifier(*roots)
+		if err != nil {
+			return program.Usage(err)
+		}
+		prove = func(doc []byte, state tls.ConnectionState) error {
+			userData, nonce, err := attestedtls.EnclaveFields(state, state.PeerCertificates[0].RawSubjectPublicKeyInfo)
+			if err != nil {
+				return err
+			}
+			return verifyEnclave(verifier, want, doc, userData, nonce, time.Now())
+		}
+	} else if *roots != "" {
+		return program.Usage(errors.New("--enclave-roots needs --enclave"))
 	}
 	// Open the directory for every connection: certificates rotate, and the agent binds evidence to the key that is
 	// published when it is asked. After a rotation between the two, the server refuses the evidence; the next
@@ -45,7 +69,7 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 
 	ctx, cancel := context.WithTimeout(ctx, attestedtls.Timeout)
 	defer cancel()
-	answer, err := attest(ctx, *connect, tlsConfig, client.New(*socket))
+	answer, err := attest(ctx, *connect, tlsConfig, prove, client.New(*socket))
 	if err != nil {
 		return err
 	}
@@ -56,8 +80,9 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	return nil
 }
 
-// attest connects, sends the proof, and returns the server's answer.
-func attest(ctx context.Context, address string, tlsConfig *tls.Config, agent *client.Client) (string, error) {
+// attest connects, has the server prove itself, sends the proof, and returns the server's answer.
+func attest(ctx context.Context, address string, tlsConfig *tls.Config,
+	prove func(doc []byte, state tls.ConnectionState) error, agent *client.Client) (string, error) {
 	conn, err := (&tls.Dialer{Config: tlsConfig}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return "", fmt.Errorf("connect: %w", err)
@@ -68,15 +93,23 @@ func attest(ctx context.Context, address string, tlsConfig *tls.Config, agent *c
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 
-	random, err := attestedtls.ReadMessage(conn)
+	state := conn.(*tls.Conn).ConnectionState()
+	enclave, err := attestedtls.ReadMessage(conn)
 	if err != nil {
 		return "", err // for example, the server refused our certificate
+	}
+	if err := prove(enclave, state); err != nil {
+		return "", err // before anything is sent to it
+	}
+	random, err := attestedtls.ReadMessage(conn)
+	if err != nil {
+		return "", err
 	}
 	if len(random) == 0 { // the server relies on what the certificate carries
 		answer, err := attestedtls.ReadMessage(conn)
 		return string(answer), err
 	}
-	nonce, err := attestedtls.Nonce(conn.(*tls.Conn).ConnectionState(), random)
+	nonce, err := attestedtls.Nonce(state, random)
 	if err != nil {
 		return "", err
 	}

@@ -30,6 +30,7 @@ type options struct {
 	files                  program.ServerFiles
 	allowCustomRoots, once bool
 	certificates           bool
+	simulate               string
 }
 
 func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
@@ -43,6 +44,8 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	f.StringVar(&o.region, "region", "", "the EC2 region that evidence must come from")
 	f.BoolVar(&o.certificates, "certificate-evidence", false,
 		"rely on the evidence in a client's certificate, if it carries any, which is as old as its key")
+	f.StringVar(&o.simulate, "simulate-enclave", "",
+		"stand in for an enclave: write root.pem and measurements.json of a simulated one to this directory")
 	f.BoolVar(&o.once, "once", false, "serve one connection, and exit with status 0 if the client was accepted")
 	if err := f.Parse(); err != nil {
 		return err
@@ -55,12 +58,17 @@ func run(ctx context.Context, f *program.Flags, stdout, _ io.Writer) error {
 	if err != nil {
 		return program.Usage(err)
 	}
+	s := &server{tlsConfig: tlsConfig, verifier: verifier, certificates: o.certificates, out: stdout}
+	if o.simulate != "" {
+		if s.enclave, err = simulateEnclave(o.simulate); err != nil {
+			return program.Usage(err)
+		}
+	}
 	l, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	fmt.Fprintf(stdout, "listening on %s\n", l.Addr())
-	s := &server{tlsConfig: tlsConfig, verifier: verifier, certificates: o.certificates, out: stdout}
 	return s.serve(ctx, l, o.once)
 }
 
@@ -93,7 +101,8 @@ const maxConnections = 64
 type server struct {
 	tlsConfig    *tls.Config
 	verifier     *verify.Verifier
-	certificates bool // rely on their evidence
+	certificates bool    // rely on their evidence
+	enclave      enclave // nil: it shows no document
 
 	mu  sync.Mutex // guards out
 	out io.Writer
@@ -166,6 +175,9 @@ func (s *server) attest(ctx context.Context, conn *tls.Conn) (*x509.Certificate,
 	}
 	state := conn.ConnectionState()
 	leaf := state.PeerCertificates[0]
+	if err := s.showEnclave(conn); err != nil {
+		return leaf, err
+	}
 	if s.certificates {
 		if found, err := verifyCertificate(s.verifier, leaf); found {
 			return leaf, errors.Join(err, attestedtls.WriteMessage(conn, nil))

@@ -5,9 +5,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
+
+	"sevagent/internal/pattern"
 )
 
 // Name constraints that OpenSSL applies and crypto/x509 does not: those of directory names, which crypto/x509 ignores
@@ -68,7 +69,7 @@ var (
 	oidEmailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
 
 	// hostName is what OpenSSL takes a common name for a DNS name by.
-	hostName = regexp.MustCompile(`^(\w([\w-]*\w)?\.)+\w([\w-]*\w)?$`)
+	hostName = pattern.New(`^(\w([\w-]*\w)?\.)+\w([\w-]*\w)?$`)
 )
 
 // isWithin reports whether a host name is in a domain, or is it.

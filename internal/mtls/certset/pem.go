@@ -7,11 +7,12 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
+
+	"sevagent/internal/pattern"
 )
 
 // isSequence reports whether der is one ASN.1 SEQUENCE and nothing else, as every form of private key is. A plain
@@ -34,7 +35,7 @@ const (
 )
 
 // unicodeEscape is how encoders of JSON write a character: some of them +, = and line breaks, too.
-var unicodeEscape = regexp.MustCompile(`\\+u00[0-9A-Fa-f]{2}`)
+var unicodeEscape = pattern.New(`\\+u00[0-9A-Fa-f]{2}`)
 
 // normalise repairs what was escaped once or twice too often, and line ends. PEM has no use for a backslash.
 func normalise(text string) string {
@@ -104,7 +105,7 @@ func endsInValue(before string) bool {
 
 // opensValue matches what stands before a block that is the value of something for certain: a quote or a bracket that
 // is opened, an equals sign that underlines nothing, or the head of a text of several lines in YAML, HCL or XML.
-var opensValue = regexp.MustCompile(`(?:[:=({\[,]\s*["'\x60]|[{\[(]|[^=\s][ \t]*=|[:=]\s*[|>][+-]?` +
+var opensValue = pattern.New(`(?:[:=({\[,]\s*["'\x60]|[{\[(]|[^=\s][ \t]*=|[:=]\s*[|>][+-]?` +
 	`|<<[-~]?["']?\w+["']?|(?m:^[ \t]*)(?:<\w[\w:.-]*>[ \t]*)+)\s*$`)
 
 // countStrict returns how many blocks encoding/pem finds.
@@ -160,8 +161,8 @@ func cutBlock(n int, text string) (block *pem.Block, rest string, err error) {
 }
 
 var (
-	keyHeader   = regexp.MustCompile(`(?:^|\s)(` + procType + `|` + dekInfo + `):\s*(\S+)`)
-	otherHeader = regexp.MustCompile(`(?m)^\s*[A-Za-z0-9 -]+:.*$`)
+	keyHeader   = pattern.New(`(?:^|\s)(` + procType + `|` + dekInfo + `):\s*(\S+)`)
+	otherHeader = pattern.New(`(?m)^\s*[A-Za-z0-9 -]+:.*$`)
 )
 
 // cutHeaders takes the headers out of the body of a block, and returns those of an encrypted key.

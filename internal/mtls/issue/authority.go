@@ -24,7 +24,8 @@ type Authority interface {
 // Order is an order that an Authority has accepted.
 type Order interface {
 	// Collect returns the certificate, taking the next step towards it if there is one. ErrPending: ask again in a
-	// while. ErrLost: this order gives none any more. After any other error it is asked again as its kind says.
+	// while. ErrLost: this order gives none any more. ErrUnusable: it has given one. After any other error it is asked
+	// again as its kind says.
 	Collect(ctx context.Context) (Certificate, error)
 }
 
@@ -33,6 +34,9 @@ var (
 	ErrPending = errors.New("the certificate is not issued yet")
 	// ErrLost says that an order will never have one, so that another order is needed.
 	ErrLost = errors.New("the order is lost")
+	// ErrUnusable says that a certificate was issued, and paid for, with which nothing can be done. It counts as one that
+	// cannot be published.
+	ErrUnusable = errors.New("the certificate cannot be used")
 )
 
 // Request is what an order is made of.

@@ -1,10 +1,8 @@
 package issue
 
 import (
-	"container/heap"
 	"crypto/x509"
 	"fmt"
-	"math/rand/v2"
 	"testing"
 	"time"
 )
@@ -41,56 +39,30 @@ func TestRenewAt(t *testing.T) {
 	}
 }
 
-// attempts are the next attempts of nodes, by time in seconds.
-type attempts []attempt
-
-type attempt struct {
-	at       float64
-	failures int
-}
-
-func (a attempts) Len() int           { return len(a) }
-func (a attempts) Less(i, j int) bool { return a[i].at < a[j].at }
-func (a attempts) Swap(i, j int)      { a[i], a[j] = a[j], a[i] }
-func (a *attempts) Push(v any)        { *a = append(*a, v.(attempt)) }
-func (a *attempts) Pop() any {
-	last := (*a)[len(*a)-1]
-	*a = (*a)[:len(*a)-1]
-	return last
-}
-
-// TestFleetAfterOutage: ten thousand nodes that became due while the authority was down are certified within a quarter
-// of an hour of its return, with one call each, and stay below Private CA's quotas, of which 20 a second for the CA's
-// own certificate is the lowest.
-func TestFleetAfterOutage(t *testing.T) {
-	const nodes, quota, outage = 10_000, 20.0, 4 * 3600.0
-	for seed := range uint64(5) {
-		random := rand.New(rand.NewPCG(seed, 1))
-		var queue attempts
-		for range nodes { // due at some time of the outage but its last hour
-			heap.Push(&queue, attempt{at: random.Float64() * (outage - 3600)})
+// TestBackoff: without a certificate the waits double from a second to a quarter of an hour; with one they grow faster,
+// up to a quarter of what is left of it.
+func TestBackoff(t *testing.T) {
+	for _, c := range []struct {
+		left time.Duration
+		n    int
+		want time.Duration
+	}{
+		{0, 1, time.Second},
+		{0, 2, 2 * time.Second},
+		{0, 5000, 15 * time.Minute},
+		{9 * time.Hour, 1, 2 * time.Minute},
+		{9 * time.Hour, 2, 8 * time.Minute},
+		{9 * time.Hour, 3, 32 * time.Minute},
+		{9 * time.Hour, 4, 2 * time.Hour},
+		{90 * 24 * time.Hour, 5000, 2 * time.Hour},
+		{3 * time.Hour, 4, 45 * time.Minute},
+		{time.Minute, 4, 15 * time.Minute},
+	} {
+		if got := Backoff(c.left, c.n, 1); got != c.want {
+			t.Errorf("failure %d with %v left: at most %v, want %v", c.n, c.left, got, c.want)
 		}
-		tokens, last := quota, 0.0
-		calls, done, throttled, end := 0, 0, 0, 0.0
-		for queue.Len() > 0 {
-			a := heap.Pop(&queue).(attempt)
-			tokens, last = min(quota, tokens+(a.at-last)*quota), a.at
-			if a.at >= outage {
-				calls++
-				if tokens >= 1 {
-					tokens--
-					done, end = done+1, a.at-outage
-					continue
-				}
-				throttled++
-			}
-			a.failures++
-			a.at += backoff(retryPublished, a.failures, random.Float64()).Seconds()
-			heap.Push(&queue, a)
-		}
-		if done != nodes || end > retryMax.Seconds() || calls > nodes*101/100 {
-			t.Errorf("seed %d: %d nodes certified %.0f s after the outage, with %d calls, of which %d were throttled",
-				seed, done, end, calls, throttled)
+		if got := Backoff(c.left, c.n, 0); got != c.want/2 {
+			t.Errorf("failure %d with %v left: at least %v, want %v", c.n, c.left, got, c.want/2)
 		}
 	}
 }

@@ -67,6 +67,7 @@ type Source struct {
 	last      time.Time         // of them
 	failing   error             // the last step's
 	failures  int               // in a row
+	boot      int               // of them, those that do not lengthen the wait: source.BootTries
 	next      time.Time         // when the next step may be taken after a failure, or towards a certificate
 	issuances []time.Time       // of the last 24 hours
 	suggested suggestion        // by the authority
@@ -139,8 +140,7 @@ func (s *Source) due() time.Time {
 	case s.published == "", s.renewal:
 		return time.Time{}
 	case !strings.HasSuffix(s.published, "-"+orderOf(s.config.Spec)):
-		// What is published works, and a fleet that is configured anew is not to come all at once.
-		return s.created.Add(time.Duration(fraction(s.leaf) * float64(retryMax)))
+		return Reordered(s.created, fraction(s.leaf))
 	default:
 		return s.scheduled()
 	}
@@ -216,7 +216,7 @@ func (s *Source) Published(version string, leaf *x509.Certificate) {
 			s.order = nil // it was to replace what could not be published before
 		}
 		if s.order == nil {
-			s.failing, s.failures, s.next = nil, 0, time.Time{}
+			s.failing, s.failures, s.boot, s.next = nil, 0, 0, time.Time{}
 		}
 	}
 	s.updateStatus(time.Now())
@@ -263,23 +263,26 @@ func (s *Source) take(ctx context.Context, step step) {
 	now := time.Now()
 	switch {
 	case err == nil:
-		s.failing, s.failures, s.next = nil, 0, time.Time{}
+		s.failing, s.failures, s.boot, s.next = nil, 0, 0, time.Time{}
 		s.attempted("issued")
 		return
 	case s.order != nil && (errors.Is(err, ErrLost) || now.Sub(s.order.begun) > maxOrderAge && !s.stands(err)):
 		s.order = nil
 	case errors.Is(err, ErrPending):
 		s.failing = nil // failures count on: the order may get lost
-		s.next = later(now.Add(collectWait(now.Sub(s.order.begun))), nextOf(err))
+		s.next = later(now.Add(CollectWait(now.Sub(s.order.begun))), nextOf(err))
 		return
 	}
 	s.failing = fmt.Errorf("%s: %w", s.config.Name, err)
 	s.failures++
-	first := retryPublished
-	if s.published == "" {
-		first = retryFirst
+	var left time.Duration
+	n := s.failures - s.boot
+	if s.published != "" {
+		left = max(s.leaf.NotAfter.Sub(now), 1) // nothing is gained by haste once it has expired
+	} else if !source.Answered(err) && s.boot < source.BootTries {
+		s.boot, n = s.boot+1, 1
 	}
-	s.next = later(now.Add(backoff(first, s.failures, mathrand.Float64())), nextOf(err))
+	s.next = later(now.Add(Backoff(left, n, mathrand.Float64())), nextOf(err))
 	s.attempted(string(source.KindOf(err)))
 }
 
@@ -353,15 +356,19 @@ func (s *Source) newOrder(ctx context.Context) (*order, error) {
 	return o, nil
 }
 
-// collect asks for the certificate that is ordered. One that is not what was asked for is counted, and not offered.
+// collect asks for the certificate that is ordered. One that is not what was asked for, or cannot be used, is counted
+// and not offered.
 func (s *Source) collect(ctx context.Context) error {
 	c, err := s.order.order.Collect(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrUnusable) {
 		return err
 	}
 	now := time.Now()
 	s.issuances = append(s.issuances, now)
-	p, err := newPair(c, s.order.key, s.order.asked, s.config.Gives, s.config.Spec)
+	var p *pair
+	if err == nil {
+		p, err = newPair(c, s.order.key, s.order.asked, s.config.Gives, s.config.Spec)
+	}
 	s.order, s.renewal = nil, false
 	if err != nil {
 		s.issued = nil

@@ -46,7 +46,7 @@ func (path File) read() ([]byte, error) {
 	// Opening a FIFO would wait for a writer, hence O_NONBLOCK.
 	f, err := os.OpenFile(string(path), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
-		return nil, &Error{Kind: Persistent, Err: err}
+		return nil, &Error{Kind: Persistent, Missing: errors.Is(err, fs.ErrNotExist), Err: err}
 	} else if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"strings"
 	"time"
 
 	"sevagent/client"
@@ -88,14 +89,68 @@ const (
 type Error struct {
 	Kind Kind
 	Err  error
+	// Advice is what to do about it. Empty: Err says so, or nothing is known.
+	Advice string
+	// Missing reports whether there is no such secret, or nothing in it.
+	Missing bool
 	// Date and Next are as those of a Version.
 	Date, Next time.Time
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Error() string {
+	if e.Advice != "" {
+		return e.Err.Error() + "; " + e.Advice
+	}
+	return e.Err.Error()
+}
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// BootTries is how often a service that has not answered yet is asked again at a steady pace, within a second or so,
+// before anything is published: for half a minute if attempts fail at once. It costs nothing, and the node waits.
+const BootTries = 60
+
+// Answered reports whether a failure is the answer of the service that has the secret. If not, the service was not
+// reached: at boot the network, the region or the role's credentials may be late.
+func Answered(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && (e.Kind != Transient || !e.Date.IsZero())
+}
+
+// Advise adds to an error what to do about it, which Explain tells from the cause.
+func Advise(err error, advice string) error { return &advised{err, advice} }
+
+type advised struct {
+	error
+	text string
+}
+
+func (a *advised) Error() string  { return a.error.Error() + "; " + a.text }
+func (a *advised) Unwrap() error  { return a.error }
+func (a *advised) advice() string { return a.text }
+func (e *Error) advice() string   { return e.Advice }
+
+// Explain returns the text of a failure without the advice of its source, and that advice.
+func Explain(err error) (cause, advice string) {
+	type adviser interface {
+		advice() string
+		Unwrap() error
+	}
+	cause = err.Error()
+	for a := adviser(nil); errors.As(err, &a); err = a.Unwrap() {
+		if advice = a.advice(); advice != "" {
+			return strings.Replace(cause, "; "+advice, "", 1), advice
+		}
+	}
+	return cause, ""
+}
+
+// IsMissing reports whether err says that there is no such secret, or nothing in it.
+func IsMissing(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Missing
+}
 
 // KindOf returns the kind of a failure.
 func KindOf(err error) Kind {

@@ -1,6 +1,7 @@
 package source
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,8 +12,8 @@ import (
 func TestFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "secret")
 	s := File(path)
-	if _, err := s.Describe(t.Context()); KindOf(err) != Persistent {
-		t.Errorf("missing file: %v, want a persistent error", err)
+	if _, err := s.Describe(t.Context()); KindOf(err) != Persistent || !IsMissing(err) {
+		t.Errorf("missing file: %v, want a persistent error that says so", err)
 	}
 	write := func(content string) (version string) {
 		t.Helper()
@@ -44,8 +45,31 @@ func TestFile(t *testing.T) {
 	if _, err := s.Describe(t.Context()); KindOf(err) != Persistent || !strings.Contains(err.Error(), "larger than") {
 		t.Errorf("large file: %v, want a persistent error that says so", err)
 	}
-	if _, err := File(filepath.Dir(path)).Describe(t.Context()); KindOf(err) != Persistent {
+	if _, err := File(filepath.Dir(path)).Describe(t.Context()); KindOf(err) != Persistent || IsMissing(err) {
 		t.Errorf("directory: %v, want a persistent error", err)
+	}
+}
+
+// Advice is part of an error's text, and can be told from its cause at any depth.
+func TestExplain(t *testing.T) {
+	plain := errors.New("denied")
+	advised := &Error{Kind: Persistent, Err: plain, Advice: "allow it"}
+	for _, c := range []struct {
+		err                 error
+		text, cause, advice string
+	}{
+		{plain, "denied", "denied", ""},
+		{&Error{Err: plain}, "denied", "denied", ""},
+		{advised, "denied; allow it", "denied", "allow it"},
+		{&Error{Err: fmt.Errorf("order: %w", advised)}, "order: denied; allow it", "order: denied", "allow it"},
+		{Advise(plain, "ask"), "denied; ask", "denied", "ask"},
+		{&Error{Err: fmt.Errorf("read: %w", Advise(plain, "ask"))}, "read: denied; ask", "read: denied", "ask"},
+		{fmt.Errorf("a: %w (HTTP 400)", advised), "a: denied; allow it (HTTP 400)", "a: denied (HTTP 400)", "allow it"},
+	} {
+		cause, advice := Explain(c.err)
+		if c.err.Error() != c.text || cause != c.cause || advice != c.advice {
+			t.Errorf("%q is %q and %q, want %q and %q", c.err, cause, advice, c.cause, c.advice)
+		}
 	}
 }
 

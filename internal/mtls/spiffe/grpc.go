@@ -110,12 +110,14 @@ func (s *Source) status(err error) error {
 	case !ok:
 		return s.error(source.Transient, err)
 	case e.code == codePermissionDenied:
-		return s.error(source.Persistent, fmt.Errorf("%w: no registration entry fits this process; create one on the SPIRE "+
-			"server, by spire-server entry create with -selector unix:path:/usr/bin/sevagent, or unix:sha256: and the "+
-			"digest of that file, for which the agent's WorkloadAttestor \"unix\" needs discover_workload_path = true; "+
-			"unix:uid:0 would give the key to all of root", err))
+		err := fmt.Errorf("%w: no registration entry fits this process", err)
+		return s.error(source.Persistent, source.Advise(err, "create one on the SPIRE server, by spire-server entry "+
+			"create with -selector unix:path:/usr/bin/sevagent, or unix:sha256: and the digest of that file, for "+
+			"which the agent's WorkloadAttestor \"unix\" needs discover_workload_path = true; "+
+			"unix:uid:0 would give the key to all of root"))
 	case e.code == codeInvalidArgument, e.code == codeUnimplemented:
-		return s.error(source.Persistent, fmt.Errorf("%w: this is not the socket of a Workload API; correct its path", err))
+		err := fmt.Errorf("%w: this is not the socket of a Workload API", err)
+		return s.error(source.Persistent, source.Advise(err, "correct its path"))
 	}
 	return s.error(source.Transient, err)
 }

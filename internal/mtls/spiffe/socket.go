@@ -36,16 +36,17 @@ func identityOf(path string) identity {
 func (s *Source) connect(ctx context.Context) (net.Conn, error) {
 	path := s.cfg.Socket
 	if err := s.cfg.checkPath(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, s.error(source.Transient, fmt.Errorf("%w; start the SPIRE agent, which makes its socket once it is "+
-			"attested, and have sevagent.service see it by BindReadOnlyPaths=%s in a drop-in", err, filepath.Dir(path)))
+		return nil, s.error(source.Transient, source.Advise(err, "start the SPIRE agent, which makes its socket "+
+			"once it is attested, and have sevagent.service see it by BindReadOnlyPaths="+
+			filepath.Dir(path)+" in a drop-in"))
 	} else if err != nil {
 		return nil, s.error(source.Persistent, err)
 	}
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if errors.Is(err, fs.ErrPermission) {
-		return nil, s.error(source.Persistent, fmt.Errorf("%w; let this process write to the socket", err))
+		return nil, s.error(source.Persistent, source.Advise(err, "let this process write to the socket"))
 	} else if err != nil {
-		return nil, s.error(source.Transient, fmt.Errorf("%w; see whether the SPIRE agent runs", err))
+		return nil, s.error(source.Transient, source.Advise(err, "see whether the SPIRE agent runs"))
 	}
 	if err := s.cfg.checkPeer(conn.(*net.UnixConn)); err != nil {
 		conn.Close()
@@ -78,18 +79,19 @@ func (c *Config) checkPath(path string) error {
 		}
 		st, ok := fi.Sys().(*syscall.Stat_t)
 		if !ok || !c.believes(st.Uid) {
-			return fmt.Errorf("%s belongs to the user %d, who could put another socket there; give it to root", step, st.Uid)
+			err := fmt.Errorf("%s belongs to the user %d, who could put another socket there", step, st.Uid)
+			return source.Advise(err, "give it to root")
 		}
 		const othersWrite = 0o022
 		if fi.IsDir() && fi.Mode().Perm()&othersWrite != 0 && fi.Mode()&fs.ModeSticky == 0 {
-			return fmt.Errorf("%s may be written to by others than its owner, who could put another socket there; "+
-				"take that from them: chmod go-w %[1]s", step)
+			err := fmt.Errorf("%s may be written to by others than its owner, who could put another socket there", step)
+			return source.Advise(err, "take that from them: chmod go-w "+step)
 		}
 	}
 	if fi, err := os.Lstat(resolved); err != nil {
 		return err
 	} else if fi.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s is not a socket; correct its path", path)
+		return source.Advise(fmt.Errorf("%s is not a socket", path), "correct its path")
 	}
 	return nil
 }
@@ -122,10 +124,12 @@ func (c *Config) checkPeer(conn *net.UnixConn) error {
 	case err != nil:
 		return fmt.Errorf("find out who listens: %w", err)
 	case !c.believes(peer.Uid):
-		return fmt.Errorf("process %d of the user %d listens there; run the SPIRE agent as root", peer.Pid, peer.Uid)
+		err := fmt.Errorf("process %d of the user %d listens there", peer.Pid, peer.Uid)
+		return source.Advise(err, "run the SPIRE agent as root")
 	case !c.Contained && !onHost(peer.Pid):
-		return fmt.Errorf("process %d listens there, which is in a container, or not in a unit of the host's; run the SPIRE "+
-			"agent as a unit, and mount %s into containers read-only", peer.Pid, filepath.Dir(c.Socket))
+		err := fmt.Errorf("process %d listens there, which is in a container, or not in a unit of the host's", peer.Pid)
+		advice := "run the SPIRE agent as a unit, and mount " + filepath.Dir(c.Socket) + " into containers read-only"
+		return source.Advise(err, advice)
 	}
 	return nil
 }

@@ -94,8 +94,9 @@ func (s *Source) wait(ctx context.Context, d time.Duration) bool {
 // follow opens a stream, and takes over what it brings until it ends. It returns why, and the number of messages.
 func (s *Source) follow(ctx context.Context) (messages int, err error) {
 	s.mu.Lock()
-	s.expect(time.Now().Add(answerWithin), s.error(source.Transient,
-		fmt.Errorf("no answer within %v; see whether the SPIRE agent hangs, or cannot reach its server", answerWithin)))
+	overdue := source.Advise(fmt.Errorf("no answer within %v", answerWithin),
+		"see whether the SPIRE agent hangs, or cannot reach its server")
+	s.expect(time.Now().Add(answerWithin), s.error(source.Transient, overdue))
 	s.mu.Unlock()
 
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -47,10 +47,11 @@ func choose(offers []offer, id string) (*offer, error) {
 	}
 	switch {
 	case id != "":
-		return nil, fmt.Errorf("the SPIRE agent offers %s, and not %s; create an entry for that, or correct id",
-			strings.Join(ids, ", "), id)
+		err := fmt.Errorf("the SPIRE agent offers %s, and not %s", strings.Join(ids, ", "), id)
+		return nil, source.Advise(err, "create an entry for that, or correct id")
 	case len(ids) > 1:
-		return nil, fmt.Errorf("the SPIRE agent offers %s; set id to the one to publish", strings.Join(ids, ", "))
+		err := fmt.Errorf("the SPIRE agent offers %s", strings.Join(ids, ", "))
+		return nil, source.Advise(err, "set id to the one to publish")
 	}
 	return &offers[0], nil
 }
@@ -109,8 +110,8 @@ func (o *offer) verify(gives []string, now time.Time) (*svid, error) {
 	case len(leaf.URIs) != 1 || leaf.URIs[0].String() != o.id:
 		return nil, errors.New("the certificate is for another SPIFFE ID, or for several URIs")
 	case now.After(leaf.NotAfter):
-		return nil, fmt.Errorf("the certificate has expired at %s; see whether the SPIRE agent reaches its server, and "+
-			"whether the clock is right", leaf.NotAfter.UTC().Format(time.RFC3339))
+		err := fmt.Errorf("the certificate has expired at %s", leaf.NotAfter.UTC().Format(time.RFC3339))
+		return nil, source.Advise(err, "see whether the SPIRE agent reaches its server, and whether the clock is right")
 	}
 	slices.SortFunc(bundle, func(a, b *x509.Certificate) int { return bytes.Compare(a.Raw, b.Raw) })
 	bundle = slices.CompactFunc(bundle, (*x509.Certificate).Equal)

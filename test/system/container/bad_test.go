@@ -18,7 +18,7 @@ func TestWithoutSystemd(t *testing.T) {
 	for _, script := range []string{
 		"dpkg -i /lab/packages/old/*.deb", "dpkg -i /lab/packages/new/*.deb", "dpkg --remove sevagent sevctl",
 		"dpkg -i /lab/packages/new/*.deb", "dpkg --purge sevagent sevctl",
-		"rpm --install --nodeps /lab/packages/old/*.rpm", "rpm --upgrade --nodeps /lab/packages/new/*.rpm",
+		"rpm --install /lab/packages/old/*.rpm", "rpm --upgrade /lab/packages/new/*.rpm",
 		"rpm --erase sevagent sevctl",
 	} {
 		out, err := m.chroot(script)

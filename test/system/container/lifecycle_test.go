@@ -26,11 +26,10 @@ var packagers = map[string]packager{
 		remove:    "dpkg --remove sevagent sevctl", purge: "dpkg --purge sevagent sevctl",
 		version: "dpkg-query --show --showformat '${Version}' sevagent",
 	},
-	// In Debian's root, rpm knows of no systemd to depend on.
 	"rpm": {
-		install:   "rpm --install --nodeps /lab/packages/%s/*.rpm",
-		upgrade:   "rpm --upgrade --nodeps /lab/packages/%s/*.rpm",
-		downgrade: "rpm --upgrade --oldpackage --nodeps /lab/packages/%s/*.rpm",
+		install:   "rpm --install /lab/packages/%s/*.rpm",
+		upgrade:   "rpm --upgrade /lab/packages/%s/*.rpm",
+		downgrade: "rpm --upgrade --oldpackage /lab/packages/%s/*.rpm",
 		remove:    "rpm --erase sevagent sevctl", version: "rpm --query --queryformat '%{VERSION}-%{RELEASE}' sevagent",
 	},
 }
@@ -69,7 +68,7 @@ func (p packager) life(t *testing.T) {
 	if strings.HasPrefix(p.install, "dpkg") {
 		m.must("dpkg --verify sevagent sevctl")
 	} else {
-		m.must("rpm --verify --nodeps sevagent sevctl")
+		m.must("rpm --verify sevagent sevctl")
 	}
 	// The operator's own: a conffile edited, a file beside it, a drop-in.
 	m.configure("")

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"sevagent/internal/must"
+	"sevagent/test/fleet"
 	"sevagent/test/lab"
 )
 
@@ -60,6 +62,22 @@ func TestNode(t *testing.T) {
 		m.putSecret("client-1")
 		m.must("systemctl reload sevagent.service")
 		m.published("client-1")
+		before = m.standing()
+	})
+	t.Run("push", func(t *testing.T) { // as SSM runs it; a failure of the refresh is none of the command's
+		m.t = t
+		command := must.Get(fleet.RefreshCommand("../../.."))(t, "read the command of cluster.yaml")
+		command = strings.Replace(command, "shuf -i 0-30", "shuf -i 0-1", 1)
+		m.putSecret("client-2")
+		m.must(command)
+		m.published("client-2")
+		m.must(strings.Replace(command, "sevagent refresh", "sevagent refresh --socket /nowhere", 1))
+		m.until("that no unit is left of the refreshes", func() error {
+			if units := m.must("systemctl list-units --all --no-legend --plain 'run-*.service'"); units != "" {
+				return errors.New(units)
+			}
+			return nil
+		})
 		before = m.standing()
 	})
 	t.Run("bad reload", func(t *testing.T) {

@@ -121,8 +121,8 @@ func (a *Authority) place(ctx context.Context, names []acme.AuthzID) (*acme.Orde
 	var options []acme.OrderOption
 	if a.Profile != "" {
 		if _, ok := directory.Profiles[acme.ProfileName(a.Profile)]; !ok {
-			return nil, persistent("the directory has no profile %q, but %s; choose one of them as profile, or none",
-				a.Profile, spellProfiles(directory.Profiles))
+			return nil, source.Advise(persistent("the directory has no profile %q, but %s", a.Profile,
+				spellProfiles(directory.Profiles)), "choose one of them as profile, or none")
 		}
 		options = append(options, acme.WithOrderIssuanceProfile(acme.ProfileName(a.Profile)))
 	}
@@ -187,26 +187,27 @@ func retryNonce(n int, _ *http.Request, res *http.Response) time.Duration {
 // identifiers returns the names of a request, or why ACME cannot order it.
 func identifiers(r issue.Request) ([]acme.AuthzID, error) {
 	if len(r.Extensions) > 0 {
-		return nil, errors.New("ACME cannot carry extensions of the certificate, such as evidence; set evidence: none")
+		return nil, source.Advise(errors.New("ACME cannot carry extensions of the certificate, such as evidence"),
+			"set evidence: none")
 	}
 	csr, err := x509.ParseCertificateRequest(r.CSR)
 	if err != nil {
 		return nil, fmt.Errorf("read the request: %w", err)
 	}
 	if len(csr.URIs) > 0 || len(csr.EmailAddresses) > 0 {
-		return nil, errors.New("ACME orders DNS names and IP addresses only; remove uri")
+		return nil, source.Advise(errors.New("ACME orders DNS names and IP addresses only"), "remove uri")
 	}
 	var addresses []string
 	for _, ip := range csr.IPAddresses {
 		addresses = append(addresses, ip.String())
 	}
 	if len(csr.DNSNames)+len(addresses) == 0 {
-		return nil, errors.New("the request has no DNS name; set dns")
+		return nil, source.Advise(errors.New("the request has no DNS name"), "set dns")
 	}
 	if cn := csr.Subject.CommonName; cn != "" &&
 		!slices.ContainsFunc(csr.DNSNames, func(name string) bool { return strings.EqualFold(name, cn) }) {
-		return nil, fmt.Errorf("the common name %q is none of the DNS names, which ACME demands; leave out "+
-			"common_name, or add it to dns", cn)
+		err := fmt.Errorf("the common name %q is none of the DNS names, which ACME demands", cn)
+		return nil, source.Advise(err, "leave out common_name, or add it to dns")
 	}
 	return append(acme.DomainIDs(csr.DNSNames...), acme.IPIDs(addresses...)...), nil
 }

@@ -130,7 +130,7 @@ func TestParseChain(t *testing.T) {
 	if err != nil || len(got) != 2 || !got[0].Equal(leaf) || !got[1].Equal(intermediate.Cert) {
 		t.Errorf("%d certificates (%v), want leaf and intermediate without the root", len(got), err)
 	}
-	if _, err := parseChain([][]byte{leaf.Raw, []byte("none")}); err == nil {
+	if _, err := parseChain([][]byte{leaf.Raw, []byte("none")}); !errors.Is(err, issue.ErrUnusable) {
 		t.Error("something else than a certificate is in the chain, without an error")
 	}
 }

@@ -98,9 +98,9 @@ func explain(err error) error {
 	if e, ok := err.(*url.Error); ok { // not one that an error of Config.EAB has inside
 		err = e.Err // without the URL, which repeats the directory
 		if c, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-			return persistent("verify its TLS certificate: %w; set roots to what verifies it", c.Err)
+			return source.Advise(persistent("verify its TLS certificate: %w", c.Err), "set roots to what verifies it")
 		} else if _, ok := errors.AsType[*source.Error](err); !ok {
-			return fmt.Errorf("%w; check that the node can reach it", err)
+			return source.Advise(err, "check that the node can reach it")
 		}
 	}
 	if _, ok := errors.AsType[*source.Error](err); ok || errors.Is(err, issue.ErrPending) {
@@ -110,7 +110,7 @@ func explain(err error) error {
 		return explainProblem(p, "")
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return errors.New("it does not answer in time; check that the node can reach it")
+		return source.Advise(errors.New("it does not answer in time"), "check that the node can reach it")
 	}
 	return err
 }
@@ -146,10 +146,7 @@ func explainProblem(p *acme.Error, advice string) error {
 	} else if !strings.HasPrefix(text, strconv.Itoa(p.StatusCode)) { // a HEAD has the status as its text
 		text += fmt.Sprintf(" (HTTP %d)", p.StatusCode)
 	}
-	if advice != "" {
-		text += "; " + advice
-	}
-	return &source.Error{Kind: kind, Err: &refusal{text, p}}
+	return &source.Error{Kind: kind, Err: &refusal{text, p}, Advice: advice}
 }
 
 // refusal is a problem as one line.
@@ -179,7 +176,7 @@ func noDirectory(err error) error {
 	} else if isNetwork || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return persistent("it is no ACME directory: %w; check directory", err)
+	return source.Advise(persistent("it is no ACME directory: %w", err), "check directory")
 }
 
 // notRegistered explains why there is no account. Some authorities answer a key ID that they do not know with a

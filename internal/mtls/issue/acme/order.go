@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/acme"
 
 	"sevagent/internal/mtls/issue"
+	"sevagent/internal/mtls/source"
 )
 
 // order is an issue.Order. Its state is the authority's: each step begins with a look at it, so that an answer that was
@@ -123,16 +124,16 @@ func (o *order) answer(ctx context.Context, now *acme.Order) error {
 		}
 		if chosen == nil {
 			slices.Sort(offered)
-			return persistent("%w: the authority wants proof of control over %s by %s, and challenge is %s; have it "+
-				"authorize the name beforehand, or change challenge",
+			err := persistent("%w: the authority wants proof of control over %s by %s, and challenge is %s",
 				issue.ErrLost, name, strings.Join(offered, ", "), cmp.Or(a.Challenge, None))
+			return source.Advise(err, "have it authorize the name beforehand, or change challenge")
 		}
 		response, err := a.client.HTTP01ChallengeResponse(chosen.Token)
 		if err != nil {
 			return err
 		}
 		if err := a.responder.serve(ctx, a.client.HTTP01ChallengePath(chosen.Token), response); err != nil {
-			return persistent("answer the challenge for %s: %w; %s", name, err, listenAdvice(err))
+			return source.Advise(persistent("answer the challenge for %s: %w", name, err), listenAdvice(err))
 		}
 		if chosen.Status != acme.StatusPending {
 			continue // the authority is looking
@@ -184,7 +185,7 @@ func parseChain(der [][]byte) ([]*x509.Certificate, error) {
 	for i, raw := range der {
 		c, err := x509.ParseCertificate(raw)
 		if err != nil {
-			return nil, fmt.Errorf("read certificate %d of the chain: %w", i+1, err)
+			return nil, persistent("%w: read certificate %d of the chain: %w", issue.ErrUnusable, i+1, err)
 		}
 		if i > 0 && c.CheckSignatureFrom(c) == nil {
 			break

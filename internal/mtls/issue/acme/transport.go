@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"sevagent/internal/mtls/source"
 )
 
 // maxResponse bounds a response. A chain of five certificates has less than 20 kB.
@@ -43,7 +45,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		if r.Body != nil {
 			r.Body.Close()
 		}
-		return nil, persistent("it is at %s, and ACME needs https; change directory", r.URL)
+		return nil, source.Advise(persistent("it is at %s, and ACME needs https", r.URL), "change directory")
 	}
 	res, err := t.base.RoundTrip(r)
 	if err != nil {

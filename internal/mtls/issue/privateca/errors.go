@@ -37,12 +37,15 @@ var persistent = map[string]string{
 func (a *Authority) classify(tried string, err error) error {
 	code, date, err := awsconfig.Explain(err)
 	kind := source.Transient
-	if advice, ok := persistent[code]; ok {
+	advice, stands := persistent[code]
+	if stands {
 		kind = source.Persistent
-		err = fmt.Errorf("%w; %s", err, strings.ReplaceAll(advice, "{template}", a.template))
-		a.ca = nil // it may have changed, so that it is read again
+		a.algorithm = "" // the CA may have changed, so that it is read again
 	}
-	return &source.Error{Kind: kind, Date: date, Err: fmt.Errorf("%s: %w", tried, err)}
+	return &source.Error{
+		Kind: kind, Date: date,
+		Err: fmt.Errorf("%s: %w", tried, err), Advice: strings.ReplaceAll(advice, "{template}", a.template),
+	}
 }
 
 // classify is that of the Authority, but for what an order can end in. Its certificate is issued after the order was

@@ -27,11 +27,10 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca"
 	"github.com/aws/aws-sdk-go-v2/service/acmpca/types"
 
+	"sevagent/internal/awsconfig"
 	"sevagent/internal/mtls/issue"
 	"sevagent/internal/mtls/source"
 )
@@ -69,17 +68,11 @@ type Authority struct {
 	region   string
 	template string // ARN
 
-	api *acmpca.Client // nil: Access has not succeeded yet
-	ca  *authority     // nil: to be read, again
+	api       *acmpca.Client         // nil: Access has not succeeded yet
+	algorithm types.SigningAlgorithm // empty: the CA is to be read, again
 }
 
 var _ issue.Authority = (*Authority)(nil)
-
-// authority is what is known of the CA.
-type authority struct {
-	chain     []*x509.Certificate // its certificate first, the root last
-	algorithm types.SigningAlgorithm
-}
 
 // Templates returns the names of the templates that make certificates as issue.Request wants them: with the names of
 // the CSR and fixed usages. Others make certificates of CAs, or of any usage.
@@ -132,15 +125,19 @@ func (a *Authority) Order(ctx context.Context, r issue.Request) (issue.Order, er
 	if err := a.connect(ctx); err != nil {
 		return nil, fmt.Errorf("%s: %w", tried, err)
 	}
-	if a.ca == nil {
-		if a.ca, err = a.read(ctx); err != nil {
+	if a.algorithm == "" { // which a CA keeps for life, as its key
+		chain, err := a.read(ctx)
+		if err != nil {
 			return nil, err
+		}
+		if a.algorithm, err = algorithmOf(chain[0]); err != nil {
+			return nil, &source.Error{Kind: source.Persistent, Err: fmt.Errorf("%s: %w", tried, err)}
 		}
 	}
 	out, err := a.api.IssueCertificate(ctx, &acmpca.IssueCertificateInput{
 		CertificateAuthorityArn: &a.config.CA,
 		Csr:                     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSR}),
-		SigningAlgorithm:        a.ca.algorithm,
+		SigningAlgorithm:        a.algorithm,
 		TemplateArn:             &a.template,
 		// In days, and without ValidityNotBefore: every other form has a date in it that this node's clock would give.
 		Validity:         &types.Validity{Type: types.ValidityPeriodTypeDays, Value: aws.Int64(int64(a.config.Days))},
@@ -153,12 +150,10 @@ func (a *Authority) Order(ctx context.Context, r issue.Request) (issue.Order, er
 	if aws.ToString(out.CertificateArn) == "" {
 		return nil, fmt.Errorf("%s: the answer names no certificate", tried)
 	}
-	return &order{a: a, arn: *out.CertificateArn, ca: a.ca, placed: time.Now()}, nil
+	return &order{a: a, arn: *out.CertificateArn, placed: time.Now()}, nil
 }
 
-// connect makes the client. All errors are the caller's to retry: the certification authorities of an account share
-// one quota, which a fleet that comes back after an outage would exceed many times over. The exception costs nothing:
-// a request that was refused because of this node's clock is sent again with the service's time.
+// connect makes the client.
 func (a *Authority) connect(ctx context.Context) error {
 	if a.api != nil {
 		return nil
@@ -169,10 +164,7 @@ func (a *Authority) connect(ctx context.Context) error {
 	}
 	a.api = acmpca.NewFromConfig(cfg, func(o *acmpca.Options) {
 		o.Region = a.region
-		o.Retryer = retry.NewStandard(func(o *retry.StandardOptions) {
-			o.MaxAttempts, o.RateLimiter = 2, ratelimit.None
-			o.Retryables = []retry.IsErrorRetryable{retry.RetryableError{}}
-		})
+		o.Retryer = awsconfig.Retryer()
 	})
 	return nil
 }
@@ -185,13 +177,14 @@ func (a *Authority) passthrough(extensions []pkix.Extension) (*types.ApiPassthro
 	if name := a.config.Template; !strings.Contains(name, "_API") {
 		// Private CA would leave them out, and say nothing.
 		fit := strings.NewReplacer("_CSR", "_APICSR", "Certificate/", "Certificate_APIPassthrough/").Replace(name)
-		return nil, fmt.Errorf("the template %s takes no extensions; use %s", name, fit)
+		return nil, source.Advise(fmt.Errorf("the template %s takes no extensions", name), "use "+fit)
 	}
 	var all []types.CustomExtension
 	for _, e := range extensions {
 		if len(e.Value) > maxExtension {
-			return nil, fmt.Errorf("the extension %s has %d bytes, and Private CA takes %d at most; "+
-				"order it without the extension, or with a shorter one", e.Id, len(e.Value), maxExtension)
+			err := fmt.Errorf("the extension %s has %d bytes, and Private CA takes %d at most",
+				e.Id, len(e.Value), maxExtension)
+			return nil, source.Advise(err, "order it without the extension, or with a shorter one")
 		}
 		all = append(all, types.CustomExtension{
 			ObjectIdentifier: aws.String(e.Id.String()), Critical: &e.Critical,
@@ -201,9 +194,9 @@ func (a *Authority) passthrough(extensions []pkix.Extension) (*types.ApiPassthro
 	return &types.ApiPassthrough{Extensions: &types.Extensions{CustomExtensions: all}}, nil
 }
 
-// read reads the CA's certificate and checks, before anything is ordered, that its certificates can be used. What it
-// returns is kept until an order is refused: a CA keeps its key for life.
-func (a *Authority) read(ctx context.Context) (*authority, error) {
+// read returns the CA's certificate with those that lead to its root. Before anything is ordered, that shows whether
+// its certificates can be used.
+func (a *Authority) read(ctx context.Context) ([]*x509.Certificate, error) {
 	tried := "read the certificate of " + a.config.CA
 	out, err := a.api.GetCertificateAuthorityCertificate(ctx, &acmpca.GetCertificateAuthorityCertificateInput{
 		CertificateAuthorityArn: &a.config.CA,
@@ -216,14 +209,10 @@ func (a *Authority) read(ctx context.Context) (*authority, error) {
 	if err == nil {
 		err = endsInRoot(chain)
 	}
-	var algorithm types.SigningAlgorithm
-	if err == nil {
-		algorithm, err = algorithmOf(chain[0])
-	}
 	if err != nil {
 		return nil, &source.Error{Kind: source.Persistent, Err: fmt.Errorf("%s: %w", tried, err)}
 	}
-	return &authority{chain: chain, algorithm: algorithm}, nil
+	return chain, nil
 }
 
 // algorithmOf returns that with which a CA signs. It has to be of the family of the CA's key.
@@ -241,18 +230,17 @@ func algorithmOf(ca *x509.Certificate) (types.SigningAlgorithm, error) {
 			return types.SigningAlgorithmSha512withecdsa, nil
 		}
 	}
-	return "", errors.New("its key is neither RSA nor ECDSA; use a CA with a key of one of the two")
+	return "", source.Advise(errors.New("its key is neither RSA nor ECDSA"), "use a CA with a key of one of the two")
 }
 
 // order is a certificate that Private CA has been asked for.
 type order struct {
 	a      *Authority
 	arn    string // of the certificate
-	ca     *authority
 	placed time.Time
 }
 
-// Collect implements issue.Order by GetCertificate. A certificate that cannot be used makes the order a lost one.
+// Collect implements issue.Order by GetCertificate.
 func (o *order) Collect(ctx context.Context) (issue.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -265,21 +253,23 @@ func (o *order) Collect(ctx context.Context) (issue.Certificate, error) {
 	}
 	var chain []*x509.Certificate
 	certificate, err := parse(aws.ToString(out.Certificate))
-	if err == nil && len(certificate) != 1 {
+	switch {
+	case err != nil:
+	case len(certificate) != 1:
 		err = fmt.Errorf("it is %d certificates, want 1", len(certificate))
-	}
-	if err == nil {
-		chain = o.ca.chain
-		if aws.ToString(out.CertificateChain) != "" {
-			if chain, err = parse(*out.CertificateChain); err == nil {
-				err = endsInRoot(chain)
-			}
+	case aws.ToString(out.CertificateChain) == "": // read each time, since the CA's certificate may be renewed
+		if chain, err = o.a.read(ctx); err != nil {
+			return issue.Certificate{}, err
+		}
+	default:
+		if chain, err = parse(*out.CertificateChain); err == nil {
+			err = endsInRoot(chain)
 		}
 	}
 	if err != nil {
-		o.a.ca = nil
+		o.a.algorithm = "" // the CA is to show first that the next one can be used
 		return issue.Certificate{}, &source.Error{
-			Kind: source.Persistent, Err: fmt.Errorf("%s: %w: %w", tried, issue.ErrLost, err),
+			Kind: source.Persistent, Err: fmt.Errorf("%s: %w: %w", tried, issue.ErrUnusable, err),
 		}
 	}
 	root := len(chain) - 1
@@ -315,6 +305,6 @@ func endsInRoot(chain []*x509.Certificate) error {
 	if bytes.Equal(last.RawIssuer, last.RawSubject) && last.CheckSignatureFrom(last) == nil {
 		return nil
 	}
-	return fmt.Errorf("its chain ends in %q, which was issued by %q, and not in a root; "+
-		"import the CA's certificate again with the whole chain", last.Subject, last.Issuer)
+	err := fmt.Errorf("its chain ends in %q, which was issued by %q, and not in a root", last.Subject, last.Issuer)
+	return source.Advise(err, "import the CA's certificate again with the whole chain")
 }

@@ -53,7 +53,7 @@ func serve(t *testing.T, wrap func(http.Handler) http.Handler) *simaws.PrivateCA
 	return service
 }
 
-func access(ctx context.Context) (aws.Config, error) { return awsconfig.Load(ctx) }
+func access(context.Context) (aws.Config, error) { return awsconfig.Load() }
 
 func authority(t *testing.T, service *simaws.PrivateCA, template string) *privateca.Authority {
 	t.Helper()
@@ -345,7 +345,7 @@ func TestFlaws(t *testing.T) {
 	}
 }
 
-// TestNoRoot: what has no root above it is not ordered, and lost if the CA has none any more once it is.
+// TestNoRoot: what has no root above it is not ordered, and cannot be used if the CA has none any more once it is.
 func TestNoRoot(t *testing.T) {
 	service := serve(t, nil)
 	a := authority(t, service, client)
@@ -356,7 +356,7 @@ func TestNoRoot(t *testing.T) {
 	r, _ := request(t, "node-1")
 	const want = `ends in "CN=Below", which was issued by "CN=Root", and not in a root`
 	_, err := order(t, a, r)
-	if !errors.Is(err, issue.ErrLost) || !strings.Contains(err.Error(), want) {
+	if !errors.Is(err, issue.ErrUnusable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("a certificate: %v, want %s", err, want)
 	}
 	service.SetCA(&simca.CA{Cert: below.Cert, Key: below.Key})
@@ -368,7 +368,7 @@ func TestNoRoot(t *testing.T) {
 	}
 }
 
-// TestAnswer: an order whose answer is no certificate, or several, is lost. Without a chain, it is that of the CA.
+// TestAnswer: an answer that is no certificate, or several, cannot be used. Without a chain, it is that of the CA.
 func TestAnswer(t *testing.T) {
 	var change func(map[string]string)
 	service := serve(t, func(h http.Handler) http.Handler {
@@ -403,7 +403,7 @@ func TestAnswer(t *testing.T) {
 		r, _ := request(t, "node-1")
 		got, err := order(t, a, r)
 		if c.good && (err != nil || len(got.Chain) != 2 || !got.Anchors[0].Equal(root.Cert)) ||
-			!c.good && !errors.Is(err, issue.ErrLost) {
+			!c.good && !errors.Is(err, issue.ErrUnusable) {
 			t.Errorf("%s: %d certificates, %v", c.name, len(got.Chain), err)
 		}
 	}
