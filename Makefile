@@ -14,6 +14,7 @@ GOFILES = $(wildcard *.go */)
 TOOLS := $(CACHE)/bin/.installed
 VENV := $(CACHE)/venv/.installed
 CHECKOV := $(CACHE)/checkov/.installed
+BROWSER := $(CACHE)/browser/.installed
 
 .PHONY: help
 help: ## list the targets
@@ -35,7 +36,7 @@ demo: build ## bring a simulated node up, rotate, break and verify; without root
 	bin/sevsim demo
 
 .PHONY: test
-test: race lint fuzz-short test-aws test-ca test-leak test-node test-rotation test-readers ## all tests, and what they need
+test: race lint fuzz-short test-aws test-ca test-page test-leak test-node test-rotation test-readers ## all tests, and what they need
 
 .PHONY: race
 race: ## the hermetic tests, under the race detector; lint has go vet
@@ -57,6 +58,10 @@ test-aws: build $(VENV) $(CHECKOV) ## the templates, bootstrap's signals and sev
 .PHONY: test-ca
 test-ca: ## certificates over ACME, from an unmodified Pebble
 	test/run ca
+
+.PHONY: test-page
+test-page: build $(BROWSER) ## the pages, in Chromium: content, rotations, accessibility, widths, schemes
+	test/run page
 
 .PHONY: test-leak
 test-leak: build ## that no private key leaves a node: record what leaves it, and search that for the keys (root)
@@ -157,7 +162,8 @@ $(TOOLS): tools/go.mod tools/go.sum
 
 $(VENV): tools/python/requirements.lock
 $(CHECKOV): tools/python/checkov.lock
-$(VENV) $(CHECKOV):
+$(BROWSER): tools/python/browser.lock
+$(VENV) $(CHECKOV) $(BROWSER):
 	rm -rf $(@D)
 	python3 -m venv $(@D)
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<

@@ -42,6 +42,7 @@ var table = map[string][]string{
 		"internal/must", "internal/promtext", prometheus, "github.com/prometheus/client_model",
 		"github.com/prometheus/common",
 	},
+	"internal/look":                {},
 	"internal/visible/visibletest": {},
 	"internal/cli": {
 		"internal/atomicfile", "internal/suggest", "internal/visible", cobra, "github.com/spf13/pflag", "golang.org/x/sys",
@@ -84,7 +85,7 @@ var table = map[string][]string{
 	},
 	"internal/localapi": {
 		"client", "internal/appraise", "internal/attest", "internal/cgroup", "internal/evidence",
-		"internal/promtext", "internal/sockets", "internal/strictjson", "internal/visible",
+		"internal/look", "internal/promtext", "internal/sockets", "internal/strictjson", "internal/visible",
 		"golang.org/x/sys", "golang.org/x/sync",
 	},
 	"internal/sim":           {"internal/snp", "golang.org/x/sys"},

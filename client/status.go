@@ -10,8 +10,10 @@ import (
 
 // Status is the answer of GET /v1/status: all that "sevagent status" shows.
 type Status struct {
-	Version     string      `json:"version"`
-	StartedAt   time.Time   `json:"started_at"`
+	Version   string    `json:"version"`
+	StartedAt time.Time `json:"started_at"`
+	// Cluster is the ECS cluster that ecs.config names. Empty: none.
+	Cluster     string      `json:"cluster,omitempty"`
 	Health      Health      `json:"health"`
 	Attestation Attestation `json:"attestation"`
 	// MTLS is what is published in mtls.path, and why.

@@ -17,6 +17,7 @@ func (a *agent) status(now time.Time) *client.Status {
 	s := &client.Status{
 		Version:     cli.Version(),
 		StartedAt:   a.started,
+		Cluster:     node(a.attestation.cloud.instance(), ecsConfigFile).Cluster,
 		Health:      *a.health(now),
 		Attestation: a.attestation.status(now),
 		MTLS:        *p.rotator.Status(),

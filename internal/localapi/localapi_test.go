@@ -13,11 +13,13 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"sevagent/client"
 	"sevagent/internal/appraise"
 	"sevagent/internal/evidence"
+	"sevagent/internal/look"
 	"sevagent/internal/must"
 	"sevagent/internal/promtext"
 	"sevagent/internal/visible/visibletest"
@@ -26,6 +28,8 @@ import (
 // node is a server over fixed responses, on a socket and on loopback TCP, that can be made to fail.
 type node struct {
 	t                        *testing.T
+	server                   *Server
+	open                     int // pages that fill has opened
 	socket                   string
 	tcp                      string
 	alive, evidence, refresh error
@@ -36,7 +40,22 @@ type node struct {
 // repair removes all failures.
 func (n *node) repair() {
 	n.alive, n.evidence, n.refresh = nil, nil, nil
+	for ; n.open > 0; n.open-- {
+		<-n.server.pages
+	}
 	n.health = client.Pass
+}
+
+// fill leaves no place for another page.
+func (n *node) fill() {
+	for {
+		select {
+		case n.server.pages <- struct{}{}:
+			n.open++
+		default:
+			return
+		}
+	}
 }
 
 // newNode serves with callers, or such that know the machine's processes.
@@ -59,7 +78,7 @@ func newNode(t *testing.T, callers *Callers) *node {
 		h.Add("x", client.Check{Status: n.health, Output: "<b>reason</b>"})
 		return h
 	}
-	server := New(Config{
+	n.server = New(Config{
 		Version: "v1",
 		Alive:   func(time.Time) error { return n.alive },
 		Health:  health,
@@ -88,7 +107,7 @@ func newNode(t *testing.T, callers *Callers) *node {
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- server.Run(ctx, socket, tcp) }()
+	go func() { done <- n.server.Run(ctx, socket, tcp) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -132,7 +151,11 @@ func (n *node) do(network, method, path, body string, header ...string) reply {
 	}
 	resp := must.Get(client.Do(req))(n.t, "request %s %s over %s", method, path, network)
 	defer resp.Body.Close()
-	text := must.Get(io.ReadAll(resp.Body))(n.t, "read the answer to %s %s", method, path)
+	var content io.Reader = resp.Body
+	if resp.Header.Get("Content-Type") == "text/event-stream" { // which has no end
+		content = io.LimitReader(content, 100)
+	}
+	text := must.Get(io.ReadAll(content))(n.t, "read the answer to %s %s", method, path)
 	return reply{resp.StatusCode, string(text), resp.Header}
 }
 
@@ -146,18 +169,83 @@ func TestEvidenceOfTheSocketIsAClients(t *testing.T) {
 	}
 }
 
-// TestPageIsSelfContained: no script, no address, and the status is escaped.
+// TestPageIsSelfContained: one style and one script, both by their digests; no address; and the status is escaped.
 func TestPageIsSelfContained(t *testing.T) {
-	body := newNode(t, nil).do("tcp", "GET", "/", "").body
-	for _, bad := range []string{"<script", "http:", "https:", "<b>", "{{"} {
-		if strings.Contains(body, bad) {
+	n := newNode(t, nil)
+	n.health = client.Warn
+	reply := n.do("tcp", "GET", "/", "")
+	for _, bad := range []string{"http:", "https:", "<b>", "{{", " style=", " onclick", " src="} {
+		if strings.Contains(reply.body, bad) {
 			t.Errorf("the page contains %q", bad)
 		}
 	}
-	if !strings.Contains(body, "&lt;b&gt;reason") {
+	if !strings.Contains(reply.body, "&lt;b&gt;reason") {
 		t.Error("the page lacks the escaped reason")
 	}
+	policy := reply.header.Get("Content-Security-Policy")
+	for _, tag := range []string{"style", "script"} {
+		_, inline, _ := strings.Cut(reply.body, "<"+tag+">")
+		inline, _, _ = strings.Cut(inline, "</"+tag+">")
+		if !strings.Contains(policy, tag+"-src "+look.Source(inline)) || strings.Count(reply.body, "<"+tag) != 1 {
+			t.Errorf("the policy is %q, want the digest of the only %s", policy, tag)
+		}
+	}
+	if strings.Contains(policy, "unsafe") || !strings.Contains(policy, "default-src 'none'") {
+		t.Errorf("the policy is %q, want nothing by default", policy)
+	}
 }
+
+// TestEvents: an open page gets what has changed, no more pages than there are places, and the end of the agent.
+func TestEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reason := "first"
+		s := New(Config{Status: func(time.Time) *client.Status {
+			status := new(client.Status)
+			status.Health.Add("mtls:secret", client.Check{Status: client.Warn, Output: reason})
+			return status
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		open := func(ctx context.Context) *recorder {
+			w := &recorder{ResponseRecorder: httptest.NewRecorder()}
+			go s.events(w, httptest.NewRequestWithContext(ctx, "GET", "/v1/events", nil))
+			synctest.Wait()
+			return w
+		}
+		first := open(t.Context())
+		for range maxPages - 1 {
+			open(ctx)
+		}
+		if one := open(t.Context()); one.Code != http.StatusServiceUnavailable {
+			t.Errorf("one page too many gets status %d, want 503", one.Code)
+		}
+		cancel()
+		synctest.Wait()
+		if one := open(t.Context()); one.Code != http.StatusOK {
+			t.Errorf("once others have gone, a page gets status %d, want 200", one.Code)
+		}
+		time.Sleep(10 * pageTick)
+		reason = "second"
+		time.Sleep(2 * pageTick)
+		synctest.Wait()
+		text := first.Body.String()
+		if n := strings.Count(text, "event: node\n"); n != 2 || !strings.Contains(text, "second") {
+			t.Errorf("%d events, want one at first and one for the change:\n%s", n, text)
+		}
+		time.Sleep(2 * keepAlive)
+		close(s.stopping)
+		synctest.Wait()
+		if !strings.Contains(first.Body.String(), ": still here\n\n") || len(s.pages) != 0 {
+			t.Errorf("%d pages are open after the end, and the quiet one was left without a byte", len(s.pages))
+		}
+	})
+}
+
+// recorder is a response without deadlines.
+type recorder struct{ *httptest.ResponseRecorder }
+
+func (recorder) SetReadDeadline(time.Time) error  { return nil }
+func (recorder) SetWriteDeadline(time.Time) error { return nil }
+func (r *recorder) FlushError() error             { return nil }
 
 // TestHostilePage: neither a container, a server, a certificate nor a secret paints the page.
 func TestHostilePage(t *testing.T) {
@@ -166,7 +254,7 @@ func TestHostilePage(t *testing.T) {
 	page := httptest.NewRecorder()
 	New(Config{Version: "v1", Status: func(time.Time) *client.Status { return status }}).page(page, nil)
 	visibletest.Check(t, page.Body.String(), "verdict pass") // on a line of its own, which is none on a page
-	if _, pre, _ := strings.Cut(page.Body.String(), "<pre>"); strings.Contains(pre, "\nverdict pass") {
+	if _, pre, _ := strings.Cut(page.Body.String(), "<pre"); strings.Contains(pre, "\nverdict pass") {
 		t.Errorf("the data has made a line where lines count:\n%s", pre)
 	}
 }

@@ -119,6 +119,10 @@ func TestRequests(t *testing.T) {
 		{"tcp", "GET", "/v1/status", "", foreign, nil, 403, "foreign_host"},
 		{"tcp", "GET", "/v1/status", "", []string{"Origin", "http://evil.example.com"}, nil, 403, "foreign_host"},
 		{"tcp", "GET", "/v1/status", "", []string{"Origin", "null"}, nil, 403, "foreign_host"},
+		{"unix", "GET", "/v1/events", "", nil, nil, 200, ""},
+		{"tcp", "GET", "/v1/events", "", nil, nil, 200, ""},
+		{"tcp", "GET", "/v1/events", "", foreign, nil, 403, "foreign_host"},
+		{"tcp", "GET", "/v1/events", "", nil, n.fill, 503, "too_many_connections"},
 		{"unix", "GET", "/v1/certificates", "", nil, nil, 200, ""},
 		{"tcp", "GET", "/v1/certificates", "", foreign, nil, 403, "foreign_host"},
 

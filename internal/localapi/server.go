@@ -68,7 +68,9 @@ type Config struct {
 
 // Server serves the local API.
 type Server struct {
-	cfg Config
+	cfg      Config
+	stopping chan struct{} // closed when Run ends, for responses that have no end of their own
+	pages    chan struct{} // holds one for each page that is kept up to date
 }
 
 // New returns a Server. Run starts it.
@@ -76,13 +78,14 @@ func New(cfg Config) *Server {
 	if cfg.Callers == nil {
 		cfg.Callers = NewCallers(CallersConfig{Log: cfg.Log})
 	}
-	return &Server{cfg: cfg}
+	return &Server{cfg: cfg, stopping: make(chan struct{}), pages: make(chan struct{}, maxPages)}
 }
 
 // Run serves on the listeners until ctx ends, then lets requests finish for a second. tcp may be nil. It closes
 // both listeners; the socket file stays, so that clients of a restarted agent find it.
 func (s *Server) Run(ctx context.Context, socket, tcp net.Listener) error {
 	group, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, func() { close(s.stopping) })
 	ebb := newEbb()
 	group.Go(func() error { ebb.run(ctx); return nil })
 	serve := func(l net.Listener, handler http.Handler) {
@@ -232,6 +235,7 @@ func (s *Server) operational() *http.ServeMux {
 		writeJSON(w, s.cfg.Certificates())
 	})
 	mux.HandleFunc("GET /{$}", s.page)
+	mux.HandleFunc("GET /v1/events", s.events)
 	return mux
 }
 
