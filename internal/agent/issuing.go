@@ -175,7 +175,7 @@ func (i *issuers) open(c config.Issue, roots []*x509.Certificate) (source.Issuin
 
 func (i *issuers) acme(c config.Issue, roots []*x509.Certificate) *acme.Authority {
 	conf := acme.Config{
-		Anchors: roots, Directory: c.Directory, Profile: c.Profile,
+		Anchors: roots, Directory: c.Directory, Contact: c.Contact, Profile: c.Profile,
 		Challenge: cmp.Or(c.Challenge, acme.None), Listen: c.ChallengeListen, Log: i.log,
 	}
 	if c.EAB != "" {
@@ -215,7 +215,7 @@ func readEAB(ctx context.Context, s source.Source) (kid string, mac []byte, err 
 }
 
 // onTheWay are the keys of an entry that say how a certificate is come by, and change nothing in it.
-var onTheWay = []string{"name", "eab", "challenge", "challenge_listen"}
+var onTheWay = []string{"name", "eab", "contact", "challenge", "challenge_listen"}
 
 // specOf names what is ordered by the keys that are set, so that a key of a later version that is not set changes
 // nothing, and by the roots, which are published with it.

@@ -50,6 +50,9 @@ type Issue struct {
 	// EAB is the secret with the external account binding, as in secrets: JSON with kid and hmac_key (base64url).
 	// Default: none.
 	EAB string `yaml:"eab"`
+	// Contact are URLs under which the ACME server reaches the account's owner: mailto: with one address each. Default
+	// none.
+	Contact []string `yaml:"contact"`
 	// Profile is the ACME server's. Default: the server's default.
 	Profile string `yaml:"profile"`
 	// Challenge is how the ACME server is shown that a name is the node's: none, where it knows, or http-01. Default none.
@@ -149,6 +152,7 @@ var (
 		`^arn:aws[a-z-]*:acm-pca:[a-z0-9-]+:[0-9]{12}:certificate-authority/[0-9a-f-]+$`)
 	caTemplate = pattern.New(`^(arn:aws[a-z-]*:acm-pca:::template/)?` +
 		`EndEntity((Client|Server)Auth)?Certificate(_APIPassthrough)?/V1$`)
+	mailto      = pattern.New(`^mailto:[^@,?\s[:cntrl:]]+@[A-Za-z0-9.-]+$`) // RFC 8555, 7.3
 	placeholder = pattern.New(`\{[^}]*\}?`)
 	spiffeID    = pattern.New(`^spiffe://[a-z0-9._-]+(/[A-Za-z0-9._-]+)+$`)
 )
@@ -226,6 +230,7 @@ func (s Issue) validateFor(m *mistakes, key string) {
 		{FromACME, "directory", s.Directory != ""},
 		{FromACME, "roots", s.Roots != ""},
 		{FromACME, "eab", s.EAB != ""},
+		{FromACME, "contact", len(s.Contact) > 0},
 		{FromACME, "profile", s.Profile != ""},
 		{FromACME, "challenge", s.Challenge != ""},
 		{FromACME, "challenge_listen", s.ChallengeListen != ""},
@@ -266,6 +271,11 @@ func (s Issue) validateFor(m *mistakes, key string) {
 		if s.EAB != "" {
 			if err := checkSecret(s.EAB); err != nil {
 				m.bad(key+".eab", "%s", err)
+			}
+		}
+		for i, c := range s.Contact {
+			if !mailto.MatchString(c) {
+				m.bad(fmt.Sprintf("%s.contact[%d]", key, i), "%s is not mailto: with one address", quote(c))
 			}
 		}
 		if s.Challenge == "http-01" {

@@ -33,7 +33,8 @@ func TestIssue(t *testing.T) {
 			`common_name: "{instance_id}.{region}", uri: ["spiffe://example.org/{account}/{instance_id}"]}`,
 			[]string{"client", "server"}, "EndEntityCertificate/V1", false},
 		{`{name: web, from: acme, gives: [server], directory: https://ca.example.org/dir, roots: /etc/ca.pem, ` +
-			`eab: prod/eab, profile: short, challenge: http-01, challenge_listen: ":8080", dns: ["*.example.org"]}`,
+			`eab: prod/eab, contact: ["mailto:ops@example.org"], profile: short, ` +
+			`challenge: http-01, challenge_listen: ":8080", dns: ["*.example.org"]}`,
 			[]string{"server"}, "EndEntityServerAuthCertificate/V1", false},
 		{`{name: spire, from: spiffe, gives: [client, server], socket: /run/spire/api.sock, ` +
 			`socket_uid: 998, socket_in_container: true, id: "spiffe://example.org/node"}`,
@@ -80,6 +81,9 @@ func TestIssueRefuses(t *testing.T) {
 		{acme + ", uri: ['spiffe://a.b/c']}", ".uri: ACME is for DNS names"},
 		{acme + ", common_name: else.example.org}", `.common_name: "else.example.org" is not one of dns`},
 		{acme + ", roots: ca.pem}", `.roots: "ca.pem" is not an absolute path`},
+		{acme + ", contact: ['tel:112']}", `.contact[0]: "tel:112" is not mailto: with one address`},
+		{acme + ", contact: ['mailto:a@b.c,d@e.f']}", "is not mailto: with one address"},
+		{acme + ", contact: ['mailto:a@b.c?subject=x']}", "is not mailto: with one address"},
 		{acme + ", eab: a b}", `.eab: "a b" is not the name of a secret`},
 		{`{name: web, from: acme, gives: [server], directory: "http://ca.example.org", dns: [a.b]}`,
 			".directory: \"http://ca.example.org\" is not https"},
