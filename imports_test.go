@@ -117,7 +117,7 @@ var table = map[string][]string{
 	},
 	"cmd/sevctl": {
 		"internal/cli", "internal/cluster", "internal/appraise", "internal/config", "internal/evidence",
-		"internal/nitro", "internal/snp", "internal/visible", "verify",
+		"internal/look", "internal/nitro", "internal/snp", "internal/visible", "verify",
 		aws, cobra, "github.com/spf13/pflag", "golang.org/x/sync", "internal/pattern",
 	},
 	"cmd/sevsim":        {"internal/cli", "internal/nitro", "internal/sim", cobra, "golang.org/x/sync", "golang.org/x/sys"},

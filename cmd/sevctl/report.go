@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
 	"sevagent/internal/cli"
 	"sevagent/internal/cluster"
+	"sevagent/internal/look"
 	"sevagent/internal/pattern"
 	"sevagent/internal/visible"
 )
@@ -289,6 +291,58 @@ func (r *clusterReport) summary() string {
 //go:embed verify.html
 var pageSource string
 
+//go:embed verify.js
+var pageScript string
+
+// pagePolicy permits the page its own style and script, by their digests.
+const pagePolicy = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src %s; script-src %s"
+
+// matrix is which nodes did not pass which checks.
+type matrix struct {
+	Checks []string // those that a node did not pass
+	Rows   []matrixRow
+}
+
+type matrixRow struct {
+	ID     string
+	States []cluster.Resource // by check
+}
+
+// Matrix returns the nodes by the checks that not all of them pass, or nil if they do.
+func (r *clusterReport) Matrix() *matrix {
+	var m matrix
+	byNode := make(map[string]map[string]cluster.Resource) // node -> check
+	for _, n := range r.Nodes {
+		byNode[n.ID] = make(map[string]cluster.Resource)
+	}
+	for _, f := range r.Findings() {
+		found := false
+		for _, resource := range f.Resources {
+			if states, isNode := byNode[resource.ID]; isNode {
+				states[f.ID], found = resource, true
+			}
+		}
+		if found {
+			m.Checks = append(m.Checks, f.ID)
+		}
+	}
+	if m.Checks == nil {
+		return nil
+	}
+	for _, n := range r.Nodes {
+		row := matrixRow{ID: n.ID}
+		for _, id := range m.Checks {
+			state, ok := byNode[n.ID][id]
+			if !ok {
+				state.Status = cluster.Pass
+			}
+			row.States = append(row.States, state)
+		}
+		m.Rows = append(m.Rows, row)
+	}
+	return &m
+}
+
 func (r *clusterReport) html(w io.Writer) error {
 	attested := make(map[string]cluster.Attestation)
 	for _, a := range r.Attestation {
@@ -301,6 +355,7 @@ func (r *clusterReport) html(w io.Writer) error {
 			}
 			return cmp.Or(s, "–")
 		},
+		"rank":    func(s cluster.Status) int { return slices.Index(order, s) },
 		"or_dash": func(s string) string { return cmp.Or(s, "–") },
 		"proof":   func(id string) cluster.Attestation { return attested[id] },
 	}).Parse(pageSource)
@@ -310,8 +365,13 @@ func (r *clusterReport) html(w io.Writer) error {
 	var b strings.Builder
 	err = page.Execute(&b, struct {
 		*clusterReport
-		Summary string
-	}{r, r.summary()})
+		Summary, Policy string
+		Sheet           template.CSS
+		Script          template.JS
+	}{
+		r, r.summary(), fmt.Sprintf(pagePolicy, look.Source(look.Sheet), look.Source(pageScript)),
+		template.CSS(look.Sheet), template.JS(pageScript),
+	})
 	if err != nil {
 		return err
 	}

@@ -316,13 +316,16 @@ func TestGolden(t *testing.T) {
 func TestPage(t *testing.T) {
 	var b bytes.Buffer
 	must.Do(t, reportOf(t).html(&b), "write the page")
-	for _, not := range []string{"<script", "http://", "https://", "src=", "url(", "@import", "ZgotmplZ"} {
+	for _, not := range []string{"<script>alert", "http://", "https://", "src=", "url(", "@import", "ZgotmplZ"} {
 		if strings.Contains(b.String(), not) {
 			t.Errorf("the page has %q in it", not)
 		}
 	}
 	if !strings.Contains(b.String(), "&lt;script&gt;") {
 		t.Error("the page lacks what the node said")
+	}
+	if n := strings.Count(b.String(), "<script"); n != 1 {
+		t.Errorf("%d scripts, want the page's own", n)
 	}
 }
 

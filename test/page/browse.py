@@ -1,7 +1,7 @@
 """What a browser makes of a page: Debian's Chromium, driven by Playwright; accessibility by axe-core.
 
     browse.py inspect URL DIRECTORY      a screenshot for each width and scheme, and what was found, as JSON
-    browse.py follow URL TEXT            prints "shown", and "changed" once the page shows TEXT without being loaded again
+    browse.py follow URL TEXT            prints "shown", and "changed" once the page shows TEXT without a reload
     browse.py sort URL                   clicks each header that sorts, and prints the first column after each, as JSON
 """
 import json

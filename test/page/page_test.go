@@ -8,9 +8,13 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,5 +170,34 @@ func TestPageIsLive(t *testing.T) {
 	}
 	if err := cmd.Wait(); err != nil || strings.Join(said, " ") != "shown changed" {
 		t.Errorf("%v; the browser said %q\n%s", err, said, errs.String())
+	}
+}
+
+// TestReport: the report of sevctl verify is sound, and its matrix of nodes and checks can be sorted.
+func TestReport(t *testing.T) {
+	report := lab.Read(t, filepath.Join(lab.Repository(), "cmd/sevctl/testdata/verify/html.golden"))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		if r.URL.Path == "/" {
+			io.WriteString(w, report)
+		}
+	}))
+	defer server.Close()
+	inspect(t, "report", server.URL+"/")
+
+	var orders []struct {
+		Column, Order string
+		Rows          []string
+	}
+	must.Do(t, json.Unmarshal([]byte(lab.MustRun(t, browse(t, "sort", server.URL+"/"))), &orders), "read the orders")
+	if len(orders) < 4 {
+		t.Fatalf("%d orders, want two for each of two columns at least", len(orders))
+	}
+	up, down := orders[0], orders[1]
+	if len(up.Rows) < 2 || !slices.IsSorted(up.Rows) || up.Order != "ascending" || down.Order != "descending" {
+		t.Errorf("by %s: %+v, then %+v", up.Column, up, down)
+	}
+	if slices.Reverse(up.Rows); !slices.Equal(up.Rows, down.Rows) {
+		t.Errorf("the second click gives %q, want %q", down.Rows, up.Rows)
 	}
 }
