@@ -3,6 +3,7 @@ package localapi
 import (
 	"context"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,8 +12,9 @@ import (
 // TestEbb: memory is given back once a flood has run off and stays away, and not for what is no flood.
 func TestEbb(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		e, released := newEbb(), 0
-		e.release = func() { released++ }
+		e := newEbb()
+		var released atomic.Int32
+		e.release = func() { released.Add(1) }
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { e.run(ctx); close(done) }()
@@ -31,11 +33,11 @@ func TestEbb(t *testing.T) {
 			}
 			synctest.Wait()
 		}
-		expect := func(when string, want int) {
+		expect := func(when string, want int32) {
 			t.Helper()
 			synctest.Wait()
-			if released != want {
-				t.Errorf("%s: memory was given back %d times, want %d", when, released, want)
+			if got := released.Load(); got != want {
+				t.Errorf("%s: memory was given back %d times, want %d", when, got, want)
 			}
 		}
 		set(floodSize - 1)

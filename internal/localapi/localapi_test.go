@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -198,10 +200,11 @@ func TestPageIsSelfContained(t *testing.T) {
 // TestEvents: an open page gets what has changed, no more pages than there are places, and the end of the agent.
 func TestEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		reason := "first"
+		var reason atomic.Value
+		reason.Store("first")
 		s := New(Config{Status: func(time.Time) *client.Status {
 			status := new(client.Status)
-			status.Health.Add("mtls:secret", client.Check{Status: client.Warn, Output: reason})
+			status.Health.Add("mtls:secret", client.Check{Status: client.Warn, Output: reason.Load().(string)})
 			return status
 		}})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -224,28 +227,45 @@ func TestEvents(t *testing.T) {
 			t.Errorf("once others have gone, a page gets status %d, want 200", one.Code)
 		}
 		time.Sleep(10 * pageTick)
-		reason = "second"
+		reason.Store("second")
 		time.Sleep(2 * pageTick)
 		synctest.Wait()
-		text := first.Body.String()
+		text := first.text()
 		if n := strings.Count(text, "event: node\n"); n != 2 || !strings.Contains(text, "second") {
 			t.Errorf("%d events, want one at first and one for the change:\n%s", n, text)
 		}
 		time.Sleep(2 * keepAlive)
 		close(s.stopping)
 		synctest.Wait()
-		if !strings.Contains(first.Body.String(), ": still here\n\n") || len(s.pages) != 0 {
+		if !strings.Contains(first.text(), ": still here\n\n") || len(s.pages) != 0 {
 			t.Errorf("%d pages are open after the end, and the quiet one was left without a byte", len(s.pages))
 		}
 	})
 }
 
-// recorder is a response without deadlines.
-type recorder struct{ *httptest.ResponseRecorder }
+// recorder is a response without deadlines, which can be read while it is written.
+type recorder struct {
+	*httptest.ResponseRecorder
+	mu sync.Mutex
+}
 
-func (recorder) SetReadDeadline(time.Time) error  { return nil }
-func (recorder) SetWriteDeadline(time.Time) error { return nil }
-func (r *recorder) FlushError() error             { return nil }
+func (r *recorder) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ResponseRecorder.Write(p)
+}
+
+func (r *recorder) WriteString(s string) (int, error) { return r.Write([]byte(s)) }
+
+func (r *recorder) text() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.Body.String()
+}
+
+func (r *recorder) SetReadDeadline(time.Time) error  { return nil }
+func (r *recorder) SetWriteDeadline(time.Time) error { return nil }
+func (r *recorder) FlushError() error                { return nil }
 
 // TestHostilePage: neither a container, a server, a certificate nor a secret paints the page.
 func TestHostilePage(t *testing.T) {
